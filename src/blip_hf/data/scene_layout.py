@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is in a scene and where: the random part of the embedded pictures, without a pixel or a sentence.
+
+Coordinates are fractions of the frame, x to the right and y downwards. A thing fits in the square box of its radius, and
+the boxes of two things never touch.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+COLOURS = {
+    "red": (219, 43, 48),
+    "orange": (250, 137, 22),
+    "yellow": (247, 208, 32),
+    "green": (36, 158, 74),
+    "blue": (38, 98, 217),
+    "purple": (128, 52, 171),
+    "pink": (246, 132, 186),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
+SMALL_RADII = (0.10, 0.135)
+LARGE_RADII = (0.20, 0.24)
+
+# Centres of a thing on its own; (0, 0) and (1, 1) stand for as far into the corner as its size allows.
+PLACES = {
+    "middle": (0.5, 0.5),
+    "top left": (0.0, 0.0),
+    "top right": (1.0, 0.0),
+    "bottom left": (0.0, 1.0),
+    "bottom right": (1.0, 1.0),
+}
+
+# Each relation is the axis along which the two things lie, and whether the first one comes first on it.
+RELATIONS = {"left of": ("x", True), "right of": ("x", False), "above": ("y", True), "below": ("y", False)}
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+Shade = tuple[int, int, int]
+Background = tuple[Shade, Shade]  # at the top and at the bottom of the frame
+
+_MARGIN = 0.04
+_NUM_COLUMNS = {2: (2, 3), 3: (2, 3), 4: (2, 3), 5: (3,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One drawn object. `shade` is its colour as painted, a little off the pure one."""
+
+    shape: str
+    colour: str
+    shade: Shade
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def size(self) -> str:
+        """`"large"` or `"small"`; no thing is in between."""
+        return "large" if self.radius >= LARGE_RADII[0] else "small"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that a picture shows, and the fact its caption is about.
+
+    One thing has a `place`; two that differ in shape and in colour have a `relation`, a small one seen from a large one;
+    two to five of the same shape and colour have neither.
+    """
+
+    things: tuple[Thing, ...]
+    background: Background
+    place: str | None = None
+    relation: str | None = None
+
+
+def sample_scene(rng: random.Random) -> Scene:
+    """Draws one scene: one thing, several alike, or two in a relation."""
+    sampler = rng.choices((_one_thing, _things_alike, _two_things), weights=(0.35, 0.25, 0.4))[0]
+    return sampler(rng, _sample_background(rng))
+
+
+def _one_thing(rng: random.Random, background: Background) -> Scene:
+    place, (across, down) = rng.choice(list(PLACES.items()))
+    radius = rng.uniform(*rng.choice((SMALL_RADII, LARGE_RADII)))
+    slack = 1 - 2 * (_MARGIN + radius)
+    # A corner keeps the jitter on the inner side, the middle splits it to both sides.
+    x, y = (
+        _MARGIN + radius + slack * where + (0.5 - where + rng.uniform(-0.5, 0.5)) * 0.08 for where in (across, down)
+    )
+    thing = _paint(rng, rng.choice(SHAPES), rng.choice(list(COLOURS)), x, y, radius)
+    return Scene((thing,), background, place=place)
+
+
+def _things_alike(rng: random.Random, background: Background) -> Scene:
+    count = rng.choice(list(_NUM_COLUMNS))
+    shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
+    num_columns = rng.choice(_NUM_COLUMNS[count])
+    cell = (1 - 2 * _MARGIN) / num_columns
+    things = []
+    for position in rng.sample(range(num_columns**2), count):
+        row, column = divmod(position, num_columns)
+        radius = rng.uniform(0.11, min(0.16, cell / 2 - 0.02))
+        slack = cell / 2 - radius - 0.015
+        x, y = (_MARGIN + (index + 0.5) * cell + rng.uniform(-slack, slack) for index in (column, row))
+        things.append(_paint(rng, shape, colour, x, y, radius))
+    return Scene(tuple(things), background)
+
+
+def _two_things(rng: random.Random, background: Background) -> Scene:
+    relation, (axis, is_first) = rng.choice(list(RELATIONS.items()))
+    radii = rng.uniform(*SMALL_RADII), rng.uniform(*LARGE_RADII)
+    # Along the axis, the room that the two leave is shared out before, between and after them.
+    gap = rng.uniform(0.05, 0.12)
+    free = 1 - 2 * (sum(radii) + _MARGIN) - gap
+    first, second = radii if is_first else radii[::-1]
+    start = _MARGIN + rng.uniform(0, free)
+    centres = start + first, start + 2 * first + gap + second
+    along = centres if is_first else centres[::-1]
+    # Across it they lie in one line, or nearly, so that no other relation can be meant.
+    level = rng.uniform(0.3, 0.7)
+    across = level + rng.uniform(-0.06, 0.06), level
+
+    shapes, colours = rng.sample(SHAPES, 2), rng.sample(list(COLOURS), 2)
+    points = zip(along, across, strict=True) if axis == "x" else zip(across, along, strict=True)
+    things = (
+        _paint(rng, shape, colour, x, y, radius)
+        for shape, colour, (x, y), radius in zip(shapes, colours, points, radii, strict=True)
+    )
+    return Scene(tuple(things), background, relation=relation)
+
+
+def _paint(rng: random.Random, shape: str, colour: str, x: float, y: float, radius: float) -> Thing:
+    """Thing in a shade near its colour: a little lighter or darker, a little off in hue."""
+    light = rng.uniform(0.9, 1.05)
+    shade = _as_shade(level * light + rng.uniform(-8, 8) for level in COLOURS[colour])
+    return Thing(shape, colour, shade, x, y, radius)
+
+
+def _sample_background(rng: random.Random) -> Background:
+    """Two near greys, both light or both dark."""
+    level = rng.uniform(205, 250) if rng.random() < 0.7 else rng.uniform(28, 60)
+    tint = [rng.uniform(-5, 5) for _ in range(3)]
+    slope = rng.uniform(-12, 12)
+    return _as_shade(level + shift + slope for shift in tint), _as_shade(level + shift - slope for shift in tint)
+
+
+def _as_shade(levels: Iterable[float]) -> Shade:
+    red, green, blue = (min(255, max(0, round(level))) for level in levels)
+    return red, green, blue
+
+
+__all__ = ["COLOURS", "OPPOSITES", "PLACES", "RELATIONS", "SHAPES", "Scene", "Thing", "sample_scene"]

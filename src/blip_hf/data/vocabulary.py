@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A WordPiece vocabulary trained on the spot, for models that start from nothing and machines without a network."""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertTokenizer
+
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_wordpiece_tokenizer(texts: Iterable[str], *, vocab_size: int = 30_522) -> BertTokenizer:
+    """Lower-cased WordPiece tokenizer whose vocabulary is learnt from `texts`.
+
+    The same texts give the same ids on every run. `[PAD]` has id 0. The tokens of BLIP's roles, `[DEC]` and `[ENC]`, are
+    not in it: `BlipProcessor.from_bert_tokenizer` adds them.
+
+    Args:
+        texts (`Iterable[str]`):
+            Sentences, or single words.
+        vocab_size (`int`, *optional*, defaults to 30522):
+            Upper limit of the vocabulary, that of BERT-base. Training stops earlier when each word is one piece.
+
+    Returns:
+        `BertTokenizer`: ready to use, and to be saved with `save_pretrained`.
+
+    Raises:
+        ValueError: If `texts` holds no visible character, or `vocab_size` is too small for the characters in it.
+
+    Example:
+        >>> tokenizer = train_wordpiece_tokenizer(["a red circle", "two red squares"])
+        >>> tokenizer.tokenize("Two reds")
+        ['two', 'red', '##s']
+    """
+    texts = list(texts)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    alphabet = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    # The trainer numbers the pieces inside words in the order of a randomly seeded hash map, and breaks ties between
+    # merges by number. Naming them up front is what makes ids repeat from run to run.
+    fixed_tokens = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in alphabet)]
+    smallest_size = len(fixed_tokens) + len(alphabet)
+    if not alphabet:
+        raise ValueError("`texts` holds no visible character; pass at least one word to learn a vocabulary from.")
+    if vocab_size < smallest_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: {len(SPECIAL_TOKENS)} special tokens and two pieces for each of "
+            f"{len(alphabet)} characters need at least {smallest_size}."
+        )
+
+    trainable = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trainable.normalizer = normalizer
+    trainable.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed_tokens, show_progress=False)
+    trainable.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=trainable.get_vocab(), model_max_length=512)
+
+
+__all__ = ["train_wordpiece_tokenizer"]
