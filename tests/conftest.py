@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all tests share: no network, few threads, one seed, and the real photos where they are at hand."""
+
+import os
+from pathlib import Path
+
+
+# Before any import that reads them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="agg",
+)
+
+import pytest
+import torch
+
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real photos; tests that need it skip where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("BLIP_HF_DATA", default))
+    if not root.is_dir():
+        pytest.skip(f"no real photos: {root} is not a folder, set BLIP_HF_DATA to one")
+    return root
