@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Recall at k of image-text retrieval in both directions, and the exact recall of a random ranking.
+
+Letters: `n` images, `m` texts, `q` queries, `c` candidates of a query.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+# Rows are ranked in blocks of about this many scores, so that temporaries stay small beside the matrix itself.
+_BLOCK_ELEMENTS = 2**18
+
+
+def relevance_matrix(text_to_image: Tensor | np.ndarray | Sequence[int], num_images: int) -> Tensor:
+    """Which texts describe which images, when each text describes one.
+
+    Args:
+        text_to_image (`torch.Tensor`, `numpy.ndarray` or sequence of `int`, of shape `(m,)`):
+            Index of each text's image.
+        num_images (`int`):
+            Number of images.
+
+    Returns:
+        `torch.Tensor` of shape `(n, m)`: boolean, on the device of `text_to_image`.
+
+    Raises:
+        `ValueError`: if `text_to_image` is not one row of integers in `[0, num_images)`.
+
+    Example:
+        >>> relevance_matrix([0, 0, 1], num_images=2).int()
+        tensor([[1, 1, 0],
+                [0, 0, 1]], dtype=torch.int32)
+    """
+    index = torch.as_tensor(text_to_image)
+    if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"text_to_image must be one row of integers, got {index.dtype} of shape {tuple(index.shape)}")
+    outside = (index < 0) | (index >= num_images)
+    if outside.any():
+        raise ValueError(f"text_to_image must lie in [0, {num_images}), got {index[outside][0].item()}")
+    return torch.arange(num_images, device=index.device)[:, None] == index  # (n, m)
+
+
+def retrieval_recalls(
+    scores: Tensor | np.ndarray,
+    text_to_image: Tensor | np.ndarray | Sequence[int] | None = None,
+    *,
+    relevance: Tensor | np.ndarray | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Fraction of queries with a relevant candidate among their `k` best, from images to texts and back.
+
+    A query counts once, however many of its candidates are relevant. Ties are decided against the model: a relevant
+    candidate ranks after every other one of the same score, so a constant matrix finds nothing unless all else is
+    relevant too.
+
+    Args:
+        scores (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`):
+            Floating-point scores of all images with all texts, the higher the better. `-inf` may stand for pairs
+            that were not compared.
+        text_to_image (`torch.Tensor`, `numpy.ndarray` or sequence of `int`, of shape `(m,)`, *optional*):
+            Index of each text's image. Several texts may share one.
+        relevance (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`, *optional*):
+            Boolean, in place of `text_to_image` where a text describes several images, as equal captions do.
+        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
+            Lengths of the list in which a relevant candidate is looked for.
+
+    Returns:
+        `dict[str, float]`: `image_to_text_r@{k}` and `text_to_image_r@{k}` for each `k`, in [0, 1], and `r_mean`, the
+        mean of them all.
+
+    Raises:
+        `ValueError`: if both or neither of `text_to_image` and `relevance` are given, shapes differ, a score is NaN,
+            a query has no relevant candidate, or a `k` is below one.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.4, 0.1], [0.8, 0.3, 0.7]])
+        >>> recalls = retrieval_recalls(scores, text_to_image=[0, 0, 1], ks=(1,))
+        >>> recalls["image_to_text_r@1"], recalls["text_to_image_r@1"]
+        (0.5, 1.0)
+    """
+    _check_ks(ks)
+    scores = _checked_scores(scores)
+    if (text_to_image is None) == (relevance is None):
+        raise ValueError("got both or neither of text_to_image and relevance, give exactly one")
+    if relevance is None:
+        relevance = relevance_matrix(text_to_image, scores.shape[0])
+    relevance = _checked_relevance(relevance).to(scores.device)
+    if relevance.shape != scores.shape:
+        raise ValueError(
+            f"scores are of shape {tuple(scores.shape)} (images, texts), but the relevance of shape "
+            f"{tuple(relevance.shape)}: the two must be equal"
+        )
+    ranks = {"image_to_text": _best_ranks(scores, relevance), "text_to_image": _best_ranks(scores.T, relevance.T)}
+    return _report({name: {k: (rank < k).double().mean().item() for k in ks} for name, rank in ranks.items()})
+
+
+def chance_recalls(relevance: Tensor | np.ndarray, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Expected recalls of a ranking drawn at random, to stand beside those of `retrieval_recalls`.
+
+    Of the `C(c, k)` equally likely lists of `k` out of `c` candidates, those that miss all `r` relevant ones are
+    `C(c - r, k)`, so that a query is answered with probability `1 - C(c - r, k) / C(c, k)`. This is exact.
+
+    Args:
+        relevance (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`):
+            Boolean, which texts describe which images; see `relevance_matrix`.
+        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
+            As in `retrieval_recalls`.
+
+    Returns:
+        `dict[str, float]`: the keys of `retrieval_recalls`.
+
+    Raises:
+        `ValueError`: if `relevance` is not a boolean matrix with entries, a query has no relevant candidate, or a `k` is below one.
+
+    Example:
+        >>> chance_recalls(torch.eye(4, dtype=torch.bool), ks=(1, 2))["text_to_image_r@2"]
+        0.5
+    """
+    _check_ks(ks)
+    relevance = _checked_relevance(relevance)
+    directions = {"image_to_text": relevance, "text_to_image": relevance.T}
+    return _report({name: {k: _chance(rows, k) for k in ks} for name, rows in directions.items()})
+
+
+def _best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
+    """Rank of each row's best relevant candidate, from 0, behind all irrelevant ones that score the same."""
+    rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    ranks = []
+    for block, relevant in zip(scores.split(rows), relevance.split(rows), strict=True):
+        best = block.masked_fill(~relevant, -math.inf).amax(dim=1, keepdim=True)  # (q, 1)
+        ranks.append(((block >= best) & ~relevant).sum(dim=1))  # (q,)
+    return torch.cat(ranks)  # (q,)
+
+
+def _chance(relevance: Tensor, k: int) -> float:
+    """Mean over rows of the probability that `k` random candidates hold a relevant one."""
+    num_queries, num_candidates = relevance.shape
+    k = min(k, num_candidates)
+    num_relevant, num_rows = relevance.sum(dim=1).unique(return_counts=True)
+    misses = (
+        rows * math.comb(num_candidates - relevant, k) / math.comb(num_candidates, k)
+        for relevant, rows in zip(num_relevant.tolist(), num_rows.tolist(), strict=True)
+    )
+    return 1 - math.fsum(misses) / num_queries
+
+
+def _report(recalls: dict[str, dict[int, float]]) -> dict[str, float]:
+    """Flat keys, and the mean of all values."""
+    flat = {f"{direction}_r@{k}": value for direction, by_k in recalls.items() for k, value in by_k.items()}
+    return {**flat, "r_mean": math.fsum(flat.values()) / len(flat)}
+
+
+def _checked_scores(scores: Tensor | np.ndarray) -> Tensor:
+    scores = torch.as_tensor(scores)
+    if scores.ndim != 2 or not scores.is_floating_point():
+        raise ValueError(
+            f"scores must be a floating-point matrix (images, texts), got {scores.dtype} of shape {tuple(scores.shape)}"
+        )
+    num_nan = scores.isnan().sum().item()
+    if num_nan:
+        raise ValueError(f"{num_nan} of {scores.numel()} scores are NaN, which has no rank; use -inf for no score")
+    return scores
+
+
+def _checked_relevance(relevance: Tensor | np.ndarray) -> Tensor:
+    relevance = torch.as_tensor(relevance)
+    if relevance.ndim != 2 or relevance.dtype != torch.bool or not relevance.numel():
+        raise ValueError(
+            f"relevance must be a boolean matrix with entries (images, texts), got {relevance.dtype} of shape "
+            f"{tuple(relevance.shape)}; relevance_matrix makes one of text_to_image"
+        )
+    for dim, query in enumerate(("texts", "images")):
+        missing = (~relevance.any(dim=dim)).sum().item()
+        if missing:
+            raise ValueError(f"{missing} {query} have no relevant counterpart: leave them out, recall needs one each")
+    return relevance
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must hold at least one number, each of at least one, got {tuple(ks)}")
+
+
+__all__ = ["chance_recalls", "relevance_matrix", "retrieval_recalls"]
