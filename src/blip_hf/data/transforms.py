@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The training transform of BLIP: random crop, flip and RandomAugment, of a picture and its caption together."""
+
+import math
+import random
+import re
+from typing import Literal, get_args
+
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+
+from .augment import RandomAugment
+
+
+FlipMode = Literal["always", "caption_aware", "never"]
+
+MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
+NUM_CROP_TRIES = 10
+
+MIRRORED_WORDS = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+MIRRORED_PATTERN = re.compile(rf"\b({'|'.join(MIRRORED_WORDS)})\b", re.IGNORECASE)
+
+
+def sample_crop_box(
+    width: int, height: int, rng: random.Random, *, min_scale: float = 0.2
+) -> tuple[int, int, int, int]:
+    """Random box of an area uniform in `[min_scale, 1]` of the picture and an aspect log-uniform in `[3/4, 4/3]`.
+
+    A picture so long that ten tries find no box that fits gives its largest centred box of an allowed aspect.
+
+    Args:
+        width (`int`):
+            Width of the picture in pixels.
+        height (`int`):
+            Height of the picture in pixels.
+        rng (`random.Random`):
+            Source of the randomness.
+        min_scale (`float`, *optional*, defaults to 0.2):
+            Smallest share of the picture's area.
+
+    Returns:
+        `tuple[int, int, int, int]`: left, top, right and bottom in pixels, as Pillow has them.
+
+    Example:
+        >>> sample_crop_box(1000, 10, random.Random(0))
+        (493, 0, 506, 10)
+    """
+    for _ in range(NUM_CROP_TRIES):
+        area = width * height * rng.uniform(min_scale, 1.0)
+        aspect = math.exp(rng.uniform(math.log(MIN_ASPECT), math.log(MAX_ASPECT)))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = rng.randint(0, width - crop_width), rng.randint(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    crop_width = min(width, max(1, round(height * MAX_ASPECT)))
+    crop_height = min(height, max(1, round(width / MIN_ASPECT)))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def mirror_caption(caption: str) -> str:
+    """Caption of the mirrored picture: the words left and right change places.
+
+    Only whole words count, and leftmost and rightmost with them; case is kept. Other senses ("right now") are not told
+    apart.
+
+    Args:
+        caption (`str`):
+            Caption of the picture as it was.
+
+    Returns:
+        `str`: caption of its mirror image.
+
+    Example:
+        >>> mirror_caption("Left of the bright cup, a right-hand glove")
+        'Right of the bright cup, a left-hand glove'
+    """
+    return MIRRORED_PATTERN.sub(_mirror_word, caption)
+
+
+def _mirror_word(match: re.Match[str]) -> str:
+    word = match.group()
+    mirrored = MIRRORED_WORDS[word.lower()]
+    if word.isupper():
+        return mirrored.upper()
+    return mirrored.capitalize() if word[0].isupper() else mirrored
+
+
+class TrainTransform:
+    """Random resized crop, horizontal flip and RandomAugment, as BLIP trains with them.
+
+    All randomness comes from the generator of the call, so the same state gives the same picture on every machine.
+
+    Args:
+        size (`int`):
+            Width and height of the result in pixels.
+        min_scale (`float`, *optional*, defaults to 0.2):
+            Smallest share of the picture's area that a crop keeps, in (0, 1]. BLIP has 0.2 in pre-training and 0.5 in
+            all fine-tuning.
+        flip (`str`, *optional*, defaults to `"caption_aware"`):
+            What happens to every second picture. `"always"` mirrors it whatever its caption says, as BLIP does;
+            `"caption_aware"` also swaps left and right in the caption, so that it stays true; `"never"` leaves it.
+        augment (`bool`, *optional*, defaults to `True`):
+            Whether [`~blip_hf.data.augment.RandomAugment`] follows, with two operations at level 5.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> transform = TrainTransform(224)
+        >>> image, caption = transform(Image.new("RGB", (640, 480)), "a dog on the left", random.Random(1))
+        >>> image.size, caption
+        ((224, 224), 'a dog on the right')
+    """
+
+    def __init__(
+        self, size: int, *, min_scale: float = 0.2, flip: FlipMode = "caption_aware", augment: bool = True
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size={size} leaves no picture; pass the model's image size in pixels, 1 or more.")
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale={min_scale} is not a share of the picture's area; pass a value in (0, 1].")
+        if flip not in get_args(FlipMode):
+            raise ValueError(f"flip={flip!r} is unknown; pass one of {', '.join(map(repr, get_args(FlipMode)))}.")
+        self.size = size
+        self.min_scale = min_scale
+        self.flip = flip
+        self.augment = RandomAugment() if augment else None
+
+    def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> tuple[Image.Image, str]:
+        """Transforms one pair.
+
+        Args:
+            image (`PIL.Image.Image`):
+                RGB picture of any size, as [`~blip_hf.data.images.open_image`] gives it.
+            caption (`str`):
+                Its caption.
+            rng (`random.Random`):
+                Source of the randomness; its state moves on.
+
+        Returns:
+            `tuple[PIL.Image.Image, str]`: RGB picture of `size` x `size`, and a caption that fits it.
+
+        Raises:
+            ValueError: If the picture is not RGB.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"The picture has mode {image.mode}, expected RGB; open it with `open_image`.")
+        box = sample_crop_box(*image.size, rng, min_scale=self.min_scale)
+        image = image.resize((self.size, self.size), Resampling.BICUBIC, box=box)
+        # Drawn in every mode, so that runs of different modes see the same crops and operations.
+        is_flipped = rng.random() < 0.5
+        if is_flipped and self.flip != "never":
+            image = ImageOps.mirror(image)
+            caption = mirror_caption(caption) if self.flip == "caption_aware" else caption
+        if self.augment is not None:
+            image = self.augment(image, rng)
+        return image, caption
+
+
+__all__ = ["FlipMode", "TrainTransform", "mirror_caption", "sample_crop_box"]
