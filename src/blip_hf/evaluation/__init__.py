@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a trained model is worth: metrics on plain tensors."""
 
-from blip_hf.evaluation.recall import chance_recalls, relevance_matrix, retrieval_recalls
+from .recall import chance_recalls, relevance_matrix, retrieval_recalls
 
 
 __all__ = ["chance_recalls", "relevance_matrix", "retrieval_recalls"]
