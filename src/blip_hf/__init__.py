@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""BLIP on Hugging Face Transformers: caption, match, pre-train.
+
+Names are loaded when they are first used: `import blip_hf` is instant and changes nothing in transformers.
+"""
+
+import importlib
+from typing import Any
+
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "configuration_blip": ["BlipConfig", "BlipPreTrainingConfig", "BlipTextConfig", "BlipVisionConfig"],
+    "image_processing_blip": ["BlipImageProcessor"],
+    "processing_blip": ["BlipProcessor"],
+    "modeling.vision": ["BlipVisionModel"],
+    "modeling.text": ["BlipTextLMHeadModel", "BlipTextModel"],
+    "modeling.base": ["BlipPreTrainedModel"],
+    "modeling.captioning": ["BlipForConditionalGeneration"],
+    "modeling.retrieval": ["BlipForImageTextRetrieval"],
+    "modeling.pretraining": ["BlipForPreTraining"],
+    "conversion": ["convert_original_state_dict"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'blip_hf' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

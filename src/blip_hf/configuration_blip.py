@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Configurations: upstream's fields with BLIP's own defaults.
+
+The classes extend those of transformers, so `config.json` keeps its names and `model_type`, and a checkpoint saved
+here opens in plain transformers. Only what differs is written down: transformers' defaults describe a model that was
+never trained (8 text heads, no dropout, vision weights of standard deviation 1e-10); these are the paper's.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import BlipConfig as UpstreamBlipConfig
+from transformers import BlipTextConfig as UpstreamBlipTextConfig
+from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Fields whose default differs from upstream's and changes the outputs of a trained model.
+_FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
+
+
+@strict
+class BlipTextConfig(UpstreamBlipTextConfig):
+    """Configuration of the text transformer in its three roles.
+
+    Fields are those of `transformers.BlipTextConfig`. New or with another default:
+
+    Args:
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            BERT-base's heads; transformers' default of 8 fits no released checkpoint.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of embeddings and of each sub-layer's output.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of attention probabilities.
+        label_smoothing (`float`, *optional*, defaults to 0.1):
+            Label smoothing of the language-modelling loss (paper, section 3.2).
+        eos_token_id (`int`, *optional*, defaults to 102):
+            `[SEP]`, which ends a caption.
+        cls_token_id (`int`, *optional*, defaults to 101):
+            Position-0 token of the unimodal text encoder.
+        enc_token_id (`int`, *optional*, defaults to 30523):
+            `[ENC]`, position-0 token of the image-grounded encoder. `bos_token_id` (30522) is `[DEC]`, that of the decoder.
+    """
+
+    num_attention_heads: int = 12
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    label_smoothing: float = 0.1
+    eos_token_id: int | list[int] | None = 102
+    cls_token_id: int = 101
+    enc_token_id: int = 30523
+
+    def validate_heads(self) -> None:
+        """Refuses a width that the heads do not divide."""
+        _check_heads(self)
+
+
+@strict
+class BlipVisionConfig(UpstreamBlipVisionConfig):
+    """Configuration of the image encoder (ViT).
+
+    Fields are those of `transformers.BlipVisionConfig`. New or with another default:
+
+    Args:
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of every layer norm.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of fresh weights; transformers' 1e-10 starts dead.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last block; block `i` of `n` drops with `i / (n - 1)` of it. The paper uses 0.1 for
+            ViT-L, VQA and NLVR2.
+    """
+
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    drop_path_rate: float = 0.0
+
+    def validate_heads(self) -> None:
+        """Refuses a width that the heads do not divide."""
+        _check_heads(self)
+
+
+@strict
+class BlipConfig(UpstreamBlipConfig):
+    """Configuration of a BLIP model: an image encoder and a text transformer.
+
+    Fields are those of `transformers.BlipConfig`. New or with another meaning:
+
+    Args:
+        label_smoothing (`float`, *optional*):
+            Given here it reaches `text_config` (upstream ignores it); given in both they must agree. After construction
+            it always equals `text_config.label_smoothing`.
+        itm_start_token (`str`, *optional*, defaults to `"enc"`):
+            Position-0 token of image-text matching: `"enc"` as BLIP was trained and evaluated, or `"cls"` as
+            transformers runs it.
+
+    Raises:
+        ValueError: If `label_smoothing` is given in both configurations with different values.
+
+    Example:
+        >>> config = BlipConfig(text_config={"num_hidden_layers": 2}, label_smoothing=0.2)
+        >>> config.text_config.label_smoothing, config.text_config.num_attention_heads
+        (0.2, 12)
+    """
+
+    sub_configs_defaults = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}
+
+    label_smoothing: float | None = None
+    itm_start_token: str = "enc"
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
+        if isinstance(self.text_config, dict) and self.label_smoothing is not None:
+            self.text_config = {"label_smoothing": self.label_smoothing, **self.text_config}
+        elif self.text_config is None and self.label_smoothing is not None:
+            self.text_config = {"label_smoothing": self.label_smoothing}
+        super().__post_init__(**kwargs)
+        text_value = self.text_config.label_smoothing
+        if self.label_smoothing not in (None, text_value):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} in BlipConfig and {text_value} in its text_config. Give it"
+                " once, or the same value in both."
+            )
+        self.label_smoothing = text_value
+
+    def validate_itm_start_token(self) -> None:
+        """Refuses a position-0 token that matching does not know."""
+        if self.itm_start_token not in ("enc", "cls"):
+            raise ValueError(f"itm_start_token is {self.itm_start_token!r}, expected 'enc' or 'cls'.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
+        """Builds a configuration from the contents of a `config.json`, upstream's or ours.
+
+        Args:
+            config_dict (`dict`):
+                Contents of the file.
+            **kwargs:
+                Fields to override, and the options of `PreTrainedConfig.from_dict`.
+
+        Returns:
+            `BlipConfig`: The configuration, or a tuple with the unused options where they were asked for.
+        """
+        config_dict = dict(config_dict)
+        _warn_about_guesses(config_dict)
+        text_config = config_dict.get("text_config")
+        if isinstance(text_config, dict) and "label_smoothing" in text_config:
+            # Upstream ignores the top-level value, so files where the two differ are about: the text value is in force.
+            config_dict.pop("label_smoothing", None)
+        return super().from_dict(config_dict, **kwargs)
+
+
+@strict
+class BlipPreTrainingConfig(BlipConfig):
+    """Configuration of `BlipForPreTraining`: a BLIP model with the state that its three objectives need.
+
+    Args:
+        queue_size (`int`, *optional*, defaults to 57600):
+            Momentum features kept as contrastive negatives (salesforce/BLIP, `configs/pretrain.yaml`). 0 keeps none.
+        momentum (`float`, *optional*, defaults to 0.995):
+            Decay of the momentum towers (paper, section 3.2, after ALBEF).
+        alpha (`float`, *optional*, defaults to 0.4):
+            Share of the momentum towers' distribution in the contrastive targets.
+        temperature_init_value (`float`, *optional*, defaults to 0.07):
+            First value of the learnable temperature, which stays within [0.001, 0.5].
+    """
+
+    model_type = "blip_pretraining"
+
+    queue_size: int = 57600
+    momentum: float = 0.995
+    alpha: float = 0.4
+    temperature_init_value: float = 0.07
+
+    def validate_ranges(self) -> None:
+        """Refuses values outside of what the objectives can use."""
+        if self.queue_size < 0:
+            raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) or more.")
+        for name in ("momentum", "alpha"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected a value in [0, 1].")
+
+
+def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
+            " Choose a number of heads that divides the width."
+        )
+
+
+def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
+    """A checkpoint that leaves such a field out means upstream's default, not ours."""
+    for name, fields in _FIELDS_NOT_TO_GUESS.items():
+        sub_config = config_dict.get(name)
+        if not isinstance(sub_config, dict):
+            continue
+        for field in fields:
+            if field not in sub_config:
+                logger.warning(
+                    f"config.json has no {name}.{field}: BLIP's own default is used, which is not that of transformers."
+                    " Write the value that the checkpoint was trained with into its config.json."
+                )
+
+
+__all__ = ["BlipConfig", "BlipPreTrainingConfig", "BlipTextConfig", "BlipVisionConfig"]

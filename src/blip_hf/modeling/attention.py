@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One attention for every tower, the image memory that all text passes read, and the masks they need.
+
+Letters: `b` rows, `t` text tokens, `p` image tokens, `h` heads, `d` width, `g` rows of one image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Cross-attention keys and values of encoded images: projected once, read by any number of text rows.
+
+    `b` text rows read a memory of `n` images in order, `g = b / n` neighbouring rows an image. No key or value is
+    copied for it: cross-attention has no order among queries, so the rows of one image are folded into its query axis.
+    Not a tensor on purpose: `generate` expands tensors for beams, and beams share the memory.
+
+    Args:
+        keys (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
+            One a text layer.
+        values (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
+            One a text layer.
+        mask (`torch.Tensor` of shape `(n, p)`, *optional*):
+            1 for tokens to read, 0 for padding. Images have none; the question states of VQA do.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return self.keys[0].shape[0]
+
+    def select(self, image_index: Tensor) -> "ImageMemory":
+        """Copies the images named by `image_index` of shape `(m,)` into a memory of `m` images."""
+        return ImageMemory(
+            keys=tuple(key.index_select(0, image_index) for key in self.keys),
+            values=tuple(value.index_select(0, image_index) for value in self.values),
+            mask=None if self.mask is None else self.mask.index_select(0, image_index),
+        )
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain tensor operations, which also gives the probabilities.
+
+    Args:
+        module (`nn.Module`):
+            The attending module; its `training` flag switches dropout.
+        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
+            Queries.
+        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
+            Keys.
+        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
+            Values.
+        attention_mask (`torch.Tensor`, *optional*):
+            Boolean (true: may attend) or additive, broadcastable to `(b, h, t, p)`.
+        scaling (`float`):
+            Factor of the scores.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of the probabilities.
+        is_causal (`bool`, *optional*, defaults to `False`):
+            Part of the interface; the mask already says it.
+
+    Returns:
+        `tuple`: the context of shape `(b, t, h, head_dim)` and the probabilities of shape `(b, h, t, p)`.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling  # (b, h, t, p)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    dropped = nn.functional.dropout(probabilities, dropout, training=module.training)
+    return (dropped @ value).transpose(1, 2), probabilities
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float,
+    is_causal: bool,
+    output_attentions: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention through the backend that `module.config` names; eager where the probabilities are asked for.
+
+    Args:
+        module (`nn.Module`):
+            The attending module, with a `config`.
+        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
+            Queries.
+        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
+            Keys.
+        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
+            Values.
+        mask (`torch.Tensor`, *optional*):
+            As made by `self_attention_mask` or `memory_mask` for the same backend.
+        dropout (`float`):
+            Dropout of the probabilities in training.
+        is_causal (`bool`):
+            Whether a query may see only keys up to its own position.
+        output_attentions (`bool`):
+            Whether to return the probabilities.
+
+    Returns:
+        `tuple`: the context of shape `(b, t, h * head_dim)` and the probabilities of shape `(b, h, t, p)` or `None`.
+    """
+    backend: Callable = eager_attention
+    if not output_attentions:
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    context, probabilities = backend(
+        module,
+        query,
+        key,
+        value,
+        mask,
+        scaling=query.shape[-1] ** -0.5,
+        dropout=dropout if module.training else 0.0,
+        is_causal=is_causal,
+    )
+    return context.flatten(2), probabilities  # (b, t, h, head_dim) -> (b, t, d)
+
+
+def split_heads(states: Tensor, num_heads: int) -> Tensor:
+    """`(b, t, d)` -> `(b, h, t, head_dim)`, without a copy."""
+    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def attend_grouped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    num_heads: int,
+    dropout: float,
+    output_attentions: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention of `n * g` query rows to `n` images, `g` neighbouring rows an image.
+
+    Args:
+        module (`nn.Module`):
+            The attending module, with a `config`.
+        query (`torch.Tensor` of shape `(n * g, t, d)`):
+            Projected queries.
+        key (`torch.Tensor` of shape `(n, h, p, head_dim)`):
+            Keys of the images.
+        value (`torch.Tensor` of shape `(n, h, p, head_dim)`):
+            Values of the images.
+        mask (`torch.Tensor`, *optional*):
+            As made by `memory_mask`.
+        num_heads (`int`):
+            Number of heads.
+        dropout (`float`):
+            Dropout of the probabilities in training.
+        output_attentions (`bool`):
+            Whether to return the probabilities.
+
+    Returns:
+        `tuple`: the context of shape `(n * g, t, d)` and the probabilities of shape `(n * g, h, t, p)` or `None`.
+    """
+    rows, length, _ = query.shape
+    folded = query.reshape(key.shape[0], -1, query.shape[-1])  # (n * g, t, d) -> (n, g * t, d)
+    context, probabilities = attend(
+        module,
+        split_heads(folded, num_heads),
+        key,
+        value,
+        mask,
+        dropout=dropout,
+        is_causal=False,
+        output_attentions=output_attentions,
+    )
+    if probabilities is not None:  # (n, h, g * t, p) -> (n * g, h, t, p)
+        probabilities = probabilities.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+    return context.reshape(rows, length, -1), probabilities
+
+
+def self_attention_mask(
+    attention_mask: Tensor | None,
+    states: Tensor,
+    cache: Cache | None,
+    *,
+    is_causal: bool,
+    implementation: str,
+) -> Tensor | None:
+    """Mask of the text transformer's self-attention.
+
+    No value of the padding mask is read on the host, so that a training step does not wait for the device.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(b, keys)`, *optional*):
+            1 for tokens, 0 for padding. A mask of four dimensions is taken as it is.
+        states (`torch.Tensor` of shape `(b, t, d)`):
+            Embeddings of the new tokens.
+        cache (`Cache`, *optional*):
+            Keys and values of the tokens before them.
+        is_causal (`bool`):
+            Whether a token may see only itself and those before it.
+        implementation (`str`):
+            Name of the attention backend.
+
+    Returns:
+        `torch.Tensor`: boolean of shape `(b or 1, 1, t or 1, keys)`, true where a query may attend; for the flash kernels
+        the padding mask itself; or `None` where every token may see every token.
+    """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask
+    if implementation.startswith("flash"):
+        return attention_mask
+    length = states.shape[1]
+    num_keys = length if cache is None else cache.get_mask_sizes(length, 0)[0]
+    visible = None
+    if attention_mask is not None:
+        visible = nn.functional.pad(attention_mask.bool(), (0, num_keys - attention_mask.shape[1]))[:, None, None]
+    if not is_causal:
+        return visible  # (b, 1, 1, keys)
+    num_past = 0 if cache is None else cache.get_seq_length()
+    query_position = torch.arange(length, device=states.device)[:, None] + num_past
+    key_position = torch.arange(num_keys, device=states.device)
+    causal = key_position <= query_position  # (t, keys)
+    if visible is None:
+        return causal[None, None]
+    # A row of padding on the left sees itself: a softmax over nothing is not a number in some kernels.
+    return (visible & causal) | (key_position == query_position)
+
+
+def memory_mask(memory: ImageMemory, *, implementation: str) -> Tensor | None:
+    """Mask of cross-attention to a memory.
+
+    Args:
+        memory (`ImageMemory`):
+            The memory to be read.
+        implementation (`str`):
+            Name of the attention backend.
+
+    Returns:
+        `torch.Tensor`: boolean of shape `(n, 1, 1, p)`, for the flash kernels `(n, p)`, or `None` without padding.
+    """
+    if memory.mask is None or implementation.startswith("flash"):
+        return memory.mask
+    return memory.mask.bool()[:, None, None]
+
+
+__all__ = [
+    "ImageMemory",
+    "attend",
+    "attend_grouped",
+    "eager_attention",
+    "memory_mask",
+    "self_attention_mask",
+    "split_heads",
+]

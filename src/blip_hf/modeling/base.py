@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every BLIP model shares: capabilities, initialisation, and loading that refuses the wrong class."""
+
+from typing import Any
+
+from transformers.modeling_utils import PreTrainedModel
+
+from ..configuration_blip import BlipConfig
+
+
+# Which sub-modules each class is made of: the fingerprint by which a checkpoint's own class is found.
+_CLASS_PARTS = {
+    "BlipForConditionalGeneration": {"vision_model", "text_decoder"},
+    "BlipForImageTextRetrieval": {"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"},
+    "BlipForQuestionAnswering": {"vision_model", "text_encoder", "text_decoder"},
+    "BlipForPreTraining": {
+        "vision_model",
+        "text_encoder",
+        "text_decoder",
+        "vision_proj",
+        "text_proj",
+        "itm_head",
+        "temp",
+    },
+}
+# Keyword arguments that transformers' own machinery may hand to any `forward`.
+_MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "use_cache"}
+
+
+class BlipPreTrainedModel(PreTrainedModel):
+    """Base class of the BLIP models: initialisation, capabilities, and checks on what is loaded."""
+
+    config: BlipConfig
+    base_model_prefix = "blip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["BlipVisionLayer", "BlipTextLayer"]
+    _skip_keys_device_placement = ["past_key_values", "image_memory"]
+    _keys_to_ignore_on_load_unexpected = [r"position_ids$"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint, and raises where it was made for another class.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A directory or the name of a Hub repository, saved here or by transformers.
+            *args:
+                Further arguments of the constructor.
+            **kwargs:
+                Options of `PreTrainedModel.from_pretrained`, and `allow_new_heads` (`bool`, defaults to `False`): keep
+                parts that the checkpoint lacks at their random initialisation, to train them.
+
+        Returns:
+            `BlipPreTrainedModel`: The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
+
+        Raises:
+            ValueError: If the checkpoint lacks whole parts of this class.
+        """
+        allow_new_heads = kwargs.pop("allow_new_heads", False)
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if not allow_new_heads:
+            _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
+        model._finish_loading(info)
+        return (model, info) if output_loading_info else model
+
+    def _finish_loading(self, loading_info: dict[str, Any]) -> None:
+        """Sets what a checkpoint may leave out and its other weights determine."""
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Resizes the image encoder's position embeddings to another image size, bicubically.
+
+        Args:
+            new_num_position_embeddings (`int`):
+                The new image size in pixels, a multiple of the patch size; it is written into the configuration.
+        """
+        self.vision_model.resize_position_embeddings(new_num_position_embeddings)
+
+    def get_position_embeddings(self) -> Any:
+        """The image encoder's position embeddings, of shape `(1, p, d)`."""
+        return self.vision_model.get_position_embeddings()
+
+
+def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
+    """Raises on arguments that no part of `forward` would read, instead of dropping them.
+
+    Args:
+        kwargs (`dict`):
+            The extra keyword arguments of a `forward`.
+        model (`PreTrainedModel`):
+            The model that got them.
+
+    Raises:
+        TypeError: If one of them is unknown.
+    """
+    unknown = sorted(set(kwargs) - _MACHINERY_KWARGS)
+    if unknown:
+        raise TypeError(
+            f"{type(model).__name__}.forward() got {', '.join(unknown)}, which it does not know. Remove them, or see"
+            " its signature for the accepted names."
+        )
+
+
+def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
+    missing = set(info["missing_keys"])
+    parameters: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        parameters.setdefault(name.split(".")[0], []).append(name)
+    tied = set(model.all_tied_weights_keys)
+    absent = {
+        part
+        for part, names in parameters.items()
+        if part in _CLASS_PARTS.get(type(model).__name__, ()) and set(names) - tied <= missing
+    }
+    if not absent:
+        return
+    unexpected = {key.split(".")[0] for key in info["unexpected_keys"]}
+    present = (set(parameters) - absent) | unexpected
+    fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]
+    remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that it was saved from"
+    raise ValueError(
+        f"{source} has no weights for {', '.join(sorted(absent))} of {type(model).__name__}. {remedy}, or pass"
+        " allow_new_heads=True to start these parts from random weights and train them."
+    )
+
+
+__all__ = ["BlipPreTrainedModel", "refuse_unknown"]

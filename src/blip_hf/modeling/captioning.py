@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Captioner: image encoder and image-grounded text decoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..configuration_blip import BlipConfig
+from .base import BlipPreTrainedModel, refuse_unknown
+from .outputs import BlipCaptioningOutput
+from .text import BlipTextLMHeadModel
+from .vision import BlipVisionModel
+
+
+class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
+    """Writes captions, from scratch or from a prompt.
+
+    Drop-in for `transformers.BlipForConditionalGeneration`, whose checkpoints it reads and writes.
+
+    Args:
+        config (`BlipConfig`):
+            Configuration of both towers.
+    """
+
+    config: BlipConfig
+    main_input_name = "pixel_values"
+    accepts_loss_kwargs = True
+    # Trainer counts labels for `num_items_in_batch` as this loss does: without the first of each row.
+    loss_type = "ForCausalLM"
+    _tied_weights_keys = {
+        "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+        "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    }
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_decoder = BlipTextLMHeadModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.text_decoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The vocabulary projection."""
+        return self.text_decoder.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the vocabulary projection and its bias."""
+        self.text_decoder.set_output_embeddings(new_embeddings)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BlipCaptioningOutput:
+        """Scores captions, and the loss where labels are given.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Captions, `g` neighbouring rows an image. Without them the decoder sees [DEC] alone. With labels, a [CLS]
+                at position 0 is read as [DEC], the token that generation starts from.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Ids of `input_ids`, -100 where there is no loss (prompt); padding never counts.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Last positions to score; 0 for all.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                Labelled tokens of the whole optimiser step, which Trainer passes under gradient accumulation.
+            shift_labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Labels already aligned with the logits.
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `BlipCaptioningOutput`: Loss, logits, and the image's states.
+        """
+        refuse_unknown(kwargs, self)
+        text_config = self.config.text_config
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        if input_ids is None:
+            input_ids = self._start_tokens(len(pixel_values), pixel_values.device)
+        if labels is not None:
+            first = input_ids[:, :1]
+            first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
+            input_ids = torch.cat([first, input_ids[:, 1:]], dim=1)
+            labels = labels.masked_fill(labels == text_config.pad_token_id, -100)
+        outputs = self.text_decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=vision.last_hidden_state,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+            shift_labels=shift_labels,
+            **kwargs,
+        )
+        return BlipCaptioningOutput(
+            loss=outputs.loss,
+            logits=outputs.logits,
+            image_embeds=vision.last_hidden_state,
+            last_hidden_state=vision.last_hidden_state,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        generation_config: GenerationConfig | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Writes captions.
+
+        The image is encoded once and its keys and values are projected once, however many beams or returns. Prompts of
+        unequal length may share a batch: each loses its [SEP], starts with [DEC] and is padded on the left.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Prompts as the processor gives them, `g` neighbouring rows an image. They are not changed.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
+                Settings.
+            **generate_kwargs:
+                Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ...
+
+        Returns:
+            `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or the output object of `generate` where it is asked
+            for.
+        """
+        image_embeds = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+        ).last_hidden_state
+        memory = self.text_decoder.bert.build_image_memory(image_embeds)
+        if input_ids is None:
+            input_ids = self._start_tokens(len(pixel_values), image_embeds.device)
+            attention_mask = torch.ones_like(input_ids)
+        else:
+            input_ids = torch.as_tensor(input_ids, device=image_embeds.device)
+            input_ids, attention_mask = self._align_prompts(input_ids, attention_mask)
+        text_config = self.config.text_config
+        special_tokens = {
+            "bos_token_id": text_config.bos_token_id,
+            "eos_token_id": text_config.sep_token_id,
+            "pad_token_id": text_config.pad_token_id,
+        }
+        return self.text_decoder.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_memory=memory,
+            generation_config=generation_config if generation_config is not None else self.generation_config,
+            **{**special_tokens, **generate_kwargs},
+        )
+
+    def _start_tokens(self, num_rows: int, device: torch.device) -> Tensor:
+        return torch.full((num_rows, 1), self.config.text_config.bos_token_id, device=device)
+
+    def _align_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Prompts without [SEP], [DEC] first, padded on the left: `(b, t)` -> `(b, longest)` twice."""
+        config = self.config.text_config
+        if attention_mask is None:
+            attention_mask = input_ids != config.pad_token_id
+        keep = attention_mask.bool() & (input_ids != config.sep_token_id)  # (b, t)
+        longest = int(keep.sum(dim=1).max())
+        # A stable sort on "is kept" moves the dropped tokens to the front and leaves the order of the others.
+        order = keep.long().argsort(dim=1, stable=True)[:, input_ids.shape[1] - longest :]
+        keep = keep.gather(1, order)
+        is_first = keep & (keep.cumsum(dim=1) == 1)
+        prompts = input_ids.gather(1, order).masked_fill(~keep, config.pad_token_id)
+        return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
+
+
+__all__ = ["BlipForConditionalGeneration"]

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Matcher: cosines of unimodal features (ITC) and a verdict on image-text pairs (ITM)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..configuration_blip import BlipConfig
+from ..objectives import matching_loss
+from .attention import ImageMemory
+from .base import BlipPreTrainedModel, refuse_unknown
+from .outputs import BlipMatchingOutput
+from .text import BlipTextModel
+from .vision import BlipVisionModel
+
+
+class BlipForImageTextRetrieval(BlipPreTrainedModel):
+    """Compares images and texts, by cosine and by the matching head.
+
+    Drop-in for `transformers.BlipForImageTextRetrieval`, whose checkpoints it reads and writes. Matching puts [ENC] at
+    position 0, as BLIP was trained; `config.itm_start_token="cls"` or `itm_start_token="cls"` gives transformers' scores.
+
+    Args:
+        config (`BlipConfig`):
+            Configuration of both towers.
+    """
+
+    config: BlipConfig
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
+        self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
+        self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Projected and normalised features of images, to be compared with those of texts by dot product.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+
+        Returns:
+            `torch.Tensor` of shape `(n, d)`: Unit vectors.
+        """
+        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+        return project_first(states, self.vision_proj)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Projected and normalised features of texts.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(m, t)`):
+                Token ids, [CLS] first.
+            attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
+                0 for padding.
+
+        Returns:
+            `torch.Tensor` of shape `(m, d)`: Unit vectors.
+        """
+        return project_first(self.text_encoder(input_ids, attention_mask).last_hidden_state, self.text_proj)
+
+    def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
+        """Encodes images once, for any number of matching passes.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+
+        Returns:
+            `ImageMemory`: For `get_itm_logits`.
+        """
+        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+        return self.text_encoder.build_image_memory(states)
+
+    def get_itm_logits(
+        self,
+        image_memory: ImageMemory,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        itm_start_token: str | None = None,
+    ) -> Tensor:
+        """Matching scores of texts with encoded images.
+
+        Args:
+            image_memory (`ImageMemory`):
+                Result of `get_image_memory` for `n` images.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`):
+                Token ids, `g` neighbouring texts an image: pairs (`g = 1`), or one image against many texts (`n = 1`).
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            image_index (`torch.Tensor` of shape `(r,)`, *optional*):
+                Images of the last `r` texts, by number, where they are not in order.
+            itm_start_token (`str`, *optional*, defaults to the configuration's):
+                `"enc"` or `"cls"`.
+
+        Returns:
+            `torch.Tensor` of shape `(n * g, 2)`: Scores of unmatched and matched.
+        """
+        states = self._grounded_states(image_memory, input_ids, attention_mask, image_index, itm_start_token)
+        return self.itm_head(states.last_hidden_state[:, 0])
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        use_itm_head: bool | None = True,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        labels: Tensor | None = None,
+        itm_start_token: str | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BlipMatchingOutput:
+        """Compares images and texts, by the matching head or by cosine.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(m, t)`):
+                Token ids, [CLS] first.
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels. For the matching head `m` is a multiple of `n`, the texts of one image being neighbours.
+            use_itm_head (`bool`, *optional*, defaults to `True`):
+                Whether to run the matching head; otherwise the cosines of every image with every text are returned.
+            attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
+                0 for padding.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            labels (`torch.Tensor` of shape `(m,)`, *optional*):
+                1 for matching pairs, 0 for others; gives the matching loss.
+            itm_start_token (`str`, *optional*, defaults to the configuration's):
+                `"enc"` or `"cls"`.
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `BlipMatchingOutput`: The scores under their own names, and as upstream's `itm_score`.
+
+        Raises:
+            ValueError: If labels are given without the matching head, or texts do not divide among the images.
+        """
+        refuse_unknown(kwargs, self)
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        itm_logits = itc_similarity = loss = None
+        if use_itm_head:
+            memory = self.text_encoder.build_image_memory(vision.last_hidden_state)
+            text = self._grounded_states(memory, input_ids, attention_mask, None, itm_start_token, **kwargs)
+            itm_logits = self.itm_head(text.last_hidden_state[:, 0])
+            loss = None if labels is None else matching_loss(itm_logits, labels)
+        elif labels is not None:
+            raise ValueError("labels need the matching head: pass use_itm_head=True, or leave labels out.")
+        else:
+            text = self.text_encoder(input_ids, attention_mask, **kwargs)
+            text_features = project_first(text.last_hidden_state, self.text_proj)
+            itc_similarity = project_first(vision.last_hidden_state, self.vision_proj) @ text_features.T
+        return BlipMatchingOutput(
+            itm_score=itm_logits if use_itm_head else itc_similarity,
+            loss=loss,
+            itm_logits=itm_logits,
+            itc_similarity=itc_similarity,
+            last_hidden_state=vision.last_hidden_state,
+            question_embeds=text.last_hidden_state,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            cross_attentions=text.cross_attentions,
+        )
+
+    def _grounded_states(
+        self,
+        memory: ImageMemory,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_index: Tensor | None,
+        itm_start_token: str | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> object:
+        start = itm_start_token if itm_start_token is not None else self.config.itm_start_token
+        if start not in ("enc", "cls"):
+            raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
+        if start == "enc":
+            input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
+        return self.text_encoder(input_ids, attention_mask, image_memory=memory, image_index=image_index, **kwargs)
+
+
+def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
+    """A copy of `input_ids` of shape `(b, t)` with another token at position 0: [CLS], [ENC] or [DEC] tells the role."""
+    first = torch.full_like(input_ids[:, :1], token_id)
+    return torch.cat([first, input_ids[:, 1:]], dim=1)
+
+
+def project_first(states: Tensor, projection: nn.Module) -> Tensor:
+    """Normalised projection of position 0, in fp32: `(b, t, d)` -> `(b, feature)`."""
+    return normalize(projection(states[:, 0]).float(), dim=-1)
+
+
+__all__ = ["BlipForImageTextRetrieval", "project_first", "with_first_token"]
