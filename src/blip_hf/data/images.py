@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One way to read a picture, whatever holds it: upright, in RGB, with 8 bits a channel."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+
+ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | dict[str, Any]
+
+_ACCEPTED = (
+    "a path, bytes, a binary file object, a PIL image, a uint8 array of shape (h, w), (h, w, 3) or (h, w, 4),"
+    ' or a dict with "bytes" or "path"'
+)
+
+
+class UnreadableImageError(ValueError):
+    """A picture that cannot be used: missing, broken, too large, or not a picture. The message names it."""
+
+
+def open_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
+    """Reads a picture fully into memory, turned upright and converted to 8-bit RGB.
+
+    - The EXIF orientation is applied, and an EXIF block that cannot be parsed is ignored.
+    - Transparency, by channel, palette or key colour, is laid over white.
+    - 16-bit grey levels (`I;16` and its kin) are scaled by 255 / 65535 rather than clipped. Levels of mode `I` are
+      taken as 8-bit if none exceeds 255, otherwise as 16-bit. Levels of mode `F` are taken as 0 to 1 if none exceeds 1,
+      otherwise as 0 to 255. Other ranges are refused.
+    - Of an animation, the frame at hand (the first of a file) is taken.
+
+    Args:
+        source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
+            The picture. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`; dicts have the keys `bytes` and
+            `path` of undecoded pictures in `datasets`, `bytes` winning. A PIL image is not changed.
+        name (`str`, *optional*):
+            What errors call the picture. Defaults to its path, where it has one.
+
+    Returns:
+        `PIL.Image.Image`: in mode `RGB`, with no file behind it.
+
+    Raises:
+        UnreadableImageError: If the picture cannot be read.
+
+    Example:
+        >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
+        (3, 2)
+    """
+    source, default_name = _unwrap(source)
+    name = name or default_name
+    try:
+        with _as_pil(source) as image:
+            image.load()
+            return _to_rgb(_upright(image))
+    except Exception as error:
+        # Decoders raise whatever they stumble over in a broken file: OSError, SyntaxError, struct.error and more.
+        raise UnreadableImageError(
+            f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"
+            " replace or leave out this picture."
+        ) from error
+
+
+def _unwrap(source: ImageSource) -> tuple[Any, str]:
+    """The source without its dict, and what to call it."""
+    if isinstance(source, dict):
+        content, path = source.get("bytes"), source.get("path")
+        return (path if content is None else content), (str(path) if path else "in a dict without path")
+    if isinstance(source, ImageFile.ImageFile):
+        return source, str(source.filename or f"of class {type(source).__name__}")
+    if isinstance(source, (str, os.PathLike)):
+        return source, str(source)
+    return source, f"of type {type(source).__name__}"
+
+
+def _as_pil(source: Any) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source.copy()
+    if isinstance(source, np.ndarray):
+        is_grey_or_colour = source.ndim == 2 or (source.ndim == 3 and source.shape[-1] in (3, 4))
+        if source.dtype != np.uint8 or not is_grey_or_colour or source.size == 0:
+            raise ValueError(f"an array of shape {source.shape} and type {source.dtype}")
+        return Image.fromarray(source)
+    if isinstance(source, bytes):
+        return Image.open(BytesIO(source))
+    if source is None or isinstance(source, (list, tuple, int, float)):
+        raise ValueError(f"got {type(source).__name__}")
+    return Image.open(source)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Broken metadata is common on the web and says nothing about the pixels.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image)
+    low, high = levels.min(), levels.max()
+    white_levels = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
+    white = next((level for level in white_levels if high <= level), white_levels[-1])
+    # Written so that NaN is refused too.
+    if not (low >= 0 and high <= white):
+        raise ValueError(f"levels of mode {image.mode} from {low} to {high} do not fit 0 to {white}")
+    return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is empty or not an image"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+__all__ = ["ImageSource", "UnreadableImageError", "open_image"]

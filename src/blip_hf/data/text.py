@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""BLIP's normalisation of captions and questions, as salesforce/BLIP `data/utils.py` has it.
+
+Checkpoints were trained and evaluated on such text. Commas, apostrophes, hyphens, slashes and question marks stay.
+"""
+
+import re
+
+
+_PUNCTUATION = '.!"()*#:;~'
+_TO_SPACES = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
+_TO_NOTHING = str.maketrans(dict.fromkeys(_PUNCTUATION))
+
+
+def pre_caption(text: str, max_words: int = 30) -> str:
+    r"""Lower-cases a caption, puts a space for each of `. ! " ( ) * # : ; ~`, squeezes white space and cuts the length.
+
+    Args:
+        text (`str`):
+            The caption.
+        max_words (`int`, *optional*, defaults to 30):
+            How many space-separated words to keep. BLIP keeps 30, and 40 of NLVR2's sentences.
+
+    Returns:
+        `str`: the normalised caption, which may be empty.
+
+    Example:
+        >>> pre_caption("A dog (brown), running... on the beach!", max_words=5)
+        'a dog brown , running'
+    """
+    text = re.sub(r"\s{2,}", " ", text.lower().translate(_TO_SPACES))
+    return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
+
+
+def pre_question(text: str, max_words: int = 50) -> str:
+    """Lower-cases a question, deletes the punctuation that [`pre_caption`] replaces, and cuts the length.
+
+    Args:
+        text (`str`):
+            The question.
+        max_words (`int`, *optional*, defaults to 50):
+            How many space-separated words to keep.
+
+    Returns:
+        `str`: the normalised question.
+
+    Example:
+        >>> pre_question("What's on the table (left)?")
+        "what's on the table left?"
+    """
+    return " ".join(text.lower().translate(_TO_NOTHING).rstrip(" ").split(" ")[:max_words])
+
+
+__all__ = ["pre_caption", "pre_question"]
