@@ -40,8 +40,9 @@ class BlipTextConfig(UpstreamBlipTextConfig):
             `[SEP]`, which ends a caption.
         cls_token_id (`int`, *optional*, defaults to 101):
             Position-0 token of the unimodal text encoder.
-        enc_token_id (`int`, *optional*, defaults to 30523):
-            `[ENC]`, position-0 token of the image-grounded encoder. `bos_token_id` (30522) is `[DEC]`, that of the decoder.
+        enc_token_id (`int`, *optional*, defaults to `bos_token_id + 1`):
+            `[ENC]`, position-0 token of the image-grounded encoder: 30523 beside `[DEC]`, the `bos_token_id` 30522.
+            Transformers' files do not hold it; BLIP adds it right after `[DEC]`.
     """
 
     num_attention_heads: int = 12
@@ -50,7 +51,12 @@ class BlipTextConfig(UpstreamBlipTextConfig):
     label_smoothing: float = 0.1
     eos_token_id: int | list[int] | None = 102
     cls_token_id: int = 101
-    enc_token_id: int = 30523
+    enc_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.enc_token_id is None and self.bos_token_id is not None:
+            self.enc_token_id = self.bos_token_id + 1
 
     def validate_heads(self) -> None:
         """Refuses a width that the heads do not divide."""
@@ -110,7 +116,7 @@ class BlipConfig(UpstreamBlipConfig):
     label_smoothing: float | None = None
     itm_start_token: str = "enc"
 
-    def __post_init__(self, **kwargs: Any) -> None:  # noqa: D105
+    def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict) and self.label_smoothing is not None:
             self.text_config = {"label_smoothing": self.label_smoothing, **self.text_config}
         elif self.text_config is None and self.label_smoothing is not None:

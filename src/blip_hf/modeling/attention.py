@@ -242,8 +242,9 @@ def self_attention_mask(
     causal = key_position <= query_position  # (t, keys)
     if visible is None:
         return causal[None, None]
-    # A row of padding on the left sees itself: a softmax over nothing is not a number in some kernels.
-    return (visible & causal) | (key_position == query_position)
+    allowed = visible & causal
+    # Padding on the left sees nothing, and a softmax over nothing is not a number in some kernels: let it see itself.
+    return allowed | ((key_position == query_position) & ~allowed.any(dim=-1, keepdim=True))
 
 
 def memory_mask(memory: ImageMemory, *, implementation: str) -> Tensor | None:

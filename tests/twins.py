@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tiny random models that the tests share."""
+
+import torch
+
+from blip_hf import BlipConfig, BlipPreTrainingConfig
+
+
+VOCAB_SIZE = 40
+PAD, CLS, SEP, DEC, ENC = 0, 2, 3, 38, 39
+
+TEXT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "pad_token_id": PAD,
+    "cls_token_id": CLS,
+    "sep_token_id": SEP,
+    "eos_token_id": SEP,
+    "bos_token_id": DEC,
+    "enc_token_id": ENC,
+    "initializer_range": 0.3,  # so that a wrong term is seen in the output
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+    "initializer_range": 0.3,
+}
+
+
+def tiny_config(**fields):
+    return BlipConfig(text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, **fields)
+
+
+def tiny_pretraining_config(queue_size=12, **fields):
+    return BlipPreTrainingConfig(
+        text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, queue_size=queue_size, **fields
+    )
+
+
+def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
+    """Pixels, right-padded captions that end with [SEP], and their mask."""
+    generator = torch.Generator().manual_seed(seed)
+    pixel_values = torch.randn(len(lengths), 3, 32, 32, generator=generator)
+    input_ids = torch.full((len(lengths), max(lengths)), PAD)
+    for row, length in zip(input_ids, lengths, strict=True):
+        row[:length] = torch.randint(4, DEC, (length,), generator=generator)
+        row[0], row[length - 1] = first, SEP
+    return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
