@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pictures and text to model inputs, with the position-0 token that each role of the text transformer needs."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import BlipProcessor as UpstreamBlipProcessor
+from transformers.image_utils import ImageInput
+
+from .image_processing_blip import BlipImageProcessor
+
+
+Role = Literal["contrast", "matching", "lm", "captioning"]
+
+DEC_TOKEN = "[DEC]"
+ENC_TOKEN = "[ENC]"
+IGNORE_INDEX = -100
+
+# Longest rows in tokens, as in salesforce/BLIP: models/blip_retrieval.py, blip_pretrain.py and blip.py.
+_MAX_LENGTHS = {"contrast": 35, "matching": 35, "lm": 30, "captioning": 40}
+_ROLES_WITH_LABELS = ("lm", "captioning")
+
+
+class BlipProcessor(UpstreamBlipProcessor):
+    """Turns pictures and text into the inputs of the BLIP models.
+
+    Does what `transformers.BlipProcessor` does, reads what it saved and the other way round, and adds `role=`, which
+    builds what one objective needs. A tokenizer without the tokens `[DEC]` and `[ENC]`, such as that of BERT or of the
+    released checkpoints, gets them in place, with the ids after its last one: 30522 and 30523 for `bert-base-uncased`.
+
+    Args:
+        image_processor ([`BlipImageProcessor`]):
+            What makes `pixel_values`.
+        tokenizer (`PreTrainedTokenizerBase`):
+            A BERT tokenizer: rows are `[CLS] ... [SEP]`.
+
+    Raises:
+        ValueError: If the tokenizer has no `[CLS]`, `[SEP]` or `[PAD]` token.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "dog", "two", "dogs"]
+        >>> tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+        >>> processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+        >>> inputs = processor(text=["a dog", "dogs"], role="captioning", prompt="a picture of", return_tensors="pt")
+        >>> inputs["input_ids"]
+        tensor([[11,  5,  6,  7,  5,  8,  3],
+                [11,  5,  6,  7, 10,  3,  0]])
+        >>> inputs["labels"]
+        tensor([[-100, -100, -100, -100,    5,    8,    3],
+                [-100, -100, -100, -100,   10,    3, -100]])
+        >>> processor.post_process_captions(inputs["input_ids"], prompt="a picture of")
+        ['a dog', 'dogs']
+    """
+
+    def __init__(self, image_processor: BlipImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+        _add_role_tokens(tokenizer)
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "BlipProcessor":
+        """Loads a processor that was saved here or by transformers, in its one-file form or the older one.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A folder, or a model id on the Hub.
+            **kwargs:
+                Options of loading (`revision`, `token`, `cache_dir`, ...), and options of the image processor to change.
+
+        Returns:
+            `BlipProcessor`: with a [`BlipImageProcessor`] and a tokenizer that knows `[DEC]` and `[ENC]`.
+        """
+        # Upstream's method asks the Auto classes, which know only the image processor of transformers.
+        image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        image_options = BlipImageProcessor.valid_kwargs.__annotations__
+        loading_options = {name: value for name, value in kwargs.items() if name not in image_options}
+        return cls(image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **loading_options))
+
+    @classmethod
+    def from_bert_tokenizer(
+        cls,
+        tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str],
+        image_size: int = 384,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ) -> "BlipProcessor":
+        """Makes a processor for a model that is to be trained, from a plain BERT tokenizer.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`, `str` or `os.PathLike`):
+                A tokenizer, which gets `[DEC]` as `bos_token` and `[ENC]` as an extra special token if it lacks them, or
+                a folder or model id to load one from.
+            image_size (`int`, *optional*, defaults to 384):
+                Side of the square that pictures are resized to, in pixels.
+            image_mean (`Sequence[float]`, *optional*):
+                Mean of each channel, in [0, 1]. CLIP's by default, as in the paper's code.
+            image_std (`Sequence[float]`, *optional*):
+                Standard deviation of each channel. CLIP's by default.
+
+        Returns:
+            `BlipProcessor`: a new processor around that tokenizer.
+        """
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        moments = {"image_mean": image_mean, "image_std": image_std}
+        given_moments = {name: list(values) for name, values in moments.items() if values is not None}
+        size = {"height": image_size, "width": image_size}
+        return cls(BlipImageProcessor(size=size, **given_moments), tokenizer)
+
+    @property
+    def dec_token_id(self) -> int:
+        """Id of `[DEC]`, the first token in the image-grounded decoder."""
+        return self.tokenizer.convert_tokens_to_ids(DEC_TOKEN)
+
+    @property
+    def enc_token_id(self) -> int:
+        """Id of `[ENC]`, the first token in the image-grounded encoder."""
+        return self.tokenizer.convert_tokens_to_ids(ENC_TOKEN)
+
+    def config_token_ids(self) -> dict[str, int]:
+        """Fields of [`BlipTextConfig`] that a model must share with this tokenizer.
+
+        Returns:
+            `dict[str, int]`: `vocab_size` and the ids of the special tokens, to be passed as `BlipTextConfig(**ids)`.
+        """
+        return {
+            "vocab_size": len(self.tokenizer),
+            "bos_token_id": self.dec_token_id,
+            "enc_token_id": self.enc_token_id,
+            "cls_token_id": self.tokenizer.cls_token_id,
+            "sep_token_id": self.tokenizer.sep_token_id,
+            "eos_token_id": self.tokenizer.sep_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        *,
+        role: Role | None = None,
+        prompt: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares pictures, text or both.
+
+        Without a role the result is that of transformers' processor, rows `[CLS] ... [SEP]`; several texts asked for as
+        tensors are padded to the longest. With one, text always comes back as rows, padded to the longest, truncated to
+        the role's length with `[SEP]` kept, and with the role's token in place of `[CLS]` (salesforce/BLIP):
+
+        | `role`         | position 0 | longest row | labels                                   |
+        |----------------|------------|-------------|------------------------------------------|
+        | `"contrast"`   | `[CLS]`    | 35          | none                                     |
+        | `"matching"`   | `[ENC]`    | 35          | none                                     |
+        | `"lm"`         | `[DEC]`    | 30          | all but position 0 and padding           |
+        | `"captioning"` | `[DEC]`    | 40          | as `"lm"`, without the prompt            |
+
+        Args:
+            images (`ImageInput`, *optional*):
+                A picture or a list of them, in any form that [`BlipImageProcessor`] takes.
+            text (`str` or `list[str]`, *optional*):
+                A text or a list of them.
+            role (`str`, *optional*):
+                What the text is for: one of the table.
+            prompt (`str`, *optional*):
+                With `role="captioning"`, what to put before each caption, a space between. It is no target.
+            **kwargs:
+                Options of the call in transformers: `return_tensors`, `padding`, `truncation`, `max_length`, options of
+                the image processor, and so on.
+
+        Returns:
+            `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)` if there are pictures; `input_ids` and
+            `attention_mask` of shape `(b, t)` if there is text; with the roles `"lm"` and `"captioning"` also `labels`
+            of shape `(b, t)`, not shifted, -100 where there is no target.
+
+        Raises:
+            ValueError: If the role is unknown, comes without text or with a prompt it has no use for, or if the prompt
+                cannot be told from the caption in a tokenized row.
+            UnreadableImageError: If a picture cannot be read.
+        """
+        if role is not None and role not in _MAX_LENGTHS:
+            raise ValueError(f"role={role!r} is unknown. Pass one of {', '.join(_MAX_LENGTHS)}, or leave it out.")
+        if prompt is not None and role != "captioning":
+            raise ValueError(
+                f"`prompt` goes with role='captioning', got role={role!r}. For generation, pass the prompt as `text`."
+            )
+        _check_text(text, role)
+        # transformers takes text options nested or flat; flat they can be looked up. An option given twice is an error.
+        options = dict(**kwargs.pop("text_kwargs", {}), **kwargs)
+        if role is None:
+            if isinstance(text, list) and options.get("return_tensors") is not None:
+                options.setdefault("padding", True)
+            return super().__call__(images, text, **options)
+        return self._call_with_role(images, [text] if isinstance(text, str) else text, role, prompt, options)
+
+    def _call_with_role(
+        self,
+        images: ImageInput | None,
+        texts: list[str],
+        role: Role,
+        prompt: str | None,
+        options: dict[str, Any],
+    ) -> BatchFeature:
+        return_tensors = options.pop("return_tensors", None)
+        options = {"padding": True, "truncation": True, "max_length": _MAX_LENGTHS[role], **options}
+        if prompt is not None:
+            texts = [f"{prompt.rstrip()} {text.lstrip()}" for text in texts]
+        features = super().__call__(images, texts, **options)
+        rows = features["input_ids"]
+        if any(row[0] != self.tokenizer.cls_token_id for row in rows):
+            raise ValueError(
+                f"role={role!r} replaces [CLS] at position 0, but a row starts with another token. Leave out"
+                " padding_side='left' and add_special_tokens=False, and use a BERT tokenizer."
+            )
+        if role in _ROLES_WITH_LABELS:
+            num_context = 1 + (0 if prompt is None else self._count_prompt_tokens(prompt, rows))
+            features["labels"] = [self._labels(row, num_context) for row in rows]
+        features["input_ids"] = [[self._start_token_id(role), *row[1:]] for row in rows]
+        return features.convert_to_tensors(return_tensors)
+
+    def _start_token_id(self, role: Role) -> int:
+        if role == "contrast":
+            return self.tokenizer.cls_token_id
+        return self.enc_token_id if role == "matching" else self.dec_token_id
+
+    def _labels(self, row: list[int], num_context: int) -> list[int]:
+        pad_token_id = self.tokenizer.pad_token_id
+        targets = [IGNORE_INDEX if token_id == pad_token_id else token_id for token_id in row[num_context:]]
+        return [IGNORE_INDEX] * num_context + targets
+
+    def _prompt_token_ids(self, prompt: str) -> list[int]:
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+    def _count_prompt_tokens(self, prompt: str, rows: list[list[int]]) -> int:
+        prompt_ids = self._prompt_token_ids(prompt)
+        for index, row in enumerate(rows):
+            if row[1 : 1 + len(prompt_ids)] != prompt_ids:
+                raise ValueError(
+                    f"Row {index} does not start with the {len(prompt_ids)} tokens of the prompt {prompt!r}, so they"
+                    " cannot be left out of the labels. Raise max_length above the prompt's length, or end the prompt"
+                    " where its last token does not join the caption's first."
+                )
+        return len(prompt_ids)
+
+    def post_process_captions(
+        self, sequences: torch.Tensor | Sequence[Sequence[int]], prompt: str | None = None
+    ) -> list[str]:
+        """Decodes generated sequences to captions.
+
+        Args:
+            sequences (`torch.Tensor` of shape `(b, t)` or `Sequence[Sequence[int]]`):
+                Token ids as `generate` returns them, special tokens included.
+            prompt (`str`, *optional*):
+                What the captions were asked to start with; it is cut off where a caption does.
+
+        Returns:
+            `list[str]`: one caption a sequence, without special tokens or white space around it.
+        """
+        rows = sequences.tolist() if isinstance(sequences, torch.Tensor) else sequences
+        special_ids = set(self.tokenizer.all_special_ids)
+        prompt_ids = [] if prompt is None else self._prompt_token_ids(prompt)
+        captions = []
+        for row in rows:
+            token_ids = [token_id for token_id in row if token_id not in special_ids]
+            if token_ids[: len(prompt_ids)] == prompt_ids:
+                token_ids = token_ids[len(prompt_ids) :]
+            captions.append(self.tokenizer.decode(token_ids).strip())
+        return captions
+
+
+def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds `[DEC]` and `[ENC]`, in this order, if they are not there."""
+    if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+        raise ValueError(
+            f"{type(tokenizer).__name__} lacks one of [CLS], [SEP] and [PAD]. BLIP needs a BERT tokenizer, such as that"
+            " of bert-base-uncased."
+        )
+    if tokenizer.bos_token != DEC_TOKEN:
+        tokenizer.add_special_tokens({"bos_token": DEC_TOKEN})
+    if ENC_TOKEN not in tokenizer.extra_special_tokens:
+        tokenizer.add_special_tokens({"extra_special_tokens": [ENC_TOKEN]}, replace_extra_special_tokens=False)
+
+
+def _check_text(text: Any, role: Role | None) -> None:
+    if text is None:
+        if role is not None:
+            raise ValueError(f"role={role!r} is about text, and there is none. Pass `text`, or leave out `role`.")
+    elif not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(item, str) for item in text)):
+        kind = type(text).__name__
+        if isinstance(text, list):
+            kind += " of " + ", ".join(sorted({type(item).__name__ for item in text}))
+        raise ValueError(f"`text` is a {kind}, expected a str or a list of str.")
+
+
+__all__ = ["BlipProcessor", "Role"]
