@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`generate()`: beams, prompts, settings and caches."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import GenerationConfig
+
+from blip_hf import BlipForConditionalGeneration
+
+from .twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config
+
+
+MAX_NEW = 6
+
+
+@pytest.fixture
+def model():
+    return BlipForConditionalGeneration(tiny_config()).eval()
+
+
+@pytest.fixture
+def prompts():
+    """Three images with prompts of 3, 1 and 4 words, as a processor pads them."""
+    return tiny_batch(lengths=(5, 3, 6))
+
+
+def strip(row):
+    """Tokens between the padding on the left and the first [SEP]."""
+    ids = row.tolist()
+    ids = ids[ids.index(DEC) :]
+    return ids[: ids.index(SEP)] if SEP in ids else ids
+
+
+@pytest.mark.parametrize("num_beams", [1, 3, 5])
+@pytest.mark.parametrize("num_returns", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_beams_and_returns_give_the_asked_number_of_rows(model, num_beams, num_returns, batch_size, do_sample):
+    if not do_sample and num_returns > num_beams:
+        pytest.skip("greedy search has one answer")
+    pixel_values = tiny_batch(lengths=(4,) * batch_size)["pixel_values"]
+    sequences = model.generate(
+        pixel_values,
+        num_beams=num_beams,
+        num_return_sequences=num_returns,
+        do_sample=do_sample,
+        max_new_tokens=MAX_NEW,
+    )
+    assert len(sequences) == batch_size * num_returns
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_unequal_prompts_in_a_batch_equal_each_prompt_alone(model, prompts, num_beams):
+    together = model.generate(**prompts, num_beams=num_beams, max_new_tokens=MAX_NEW)
+    for row, sequence in enumerate(together):
+        length = int(prompts["attention_mask"][row].sum())
+        alone = model.generate(
+            prompts["pixel_values"][row : row + 1],
+            prompts["input_ids"][row : row + 1, :length],
+            num_beams=num_beams,
+            max_new_tokens=MAX_NEW,
+        )
+        assert strip(sequence) == strip(alone[0])
+
+
+def test_left_padded_prompts_equal_right_padded_ones(model, prompts):
+    left = torch.stack([row.roll(int((row == PAD).sum())) for row in prompts["input_ids"]])
+    expected = model.generate(**prompts, max_new_tokens=MAX_NEW)
+    actual = model.generate(prompts["pixel_values"], left, (left != PAD).long(), max_new_tokens=MAX_NEW)
+    assert_close(actual, expected)
+
+
+def test_batched_images_equal_single_images(model, prompts):
+    pixel_values = prompts["pixel_values"]
+    together = model.generate(pixel_values, num_beams=3, max_new_tokens=MAX_NEW)
+    for row in range(3):
+        alone = model.generate(pixel_values[row : row + 1], num_beams=3, max_new_tokens=MAX_NEW)
+        assert strip(together[row]) == strip(alone[0])
+
+
+def test_prompt_is_kept_and_starts_with_dec(model, prompts):
+    sequences = model.generate(**prompts, max_new_tokens=MAX_NEW)
+    for row, sequence in enumerate(sequences):
+        words = prompts["input_ids"][row][prompts["attention_mask"][row].bool()].tolist()[1:-1]
+        assert strip(sequence)[: len(words) + 1] == [DEC, *words]
+        assert CLS not in sequence.tolist()
+
+
+def test_the_callers_tensors_are_untouched(model, prompts):
+    before = {key: value.clone() for key, value in prompts.items()}
+    model.generate(**prompts, num_beams=2, max_new_tokens=MAX_NEW)
+    for key, value in before.items():
+        assert_close(prompts[key], value, atol=0, rtol=0)
+
+
+def test_the_models_generation_config_is_honoured_and_saved(model, prompts, tmp_path):
+    model.generation_config.max_new_tokens = 3
+    model.generation_config.min_new_tokens = 3
+    assert model.generate(prompts["pixel_values"]).shape == (3, 4)
+    model.save_pretrained(tmp_path)
+    loaded = BlipForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.generate(prompts["pixel_values"]).shape == (3, 4)
+    assert loaded.generate(prompts["pixel_values"], max_new_tokens=2, min_new_tokens=2).shape == (3, 3)
+    own = GenerationConfig(max_new_tokens=5, min_new_tokens=5)
+    assert loaded.generate(prompts["pixel_values"], generation_config=own).shape == (3, 6)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_cache_changes_nothing(model, prompts, num_beams):
+    settings = {"num_beams": num_beams, "max_new_tokens": MAX_NEW}
+    cached = model.generate(**prompts, **settings, use_cache=True)
+    assert_close(cached, model.generate(**prompts, **settings, use_cache=False))
+
+
+def test_static_cache_gives_the_same_tokens(model, prompts):
+    expected = model.generate(**prompts, max_new_tokens=MAX_NEW)
+    assert_close(model.generate(**prompts, max_new_tokens=MAX_NEW, cache_implementation="static"), expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_image_keys_are_projected_once_whatever_the_beams(model, prompts, num_beams):
+    seen = []
+    cross = model.text_decoder.bert.encoder.layer[0].crossattention.self
+    cross.key.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    model.generate(prompts["pixel_values"], num_beams=num_beams, max_new_tokens=MAX_NEW)
+    assert seen == [3]
+
+
+def test_sampling_repeats_with_a_seed(model, prompts):
+    settings = {"do_sample": True, "top_p": 0.9, "max_new_tokens": MAX_NEW, "num_return_sequences": 4}
+    torch.manual_seed(1)
+    first = model.generate(prompts["pixel_values"], **settings)
+    torch.manual_seed(1)
+    assert_close(model.generate(prompts["pixel_values"], **settings), first)
+
+
+def test_eager_and_sdpa_write_the_same(model, prompts):
+    expected = model.generate(**prompts, num_beams=3, max_new_tokens=MAX_NEW)
+    model.set_attn_implementation("eager")
+    assert_close(model.generate(**prompts, num_beams=3, max_new_tokens=MAX_NEW), expected)
+
+
+def test_bf16_model_takes_fp32_pixels(model, prompts):
+    assert model.to(torch.bfloat16).generate(**prompts, max_new_tokens=MAX_NEW).dtype == torch.long
+
+
+def test_forward_without_text_starts_from_dec(model, prompts):
+    pixel_values = prompts["pixel_values"]
+    start = torch.full((3, 1), DEC)
+    assert_close(model(pixel_values).logits, model(pixel_values, start).logits)

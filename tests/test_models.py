@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Properties of the towers and heads: backends, grouping, padding, sizes, dtypes, export."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+)
+
+from .twins import CLS, DEC, PAD, VISION, tiny_batch, tiny_config
+
+
+@pytest.fixture
+def captioner():
+    return BlipForConditionalGeneration(tiny_config()).eval()
+
+
+@pytest.fixture
+def matcher():
+    return BlipForImageTextRetrieval(tiny_config()).eval()
+
+
+def test_attentions_come_back_with_sdpa_configured(captioner):
+    assert captioner.config._attn_implementation == "sdpa"
+    batch = tiny_batch()
+    output = captioner(**batch, output_attentions=True, output_hidden_states=True)
+    assert [a.shape for a in output.attentions] == [(3, 2, 5, 5)] * 2
+    assert [a.shape for a in output.decoder_attentions] == [(3, 2, 7, 7)] * 2
+    assert [a.shape for a in output.cross_attentions] == [(3, 2, 7, 5)] * 2
+    assert len(output.hidden_states) == len(output.decoder_hidden_states) == 3
+    for attention in output.cross_attentions:
+        assert_close(attention.sum(-1), torch.ones(3, 2, 7))
+    assert_close(output.logits, captioner(**batch).logits)
+
+
+def test_grouped_cross_attentions_belong_to_their_rows(matcher):
+    batch = tiny_batch(lengths=(6, 6, 6, 6))
+    grouped = matcher(batch["input_ids"], batch["pixel_values"][:2], output_attentions=True)
+    repeated = matcher(batch["input_ids"], batch["pixel_values"][:2].repeat_interleave(2, 0), output_attentions=True)
+    for ours, expected in zip(grouped.cross_attentions, repeated.cross_attentions, strict=True):
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("rows_an_image", [1, 2, 4])
+def test_texts_grouped_by_image_equal_repeated_images(matcher, rows_an_image):
+    batch = tiny_batch(lengths=(7, 5, 6, 4, 7, 3, 5, 6))
+    images = batch["pixel_values"][: 8 // rows_an_image]
+    text = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    grouped = matcher(pixel_values=images, **text).itm_logits
+    repeated = matcher(pixel_values=images.repeat_interleave(rows_an_image, 0), **text).itm_logits
+    assert_close(grouped, repeated)
+
+
+def test_one_image_against_many_texts_is_encoded_once(matcher):
+    batch = tiny_batch(lengths=(7, 5, 6, 4))
+    memory = matcher.get_image_memory(batch["pixel_values"][:1])
+    assert memory.num_images == 1
+    logits = matcher.get_itm_logits(memory, batch["input_ids"], batch["attention_mask"])
+    for row in range(4):
+        alone = matcher(
+            batch["input_ids"][row : row + 1],
+            batch["pixel_values"][:1],
+            attention_mask=batch["attention_mask"][row : row + 1],
+        )
+        assert_close(logits[row : row + 1], alone.itm_logits)
+
+
+def test_rows_may_pick_other_images(matcher):
+    batch = tiny_batch(lengths=(7, 5, 6))
+    text = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    memory = matcher.get_image_memory(batch["pixel_values"])
+    picks = torch.tensor([2, 0, 0])
+    expected = matcher(pixel_values=batch["pixel_values"][picks], **text).itm_logits
+    assert_close(matcher.get_itm_logits(memory, **text, image_index=picks), expected)
+    assert_close(matcher.get_itm_logits(memory.select(picks), **text), expected)
+
+
+def test_texts_that_do_not_divide_among_images_are_refused(matcher):
+    batch = tiny_batch(lengths=(7, 5, 6))
+    with pytest.raises(ValueError, match="3 text rows do not divide among 2 images"):
+        matcher(batch["input_ids"], batch["pixel_values"][:2])
+
+
+def test_padding_does_not_change_matching(matcher):
+    batch = tiny_batch(lengths=(7, 4, 5))
+    wider = torch.nn.functional.pad(batch["input_ids"], (0, 6), value=PAD)
+    for use_itm_head in (True, False):
+        expected = matcher(**batch, use_itm_head=use_itm_head)[0]
+        actual = matcher(wider, batch["pixel_values"], use_itm_head, attention_mask=(wider != PAD).long())[0]
+        assert_close(actual, expected)
+
+
+def test_cross_attention_mask_hides_padding():
+    model = BlipTextModel(tiny_config().text_config).eval()
+    states = torch.randn(2, 6, 24)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]])
+    ids = tiny_batch(lengths=(5, 5))["input_ids"]
+    masked = model(ids, encoder_hidden_states=states, encoder_attention_mask=mask).last_hidden_state
+    assert_close(masked, model(ids, encoder_hidden_states=states[:, :4]).last_hidden_state)
+    assert not torch.allclose(masked, model(ids, encoder_hidden_states=states).last_hidden_state, atol=1e-3)
+
+
+def test_features_are_unit_vectors_and_give_the_similarity_matrix(matcher):
+    batch = tiny_batch(lengths=(7, 5, 6))
+    images = matcher.get_image_features(batch["pixel_values"][:2])
+    texts = matcher.get_text_features(batch["input_ids"], batch["attention_mask"])
+    assert_close(images.norm(dim=-1), torch.ones(2))
+    assert_close(texts.norm(dim=-1), torch.ones(3))
+    similarity = matcher(
+        batch["input_ids"], batch["pixel_values"][:2], use_itm_head=False, attention_mask=batch["attention_mask"]
+    ).itc_similarity
+    assert_close(similarity, images @ texts.T)
+
+
+def test_labels_of_pairs_give_the_matching_loss(matcher):
+    batch, labels = tiny_batch(), torch.tensor([1, 0, 1])
+    output = matcher(**batch, labels=labels)
+    probabilities = output.itm_logits.softmax(-1)
+    assert_close(output.loss, -probabilities[torch.arange(3), labels].log().mean())
+    with pytest.raises(ValueError, match="labels need the matching head"):
+        matcher(**batch, labels=labels, use_itm_head=False)
+
+
+def test_unknown_arguments_are_refused(captioner, matcher):
+    batch = tiny_batch()
+    with pytest.raises(TypeError, match="decoder_input_ids"):
+        captioner(**batch, decoder_input_ids=batch["input_ids"])
+    with pytest.raises(TypeError, match="token_type_ids"):
+        matcher(**batch, token_type_ids=batch["input_ids"])
+
+
+def test_cls_is_read_as_dec_and_padding_never_counts_in_training(captioner):
+    batch = tiny_batch(first=CLS)
+    proper = batch | {"input_ids": batch["input_ids"].clone()}
+    proper["input_ids"][:, 0] = DEC
+    masked = batch["input_ids"].masked_fill(batch["input_ids"] == PAD, -100)
+    expected = captioner(**proper, labels=masked).loss
+    assert_close(captioner(**batch, labels=batch["input_ids"]).loss, expected)
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6, 6), (7, 3, 5, 4)])
+def test_num_items_makes_accumulated_losses_equal_the_whole_batch(captioner, lengths):
+    batch = tiny_batch(lengths=lengths, first=DEC)
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    num_items = batch["labels"][:, 1:].ne(-100).sum()
+    parts = [
+        captioner(**{key: value[row : row + 1] for key, value in batch.items()}, num_items_in_batch=num_items).loss
+        for row in range(4)
+    ]
+    assert_close(sum(parts), captioner(**batch).loss)
+
+
+def test_shift_labels_are_not_shifted_again(captioner):
+    batch = tiny_batch(first=DEC)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    assert_close(captioner(**batch, labels=labels, shift_labels=shifted).loss, captioner(**batch, labels=labels).loss)
+
+
+def test_label_smoothing_reaches_the_decoder_from_the_top_level():
+    batch = tiny_batch(first=DEC)
+    losses = []
+    for smoothing in (0.0, 0.1):
+        torch.manual_seed(0)
+        model = BlipForConditionalGeneration(tiny_config(label_smoothing=smoothing)).eval()
+        losses.append(model(**batch, labels=batch["input_ids"]))
+    plain, smoothed = losses
+    log_probabilities = plain.logits[:, :-1].log_softmax(-1)
+    real = batch["attention_mask"][:, 1:].bool()
+    uniform = -log_probabilities.mean(-1)[real].mean()
+    assert_close(smoothed.loss, 0.9 * plain.loss + 0.1 * uniform)
+
+
+def test_image_of_another_size_is_refused_or_interpolated():
+    model = BlipVisionModel(BlipVisionConfig(**VISION)).eval()
+    larger = torch.randn(1, 3, 48, 64)
+    with pytest.raises(ValueError, match=r"48 x 64 pixels, the model expects 32 x 32.*interpolate_pos_encoding"):
+        model(larger)
+    assert model(larger, interpolate_pos_encoding=True).last_hidden_state.shape == (1, 3 * 4 + 1, 24)
+
+
+def test_resized_positions_equal_interpolation_and_are_saved(tmp_path):
+    model = BlipVisionModel(BlipVisionConfig(**VISION)).eval()
+    larger = torch.randn(1, 3, 64, 64)
+    expected = model(larger, interpolate_pos_encoding=True).last_hidden_state
+    model.resize_position_embeddings(64)
+    assert_close(model(larger).last_hidden_state, expected)
+    model.save_pretrained(tmp_path)
+    assert_close(BlipVisionModel.from_pretrained(tmp_path)(larger).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="multiple of the patch size"):
+        model.resize_position_embeddings(50)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(captioner, reentrant):
+    batch = tiny_batch(first=DEC)
+    captioner.train()
+    captioner(**batch, labels=batch["input_ids"]).loss.backward()
+    expected = {name: value.grad.clone() for name, value in captioner.named_parameters()}
+    captioner.zero_grad()
+    captioner.activation_checkpointing_enable({"use_reentrant": reentrant})
+    captioner.enable_input_require_grads()
+    captioner(**batch, labels=batch["input_ids"]).loss.backward()
+    for name, value in captioner.named_parameters():
+        assert_close(value.grad, expected[name], msg=name)
+
+
+def test_drop_path_grows_with_depth_and_rests_in_evaluation():
+    config = BlipVisionConfig(**VISION | {"num_hidden_layers": 3, "drop_path_rate": 0.5})
+    model = BlipVisionModel(config)
+    assert [layer.drop_path for layer in model.encoder.layers] == pytest.approx([0.0, 0.25, 0.5])
+    pixels = torch.randn(4, 3, 32, 32)
+    model.eval()
+    assert_close(model(pixels).last_hidden_state, model(pixels).last_hidden_state)
+    model.train()
+    assert not torch.allclose(model(pixels).last_hidden_state, model(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_fp32(matcher, dtype):
+    batch = tiny_batch()
+    expected = matcher(**batch, use_itm_head=False).itc_similarity
+    actual = matcher.to(dtype)(**batch, use_itm_head=False).itc_similarity
+    assert_close(actual, expected, atol=0.1, rtol=0.1)
+
+
+def test_both_encoders_export(matcher):
+    batch = tiny_batch()
+    vision = torch.export.export(matcher.vision_model, (batch["pixel_values"],)).module()
+    image_embeds = matcher.vision_model(batch["pixel_values"]).last_hidden_state
+    assert_close(vision(batch["pixel_values"])["last_hidden_state"], image_embeds)
+
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "encoder_hidden_states": image_embeds.detach(),
+    }
+    text = torch.export.export(matcher.text_encoder, (), inputs).module()
+    expected = matcher.text_encoder(**inputs).last_hidden_state
+    assert_close(text(**inputs)["last_hidden_state"], expected)
+
+
+def test_both_encoders_compile_without_graph_breaks(matcher):
+    batch = tiny_batch()
+    vision = torch.compile(matcher.vision_model, fullgraph=True, backend="aot_eager")
+    image_embeds = matcher.vision_model(batch["pixel_values"]).last_hidden_state
+    assert_close(vision(batch["pixel_values"]).last_hidden_state, image_embeds)
+    text = torch.compile(matcher.text_encoder, fullgraph=True, backend="aot_eager")
+    expected = matcher.text_encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    assert_close(text(batch["input_ids"], batch["attention_mask"]).last_hidden_state, expected)
+
+
+def test_defaults_are_blips_and_are_written_out(tmp_path):
+    config = BlipConfig()
+    config.save_pretrained(tmp_path)
+    for loaded in (config, BlipConfig.from_pretrained(tmp_path)):
+        text, vision = loaded.text_config, loaded.vision_config
+        assert (text.num_attention_heads, vision.num_attention_heads) == (12, 12)
+        assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob) == (0.1, 0.1)
+        assert (text.layer_norm_eps, vision.layer_norm_eps) == (1e-12, 1e-6)
+        assert (text.initializer_range, vision.initializer_range) == (0.02, 0.02)
+        assert (text.bos_token_id, text.enc_token_id, loaded.label_smoothing) == (30522, 30523, 0.1)
+
+
+def test_conflicting_label_smoothing_is_refused():
+    with pytest.raises(ValueError, match=r"0\.1 in BlipConfig and 0\.2 in its text_config"):
+        BlipConfig(label_smoothing=0.1, text_config={"label_smoothing": 0.2})
+
+
+def test_a_config_without_heads_is_told_about(caplog):
+    import logging
+
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    BlipConfig.from_dict({"text_config": {"hidden_size": 768}, "vision_config": {"layer_norm_eps": 1e-5}})
+    logger.removeHandler(caplog.handler)
+    logging.getLogger("blip_hf").removeHandler(caplog.handler)
+    assert "text_config.num_attention_heads" in caplog.text
