@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Arguments of a pre-training run, with the paper's recipe as defaults."""
+
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+
+BLIP_SCHEDULE = "blip"
+
+
+@dataclass
+class BlipTrainingArguments(TrainingArguments):
+    """Arguments of [`BlipTrainer`].
+
+    Those of `transformers.TrainingArguments`, whose fields are documented there; the fields below are documented by
+    their help texts. Other defaults than there: `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps`
+    and `lr_scheduler_type` are the paper's, `max_grad_norm=0` because the original clips nothing,
+    `remove_unused_columns=False` because collators read columns that no model takes, `dataloader_drop_last=True`
+    (training only) because a last batch of one pair has no negatives, `ddp_broadcast_buffers=False` because the queue is
+    the same on each process, `ddp_find_unused_parameters=False` because all are used, and
+    `logging_nan_inf_filter=False` because the filter waits for the device at each step.
+
+    Raises:
+        ValueError: If the learning rates contradict each other, or `label_smoothing_factor` is given.
+
+    Example:
+        >>> args = BlipTrainingArguments("runs/blip", per_device_train_batch_size=75)
+        >>> args.learning_rate, args.lr_scheduler_type, args.warmup_steps
+        (0.0003, 'blip', 3000)
+    """
+
+    # Rates, epochs and warm-up: salesforce/BLIP configs/pretrain.yaml.
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "Peak learning rate (paper, section 4.1: 3e-4 for ViT-B, 2e-4 for ViT-L)."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW (paper, section 4.1)."})
+    decay_all_parameters: bool = field(
+        default=True,
+        metadata={"help": "Decay norms, biases, embeddings and the temperature too, as salesforce/BLIP does."},
+    )
+    num_train_epochs: float = field(default=20.0, metadata={"help": "Number of epochs (paper, section 4.1)."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default=BLIP_SCHEDULE,
+        metadata={
+            "help": "`blip`: linear warm-up and a factor an epoch, as in the paper; or a schedule of transformers, such"
+            " as `cosine`, which reads neither of `warmup_learning_rate`, `min_learning_rate` and `decay_rate`."
+        },
+    )
+    warmup_steps: float = field(
+        default=3000,
+        metadata={"help": "Steps of linear warm-up (salesforce/BLIP), or a share of all steps if below 1."},
+    )
+    warmup_learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate of the first step of a warm-up (salesforce/BLIP)."}
+    )
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Where the decay ends (salesforce/BLIP)."})
+    decay_rate: float = field(
+        default=0.9,
+        metadata={
+            "help": "Factor of the learning rate from one epoch to the next (salesforce/BLIP; the paper: 0.85)."
+        },
+    )
+    alpha_ramp_epochs: float = field(
+        default=2.0,
+        metadata={
+            "help": "Epochs over which `alpha`, the momentum towers' share in the contrastive targets, rises from 0 to"
+            " the configuration's value (salesforce/BLIP pretrain.py)."
+        },
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Norm to clip gradients to; 0 clips nothing."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns that no model takes. The collators of this package need them."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop the last incomplete batch of an epoch of training."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Send the buffers, the whole queue, to all processes before each forward."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient at each step."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN and infinity out of the logged loss, at the price of speed."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but Trainer smooths unshifted labels, with"
+                " which a captioner learns to copy its input. Set `config.text_config.label_smoothing` of the model"
+                " instead."
+            )
+        has_blip_schedule = self.lr_scheduler_type == BLIP_SCHEDULE
+        if has_blip_schedule:
+            self._check_learning_rates()
+            # The base class knows its own names only; this one passes all of its checks.
+            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
+        super().__post_init__()
+        if has_blip_schedule:
+            self.lr_scheduler_type = BLIP_SCHEDULE
+
+    def _check_learning_rates(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0.")
+        for name in ("warmup_learning_rate", "min_learning_rate"):
+            value = getattr(self, name)
+            if not 0 <= value <= self.learning_rate:
+                raise ValueError(
+                    f"{name} is {value}, expected a value from 0 to the learning_rate, which is {self.learning_rate}."
+                )
+        if not 0 < self.decay_rate <= 1:
+            raise ValueError(f"decay_rate is {self.decay_rate}, expected a value in (0, 1]; 1 decays nothing.")
+
+
+__all__ = ["BLIP_SCHEDULE", "BlipTrainingArguments"]
