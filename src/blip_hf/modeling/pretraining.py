@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pre-training model: one image encoder, one text transformer in three roles, three objectives (paper, section 3.2)."""
 
+import os
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .outputs import BlipPreTrainingOutput
 from .retrieval import BlipForImageTextRetrieval, project_first, with_first_token
 from .text import BlipTextLMHeadModel, BlipTextModel
 from .vision import BlipVisionModel
+from .warm_start import copy_into, read_text_tower, read_vision_tower
 
 
 logger = logging.get_logger(__name__)
@@ -114,6 +116,45 @@ class BlipForPreTraining(BlipPreTrainedModel):
     def _finish_loading(self, loading_info: dict[str, Any]) -> None:
         if any(name.startswith("momentum_towers.") for name in loading_info["missing_keys"]):
             self.reset_momentum()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | os.PathLike,
+        text: str | os.PathLike,
+        *,
+        image_size: int | None = None,
+        text_fields: dict[str, Any] | None = None,
+        **config_fields: Any,
+    ) -> "BlipForPreTraining":
+        """Starts from a pre-trained image encoder and a BERT, as the paper does (section 4.1); all weights in fp32.
+
+        Args:
+            vision (`str` or `os.PathLike`):
+                Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
+            text (`str` or `os.PathLike`):
+                Directory or Hub name of a BERT checkpoint.
+            image_size (`int`, *optional*, defaults to the vision checkpoint's):
+                Pixels a side; position embeddings are interpolated.
+            text_fields (`dict`, *optional*):
+                `BlipTextConfig` fields to set: token ids as `BlipProcessor.config_token_ids()` gives them, dropout.
+            **config_fields:
+                Fields of `BlipPreTrainingConfig`.
+
+        Returns:
+            `BlipForPreTraining`: With fresh cross-attention, heads and projections, in training mode.
+        """
+        vision_config, vision_state = read_vision_tower(vision)
+        text_config, text_state = read_text_tower(text, **(text_fields or {}))
+        model = cls(BlipPreTrainingConfig(text_config=text_config, vision_config=vision_config, **config_fields))
+        copy_into(model.vision_model, vision_state)
+        copy_into(model.text_encoder, text_state)
+        self_attention = {name: value for name, value in text_state.items() if ".attention." in name}
+        copy_into(model.text_decoder.bert, self_attention)  # the rest is shared
+        if image_size is not None:
+            model.resize_position_embeddings(image_size)
+        model.reset_momentum()
+        return model.train()
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings, which encoder and decoder share."""

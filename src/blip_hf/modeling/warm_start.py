@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reads ViT and BERT checkpoints in transformers' format as BLIP towers, where pre-training starts (paper, section 4.1)."""
+
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from ..configuration_blip import BlipTextConfig, BlipVisionConfig
+from .vision import BlipVisionModel
+
+
+_VISION_RENAMES = {
+    r"^embeddings\.cls_token$": "embeddings.class_embedding",
+    r"^embeddings\.position_embeddings$": "embeddings.position_embedding",
+    r"^embeddings\.patch_embeddings\.projection\.": "embeddings.patch_embedding.",
+    r"^layers\.(\d+)\.attention\.o_proj\.": r"encoder.layers.\1.self_attn.projection.",
+    r"^layers\.(\d+)\.layernorm_before\.": r"encoder.layers.\1.layer_norm1.",
+    r"^layers\.(\d+)\.layernorm_after\.": r"encoder.layers.\1.layer_norm2.",
+    r"^layers\.(\d+)\.mlp\.": r"encoder.layers.\1.mlp.",
+    r"^layernorm\.": "post_layernorm.",
+}
+_VISION_DROPPED = r"^pooler\.|^embeddings\.(distillation_token|mask_token)$|\.[qkv]_proj\."
+_SHARED_VISION_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+_SHARED_TEXT_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+# [DEC] and [ENC], which every BLIP tokenizer adds to BERT's.
+_NUM_ADDED_TOKENS = 2
+
+
+def read_vision_tower(path: str | os.PathLike) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
+    """Reads an image encoder.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
+
+    Returns:
+        `tuple`: its configuration, and tensors under the names of `BlipVisionModel`.
+
+    Raises:
+        ValueError: If the checkpoint is of another type.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type == "blip_vision_model":
+        model = BlipVisionModel.from_pretrained(path, dtype=torch.float32)
+        return model.config, model.state_dict()
+    _require_type(path, config.model_type, ("vit", "deit", "blip_vision_model"))
+    source = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).state_dict()
+    state = _rename(source, _VISION_RENAMES, dropped=_VISION_DROPPED)
+    for layer in range(config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            parts = [source[f"layers.{layer}.attention.{name}_proj.{kind}"] for name in "qkv"]
+            state[f"encoder.layers.{layer}.self_attn.qkv.{kind}"] = torch.cat(parts)
+    if "embeddings.distillation_token" in source:
+        positions = state["embeddings.position_embedding"]
+        state["embeddings.position_embedding"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+    return BlipVisionConfig(**{name: getattr(config, name) for name in _SHARED_VISION_FIELDS}), state
+
+
+def read_text_tower(path: str | os.PathLike, **token_ids: int) -> tuple[BlipTextConfig, dict[str, Tensor]]:
+    """Reads a text encoder; cross-attention is not in it and stays fresh.
+
+    BLIP has no token types, so BERT's vector of type 0, which it adds to every position, is added to the position
+    embeddings here (the original loses it): the unimodal text encoder starts with exactly BERT's outputs.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Directory or Hub name of a BERT checkpoint.
+        **token_ids (`int`):
+            `BlipTextConfig` fields of the tokenizer: `vocab_size`, `bos_token_id`, `enc_token_id`, `sep_token_id`, ...
+            By default [DEC] and [ENC] follow BERT's vocabulary.
+
+    Returns:
+        `tuple`: its configuration, and tensors under the names of `BlipTextModel`; word embeddings have BERT's rows only.
+
+    Raises:
+        ValueError: If the checkpoint is of another type.
+    """
+    config = AutoConfig.from_pretrained(path)
+    _require_type(path, config.model_type, ("bert",))
+    state = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).state_dict()
+    token_types = state.pop("embeddings.token_type_embeddings.weight")
+    positions = state["embeddings.position_embeddings.weight"]
+    state["embeddings.position_embeddings.weight"] = positions + token_types[0]
+    fields: dict[str, Any] = {name: getattr(config, name) for name in _SHARED_TEXT_FIELDS}
+    fields |= {"vocab_size": config.vocab_size + _NUM_ADDED_TOKENS, "bos_token_id": config.vocab_size}
+    return BlipTextConfig(**(fields | token_ids)), state
+
+
+@torch.no_grad()
+def copy_into(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies tensors by name; a larger first axis, such as a grown vocabulary, keeps its extra rows.
+
+    Args:
+        module (`nn.Module`):
+            Changed in place.
+        state (`dict`):
+            Tensors by name.
+    """
+    parameters = dict(module.named_parameters())
+    for name, value in state.items():
+        parameters[name][: len(value)].copy_(value)
+
+
+def _require_type(path: str | os.PathLike, model_type: str, accepted: tuple[str, ...]) -> None:
+    if model_type not in accepted:
+        raise ValueError(f"{path} holds a model of type {model_type!r}, expected one of {', '.join(accepted)}.")
+
+
+def _rename(state: dict[str, Tensor], renames: dict[str, str], dropped: str) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        if re.search(dropped, name):
+            continue
+        for pattern, replacement in renames.items():
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+__all__ = ["copy_into", "read_text_tower", "read_vision_tower"]
