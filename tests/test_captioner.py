@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The captioner: batches, order, scores and broken pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf.captioner import BlipCaptioner
+from blip_hf.data.images import UnreadableImageError
+from blip_hf.data.scenes import Scenes
+from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+
+
+PROMPT = "a large"
+
+
+def tiny_config(processor):
+    text_config = {
+        **processor.config_token_ids(),
+        "hidden_size": 16,
+        "encoder_hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        # Wide weights, so that captions differ from picture to picture.
+        "initializer_range": 0.5,
+    }
+    vision_config = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "initializer_range": 0.5,
+    }
+    return BlipConfig(text_config=text_config, vision_config=vision_config)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    tokenizer = train_wordpiece_tokenizer([record["caption"] for record in Scenes(50)], vocab_size=150)
+    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(tiny_config(processor)).eval()
+    # So that some captions end before the limit.
+    model.text_decoder.cls.predictions.bias.data[processor.tokenizer.sep_token_id] = 2.5
+    return model
+
+
+@pytest.fixture(scope="module")
+def matcher(processor):
+    torch.manual_seed(1)
+    return BlipForImageTextRetrieval(tiny_config(processor)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [record["image"] for record in Scenes(5)]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not a picture")
+    return path
+
+
+def test_a_batch_gives_the_captions_of_each_picture_alone_in_order(model, processor, pictures):
+    single = BlipCaptioner(model, processor, batch_size=1)(pictures)
+    assert BlipCaptioner(model, processor, batch_size=3)(pictures) == single
+    assert BlipCaptioner(model, processor)(reversed(pictures)) == single[::-1]
+    assert len(set(single)) > 1
+
+
+def test_a_picture_is_taken_in_any_form(model, processor, pictures, tmp_path):
+    captioner = BlipCaptioner(model, processor)
+    expected = captioner([pictures[0]])
+    path = tmp_path / "picture.png"
+    pictures[0].save(path)
+    for picture in (pictures[0], path, str(path), np.asarray(pictures[0]), path.read_bytes(), {"path": str(path)}):
+        assert captioner(picture) == expected
+    with path.open("rb") as file:
+        assert captioner(file) == expected
+
+
+def test_no_pictures_give_no_captions(model, processor):
+    assert BlipCaptioner(model, processor)([]) == []
+
+
+def test_the_models_are_put_in_evaluation_mode(model, processor, matcher):
+    BlipCaptioner(model.train(), processor, matcher=matcher.train())
+    assert not model.training
+    assert not matcher.training
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+def test_default_settings_are_the_paper_s(model, processor, pictures, prompt):
+    explicit = BlipCaptioner(model, processor, prompt=prompt, num_beams=3, max_new_tokens=20)
+    assert BlipCaptioner(model, processor, prompt=prompt)(pictures) == explicit(pictures)
+    greedy = BlipCaptioner(model, processor, prompt=prompt, num_beams=1, max_new_tokens=20)
+    assert greedy(pictures) != explicit(pictures)
+
+
+def num_tokens(captioner, picture):
+    return captioner.caption(picture, return_scores=True)[0].num_tokens
+
+
+def test_the_model_s_generation_config_wins_over_the_recipe_and_arguments_over_both(model, processor, pictures):
+    # A model that never ends a caption, so that each is as long as it may be.
+    options = {"suppress_tokens": [processor.tokenizer.sep_token_id]}
+    try:
+        assert num_tokens(BlipCaptioner(model, processor, **options), pictures[0]) == 20
+        model.generation_config.max_new_tokens = 3
+        assert num_tokens(BlipCaptioner(model, processor, **options), pictures[0]) == 3
+        assert num_tokens(BlipCaptioner(model, processor, **options, max_new_tokens=5), pictures[0]) == 5
+        # `max_length` counts [DEC] too.
+        assert num_tokens(BlipCaptioner(model, processor, **options, max_length=8), pictures[0]) == 7
+    finally:
+        model.generation_config.max_new_tokens = None
+
+
+def test_the_prompt_conditions_the_caption_and_is_not_part_of_it(model, processor, pictures):
+    inputs = processor(pictures, [PROMPT] * len(pictures), return_tensors="pt")
+    sequences = model.generate(**inputs, num_beams=3, max_new_tokens=20)
+    decoded = processor.batch_decode(sequences, skip_special_tokens=True)
+    assert all(text.startswith(PROMPT) for text in decoded)
+    captions = BlipCaptioner(model, processor, prompt=PROMPT)(pictures)
+    # This model goes on with pieces of words, which the rest shows as such.
+    rests = [caption.removeprefix("##") for caption in captions]
+    assert rests == [text.removeprefix(PROMPT).strip() for text in decoded]
+
+
+def reference_log_probability(model, processor, picture, prompt, sequence):
+    """Sum and count, token by token, in one forward pass each."""
+    pixel_values = processor(images=picture, return_tensors="pt")["pixel_values"]
+    num_context = 1 if prompt is None else 1 + len(processor.tokenizer.tokenize(prompt))
+    total, count = 0.0, 0
+    for position in range(num_context, len(sequence)):
+        with torch.no_grad():
+            logits = model(pixel_values, input_ids=sequence[None, :position]).logits[0, -1]
+        total += logits.log_softmax(dim=-1)[sequence[position]].item()
+        count += 1
+        if sequence[position] == processor.tokenizer.sep_token_id:
+            break
+    return total, count
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}])
+def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, processor, pictures, prompt, settings):
+    captioner = BlipCaptioner(model, processor, prompt=prompt, max_new_tokens=6, **settings)
+    captions = captioner.caption(pictures, return_scores=True)
+    assert len({caption.num_tokens for caption in captions}) > 1
+    for picture, caption in zip(pictures, captions, strict=True):
+        inputs = processor(picture, prompt, return_tensors="pt")
+        sequence = model.generate(**inputs, max_new_tokens=6, **settings)[0]
+        total, count = reference_log_probability(model, processor, picture, prompt, sequence)
+        assert caption.num_tokens == count
+        assert caption.log_probability == pytest.approx(total, rel=1e-5)
+        assert caption.mean_log_probability == pytest.approx(total / count, rel=1e-5)
+
+
+def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature(model, processor, pictures):
+    # Both sample the single most likely token, from distributions that differ.
+    mild = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=2.0)
+    sharp = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=0.5)
+    greedy = BlipCaptioner(model, processor, num_beams=1)
+    expected = greedy.caption(pictures, return_scores=True)
+    for captioner in (mild, sharp):
+        assert captioner.caption(pictures, return_scores=True) == expected
+
+
+def test_several_captions_of_a_picture_are_neighbours_with_their_own_scores(model, processor, pictures):
+    captioner = BlipCaptioner(model, processor, batch_size=2, length_penalty=0.0, max_new_tokens=4)
+    captions = captioner.caption(pictures, num_return_sequences=4, return_scores=True)
+    assert [caption.picture for caption in captions] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    for number in range(len(pictures)):
+        # Without a length penalty, beam search ranks by the sum of log-probabilities.
+        totals = [caption.log_probability for caption in captions if caption.picture == number]
+        assert totals == sorted(totals, reverse=True)
+        assert len(set(totals)) > 1
+
+
+def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher, pictures):
+    captions = BlipCaptioner(model, processor, matcher=matcher).caption(pictures, num_return_sequences=2)
+    for caption in captions:
+        inputs = processor(pictures[caption.picture], [caption.text], role="matching", return_tensors="pt")
+        with torch.no_grad():
+            probability = matcher(**inputs).itm_score.softmax(dim=-1)[0, 1]
+        assert_close(torch.tensor(caption.itm_probability), probability, rtol=1e-4, atol=1e-6)
+        assert caption.log_probability is None
+    assert len({caption.itm_probability for caption in captions}) > 1
+
+
+def test_a_matcher_may_start_with_cls(model, processor, matcher, pictures):
+    enc = BlipCaptioner(model, processor, matcher=matcher).caption(pictures[0])[0]
+    matcher.config.itm_start_token = "cls"
+    try:
+        cls = BlipCaptioner(model, processor, matcher=matcher).caption(pictures[0])[0]
+        inputs = processor(pictures[0], [cls.text], role="contrast", return_tensors="pt")
+        with torch.no_grad():
+            probability = matcher(**inputs, itm_start_token="cls").itm_score.softmax(dim=-1)[0, 1]
+    finally:
+        matcher.config.itm_start_token = "enc"
+    assert cls.itm_probability == pytest.approx(probability.item(), rel=1e-4)
+    assert cls.itm_probability != enc.itm_probability
+
+
+def test_the_picture_is_encoded_once_for_all_its_captions(model, processor, matcher, pictures):
+    rows = []
+    hook = matcher.vision_model.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    BlipCaptioner(model, processor, matcher=matcher).caption(pictures[:2], num_return_sequences=3)
+    hook.remove()
+    assert rows == [2]
+
+
+def test_a_broken_picture_raises_by_default_and_is_named(model, processor, pictures, broken):
+    captioner = BlipCaptioner(model, processor)
+    with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
+        captioner.caption([pictures[0], broken])
+    with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
+        captioner([broken])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_broken_picture_can_be_skipped(model, processor, matcher, pictures, broken, batch_size):
+    captioner = BlipCaptioner(model, processor, matcher=matcher, batch_size=batch_size)
+    captions = captioner.caption([pictures[0], broken, pictures[1]], return_scores=True, on_error="skip")
+    assert [caption.picture for caption in captions] == [0, 1, 2]
+    assert [captions[0].text, captions[2].text] == captioner(pictures[:2])
+    assert captions[1].text is None
+    assert captions[1].mean_log_probability is None
+    assert "broken.jpg" in captions[1].error
+
+
+def test_sampling_repeats_with_a_seed_and_leaves_the_generator_alone(model, processor, pictures):
+    seeded = BlipCaptioner(model, processor, do_sample=True, seed=3, batch_size=2)
+    state = torch.get_rng_state()
+    first = seeded(pictures)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert seeded(pictures) == first
+    assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(pictures) != first
+
+
+def test_equal_pictures_in_different_batches_are_sampled_apart(model, processor, pictures):
+    captions = BlipCaptioner(model, processor, do_sample=True, seed=0, batch_size=1)([pictures[0]] * 5)
+    assert len(set(captions)) > 1
+
+
+def test_captions_come_batch_by_batch(model, processor, pictures):
+    opened = []
+
+    def feed():
+        for number, picture in enumerate(pictures):
+            opened.append(number)
+            yield picture
+
+    captions = BlipCaptioner(model, processor, batch_size=2).iter_captions(feed())
+    assert next(captions).picture == 0
+    assert opened == [0, 1]
+
+
+def test_from_pretrained_gives_the_same_captions(model, processor, matcher, pictures, tmp_path):
+    # The matcher has its own image size and is given its own pictures.
+    model.save_pretrained(tmp_path / "captioner")
+    processor.save_pretrained(tmp_path / "captioner")
+    matcher.save_pretrained(tmp_path / "matcher")
+    processor.save_pretrained(tmp_path / "matcher")
+    loaded = BlipCaptioner.from_pretrained(tmp_path / "captioner", matcher=tmp_path / "matcher", device="cpu")
+    expected = BlipCaptioner(model, processor, matcher=matcher).caption(pictures, return_scores=True)
+    assert loaded.caption(pictures, return_scores=True) == expected
+
+
+def test_a_matcher_of_another_image_size_gets_its_own_pixels(model, processor, pictures):
+    config = tiny_config(processor)
+    config.vision_config.image_size = 48
+    large_processor = BlipProcessor.from_bert_tokenizer(processor.tokenizer, image_size=48)
+    matcher = BlipForImageTextRetrieval(config)
+    captioner = BlipCaptioner(model, processor, matcher=matcher, matcher_processor=large_processor)
+    assert 0 <= captioner.caption(pictures[0])[0].itm_probability <= 1
+
+
+def test_captions_in_bfloat16(processor, pictures):
+    model = BlipForConditionalGeneration(tiny_config(processor)).to(torch.bfloat16)
+    caption = BlipCaptioner(model, processor).caption(pictures[0], return_scores=True)[0]
+    assert caption.log_probability < 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_return_sequences": 2}, "pass num_return_sequences to `caption`"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(model, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        BlipCaptioner(model, processor, **options)
+
+
+def test_unknown_settings_are_refused(model, processor, pictures):
+    with pytest.raises(ValueError, match="num_beasm"):
+        BlipCaptioner(model, processor, num_beasm=2)(pictures)
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        BlipCaptioner(model, processor).caption(Image.new("RGB", (8, 8)), on_error="ignore")
