@@ -23,9 +23,9 @@ LAYERS = (
     ("distributed", "data.images", "data.text"),
     ("objectives", "momentum", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
-    ("training", "evaluation", "captioner", "conversion"),
+    ("training", "evaluation", "captioner", "conversion", "auto"),
     ("demo",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 # What a part may import from outside the package and the standard library, where design.md narrows it.
 NARROWED = {

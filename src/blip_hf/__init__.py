@@ -20,6 +20,10 @@ _HOMES = {
     "modeling.captioning": ["BlipForConditionalGeneration"],
     "modeling.retrieval": ["BlipForImageTextRetrieval"],
     "modeling.pretraining": ["BlipForPreTraining"],
+    "auto": ["register_auto_classes"],
+    "captioner": ["BlipCaptioner"],
+    "training.arguments": ["BlipTrainingArguments"],
+    "training.trainer": ["BlipTrainer"],
     "conversion": ["convert_original_state_dict"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Registration in transformers' Auto classes, for who wants it; importing the package never does."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from .configuration_blip import BlipConfig, BlipPreTrainingConfig
+from .modeling.captioning import BlipForConditionalGeneration
+from .modeling.pretraining import BlipForPreTraining
+from .processing_blip import BlipProcessor
+
+
+def register_auto_classes() -> None:
+    """Makes the Auto classes of this process return this package's classes for BLIP checkpoints.
+
+    `AutoModelForImageTextToText` and `AutoProcessor` then load `model_type: "blip"` here in place of transformers' own,
+    and `AutoModel` knows `"blip_pretraining"`.
+    """
+    AutoConfig.register("blip", BlipConfig, exist_ok=True)
+    AutoConfig.register("blip_pretraining", BlipPreTrainingConfig, exist_ok=True)
+    AutoModel.register(BlipPreTrainingConfig, BlipForPreTraining, exist_ok=True)
+    AutoModelForImageTextToText.register(BlipConfig, BlipForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(BlipConfig, BlipProcessor, exist_ok=True)
+
+
+__all__ = ["register_auto_classes"]

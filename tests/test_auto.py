@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Auto classes are transformers' own until they are asked to be ours."""
+
+import subprocess
+import sys
+import textwrap
+
+import transformers
+
+from .twins import TEXT, VISION
+
+
+def test_auto_classes_are_ours_only_when_asked(tmp_path):
+    text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
+    config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
+    transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    # In a process of its own: registration lasts.
+    code = f"""
+        import blip_hf
+        from transformers import AutoModelForImageTextToText
+        print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
+        blip_hf.register_auto_classes()
+        print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    before, after = result.stdout.split()
+    assert before.startswith("transformers.")
+    assert after == "blip_hf.modeling.captioning"
