@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Image-text pairs as a torch data set: opened, normalised, transformed, and robust against broken records."""
+
+import operator
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from .images import UnreadableImageError, open_image
+from .text import pre_caption
+
+
+logger = logging.get_logger(__name__)
+
+PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
+
+NUM_NAMED_SKIPS = 3
+
+
+class Pair(TypedDict):
+    """An image-text pair, ready for a collator."""
+
+    image: Image.Image
+    caption: str
+    image_id: int
+
+
+class PairDataset(Dataset):
+    """Map-style data set over records `{"image", "caption", "image_id"}`, one item a caption.
+
+    A record whose picture cannot be read, or whose caption is empty once normalised, does not stop a run. Its item is
+    `None`, which the collators leave out, a warning names the first few of them, and `num_skipped` counts them.
+
+    The randomness of item `i` depends on the seed, the epoch and `i` alone: not on the order in which items are fetched,
+    nor on the number of workers or processes.
+
+    Args:
+        pairs (sequence of records):
+            What [`~blip_hf.data.sources.load_pairs`] returns, [`~blip_hf.data.scenes.Scenes`], or a list. A picture may
+            have any form that [`~blip_hf.data.images.open_image`] takes.
+        transform (`Callable`, *optional*):
+            Maps picture, caption and a `random.Random` to a picture and a caption, as
+            [`~blip_hf.data.transforms.TrainTransform`] does.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the transform.
+        max_words (`int`, *optional*, defaults to 30):
+            How many words of a caption to keep. BLIP keeps 30.
+        normalize_captions (`bool`, *optional*, defaults to `True`):
+            Whether captions go through [`~blip_hf.data.text.pre_caption`]. Without it `max_words` has no effect.
+
+    Raises:
+        ValueError: If there are no pairs.
+
+    Example:
+        >>> pairs = PairDataset([{"image": Image.new("L", (8, 8)), "caption": "A grey square!", "image_id": 5}])
+        >>> pairs[0]["caption"], pairs[0]["image"].mode, pairs[0]["image_id"]
+        ('a grey square', 'RGB', 5)
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Mapping[str, Any]],
+        transform: PairTransform | None = None,
+        seed: int = 0,
+        max_words: int = 30,
+        normalize_captions: bool = True,
+    ) -> None:
+        if len(pairs) == 0:
+            raise ValueError("There are no pairs; pass a sequence of at least one record.")
+        self.pairs = pairs
+        self.transform = transform
+        self.seed = seed
+        self.max_words = max_words
+        self.normalize_captions = normalize_captions
+        # In shared memory, so that workers that live on see a new epoch and report what they skip. One flag a record
+        # needs no lock: whoever raises it, and however often, it is up.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._is_skipped = torch.zeros(len(pairs), dtype=torch.bool).share_memory_()
+        self._skips = SkipReporter()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many records have been left out so far, in this process and its workers, each counted once."""
+        return int(self._is_skipped.sum())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Gives the transform fresh randomness; the same epoch repeats the same."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, i: int) -> Pair | None:
+        index = range(len(self))[operator.index(i)]
+        record = self.pairs[index]
+        caption = record["caption"]
+        if self.normalize_captions:
+            caption = pre_caption(caption, max_words=self.max_words)
+        if not caption.strip():
+            self._skip(index, f"its caption {record['caption']!r} has no words left")
+            return None
+        try:
+            image = open_image(record["image"])
+        except UnreadableImageError as error:
+            self._skip(index, str(error))
+            return None
+        if self.transform is not None:
+            # A string is hashed the same way on every machine and in every process.
+            rng = random.Random(f"{self.seed}/{self._epoch.item()}/{index}")
+            image, caption = self.transform(image, caption, rng)
+        return {"image": image, "caption": caption, "image_id": record["image_id"]}
+
+    def _skip(self, index: int, reason: str) -> None:
+        if not self._is_skipped[index]:
+            self._is_skipped[index] = True
+            self._skips.report(f"record {index}: {reason}")
+
+
+class SkipReporter:
+    """Warns of the first few records that are left out by name, and then of every tenfold number of them."""
+
+    def __init__(self) -> None:
+        self.num_reports = 0
+
+    def report(self, reason: str) -> None:
+        """Counts one more record, and logs it or the count where it is due."""
+        self.num_reports += 1
+        if self.num_reports <= NUM_NAMED_SKIPS:
+            logger.warning(f"Left out {reason}")
+        elif str(self.num_reports).strip("0") == "1":  # 10, 100, 1000, ...
+            logger.warning(f"Left out {self.num_reports} records so far (in this process), the latest {reason}")
+
+
+__all__ = ["Pair", "PairDataset", "PairTransform", "SkipReporter"]
