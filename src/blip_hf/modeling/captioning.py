@@ -16,6 +16,10 @@ from .text import BlipTextLMHeadModel
 from .vision import BlipVisionModel
 
 
+# Length of a caption where neither the caller nor the checkpoint says: what transformers falls back to, with a warning.
+DEFAULT_MAX_NEW_TOKENS = 20
+
+
 class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     """Writes captions, from scratch or from a prompt.
 
@@ -172,19 +176,26 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         else:
             input_ids = torch.as_tensor(input_ids, device=image_embeds.device)
             input_ids, attention_mask = self._align_prompts(input_ids, attention_mask)
-        text_config = self.config.text_config
-        special_tokens = {
-            "bos_token_id": text_config.bos_token_id,
-            "eos_token_id": text_config.sep_token_id,
-            "pad_token_id": text_config.pad_token_id,
-        }
+        if generation_config is None:
+            generation_config = self.generation_config
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_memory=memory,
-            generation_config=generation_config if generation_config is not None else self.generation_config,
-            **{**special_tokens, **generate_kwargs},
+            generation_config=generation_config,
+            **(self._default_settings(generation_config) | generate_kwargs),
         )
+
+    def _default_settings(self, generation_config: GenerationConfig) -> dict[str, int]:
+        text_config = self.config.text_config
+        settings = {
+            "bos_token_id": text_config.bos_token_id,
+            "eos_token_id": text_config.sep_token_id,
+            "pad_token_id": text_config.pad_token_id,
+        }
+        if generation_config.max_new_tokens is None and generation_config.max_length is None:
+            settings["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
+        return settings
 
     def _start_tokens(self, num_rows: int, device: torch.device) -> Tensor:
         return torch.full((num_rows, 1), self.config.text_config.bos_token_id, device=device)
