@@ -84,7 +84,6 @@ _OUTLINES = {
     "star": _star(),
     "cross": _cross(),
     "heart": _heart(),
-    "diamond": [(0.0, -1.0), (0.76, 0.0), (0.0, 1.0), (-0.76, 0.0)],
 }
 
 

@@ -19,9 +19,9 @@ COLOURS = {
     "purple": (128, 52, 171),
     "pink": (246, 132, 186),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
-SMALL_RADII = (0.10, 0.135)
-LARGE_RADII = (0.20, 0.24)
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
+SMALL_RADII = (0.12, 0.145)
+LARGE_RADII = (0.21, 0.25)
 
 # Centres of a thing on its own; (0, 0) and (1, 1) stand for as far into the corner as its size allows.
 PLACES = {
@@ -111,7 +111,7 @@ def _two_things(rng: random.Random, background: Background) -> Scene:
     relation, (axis, is_first) = rng.choice(list(RELATIONS.items()))
     radii = rng.uniform(*SMALL_RADII), rng.uniform(*LARGE_RADII)
     # Along the axis, the room that the two leave is shared out before, between and after them.
-    gap = rng.uniform(0.05, 0.12)
+    gap = rng.uniform(0.05, 0.1)
     free = 1 - 2 * (sum(radii) + _MARGIN) - gap
     first, second = radii if is_first else radii[::-1]
     start = _MARGIN + rng.uniform(0, free)
@@ -138,8 +138,8 @@ def _paint(rng: random.Random, shape: str, colour: str, x: float, y: float, radi
 
 
 def _sample_background(rng: random.Random) -> Background:
-    """Two near greys, both light or both dark."""
-    level = rng.uniform(205, 250) if rng.random() < 0.7 else rng.uniform(28, 60)
+    """Two light near greys."""
+    level = rng.uniform(185, 250)
     tint = [rng.uniform(-5, 5) for _ in range(3)]
     slope = rng.uniform(-12, 12)
     return _as_shade(level + shift + slope for shift in tint), _as_shade(level + shift - slope for shift in tint)

@@ -34,7 +34,7 @@ class Scenes(Sequence[SceneRecord]):
     """Pictures of coloured shapes with captions of their size, colour, shape, place, number or relation.
 
     Scene `index` depends on `seed` and `index` only, so stretches with different `start` never share a scene: train on
-    `Scenes(10_000)` and test on `Scenes(500, start=10_000)`. There are about ten thousand captions; equal captions of
+    `Scenes(10_000)` and test on `Scenes(500, start=10_000)`. There are several thousand captions; equal captions of
     different scenes do occur.
 
     Args:
@@ -56,7 +56,7 @@ class Scenes(Sequence[SceneRecord]):
     Example:
         >>> scenes = Scenes(1_000)
         >>> scenes[2]["caption"]
-        'a large orange heart in the top right'
+        'a large green star in the top right'
         >>> scenes[2]["image"].size
         (64, 64)
     """
