@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf pretrain`: pre-trains BLIP with its three objectives, from scratch or from a ViT and a BERT."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+    from ..data.pairs import PairDataset
+    from ..modeling.pretraining import BlipForPreTraining
+    from ..processing_blip import BlipProcessor
+    from ..training import BlipTrainingArguments
+
+SCENES = "scenes"
+# Width of an attention head in BERT and ViT of all sizes.
+HEAD_WIDTH = 64
+
+COMMON_TRAINER_FLAGS = (
+    "output_dir",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "bf16",
+    "use_cpu",
+    "dataloader_num_workers",
+    "logging_steps",
+    "eval_strategy",
+    "save_steps",
+    "seed",
+    "resume_from_checkpoint",
+    "report_to",
+)
+
+
+@dataclass
+class PretrainArguments:
+    """What to pre-train on, and what; documented by the help texts."""
+
+    data: list[str] = field(
+        metadata={
+            "help": "Training pairs: JSON list(s), a folder with metadata.jsonl, the name of a data set, or `scenes` for"
+            " drawn pictures, which are taken as they are."
+        }
+    )
+    eval_data: list[str] | None = field(default=None, metadata={"help": "Pairs to evaluate on, as --data."})
+    eval_split: str = field(default="validation", metadata={"help": "Split of --eval_data, where it has several."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
+    num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
+    min_scale: float = field(
+        default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
+    )
+    vision: str | None = field(
+        default=None, metadata={"help": "ViT or DeiT checkpoint to start from, together with --text."}
+    )
+    text: str | None = field(
+        default=None, metadata={"help": "BERT checkpoint with its tokenizer to start from, together with --vision."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "BERT tokenizer. Default: that of --text, or else one trained on the captions."},
+    )
+    vocab_size: int = field(default=30_522, metadata={"help": "Upper limit of a vocabulary trained on the captions."})
+    image_size: int = field(default=224, metadata={"help": "Side of the pictures in pixels."})
+    patch_size: int = field(default=16, metadata={"help": "Side of an image patch in pixels, without --vision."})
+    vision_width: int = field(default=768, metadata={"help": "Width of the image encoder, without --vision."})
+    vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision."})
+    text_width: int = field(default=768, metadata={"help": "Width of the text transformer, without --text."})
+    text_layers: int = field(default=12, metadata={"help": "Layers of the text transformer, without --text."})
+    feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
+    queue_size: int = field(
+        default=57_600, metadata={"help": "Pairs in the queue; more than there are pairs to train on is too many."}
+    )
+    momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers."})
+    alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pre-trains, evaluates and saves.
+
+    The output folder then holds the model and its processor, and in `captioner/` and `retriever/` the two models inside
+    as plain transformers opens them.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments after the name of the command. Those of the process by default.
+
+    Returns:
+        `int`: 0.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(build_help_parser().format_help())
+        return 0
+    parser = build_parser()
+    if "--help_all" in arguments:
+        parser.print_help()
+        return 0
+    options, training_arguments = parser.parse_args_into_dataclasses(arguments)
+    print(json.dumps(run(options, training_arguments)))
+    return 0
+
+
+def build_help_parser() -> argparse.ArgumentParser:
+    """A parser of this command's own options for `--help`, made without the seconds that transformers takes to import.
+
+    Returns:
+        `argparse.ArgumentParser`: good for its help only.
+    """
+    flags = "\n".join(f"  --{name}" for name in COMMON_TRAINER_FLAGS)
+    parser = argparse.ArgumentParser(
+        prog="blip-hf pretrain",
+        usage="blip-hf pretrain --data SOURCE [SOURCE ...] [options]",
+        description="Pre-trains BLIP with its three objectives.",
+        epilog=f"trainer options, of which these are the most used (--help_all lists all, with defaults):\n{flags}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for option in fields(PretrainArguments):
+        default = "" if option.default in (None, MISSING) else f" Default: {option.default}."
+        metavar = "SOURCE" if "data" in option.name else option.name.rpartition("_")[2].upper()
+        parser.add_argument(f"--{option.name}", metavar=metavar, help=option.metadata["help"] + default)
+    return parser
+
+
+def build_parser() -> "HfArgumentParser":
+    """The parser of all options, the trainer's included.
+
+    Returns:
+        `HfArgumentParser`: of `PretrainArguments` and `BlipTrainingArguments`.
+    """
+    from transformers import HfArgumentParser
+
+    from ..training import BlipTrainingArguments
+
+    return HfArgumentParser((PretrainArguments, BlipTrainingArguments), prog="blip-hf pretrain", allow_abbrev=False)
+
+
+def run(options: PretrainArguments, training_arguments: "BlipTrainingArguments") -> dict[str, float]:
+    """Does what the command does.
+
+    Args:
+        options (`PretrainArguments`):
+            What to pre-train on, and what.
+        training_arguments (`BlipTrainingArguments`):
+            How.
+
+    Returns:
+        `dict[str, float]`: metrics of training, and of evaluation where there is a set for it.
+
+    Raises:
+        ValueError: If options contradict each other or a source cannot be read.
+    """
+    from transformers import set_seed
+
+    from ..data.collators import BlipPretrainingCollator
+    from ..training import BlipTrainer
+
+    if (options.vision is None) != (options.text is None):
+        raise ValueError("--vision and --text go together: pass both, or neither to start from random weights.")
+    set_seed(training_arguments.seed)
+    train_pairs, train_dataset = read_training_set(options, training_arguments.seed)
+    processor = make_processor(options, train_pairs)
+    trainer = BlipTrainer(
+        make_model(options, processor),
+        training_arguments,
+        train_dataset=train_dataset,
+        eval_dataset=read_evaluation_set(options),
+        data_collator=BlipPretrainingCollator(processor),
+        processing_class=processor,
+    )
+    metrics = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint).metrics
+    if options.eval_data is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        output_dir = Path(training_arguments.output_dir)
+        save_parts(trainer.model, processor, output_dir)
+    return metrics
+
+
+def read_training_set(options: PretrainArguments, seed: int) -> tuple[Any, "PairDataset"]:
+    """Reads the training pairs.
+
+    Args:
+        options (`PretrainArguments`):
+            Options of the command.
+        seed (`int`):
+            Seed of the augmentation.
+
+    Returns:
+        `tuple`: the pairs as they are, and the data set of augmented ones.
+    """
+    from ..data.pairs import PairDataset
+    from ..data.scenes import Scenes
+    from ..data.sources import load_pairs
+    from ..data.transforms import TrainTransform
+
+    if options.data == [SCENES]:
+        # Crops, flips and warps would move what the captions speak of.
+        scenes = Scenes(options.num_scenes, image_size=options.image_size)
+        return scenes, PairDataset(scenes)
+    pairs = load_pairs(_one_or_several(options.data), image_root=options.image_root)
+    return pairs, PairDataset(pairs, TrainTransform(options.image_size, min_scale=options.min_scale), seed=seed)
+
+
+def read_evaluation_set(options: PretrainArguments) -> "PairDataset | None":
+    """Reads the pairs to evaluate on.
+
+    Args:
+        options (`PretrainArguments`):
+            Options of the command.
+
+    Returns:
+        `PairDataset`, *optional*: the pairs, or `None` where none were asked for.
+    """
+    from ..data.pairs import PairDataset
+    from ..data.scenes import Scenes
+    from ..data.sources import load_pairs
+
+    if options.eval_data is None:
+        return None
+    if options.eval_data == [SCENES]:
+        # Behind those of training.
+        start, image_size = options.num_scenes, options.image_size
+        return PairDataset(Scenes(options.num_eval_scenes, start=start, image_size=image_size))
+    source = _one_or_several(options.eval_data)
+    return PairDataset(load_pairs(source, image_root=options.image_root, split=options.eval_split))
+
+
+def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcessor":
+    """Makes the processor, with a tokenizer that is read or trained on the captions.
+
+    Args:
+        options (`PretrainArguments`):
+            Options of the command.
+        train_pairs (`Scenes` or `datasets.Dataset`):
+            The training pairs.
+
+    Returns:
+        `BlipProcessor`: the processor.
+    """
+    from transformers import AutoTokenizer
+
+    from ..data.scenes import Scenes
+    from ..data.vocabulary import train_wordpiece_tokenizer
+    from ..processing_blip import BlipProcessor
+
+    source = options.tokenizer or options.text
+    if source is not None:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    else:
+        captions = train_pairs.captions() if isinstance(train_pairs, Scenes) else train_pairs["caption"]
+        # The prompt of captioning, which captions may not hold.
+        tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
+    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=options.image_size)
+
+
+def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipForPreTraining":
+    """Makes the model, from random weights or from the two checkpoints.
+
+    Args:
+        options (`PretrainArguments`):
+            Options of the command.
+        processor (`BlipProcessor`):
+            Its processor.
+
+    Returns:
+        `BlipForPreTraining`: the model, in float32.
+    """
+    from ..configuration_blip import BlipPreTrainingConfig
+    from ..modeling.pretraining import BlipForPreTraining
+
+    token_ids = processor.config_token_ids()
+    state = {
+        "image_text_hidden_size": options.feature_width,
+        "queue_size": options.queue_size,
+        "momentum": options.momentum,
+        "alpha": options.alpha,
+    }
+    if options.vision is not None:
+        return BlipForPreTraining.from_vision_text_pretrained(
+            options.vision, options.text, image_size=options.image_size, text_fields=token_ids, **state
+        )
+    config = BlipPreTrainingConfig(
+        vision_config={
+            **_tower_sizes(options.vision_width, options.vision_layers),
+            "image_size": options.image_size,
+            "patch_size": options.patch_size,
+        },
+        text_config={**_tower_sizes(options.text_width, options.text_layers), **token_ids},
+        **state,
+    )
+    return BlipForPreTraining(config)
+
+
+def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_dir: Path) -> None:
+    """Saves the captioner and the matcher inside a model beside it, each with the processor.
+
+    Args:
+        model (`BlipForPreTraining`):
+            The model.
+        processor (`BlipProcessor`):
+            Its processor.
+        output_dir (`Path`):
+            Where the sub-folders `captioner` and `retriever` go.
+    """
+    for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
+        part.save_pretrained(output_dir / name)
+        processor.save_pretrained(output_dir / name)
+
+
+def _one_or_several(sources: list[str]) -> str | list[str]:
+    return sources[0] if len(sources) == 1 else sources
+
+
+def _tower_sizes(width: int, num_layers: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+    }
+
+
+__all__ = ["PretrainArguments", "build_help_parser", "build_parser", "main", "run"]
