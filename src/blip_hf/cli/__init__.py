@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command `blip-hf`: one module a sub-command, imported when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+
+COMMANDS = {
+    "pretrain": "pre-train BLIP with its three objectives",
+    "caption": "write captions for pictures",
+    "demo": "pre-train, caption and match on built-in scenes, with a report",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Runs a sub-command.
+
+    A mistake of the user ends in one line on stderr and status 2; `--debug`, anywhere, lets the traceback through.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments. Those of the process by default.
+
+    Returns:
+        `int`, *optional*: The status to exit with.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    # The sub-command reads its own arguments, `--help` among them.
+    command = build_parser().parse_args(arguments[:1]).command
+    module = importlib.import_module(f".{command}", __name__)
+    try:
+        return module.main(arguments[1:])
+    except (ValueError, OSError) as error:
+        if is_debugging:
+            raise
+        print(f"blip-hf {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of what stands before a sub-command's own arguments.
+
+    Returns:
+        `argparse.ArgumentParser`: knows the sub-commands and `--version`.
+    """
+    width = max(len(name) for name in COMMANDS)
+    summary = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="blip-hf",
+        usage="blip-hf [--version] [--debug] COMMAND ...",
+        description="BLIP: pre-training, captioning and image-text matching.",
+        epilog=f"commands:\n{summary}\n\n`blip-hf COMMAND --help` tells what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
+    parser.add_argument("--version", action="version", version=f"blip-hf {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+__all__ = ["COMMANDS", "build_parser", "main"]
