@@ -247,7 +247,7 @@ def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
     plain = model(**batch, generator=draws()).loss
     expected = gradients_of(model, plain)
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     checkpointed = model(**batch, generator=draws()).loss
     assert_close(checkpointed, plain)
     gradients = gradients_of(model, checkpointed)

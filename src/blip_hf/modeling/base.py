@@ -66,11 +66,11 @@ class BlipPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if not allow_new_heads:
             _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
-        model._finish_loading(info)
+        model._finish_loading()
         return (model, info) if output_loading_info else model
 
-    def _finish_loading(self, loading_info: dict[str, Any]) -> None:
-        """Sets what a checkpoint may leave out and its other weights determine."""
+    def _finish_loading(self) -> None:
+        """Sets what a checkpoint leaves out and its weights determine."""
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Resizes the image encoder's position embeddings to another image size, bicubically.

@@ -71,7 +71,7 @@ class BlipForPreTraining(BlipPreTrainedModel):
 
     `forward` changes nothing. After each optimiser step call `update_momentum()`, after each batch `enqueue(output)`;
     `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
-    out, and a model loaded without them starts its averages at its own weights.
+    out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
 
     Args:
         config (`BlipPreTrainingConfig`):
@@ -113,9 +113,9 @@ class BlipForPreTraining(BlipPreTrainedModel):
         elif module is self:
             init.constant_(module.temp, self.config.temperature_init_value)
 
-    def _finish_loading(self, loading_info: dict[str, Any]) -> None:
-        if any(name.startswith("momentum_towers.") for name in loading_info["missing_keys"]):
-            self.reset_momentum()
+    def _finish_loading(self) -> None:
+        self.momentum_towers.requires_grad_(False)  # loading makes new parameters of what a file leaves out
+        self.reset_momentum()
 
     @classmethod
     def from_vision_text_pretrained(
