@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Captioner: image encoder and image-grounded text decoder."""
 
+import copy
 from typing import Any
 
 import torch
@@ -176,14 +177,14 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         else:
             input_ids = torch.as_tensor(input_ids, device=image_embeds.device)
             input_ids, attention_mask = self._align_prompts(input_ids, attention_mask)
-        if generation_config is None:
-            generation_config = self.generation_config
+        settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
+        decoder_kwargs = settings.update(**(self._default_settings(settings) | generate_kwargs))
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_memory=memory,
-            generation_config=generation_config,
-            **(self._default_settings(generation_config) | generate_kwargs),
+            generation_config=settings,
+            **decoder_kwargs,
         )
 
     def _default_settings(self, generation_config: GenerationConfig) -> dict[str, int]:
