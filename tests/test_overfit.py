@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Each head learns eight pairs by heart: a shifted label or a wrong first token would not let it."""
+
+import pytest
+import torch
+
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining
+
+from .twins import CLS, DEC, PAD, SEP, tiny_config, tiny_pretraining_config
+
+
+NUM_PAIRS, LENGTH = 8, 6
+
+
+@pytest.fixture
+def pairs():
+    """Eight images, each with a caption of its own: [CLS], two to four words, [SEP], padding."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.full((NUM_PAIRS, LENGTH), PAD)
+    for row, words in zip(input_ids, torch.randint(4, DEC, (NUM_PAIRS, 4), generator=generator), strict=True):
+        length = 2 + int(words[0]) % 3
+        row[0], row[1 : 1 + length], row[1 + length] = CLS, words[:length], SEP
+    assert len(input_ids.unique(dim=0)) == NUM_PAIRS
+    pixel_values = torch.randn(NUM_PAIRS, 3, 32, 32, generator=generator)
+    return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
+
+
+def optimise(model, step_loss, num_steps, lr=5e-3, after_step=lambda: None):
+    model.train()
+    optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=0.0)
+    for _ in range(num_steps):
+        optimiser.zero_grad()
+        step_loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        after_step()
+    return model.eval()
+
+
+def assert_captions_are_reproduced(captioner, pairs):
+    generated = captioner.generate(pairs["pixel_values"], max_new_tokens=LENGTH, num_beams=1, do_sample=False)
+    for row, caption, mask in zip(generated, pairs["input_ids"], pairs["attention_mask"], strict=True):
+        expected = [DEC, *caption[mask.bool()].tolist()[1:]]
+        assert row.tolist()[: len(expected)] == expected
+
+
+def matching_accuracy(matcher, pairs):
+    """Share of right answers over all pairs of images and texts."""
+    ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
+    logits = matcher(ids, pairs["pixel_values"], attention_mask=mask).itm_logits
+    return (logits.argmax(dim=-1) == torch.eye(NUM_PAIRS, dtype=torch.long).flatten()).float().mean().item()
+
+
+def test_captioner_reproduces_its_captions(pairs):
+    captioner = BlipForConditionalGeneration(tiny_config())
+    optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=120)
+    with torch.no_grad():
+        assert_captions_are_reproduced(captioner, pairs)
+
+
+def test_matcher_tells_its_pairs_from_all_others(pairs):
+    matcher = BlipForImageTextRetrieval(tiny_config())
+    ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
+    labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
+    optimise(
+        matcher, lambda: matcher(ids, pairs["pixel_values"], attention_mask=mask, labels=labels).loss, num_steps=120
+    )
+    with torch.no_grad():
+        assert matching_accuracy(matcher, pairs) == 1.0
+
+
+def test_pretraining_teaches_all_three_heads(pairs):
+    model = BlipForPreTraining(tiny_pretraining_config(queue_size=0, momentum=0.9))
+    image_ids = torch.arange(NUM_PAIRS)
+    optimise(
+        model,
+        lambda: model(**pairs, image_ids=image_ids).loss,
+        num_steps=150,
+        after_step=model.update_momentum,
+    )
+    captioner, retriever = model.export_captioner(), model.export_retriever()
+    with torch.no_grad():
+        assert_captions_are_reproduced(captioner, pairs)
+        assert matching_accuracy(retriever, pairs) == 1.0
+        similarity = retriever(**pairs, use_itm_head=False).itc_similarity
+    own = torch.arange(NUM_PAIRS)
+    assert torch.equal(similarity.argmax(dim=1), own)  # text retrieval, R@1 = 1
+    assert torch.equal(similarity.argmax(dim=0), own)  # image retrieval, R@1 = 1
