@@ -85,12 +85,18 @@ def test_a_seed_repeats_the_run_and_another_does_not(tiny_run, tmp_path):
 
 
 def test_held_out_scenes_are_none_of_training():
-    settings = DemoSettings(**TINY)
-    processor = build_processor(settings.image_size)
-    training = EncodedScenes(settings.training_scenes(), processor)
-    held_out = EncodedScenes(settings.held_out_scenes(), processor)
-    assert set(training.image_ids.tolist()).isdisjoint(held_out.image_ids.tolist())
+    training, held_out = DemoSettings(**TINY).training_scenes(), DemoSettings(**TINY).held_out_scenes()
+    training_ids = {scene["image_id"] for scene in training}
+    assert training_ids.isdisjoint(scene["image_id"] for scene in held_out)
     assert (len(training), len(held_out)) == (32, 30)
+
+
+def test_scenes_of_one_caption_are_no_negatives_of_each_other():
+    scenes = DemoSettings(num_scenes=300).training_scenes()
+    ids = EncodedScenes(scenes, build_processor(64)).image_ids.tolist()
+    captions = scenes.captions()
+    assert len(set(ids)) == len(set(captions)) < len(captions)
+    assert len(set(zip(ids, captions, strict=True))) == len(set(ids))
 
 
 def test_encoded_scenes_are_what_the_processor_makes_of_each():

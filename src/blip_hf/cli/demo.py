@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ..demo.pretrain import DemoSettings
 
+    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     options = {name: value for name, value in vars(arguments).items() if name != "output_dir" and value is not None}
     run(DemoSettings(**options), arguments.output_dir, Console(highlight=False))
