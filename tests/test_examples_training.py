@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The examples that train, and the pretrain command: each runs offline from nothing and leaves what it promises."""
+
+import dataclasses
+import json
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import transformers
+from PIL import Image
+
+from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
+from blip_hf.cli import pretrain
+from blip_hf.training import BlipTrainingArguments
+
+
+ROOT = Path(__file__).parents[1]
+TINY = shlex.split(
+    "--image_size 32 --patch_size 16 --vision_width 32 --vision_layers 1 --text_width 32 --text_layers 1"
+    " --feature_width 8 --queue_size 8 --per_device_train_batch_size 4 --max_steps 2 --warmup_steps 0 --use_cpu"
+    " --save_strategy no --disable_tqdm True --logging_steps 1"
+)
+
+
+def run_example(name, *argv):
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"](list(argv))
+
+
+def captions_in_transformers(folder):
+    """What transformers' own classes say about a grey picture, from all the weights and with none left over."""
+    model, info = transformers.BlipForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    processor = BlipProcessor.from_pretrained(folder)
+    inputs = processor(Image.new("RGB", (40, 30), "grey"), "a picture of", return_tensors="pt")
+    return processor.post_process_captions(model.generate(**inputs, max_new_tokens=3))
+
+
+def test_pretrain_example(tmp_path, capsys):
+    run_example("pretrain", "--tiny", "--output_dir", str(tmp_path))
+    assert "eval_text_to_image_r@1" in capsys.readouterr().out
+    BlipForPreTraining.from_pretrained(tmp_path)
+    assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
+    _, info = transformers.BlipForImageTextRetrieval.from_pretrained(tmp_path / "retriever", output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_finetune_captioner_example(tmp_path, capsys):
+    run_example("finetune_captioner", "--tiny", "--output_dir", str(tmp_path))
+    assert "is captioned" in capsys.readouterr().out
+    BlipForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_pretrain_command_on_scenes(tmp_path, capsys):
+    argv = ["--data", "scenes", "--eval_data", "scenes", "--num_scenes", "8", "--num_eval_scenes", "4", *TINY]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path)]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert metrics["eval_text_to_image_r@5"] == 1.0  # among four
+    assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
+
+
+def test_pretrain_command_on_a_json_list(tmp_path, capsys):
+    pairs = []
+    for index, name in enumerate(["red", "green", "blue", "white"]):
+        Image.new("RGB", (48, 40), name).save(tmp_path / f"{name}.png")
+        pairs.append({"image": f"{name}.png", "caption": [f"all {name}", f"nothing but {name}"], "image_id": index})
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    source = str(tmp_path / "pairs.json")
+    argv = ["--data", source, "--eval_data", source, *TINY, "--output_dir", str(tmp_path / "out")]
+    assert pretrain.main(argv) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert metrics["eval_text_to_image_r@5"] == 1.0  # among four pictures, of two captions each
+    processor = BlipProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.tokenize("nothing but green") == ["nothing", "but", "green"]
+
+
+def test_pretrain_command_refuses_half_a_warm_start(tmp_path):
+    argv = ["--data", "scenes", "--text", "somewhere", "--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="--vision and --text go together"):
+        pretrain.main(argv)
+
+
+def test_pretrain_help_comes_within_a_second():
+    command = [sys.executable, "-m", "blip_hf", "pretrain", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    seconds = []
+    for _ in range(3):  # the best of three, for a machine that is busy
+        start = time.perf_counter()
+        result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+    assert "--data" in result.stdout
+    assert "--help_all" in result.stdout
+    assert min(seconds) < 1
+
+
+def test_pretrain_help_names_options_that_exist(capsys):
+    names = {option.name for option in dataclasses.fields(BlipTrainingArguments)}
+    assert set(pretrain.COMMON_TRAINER_FLAGS) <= names
+    assert pretrain.main(["--help_all"]) == 0
+    # Every option of both, so that no `%` in a help text breaks it.
+    listed = capsys.readouterr().out
+    own = {option.name for option in dataclasses.fields(pretrain.PretrainArguments)}
+    assert [name for name in names | own if f"--{name}" not in listed and f"--no_{name}" not in listed] == []
