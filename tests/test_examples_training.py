@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import transformers
 from PIL import Image
+from torch.testing import assert_close
 
 from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
 from blip_hf.cli import pretrain
+from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.training import BlipTrainingArguments
 
 
@@ -78,6 +81,44 @@ def test_pretrain_command_on_a_json_list(tmp_path, capsys):
     assert metrics["eval_text_to_image_r@5"] == 1.0  # among four pictures, of two captions each
     processor = BlipProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.tokenize("nothing but green") == ["nothing", "but", "green"]
+
+
+def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=48, patch_size=16), add_pooling_layer=False)
+    tokenizer = train_wordpiece_tokenizer(scene_vocabulary_texts())
+    bert_config = transformers.BertConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=64)
+    bert = transformers.BertModel(bert_config, add_pooling_layer=False)
+    for name, part in (("vit", vit), ("bert", bert), ("bert", tokenizer)):
+        part.save_pretrained(tmp_path / name)
+    argv = [
+        "--data",
+        "scenes",
+        "--num_scenes",
+        "8",
+        "--vision",
+        str(tmp_path / "vit"),
+        "--text",
+        str(tmp_path / "bert"),
+    ]
+    # At a learning rate of next to nothing the weights stay where they started.
+    argv += [
+        *TINY,
+        "--learning_rate",
+        "1e-12",
+        "--lr_scheduler_type",
+        "constant",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert pretrain.main(argv) == 0
+    model = BlipForPreTraining.from_pretrained(tmp_path / "out")
+    words = bert.embeddings.word_embeddings.weight
+    assert_close(model.get_input_embeddings().weight[: len(words)], words, rtol=0, atol=1e-6)
+    assert model.config.vision_config.image_size == 32
+    assert_close(
+        model.vision_model.embeddings.patch_embedding.weight, vit.embeddings.patch_embeddings.projection.weight
+    )
 
 
 def test_pretrain_command_refuses_half_a_warm_start(tmp_path):

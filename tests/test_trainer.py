@@ -249,6 +249,11 @@ def test_evaluation_reports_the_losses_and_recalls(tmp_path):
     assert {"eval_itm_accuracy", "eval_image_to_text_r@1", "eval_text_to_image_r@1"} <= set(metrics)
 
 
+def test_prediction_reports_as_evaluation_does(tmp_path):
+    output = make_trainer(tmp_path).predict(Pairs(6))
+    assert {"test_loss_lm", "test_text_to_image_r@1"} <= set(output.metrics)
+
+
 def test_evaluation_uses_all_pairs(tmp_path):
     metrics = make_trainer(tmp_path, eval_dataset=Pairs(3)).evaluate()
     assert metrics["eval_text_to_image_r@5"] == 1.0
@@ -360,3 +365,18 @@ def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
     for _ in range(30):
         trainer._warn_about_chance(0.64)
     assert caplog.text.count("constant guess") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_step_never_waits_for_the_device(tmp_path):
+    trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
+    trainer.train()
+    batch = trainer._prepare_inputs({name: column[:4] for name, column in Pairs().columns.items()})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = trainer.training_step(trainer.model_wrapped, batch)
+        trainer.model.update_momentum()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()

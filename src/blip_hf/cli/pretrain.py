@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options, training_arguments = parser.parse_args_into_dataclasses(arguments)
-    print(json.dumps(run(options, training_arguments)))
+    metrics = run(options, training_arguments)
+    if training_arguments.process_index == 0:
+        print(json.dumps(metrics))
     return 0
 
 
@@ -186,8 +188,7 @@ def run(options: PretrainArguments, training_arguments: "BlipTrainingArguments")
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        output_dir = Path(training_arguments.output_dir)
-        save_parts(trainer.model, processor, output_dir)
+        save_parts(trainer.model, processor, Path(training_arguments.output_dir))
     return metrics
 
 

@@ -220,7 +220,7 @@ class BlipTrainer(Trainer):
             description (`str`):
                 Its name in messages.
             prediction_loss_only (`bool`, *optional*):
-                As in the base class.
+                Not used: there are no labels, and no predictions come back.
             ignore_keys (`list[str]`, *optional*):
                 As in the base class.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
@@ -235,9 +235,8 @@ class BlipTrainer(Trainer):
         # loader draws one too.
         self._eval_generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         with torch.random.fork_rng(devices=[]):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            # Losses only: without labels there is nothing to hold the logits of a whole set against.
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         columns = [torch.cat(column) for column in zip(*self._eval_features, strict=True)]
         metrics = self._eval_means.pop() | recalls_in_set(*columns)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
