@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
 from blip_hf.modeling import pretraining
@@ -31,6 +32,23 @@ def batch():
 
 def draws(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+class HostReads(TorchDispatchMode):
+    """Records operations that would make the host wait for an accelerator."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        by_mask = function is torch.ops.aten.index.Tensor and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        waits = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+        if function._schema.name in waits or by_mask:
+            self.found.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
 
 
 def gradients_of(model, loss):
@@ -302,6 +320,19 @@ def test_one_seed_draws_one_step(model, batch):
     assert torch.equal(*same)
     others = [model(**batch, generator=draws(seed)).itm_logits for seed in range(2, 8)]
     assert not all(torch.equal(same[0], other) for other in others)
+
+
+def test_a_training_step_reads_nothing_back_to_the_host(model, batch):
+    with HostReads() as reads:
+        output = model(**batch, image_ids=torch.tensor([1, 1, 2, 3]))
+        output.loss.backward()
+        model.update_momentum()
+        model.enqueue(output)
+    assert reads.found == []
+    with reads:
+        output.loss.item()
+        batch["input_ids"][batch["input_ids"] == PAD]
+    assert reads.found == ["aten::_local_scalar_dense", "aten::index"]
 
 
 def test_base_model_has_the_papers_252_million_parameters():
