@@ -272,24 +272,21 @@ def test_captions_come_batch_by_batch(model, processor, pictures):
     assert opened == [0, 1]
 
 
-def test_from_pretrained_gives_the_same_captions(model, processor, matcher, pictures, tmp_path):
-    # The matcher has its own image size and is given its own pictures.
-    model.save_pretrained(tmp_path / "captioner")
-    processor.save_pretrained(tmp_path / "captioner")
-    matcher.save_pretrained(tmp_path / "matcher")
-    processor.save_pretrained(tmp_path / "matcher")
-    loaded = BlipCaptioner.from_pretrained(tmp_path / "captioner", matcher=tmp_path / "matcher", device="cpu")
-    expected = BlipCaptioner(model, processor, matcher=matcher).caption(pictures, return_scores=True)
-    assert loaded.caption(pictures, return_scores=True) == expected
-
-
-def test_a_matcher_of_another_image_size_gets_its_own_pixels(model, processor, pictures):
+@pytest.mark.parametrize("matcher_size", [32, 48])
+def test_from_pretrained_gives_the_same_captions(model, processor, pictures, tmp_path, matcher_size):
+    # The matcher sees the pictures through its own processor.
     config = tiny_config(processor)
-    config.vision_config.image_size = 48
-    large_processor = BlipProcessor.from_bert_tokenizer(processor.tokenizer, image_size=48)
+    config.vision_config.image_size = matcher_size
     matcher = BlipForImageTextRetrieval(config)
-    captioner = BlipCaptioner(model, processor, matcher=matcher, matcher_processor=large_processor)
-    assert 0 <= captioner.caption(pictures[0])[0].itm_probability <= 1
+    matcher_processor = BlipProcessor.from_bert_tokenizer(processor.tokenizer, image_size=matcher_size)
+    for folder, parts in {"captioner": (model, processor), "matcher": (matcher, matcher_processor)}.items():
+        for part in parts:
+            part.save_pretrained(tmp_path / folder)
+    loaded = BlipCaptioner.from_pretrained(tmp_path / "captioner", matcher=tmp_path / "matcher", device="cpu")
+    expected = BlipCaptioner(model, processor, matcher=matcher, matcher_processor=matcher_processor)
+    captions = loaded.caption(pictures, return_scores=True)
+    assert captions == expected.caption(pictures, return_scores=True)
+    assert all(0 < caption.itm_probability < 1 for caption in captions)
 
 
 def test_captions_in_bfloat16(processor, pictures):

@@ -24,11 +24,11 @@ from .processing_blip import BlipProcessor
 
 OnError = Literal["raise", "skip"]
 
-# BLIP, appendix and its caption configuration: beam search with 3 beams, 5 to 20 tokens. Those counted the four tokens of
-# the prompt "a picture of", so that the lower limit hardly ever acted; here 20 counts new tokens.
+# Beam search as in salesforce/BLIP, configs/caption_coco.yaml: 3 beams, 5 to 20 tokens. Those count the four tokens that
+# [DEC] and the prompt "a picture of" make, so that the lower limit hardly ever acts; the 20 here are new tokens.
 _NUM_BEAMS = 3
 _MAX_NEW_TOKENS = 20
-# BLIP, section 4.2: CapFilt writes its captions with nucleus sampling.
+# Sampling as CapFilt does for its synthetic captions (BLIP, section 4).
 _TOP_P = 0.9
 
 _ONE_PICTURE = (str, bytes, os.PathLike, io.IOBase, Image.Image, np.ndarray, dict)
@@ -270,8 +270,7 @@ class BlipCaptioner:
         for batch in self._batches(pictures, on_error=on_error):
             captions = {number: [caption] for number, caption in batch.failures.items()}
             if batch.images:
-                written = self._describe(batch, num_return_sequences, return_scores)
-                for caption in written:
+                for caption in self._describe(batch, num_return_sequences, return_scores):
                     captions.setdefault(caption.picture, []).append(caption)
             for number in sorted(captions):
                 yield from captions[number]
@@ -302,7 +301,7 @@ class BlipCaptioner:
         if self.prompt is not None:
             prompts = self.processor(text=[self.prompt] * len(pixel_values), return_tensors="pt").to(device)
         settings = _with_recipe(self.generation_settings, self.model.generation_config, num_return_sequences)
-        # Numbers of pictures make the batches of one call differ, and a batch the same in each call.
+        # The first picture's number makes the batches of one call differ, and a batch the same in each call.
         with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
             sequences = self.model.generate(pixel_values, **prompts, **settings)  # (n * g, t)
         return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, pixel_values
