@@ -28,11 +28,13 @@ def pairs():
 def optimise(model, step_loss, num_steps, lr=5e-3, after_step=lambda: None):
     model.train()
     optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.1, total_iters=num_steps)
     for _ in range(num_steps):
         optimiser.zero_grad()
         step_loss().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+        schedule.step()
         after_step()
     return model.eval()
 
@@ -53,7 +55,7 @@ def matching_accuracy(matcher, pairs):
 
 def test_captioner_reproduces_its_captions(pairs):
     captioner = BlipForConditionalGeneration(tiny_config())
-    optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=120)
+    optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=100)
     with torch.no_grad():
         assert_captions_are_reproduced(captioner, pairs)
 
@@ -63,7 +65,7 @@ def test_matcher_tells_its_pairs_from_all_others(pairs):
     ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
     labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
     optimise(
-        matcher, lambda: matcher(ids, pairs["pixel_values"], attention_mask=mask, labels=labels).loss, num_steps=120
+        matcher, lambda: matcher(ids, pairs["pixel_values"], attention_mask=mask, labels=labels).loss, num_steps=100
     )
     with torch.no_grad():
         assert matching_accuracy(matcher, pairs) == 1.0
@@ -75,7 +77,7 @@ def test_pretraining_teaches_all_three_heads(pairs):
     optimise(
         model,
         lambda: model(**pairs, image_ids=image_ids).loss,
-        num_steps=150,
+        num_steps=120,
         after_step=model.update_momentum,
     )
     captioner, retriever = model.export_captioner(), model.export_retriever()
