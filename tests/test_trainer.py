@@ -198,10 +198,12 @@ def test_accumulating_equal_batches_gives_the_step_of_one(tmp_path):
 
 
 def test_alpha_rises_over_two_epochs(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=6)
-    trainer.train()
-    # Two steps an epoch. A log stands after its step: alpha is that of the next one, 0.4 * step / 4 up to 0.4.
-    assert_close([log["alpha"] for log in trainer.state.log_history if "loss" in log], [0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    model, alphas = make_model(), []
+    model.register_forward_pre_hook(lambda _, __, inputs: alphas.append(inputs["alpha"]), with_kwargs=True)
+    # Two steps an epoch, so four of ramp, and two batches a step, which share their alpha.
+    fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    make_trainer(tmp_path, model, max_steps=6, **fields).train()
+    assert_close(alphas, [alpha for alpha in (0.0, 0.1, 0.2, 0.3, 0.4, 0.4) for _ in range(2)])
 
 
 def test_logs_hold_each_objective(tmp_path):
@@ -266,6 +268,7 @@ def test_evaluation_changes_no_state(tmp_path):
     first = trainer.evaluate()
     assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), random_state)
+    torch.rand(1)  # as training would between two evaluations
     assert trainer.evaluate()["eval_loss"] == first["eval_loss"]
 
 
