@@ -21,7 +21,7 @@ _HOMES = {
     "modeling.retrieval": ["BlipForImageTextRetrieval"],
     "modeling.pretraining": ["BlipForPreTraining"],
     "auto": ["register_auto_classes"],
-    "captioner": ["BlipCaptioner"],
+    "captioner": ["BlipCaptioner", "Caption"],
     "training.arguments": ["BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
     "conversion": ["convert_original_state_dict"],
