@@ -105,6 +105,13 @@ def test_the_optimiser_follows_the_schedule(tmp_path):
     assert_close(rates, [1e-6, 1.505e-4, 1.5e-4, 1.5e-4])
 
 
+def test_a_fixed_temperature_stays_where_it_is(tmp_path):
+    for learn_temperature in (True, False):
+        model = make_model()
+        make_trainer(tmp_path, model, learn_temperature=learn_temperature).train()
+        assert (model.temp.item() == pytest.approx(0.07, abs=1e-6)) is not learn_temperature
+
+
 def test_schedules_of_transformers_are_there_by_name(tmp_path):
     trainer = make_trainer(tmp_path, lr_scheduler_type="cosine", max_steps=2)
     trainer.train()

@@ -228,8 +228,6 @@ def pretrain(
     """
     set_seed(settings.seed)
     model = BlipForPreTraining(build_config(settings, processor))
-    # At this learning rate the temperature would fall to a hundredth before the features have any order.
-    model.temp.requires_grad_(False)
     args = BlipTrainingArguments(
         str(output_dir),
         max_steps=settings.steps,
@@ -237,6 +235,7 @@ def pretrain(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, settings.steps // 15),
+        learn_temperature=False,
         max_grad_norm=1.0,
         alpha_ramp_epochs=2.0,
         logging_steps=max(1, settings.steps // 60),

@@ -68,6 +68,13 @@ class BlipTrainingArguments(TrainingArguments):
             " the configuration's value (salesforce/BLIP pretrain.py)."
         },
     )
+    learn_temperature: bool = field(
+        default=True,
+        metadata={
+            "help": "Train the temperature (paper). In a short run at a high learning rate it falls before the features"
+            " have any order; then keep it fixed."
+        },
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Norm to clip gradients to; 0 clips nothing."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop columns that no model takes. The collators of this package need them."}

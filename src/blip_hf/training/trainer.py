@@ -88,6 +88,7 @@ class BlipTrainer(Trainer):
 
     def __init__(self, model: BlipForPreTraining, args: BlipTrainingArguments, **kwargs: Any) -> None:
         _check_precision(model)
+        model.temp.requires_grad_(args.learn_temperature)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.add_callback(PreTrainingCallback())
