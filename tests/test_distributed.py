@@ -35,6 +35,7 @@ def run_rank(rank, folder):
             "queue": queue.state_dict(),
             "without_ids": without_ids.state_dict(),
             "gathered": gather(strided),
+            "uneven": gather(torch.full((rank + 1, 2), rank)),
             "has_gradient": gather(features).requires_grad,
             "world_size": world_size(),
         },
@@ -59,6 +60,11 @@ def test_gather_concatenates_in_rank_order(ranks):
         assert rank["world_size"] == WORLD_SIZE
         assert torch.equal(rank["gathered"], torch.cat([own, own + 10]))
         assert not rank["has_gradient"]
+
+
+def test_gather_takes_unequal_numbers_of_rows(ranks):
+    for rank in ranks:
+        assert rank["uneven"].tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("name", ["queue", "without_ids"])

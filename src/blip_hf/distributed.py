@@ -14,18 +14,25 @@ def world_size() -> int:
 def gather(tensor: Tensor) -> Tensor:
     """Concatenates a tensor over all processes in rank order, without gradient.
 
+    Numbers of rows may differ: a process that had to leave out a record has fewer.
+
     Args:
         tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's part; the same shape on each process.
+            This process's rows; the same shape on each process but for their number.
 
     Returns:
-        `torch.Tensor` of shape `(b * world_size, ...)`: The whole; `tensor` itself on one process.
+        `torch.Tensor` of shape `(sum of b, ...)`: The whole; `tensor` itself on one process.
     """
     if world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    distributed.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    counts = [torch.empty(1, dtype=torch.long, device=tensor.device) for _ in range(world_size())]
+    distributed.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+    counts = torch.cat(counts).tolist()
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 __all__ = ["gather", "world_size"]
