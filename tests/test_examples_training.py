@@ -100,6 +100,8 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
         str(tmp_path / "vit"),
         "--text",
         str(tmp_path / "bert"),
+        "--image_mean",
+        *("0.5", "0.4", "0.3"),
     ]
     # At a learning rate of next to nothing the weights stay where they started.
     argv += [
@@ -116,6 +118,7 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
     words = bert.embeddings.word_embeddings.weight
     assert_close(model.get_input_embeddings().weight[: len(words)], words, rtol=0, atol=1e-6)
     assert model.config.vision_config.image_size == 32
+    assert list(BlipProcessor.from_pretrained(tmp_path / "out").image_processor.image_mean) == [0.5, 0.4, 0.3]
     assert_close(
         model.vision_model.embeddings.patch_embedding.weight, vit.embeddings.patch_embeddings.projection.weight
     )

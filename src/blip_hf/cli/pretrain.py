@@ -73,6 +73,12 @@ class PretrainArguments:
     )
     vocab_size: int = field(default=30_522, metadata={"help": "Upper limit of a vocabulary trained on the captions."})
     image_size: int = field(default=224, metadata={"help": "Side of the pictures in pixels."})
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel that --vision was trained with. Default: CLIP's."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel likewise. Default: CLIP's."}
+    )
     patch_size: int = field(default=16, metadata={"help": "Side of an image patch in pixels, without --vision."})
     vision_width: int = field(default=768, metadata={"help": "Width of the image encoder, without --vision."})
     vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision."})
@@ -266,7 +272,9 @@ def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcess
         captions = train_pairs.captions() if isinstance(train_pairs, Scenes) else train_pairs["caption"]
         # The prompt of captioning, which captions may not hold.
         tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=options.image_size)
+    return BlipProcessor.from_bert_tokenizer(
+        tokenizer, image_size=options.image_size, image_mean=options.image_mean, image_std=options.image_std
+    )
 
 
 def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipForPreTraining":
