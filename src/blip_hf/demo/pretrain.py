@@ -30,7 +30,7 @@ class DemoSettings:
     """Size and length of the demo. The defaults take a few minutes on two cores.
 
     Args:
-        steps (`int`, *optional*, defaults to 700):
+        steps (`int`, *optional*, defaults to 1100):
             Optimiser steps.
         seed (`int`, *optional*, defaults to 0):
             Seed of scenes, weights and batches.
@@ -59,7 +59,7 @@ class DemoSettings:
         ValueError: If there is nothing to train on, or to compare.
     """
 
-    steps: int = 700
+    steps: int = 1100
     seed: int = 0
     num_scenes: int = 8000
     num_held_out: int = 300
