@@ -77,6 +77,16 @@ def test_image_size_resizes_both_towers(tmp_path, bert):
     assert torch.isfinite(model(**batch).loss)
 
 
+def test_either_tower_may_start_from_random_weights(tmp_path, bert):
+    model = BlipForPreTraining.from_vision_text_pretrained(
+        text=tmp_path / "bert", vision_fields=VISION, text_fields={"hidden_dropout_prob": 0.0}, queue_size=8
+    )
+    ids = torch.randint(0, BERT_VOCAB, (2, 6))
+    assert_close(model.eval().text_encoder(ids).last_hidden_state, bert(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert model.config.vision_config.hidden_size == VISION["hidden_size"]
+    assert model.config.text_config.hidden_dropout_prob == 0
+
+
 def test_another_model_type_is_refused(tmp_path, bert):
     with pytest.raises(ValueError, match="type 'bert', expected one of vit, deit"):
         BlipForPreTraining.from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")

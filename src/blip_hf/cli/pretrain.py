@@ -62,10 +62,10 @@ class PretrainArguments:
         default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
     )
     vision: str | None = field(
-        default=None, metadata={"help": "ViT or DeiT checkpoint to start from, together with --text."}
+        default=None, metadata={"help": "ViT or DeiT checkpoint to start from. Default: random weights."}
     )
     text: str | None = field(
-        default=None, metadata={"help": "BERT checkpoint with its tokenizer to start from, together with --vision."}
+        default=None, metadata={"help": "BERT checkpoint, with its tokenizer, to start from. Default: random weights."}
     )
     tokenizer: str | None = field(
         default=None,
@@ -84,6 +84,7 @@ class PretrainArguments:
     vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision."})
     text_width: int = field(default=768, metadata={"help": "Width of the text transformer, without --text."})
     text_layers: int = field(default=12, metadata={"help": "Layers of the text transformer, without --text."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer."})
     feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
     queue_size: int = field(
         default=57_600, metadata={"help": "Pairs in the queue; more than there are pairs to train on is too many."}
@@ -175,8 +176,6 @@ def run(options: PretrainArguments, training_arguments: "BlipTrainingArguments")
     from ..data.collators import BlipPretrainingCollator
     from ..training import BlipTrainer
 
-    if (options.vision is None) != (options.text is None):
-        raise ValueError("--vision and --text go together: pass both, or neither to start from random weights.")
     set_seed(training_arguments.seed)
     train_pairs, train_dataset = read_training_set(options, training_arguments.seed)
     processor = make_processor(options, train_pairs)
@@ -278,7 +277,7 @@ def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcess
 
 
 def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipForPreTraining":
-    """Makes the model, from random weights or from the two checkpoints.
+    """Makes the model, from checkpoints or random weights.
 
     Args:
         options (`PretrainArguments`):
@@ -289,7 +288,6 @@ def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipF
     Returns:
         `BlipForPreTraining`: the model, in float32.
     """
-    from ..configuration_blip import BlipPreTrainingConfig
     from ..modeling.pretraining import BlipForPreTraining
 
     token_ids = processor.config_token_ids()
@@ -299,20 +297,21 @@ def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipF
         "momentum": options.momentum,
         "alpha": options.alpha,
     }
-    if options.vision is not None:
-        return BlipForPreTraining.from_vision_text_pretrained(
-            options.vision, options.text, image_size=options.image_size, text_fields=token_ids, **state
-        )
-    config = BlipPreTrainingConfig(
-        vision_config={
-            **_tower_sizes(options.vision_width, options.vision_layers),
-            "image_size": options.image_size,
-            "patch_size": options.patch_size,
-        },
-        text_config={**_tower_sizes(options.text_width, options.text_layers), **token_ids},
+    vision_sizes, text_sizes = {}, {}
+    if options.vision is None:
+        vision_sizes = _tower_sizes(options.vision_width, options.vision_layers) | {"patch_size": options.patch_size}
+        vision_sizes["image_size"] = options.image_size
+    if options.text is None:
+        text_sizes = _tower_sizes(options.text_width, options.text_layers)
+    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    return BlipForPreTraining.from_vision_text_pretrained(
+        options.vision,
+        options.text,
+        image_size=options.image_size,
+        vision_fields=vision_sizes,
+        text_fields={**token_ids, **dropout, **text_sizes},
         **state,
     )
-    return BlipForPreTraining(config)
 
 
 def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_dir: Path) -> None:

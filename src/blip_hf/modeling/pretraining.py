@@ -120,32 +120,40 @@ class BlipForPreTraining(BlipPreTrainedModel):
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision: str | os.PathLike,
-        text: str | os.PathLike,
+        vision: str | os.PathLike | None = None,
+        text: str | os.PathLike | None = None,
         *,
         image_size: int | None = None,
+        vision_fields: dict[str, Any] | None = None,
         text_fields: dict[str, Any] | None = None,
         **config_fields: Any,
     ) -> "BlipForPreTraining":
         """Starts from a pre-trained image encoder and a BERT, as the paper does (section 4.1); all weights in fp32.
 
         Args:
-            vision (`str` or `os.PathLike`):
-                Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
-            text (`str` or `os.PathLike`):
-                Directory or Hub name of a BERT checkpoint.
+            vision (`str` or `os.PathLike`, *optional*):
+                Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint. Random weights without it.
+            text (`str` or `os.PathLike`, *optional*):
+                Directory or Hub name of a BERT checkpoint. Random weights without it.
             image_size (`int`, *optional*, defaults to the vision checkpoint's):
                 Pixels a side; position embeddings are interpolated.
+            vision_fields (`dict`, *optional*):
+                `BlipVisionConfig` fields to set; sizes too, without `vision`.
             text_fields (`dict`, *optional*):
-                `BlipTextConfig` fields to set: token ids as `BlipProcessor.config_token_ids()` gives them, dropout.
+                `BlipTextConfig` fields to set: token ids as `BlipProcessor.config_token_ids()` gives them, dropout; sizes
+                too, without `text`.
             **config_fields:
                 Fields of `BlipPreTrainingConfig`.
 
         Returns:
             `BlipForPreTraining`: With fresh cross-attention, heads and projections, in training mode.
         """
-        vision_config, vision_state = read_vision_tower(vision)
-        text_config, text_state = read_text_tower(text, **(text_fields or {}))
+        vision_config, vision_state = dict(vision_fields or {}), {}
+        if vision is not None:
+            vision_config, vision_state = read_vision_tower(vision, **vision_config)
+        text_config, text_state = dict(text_fields or {}), {}
+        if text is not None:
+            text_config, text_state = read_text_tower(text, **text_config)
         model = cls(BlipPreTrainingConfig(text_config=text_config, vision_config=vision_config, **config_fields))
         copy_into(model.vision_model, vision_state)
         copy_into(model.text_encoder, text_state)

@@ -48,12 +48,14 @@ _SHARED_TEXT_FIELDS = (
 _NUM_ADDED_TOKENS = 2
 
 
-def read_vision_tower(path: str | os.PathLike) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
+def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
     """Reads an image encoder.
 
     Args:
         path (`str` or `os.PathLike`):
             Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
+        **fields:
+            `BlipVisionConfig` fields to set, such as `drop_path_rate`.
 
     Returns:
         `tuple`: its configuration, and tensors under the names of `BlipVisionModel`.
@@ -63,7 +65,7 @@ def read_vision_tower(path: str | os.PathLike) -> tuple[BlipVisionConfig, dict[s
     """
     config = AutoConfig.from_pretrained(path)
     if config.model_type == "blip_vision_model":
-        model = BlipVisionModel.from_pretrained(path, dtype=torch.float32)
+        model = BlipVisionModel.from_pretrained(path, dtype=torch.float32, **fields)
         return model.config, model.state_dict()
     _require_type(path, config.model_type, ("vit", "deit", "blip_vision_model"))
     source = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).state_dict()
@@ -75,10 +77,11 @@ def read_vision_tower(path: str | os.PathLike) -> tuple[BlipVisionConfig, dict[s
     if "embeddings.distillation_token" in source:
         positions = state["embeddings.position_embedding"]
         state["embeddings.position_embedding"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
-    return BlipVisionConfig(**{name: getattr(config, name) for name in _SHARED_VISION_FIELDS}), state
+    shared = {name: getattr(config, name) for name in _SHARED_VISION_FIELDS}
+    return BlipVisionConfig(**(shared | fields)), state
 
 
-def read_text_tower(path: str | os.PathLike, **token_ids: int) -> tuple[BlipTextConfig, dict[str, Tensor]]:
+def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextConfig, dict[str, Tensor]]:
     """Reads a text encoder; cross-attention is not in it and stays fresh.
 
     BLIP has no token types, so BERT's vector of type 0, which it adds to every position, is added to the position
@@ -87,9 +90,9 @@ def read_text_tower(path: str | os.PathLike, **token_ids: int) -> tuple[BlipText
     Args:
         path (`str` or `os.PathLike`):
             Directory or Hub name of a BERT checkpoint.
-        **token_ids (`int`):
-            `BlipTextConfig` fields of the tokenizer: `vocab_size`, `bos_token_id`, `enc_token_id`, `sep_token_id`, ...
-            By default [DEC] and [ENC] follow BERT's vocabulary.
+        **fields:
+            `BlipTextConfig` fields to set: those of the tokenizer (`vocab_size`, `bos_token_id`, ...; by default [DEC]
+            and [ENC] follow BERT's vocabulary), dropout.
 
     Returns:
         `tuple`: its configuration, and tensors under the names of `BlipTextModel`; word embeddings have BERT's rows only.
@@ -103,9 +106,9 @@ def read_text_tower(path: str | os.PathLike, **token_ids: int) -> tuple[BlipText
     token_types = state.pop("embeddings.token_type_embeddings.weight")
     positions = state["embeddings.position_embeddings.weight"]
     state["embeddings.position_embeddings.weight"] = positions + token_types[0]
-    fields: dict[str, Any] = {name: getattr(config, name) for name in _SHARED_TEXT_FIELDS}
-    fields |= {"vocab_size": config.vocab_size + _NUM_ADDED_TOKENS, "bos_token_id": config.vocab_size}
-    return BlipTextConfig(**(fields | token_ids)), state
+    shared: dict[str, Any] = {name: getattr(config, name) for name in _SHARED_TEXT_FIELDS}
+    shared |= {"vocab_size": config.vocab_size + _NUM_ADDED_TOKENS, "bos_token_id": config.vocab_size}
+    return BlipTextConfig(**(shared | fields)), state
 
 
 @torch.no_grad()
