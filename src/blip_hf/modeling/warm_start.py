@@ -102,7 +102,8 @@ def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextCon
     """
     config = AutoConfig.from_pretrained(path)
     _require_type(path, config.model_type, ("bert",))
-    state = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).state_dict()
+    state = AutoModel.from_pretrained(path, dtype=torch.float32).state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     token_types = state.pop("embeddings.token_type_embeddings.weight")
     positions = state["embeddings.position_embeddings.weight"]
     state["embeddings.position_embeddings.weight"] = positions + token_types[0]
