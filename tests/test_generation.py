@@ -149,3 +149,15 @@ def test_forward_without_text_starts_from_dec(model, prompts):
     pixel_values = prompts["pixel_values"]
     start = torch.full((3, 1), DEC)
     assert_close(model(pixel_values).logits, model(pixel_values, start).logits)
+
+
+def test_an_image_memory_stands_for_the_pixels(model, prompts):
+    memory = model.get_image_memory(prompts["pixel_values"])
+    text = {key: prompts[key] for key in ("input_ids", "attention_mask")}
+    settings = {"num_beams": 3, "max_new_tokens": MAX_NEW}
+    assert_close(model.generate(image_memory=memory, **text, **settings), model.generate(**prompts, **settings))
+    assert_close(model(image_memory=memory, **text).logits, model(**prompts).logits)
+    with pytest.raises(ValueError, match="either pixel_values"):
+        model(**prompts, image_memory=memory)
+    with pytest.raises(ValueError, match="either pixel_values"):
+        model.generate(**text)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from .data.images import ImageSource, UnreadableImageError, open_image
+from .modeling.attention import ImageMemory
 from .modeling.captioning import BlipForConditionalGeneration
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
@@ -220,7 +221,7 @@ class BlipCaptioner:
             num_return_sequences (`int`, *optional*, defaults to 1):
                 Captions a picture; beam search gives the best first.
             return_scores (`bool`, *optional*, defaults to `False`):
-                Whether to compute `log_probability`, by one more pass of the model. `itm_probability` is there whenever
+                Whether to compute `log_probability`, by one more pass of the decoder. `itm_probability` is there whenever
                 there is a matcher.
             on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
                 What to do about a picture that cannot be read: stop, or go on and give one `Caption` with its `error`.
@@ -281,18 +282,18 @@ class BlipCaptioner:
             yield _open_batch(sources, on_error)
 
     def _describe(self, batch: "_Batch", num_return_sequences: int, return_scores: bool) -> list[Caption]:
-        texts, sequences, pixel_values = self._write(batch, num_return_sequences)
+        texts, sequences, memory = self._write(batch, num_return_sequences)
         numbers = [number for number in batch.images for _ in range(num_return_sequences)]
         known: dict[str, list[Any]] = {"picture": numbers, "text": texts}
         if return_scores:
-            known["log_probability"], known["num_tokens"] = self._score(pixel_values, sequences)
+            known["log_probability"], known["num_tokens"] = self._score(memory, sequences)
         if self.matcher is not None:
             known["itm_probability"] = self._match(list(batch.images.values()), texts)
         return [Caption(**dict(zip(known, values, strict=True))) for values in zip(*known.values(), strict=True)]
 
     @torch.inference_mode()
-    def _write(self, batch: "_Batch", num_return_sequences: int) -> tuple[list[str], Tensor, Tensor]:
-        """Captions of a batch, their tokens of shape `(n * g, t)`, and the pixels they were written about."""
+    def _write(self, batch: "_Batch", num_return_sequences: int) -> tuple[list[str], Tensor, ImageMemory]:
+        """Captions of a batch, their tokens of shape `(n * g, t)`, and the encoded pictures they were written about."""
         device = self.model.device
         pixel_values = self.processor(images=list(batch.images.values()), return_tensors="pt")["pixel_values"].to(
             device
@@ -303,16 +304,17 @@ class BlipCaptioner:
         settings = _with_recipe(self.generation_settings, self.model.generation_config, num_return_sequences)
         # The first picture's number makes the batches of one call differ, and a batch the same in each call.
         with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
-            sequences = self.model.generate(pixel_values, **prompts, **settings)  # (n * g, t)
-        return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, pixel_values
+            memory = self.model.get_image_memory(pixel_values)
+            sequences = self.model.generate(image_memory=memory, **prompts, **settings)  # (n * g, t)
+        return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, memory
 
     @torch.inference_mode()
-    def _score(self, pixel_values: Tensor, sequences: Tensor) -> tuple[list[float], list[int]]:
+    def _score(self, memory: ImageMemory, sequences: Tensor) -> tuple[list[float], list[int]]:
         """Sum and count of the log-probabilities of what comes after the prompt, up to and with the first [SEP]."""
         # [CLS] prompt [SEP] was read as [DEC] prompt.
         num_context = 1 if self.prompt is None else len(self.processor(text=self.prompt)["input_ids"]) - 1
         # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
-        logits = self.model(pixel_values, input_ids=sequences).logits[:, num_context - 1 : -1]
+        logits = self.model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
         targets = sequences[:, num_context:]  # (n * g, t)
         log_probabilities = -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         is_end = targets == self.model.config.text_config.sep_token_id

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipConfig
+from .attention import ImageMemory
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipCaptioningOutput
 from .text import BlipTextLMHeadModel
@@ -63,10 +65,25 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         """Replaces the vocabulary projection and its bias."""
         self.text_decoder.set_output_embeddings(new_embeddings)
 
+    def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
+        """Encodes images once, to be captioned and scored any number of times.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+
+        Returns:
+            `ImageMemory`: For `forward` and `generate`, in place of the pixels.
+        """
+        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+        return self.text_decoder.bert.build_image_memory(states)
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
@@ -74,13 +91,14 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         shift_labels: Tensor | None = None,
+        image_memory: ImageMemory | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipCaptioningOutput:
         """Scores captions, and the loss where labels are given.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
+                Normalised pixels; or give `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Captions, `g` neighbouring rows an image. Without them the decoder sees [DEC] alone. With labels, a [CLS]
                 at position 0 is read as [DEC], the token that generation starts from.
@@ -96,6 +114,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Labelled tokens of the whole optimiser step, which Trainer passes under gradient accumulation.
             shift_labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Labels already aligned with the logits.
+            image_memory (`ImageMemory`, *optional*):
+                Result of `get_image_memory`, in place of `pixel_values`; the output then has no image states.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
@@ -104,9 +124,13 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         """
         refuse_unknown(kwargs, self)
         text_config = self.config.text_config
-        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        _require_one_image_source(pixel_values, image_memory)
+        vision = BaseModelOutputWithPooling()
+        if image_memory is None:
+            vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            image_memory = self.text_decoder.bert.build_image_memory(vision.last_hidden_state)
         if input_ids is None:
-            input_ids = self._start_tokens(len(pixel_values), pixel_values.device)
+            input_ids = self._start_tokens(image_memory)
         if labels is not None:
             first = input_ids[:, :1]
             first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
@@ -115,7 +139,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         outputs = self.text_decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            encoder_hidden_states=vision.last_hidden_state,
+            image_memory=image_memory,
             labels=labels,
             logits_to_keep=logits_to_keep,
             num_items_in_batch=num_items_in_batch,
@@ -137,11 +161,12 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
+        image_memory: ImageMemory | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Writes captions.
@@ -150,8 +175,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         unequal length may share a batch: each loses its [SEP], starts with [DEC] and is padded on the left.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
+                Normalised pixels; or give `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Prompts as the processor gives them, `g` neighbouring rows an image. They are not changed.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
@@ -160,6 +185,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Whether to accept images of another size than the configured one.
             generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
                 Settings.
+            image_memory (`ImageMemory`, *optional*):
+                Result of `get_image_memory`, in place of `pixel_values`.
             **generate_kwargs:
                 Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ...
 
@@ -167,22 +194,21 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or the output object of `generate` where it is asked
             for.
         """
-        image_embeds = self.vision_model(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-        ).last_hidden_state
-        memory = self.text_decoder.bert.build_image_memory(image_embeds)
+        _require_one_image_source(pixel_values, image_memory)
+        if image_memory is None:
+            image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
         if input_ids is None:
-            input_ids = self._start_tokens(len(pixel_values), image_embeds.device)
+            input_ids = self._start_tokens(image_memory)
             attention_mask = torch.ones_like(input_ids)
         else:
-            input_ids = torch.as_tensor(input_ids, device=image_embeds.device)
+            input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
             input_ids, attention_mask = self._align_prompts(input_ids, attention_mask)
         settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
         decoder_kwargs = settings.update(**(self._default_settings(settings) | generate_kwargs))
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            image_memory=memory,
+            image_memory=image_memory,
             generation_config=settings,
             **decoder_kwargs,
         )
@@ -198,8 +224,9 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             settings["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
         return settings
 
-    def _start_tokens(self, num_rows: int, device: torch.device) -> Tensor:
-        return torch.full((num_rows, 1), self.config.text_config.bos_token_id, device=device)
+    def _start_tokens(self, memory: ImageMemory) -> Tensor:
+        bos_token_id = self.config.text_config.bos_token_id
+        return torch.full((memory.num_images, 1), bos_token_id, device=memory.keys[0].device)
 
     def _align_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Prompts without [SEP], [DEC] first, padded on the left: `(b, t)` -> `(b, longest)` twice."""
@@ -214,6 +241,11 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         is_first = keep & (keep.cumsum(dim=1) == 1)
         prompts = input_ids.gather(1, order).masked_fill(~keep, config.pad_token_id)
         return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
+
+
+def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:
+    if (pixel_values is None) == (image_memory is None):
+        raise ValueError("pass either pixel_values, the processor's output for the images, or image_memory.")
 
 
 __all__ = ["BlipForConditionalGeneration"]
