@@ -14,8 +14,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipConfig
 from .attention import ImageMemory
 from .base import BlipPreTrainedModel, refuse_unknown
+from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipCaptioningOutput
-from .text import BlipTextLMHeadModel
 from .vision import BlipVisionModel
 
 

@@ -23,9 +23,11 @@ from ..objectives import (
 from .attention import ImageMemory
 from .base import BlipPreTrainedModel
 from .captioning import BlipForConditionalGeneration
+from .language_modeling import BlipTextLMHeadModel
+from .momentum_towers import MomentumTowers
 from .outputs import BlipPreTrainingOutput
 from .retrieval import BlipForImageTextRetrieval, project_first, with_first_token
-from .text import BlipTextLMHeadModel, BlipTextModel
+from .text import BlipTextModel
 from .vision import BlipVisionModel
 from .warm_start import copy_into, read_text_tower, read_vision_tower
 
@@ -42,28 +44,6 @@ _SHARED_TEXT_PARTS = (
     r"encoder.layer.\d+.output",
 )
 _STATE_PREFIXES = ("momentum_towers.", "queue.")
-
-
-class MomentumTowers(nn.Module):
-    """Averages of the unimodal towers and their projections; the source of contrastive keys. Not trained."""
-
-    def __init__(self, config: BlipPreTrainingConfig) -> None:
-        super().__init__()
-        # Only the unimodal role is ever run, so there is no cross-attention to keep.
-        text_config = type(config.text_config).from_dict({**config.text_config.to_dict(), "is_decoder": False})
-        text_config._attn_implementation = config.text_config._attn_implementation
-        self.vision_model = BlipVisionModel(config.vision_config)
-        self.text_encoder = BlipTextModel(text_config, add_pooling_layer=False)
-        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
-        self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
-        self.requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Momentum image and text features, each of shape `(b, d)`."""
-        image_embeds = self.vision_model(pixel_values).last_hidden_state
-        text_embeds = self.text_encoder(input_ids, attention_mask).last_hidden_state
-        return project_first(image_embeds, self.vision_proj), project_first(text_embeds, self.text_proj)
 
 
 class BlipForPreTraining(BlipPreTrainedModel):
@@ -403,4 +383,4 @@ class BlipForPreTraining(BlipPreTrainedModel):
         return head
 
 
-__all__ = ["BlipForPreTraining", "MomentumTowers"]
+__all__ = ["BlipForPreTraining"]

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Image-grounded text decoder with its language-modelling head."""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..configuration_blip import BlipTextConfig
+from ..objectives import captioning_loss
+from .attention import ImageMemory
+from .text import BlipTextModel, BlipTextPreTrainedModel
+
+
+class BlipTextPredictionHeadTransform(nn.Module):
+    """Dense layer before the vocabulary."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(b, t, d)` -> `(b, t, d)`."""
+        return self.LayerNorm(self.activation_fn(self.dense(hidden_states)))
+
+
+class BlipTextLMPredictionHead(nn.Module):
+    """Scores of the vocabulary, tied to the word embeddings but for a bias."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.transform = BlipTextPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(b, t, d)` -> `(b, t, v)`."""
+        return self.decoder(self.transform(hidden_states))
+
+
+class BlipTextOnlyMLMHead(nn.Module):
+    """Holder of the head, under BERT's names."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.predictions = BlipTextLMPredictionHead(config)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(b, t, d)` -> `(b, t, v)`."""
+        return self.predictions(hidden_states)
+
+
+class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
+    """Image-grounded text decoder with its language-modelling head."""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    }
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__(config)
+        self.bert = BlipTextModel(config, add_pooling_layer=False)
+        self.cls = BlipTextOnlyMLMHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BlipTextLMPredictionHead):
+            init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.bert.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.bert.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The vocabulary projection."""
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the vocabulary projection and its bias."""
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        return_logits: bool | None = False,
+        is_decoder: bool | None = True,
+        reduction: str | None = "mean",
+        logits_to_keep: int | Tensor = 0,
+        image_memory: ImageMemory | None = None,
+        image_index: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Scores the next token of each position, and the loss where labels are given.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Token ids, [DEC] first.
+            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
+                0 for padding.
+            position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Positions, where they are not those of unpadded rows.
+            inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
+                Word embeddings in place of `input_ids`.
+            encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
+                Encoded images.
+            encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
+                0 for padding in `encoder_hidden_states`.
+            labels (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Ids of `input_ids`, -100 where there is no loss; shifted here, once.
+            past_key_values (`Cache`, *optional*):
+                Self-attention keys and values of earlier tokens.
+            use_cache (`bool`, *optional*):
+                Whether to return such a cache.
+            return_logits (`bool`, *optional*, defaults to `False`):
+                Whether to return the logits of all positions but the last, and nothing else.
+            is_decoder (`bool`, *optional*, defaults to `True`):
+                Whether self-attention is causal.
+            reduction (`str`, *optional*, defaults to `"mean"`):
+                `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum a row.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Last positions to score, or their indices; 0 for all.
+            image_memory (`ImageMemory`, *optional*):
+                Result of `BlipTextModel.build_image_memory`, in place of `encoder_hidden_states`.
+            image_index (`torch.Tensor` of shape `(r,)`, *optional*):
+                Images read by the last `r` rows.
+            shift_labels (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Labels that the caller has already aligned with the logits.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                Labelled tokens of the whole optimiser step; the summed loss is divided by it (gradient accumulation).
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `CausalLMOutputWithCrossAttentions`: `loss` and `logits` of shape `(b, t, v)`.
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache and labels is None,
+            is_decoder=is_decoder,
+            image_memory=image_memory,
+            image_index=image_index,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.cls(outputs.last_hidden_state[:, kept])
+        if return_logits:
+            return logits[:, :-1].contiguous()
+        loss = None
+        if labels is not None:
+            aligned = logits if shift_labels is not None else logits[:, :-1]
+            targets = shift_labels if shift_labels is not None else labels[:, 1:]
+            loss = captioning_loss(
+                aligned,
+                targets,
+                label_smoothing=self.config.label_smoothing,
+                reduction=reduction,
+                num_items=num_items_in_batch,
+            )
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+__all__ = ["BlipTextLMHeadModel"]

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Layers of the text transformer, under BERT's names: self-attention, attention to images, feed-forward."""
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..configuration_blip import BlipTextConfig
+from .attention import attend, attend_grouped, split_heads
+
+
+class BlipTextEmbeddings(nn.Module):
+    """Word and position embeddings; BLIP has no token types."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """Embedded words `(b, t, d)` and positions `(b or 1, t)` -> `(b, t, d)`."""
+        return self.dropout(self.LayerNorm(inputs_embeds + self.position_embeddings(position_ids)))
+
+
+class BlipTextSelfAttention(nn.Module):
+    """Attention among the text tokens."""
+
+    def __init__(self, config: BlipTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = False  # each call says it
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        past_key_values: Cache | None,
+        is_causal: bool,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(b, t, d)` -> `(b, t, d)` and the probabilities of shape `(b, h, t, keys)` where asked for."""
+        num_heads = self.config.num_attention_heads
+        query, key, value = (
+            split_heads(project(hidden_states), num_heads) for project in (self.query, self.key, self.value)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        return attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob,
+            # sdpa takes a mask or the flag; the mask already holds causality.
+            is_causal=is_causal and (attention_mask is None or attention_mask.dim() == 2),
+            output_attentions=output_attentions,
+        )
+
+
+class BlipTextCrossAttention(nn.Module):
+    """Attention from the text tokens to the image memory."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.encoder_hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.encoder_hidden_size, config.hidden_size)
+
+    def project(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Image states `(n, p, encoder_d)` -> keys and values of shape `(n, h, p, head_dim)`."""
+        num_heads = self.config.num_attention_heads
+        return (
+            split_heads(self.key(encoder_hidden_states), num_heads),
+            split_heads(self.value(encoder_hidden_states), num_heads),
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        image_index: Tensor | None,
+        *,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(b, t, d)` -> `(b, t, d)` and the probabilities of shape `(b, h, t, p)` where asked for."""
+        query = self.query(hidden_states)
+        options = {
+            "num_heads": self.config.num_attention_heads,
+            "dropout": self.config.attention_probs_dropout_prob,
+            "output_attentions": output_attentions,
+        }
+        num_grouped = len(query) - (0 if image_index is None else len(image_index))
+        parts = []
+        if num_grouped:
+            parts.append(attend_grouped(self, query[:num_grouped], key, value, mask, **options))
+        if image_index is not None:
+            picked = (None if states is None else states.index_select(0, image_index) for states in (key, value, mask))
+            parts.append(attend_grouped(self, query[num_grouped:], *picked, **options))
+        if len(parts) == 1:
+            return parts[0]
+        contexts, probabilities = zip(*parts, strict=True)
+        return torch.cat(contexts), torch.cat(probabilities) if output_attentions else None
+
+
+class BlipTextResidualOutput(nn.Module):
+    """Dense, dropout, residual and layer norm: the end of each sub-layer."""
+
+    def __init__(self, config: BlipTextConfig, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
+        """`(b, t, input_size)` and `(b, t, d)` -> `(b, t, d)`."""
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class BlipTextAttention(nn.Module):
+    """An attention and its residual output, under BERT's names."""
+
+    def __init__(self, attention: nn.Module, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.self = attention
+        self.output = BlipTextResidualOutput(config, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, *args: Tensor | None, **kwargs: object) -> Tensor:
+        """`(b, t, d)` -> `(b, t, d)`."""
+        context, _ = self.self(hidden_states, *args, **kwargs)
+        return self.output(context, hidden_states)
+
+
+class BlipTextIntermediate(nn.Module):
+    """First half of the feed-forward block."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(b, t, d)` -> `(b, t, intermediate)`."""
+        return self.activation_fn(self.dense(hidden_states))
+
+
+class BlipTextLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention where there are images, feed-forward; post-norm throughout."""
+
+    def __init__(self, config: BlipTextConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.attention = BlipTextAttention(BlipTextSelfAttention(config, layer_idx), config)
+        if config.is_decoder:
+            self.crossattention = BlipTextAttention(BlipTextCrossAttention(config), config)
+        self.intermediate = BlipTextIntermediate(config)
+        self.output = BlipTextResidualOutput(config, config.intermediate_size)
+
+    # Memory tensors are positional: they carry gradients, which re-entrant checkpointing finds only there.
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        memory_key: Tensor | None,
+        memory_value: Tensor | None,
+        image_mask: Tensor | None,
+        image_index: Tensor | None,
+        *,
+        past_key_values: Cache | None,
+        is_causal: bool,
+        output_attentions: bool,
+    ) -> Tensor:
+        """`(b, t, d)` -> `(b, t, d)`."""
+        hidden_states = self.attention(
+            hidden_states,
+            attention_mask,
+            past_key_values=past_key_values,
+            is_causal=is_causal,
+            output_attentions=output_attentions,
+        )
+        if memory_key is not None:
+            hidden_states = self.crossattention(
+                hidden_states, memory_key, memory_value, image_mask, image_index, output_attentions=output_attentions
+            )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class BlipTextEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([BlipTextLayer(config, idx) for idx in range(config.num_hidden_layers)])
+
+
+class BlipTextPooler(nn.Module):
+    """BERT's pooler, which BLIP never reads; there for checkpoints that carry one."""
+
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(b, t, d)` -> `(b, d)`."""
+        return self.dense(hidden_states[:, 0]).tanh()
+
+
+__all__ = [
+    "BlipTextCrossAttention",
+    "BlipTextEmbeddings",
+    "BlipTextEncoder",
+    "BlipTextLayer",
+    "BlipTextPooler",
+    "BlipTextSelfAttention",
+]
