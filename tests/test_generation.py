@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`generate()`: beams, prompts, settings and caches."""
 
+import itertools
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,7 +10,7 @@ from transformers import GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
 
-from .twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config
+from .twins import CLS, DEC, PAD, tiny_batch, tiny_config
 
 
 MAX_NEW = 6
@@ -26,10 +28,10 @@ def prompts():
 
 
 def strip(row):
-    """Tokens between the padding on the left and the first [SEP]."""
+    """Tokens from [DEC] on, up to the first [SEP] or padding: beam search fills up with either."""
     ids = row.tolist()
     ids = ids[ids.index(DEC) :]
-    return ids[: ids.index(SEP)] if SEP in ids else ids
+    return list(itertools.takewhile(lambda token: token not in (SEP, PAD), ids))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3, 5])
@@ -51,15 +53,18 @@ def test_beams_and_returns_give_the_asked_number_of_rows(model, num_beams, num_r
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_unequal_prompts_in_a_batch_equal_each_prompt_alone(model, prompts, num_beams):
-    together = model.generate(**prompts, num_beams=num_beams, max_new_tokens=MAX_NEW)
+@pytest.mark.parametrize(
+    "limits", [{"max_new_tokens": MAX_NEW}, {"max_length": 8}, {"max_length": 12, "min_length": 10}]
+)
+def test_unequal_prompts_in_a_batch_equal_each_prompt_alone(model, prompts, num_beams, limits):
+    together = model.generate(**prompts, num_beams=num_beams, **limits)
     for row, sequence in enumerate(together):
         length = int(prompts["attention_mask"][row].sum())
         alone = model.generate(
             prompts["pixel_values"][row : row + 1],
             prompts["input_ids"][row : row + 1, :length],
             num_beams=num_beams,
-            max_new_tokens=MAX_NEW,
+            **limits,
         )
         assert strip(sequence) == strip(alone[0])
 
@@ -104,6 +109,12 @@ def test_the_models_generation_config_is_honoured_and_saved(model, prompts, tmp_
     assert loaded.generate(prompts["pixel_values"], max_new_tokens=2, min_new_tokens=2).shape == (3, 3)
     own = GenerationConfig(max_new_tokens=5, min_new_tokens=5)
     assert loaded.generate(prompts["pixel_values"], generation_config=own).shape == (3, 6)
+
+
+def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(model):
+    batch = tiny_batch(lengths=(5, 5))  # [CLS], three words, [SEP]
+    assert model.generate(**batch, max_length=9, min_length=9).shape == (2, 9)
+    assert model.generate(**batch, max_new_tokens=9, min_new_tokens=9).shape == (2, 4 + 9)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

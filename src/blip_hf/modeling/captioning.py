@@ -16,6 +16,7 @@ from .attention import ImageMemory
 from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipCaptioningOutput
+from .prompts import align_prompts, limit_each_row
 from .vision import BlipVisionModel
 
 
@@ -202,45 +203,36 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         else:
             input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
-            input_ids, attention_mask = self._align_prompts(input_ids, attention_mask)
+            input_ids, attention_mask = align_prompts(input_ids, attention_mask, self.config.text_config)
         settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
-        decoder_kwargs = settings.update(**(self._default_settings(settings) | generate_kwargs))
+        settings.update(**self._special_tokens())
+        decoder_kwargs = settings.update(**generate_kwargs)
+        if settings.max_new_tokens is None and settings.max_length is None:
+            settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        processors, criteria = limit_each_row(settings, (attention_mask == 0).sum(dim=1))
+        processors.extend(decoder_kwargs.pop("logits_processor", []))
+        criteria.extend(decoder_kwargs.pop("stopping_criteria", []))
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_memory=image_memory,
             generation_config=settings,
+            logits_processor=processors,
+            stopping_criteria=criteria,
             **decoder_kwargs,
         )
 
-    def _default_settings(self, generation_config: GenerationConfig) -> dict[str, int]:
-        text_config = self.config.text_config
-        settings = {
-            "bos_token_id": text_config.bos_token_id,
-            "eos_token_id": text_config.sep_token_id,
-            "pad_token_id": text_config.pad_token_id,
+    def _special_tokens(self) -> dict[str, int | None]:
+        config = self.config.text_config
+        return {
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.sep_token_id,
+            "pad_token_id": config.pad_token_id,
         }
-        if generation_config.max_new_tokens is None and generation_config.max_length is None:
-            settings["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
-        return settings
 
     def _start_tokens(self, memory: ImageMemory) -> Tensor:
         bos_token_id = self.config.text_config.bos_token_id
         return torch.full((memory.num_images, 1), bos_token_id, device=memory.keys[0].device)
-
-    def _align_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Prompts without [SEP], [DEC] first, padded on the left: `(b, t)` -> `(b, longest)` twice."""
-        config = self.config.text_config
-        if attention_mask is None:
-            attention_mask = input_ids != config.pad_token_id
-        keep = attention_mask.bool() & (input_ids != config.sep_token_id)  # (b, t)
-        longest = int(keep.sum(dim=1).max())
-        # A stable sort on "is kept" moves the dropped tokens to the front and leaves the order of the others.
-        order = keep.long().argsort(dim=1, stable=True)[:, input_ids.shape[1] - longest :]
-        keep = keep.gather(1, order)
-        is_first = keep & (keep.cumsum(dim=1) == 1)
-        prompts = input_ids.gather(1, order).masked_fill(~keep, config.pad_token_id)
-        return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
 
 
 def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Prompts of unequal length in one batch: each is to be continued as it would be alone."""
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from ..configuration_blip import BlipTextConfig
+
+
+def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: BlipTextConfig) -> tuple[Tensor, Tensor]:
+    """Prompts as the decoder continues them: without [SEP], [DEC] first, padded on the left.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(b, t)`):
+            Prompts as a processor gives them: [CLS] first, [SEP] last, padded on either side. Not changed.
+        attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
+            0 for padding.
+        config (`BlipTextConfig`):
+            Whose tokens these are.
+
+    Returns:
+        `tuple`: ids and mask, each of shape `(b, longest)`.
+
+    Example:
+        >>> config = BlipTextConfig(pad_token_id=0, sep_token_id=3, bos_token_id=9)
+        >>> align_prompts(torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), None, config)
+        (tensor([[9, 5, 6],
+                [0, 9, 7]]), tensor([[1, 1, 1],
+                [0, 1, 1]]))
+    """
+    if attention_mask is None:
+        attention_mask = input_ids != config.pad_token_id
+    keep = attention_mask.bool() & (input_ids != config.sep_token_id)  # (b, t)
+    longest = int(keep.sum(dim=1).max())
+    # A stable sort on "is kept" moves the dropped tokens to the front and leaves the order of the others.
+    order = keep.long().argsort(dim=1, stable=True)[:, input_ids.shape[1] - longest :]
+    keep = keep.gather(1, order)
+    is_first = keep & (keep.cumsum(dim=1) == 1)
+    prompts = input_ids.gather(1, order).masked_fill(~keep, config.pad_token_id)
+    return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
+
+
+def limit_each_row(
+    settings: GenerationConfig, num_padding: Tensor
+) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
+    """Makes `max_length` and `min_length` count each row's own tokens and not its padding.
+
+    Args:
+        settings (`GenerationConfig`):
+            Changed in place: its `max_length` is raised to leave room for the padding.
+        num_padding (`torch.Tensor` of shape `(b,)`):
+            Tokens of padding before each prompt.
+
+    Returns:
+        `tuple`: what `generate` is to be given beside the settings.
+    """
+    processors, criteria = LogitsProcessorList(), StoppingCriteriaList()
+    longest = int(num_padding.max())
+    if longest == 0:
+        return processors, criteria
+    if settings.max_length is not None and settings.max_new_tokens is None:
+        criteria.append(MaxLengthOfRows(settings.max_length + num_padding))
+        settings.max_length += longest
+    if settings.min_length and settings.min_new_tokens is None:
+        processors.append(MinLengthOfRows(settings.min_length + num_padding, settings.eos_token_id))
+    return processors, criteria
+
+
+class MaxLengthOfRows(StoppingCriteria):
+    """Stops each row at a length of its own.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(b,)`):
+            Tokens a row, padding included; beams of one row share it.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: object) -> Tensor:
+        """Whether each row is done: `(rows, t)` -> `(rows,)`."""
+        return input_ids.shape[1] >= _for_beams(self.lengths, input_ids)
+
+
+class MinLengthOfRows(LogitsProcessor):
+    """Forbids the end of a caption until its row has a length of its own.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(b,)`):
+            Tokens a row, padding included; beams of one row share it.
+        eos_token_id (`int`):
+            The token that ends a caption.
+    """
+
+    def __init__(self, lengths: Tensor, eos_token_id: int) -> None:
+        self.lengths = lengths
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of the next token: `(rows, v)` -> `(rows, v)`."""
+        is_short = input_ids.shape[1] < _for_beams(self.lengths, input_ids)
+        scores = scores.clone()
+        scores[:, self.eos_token_id] = scores[:, self.eos_token_id].masked_fill(is_short, -torch.inf)
+        return scores
+
+
+def _for_beams(lengths: Tensor, input_ids: Tensor) -> Tensor:
+    return lengths.repeat_interleave(len(input_ids) // len(lengths))
+
+
+__all__ = ["MaxLengthOfRows", "MinLengthOfRows", "align_prompts", "limit_each_row"]
