@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
 
-from .twins import CLS, DEC, PAD, tiny_batch, tiny_config
+from .twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config
 
 
 MAX_NEW = 6
