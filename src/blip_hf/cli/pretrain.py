@@ -90,6 +90,7 @@ class PretrainArguments:
         default=57_600, metadata={"help": "Pairs in the queue; more than there are pairs to train on is too many."}
     )
     momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers."})
+    temperature: float = field(default=0.07, metadata={"help": "First value of the contrastive temperature."})
     alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
 
 
@@ -296,6 +297,7 @@ def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipF
         "queue_size": options.queue_size,
         "momentum": options.momentum,
         "alpha": options.alpha,
+        "temperature_init_value": options.temperature,
     }
     vision_sizes, text_sizes = {}, {}
     if options.vision is None:
