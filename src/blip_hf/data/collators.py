@@ -64,12 +64,29 @@ class _PairCollator:
         )
         return dict(features)
 
-    def _encode_with_image_ids(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
+
+class _IdentifiedPairCollator(_PairCollator):
+    """A collator that also says which pairs share a picture."""
+
+    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
+        """Makes a batch.
+
+        Args:
+            records (`Sequence[dict]`):
+                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
+            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
+
+        Raises:
+            ValueError: If no record can be used.
+        """
         pairs = self._usable_pairs(records)
         return {**self._encode(pairs), "image_ids": torch.tensor([pair["image_id"] for pair in pairs])}
 
 
-class BlipPretrainingCollator(_PairCollator):
+class BlipPretrainingCollator(_IdentifiedPairCollator):
     """Pairs to the inputs of [`BlipForPreTraining`], whose rows start with `[CLS]`: the model puts `[ENC]` and `[DEC]`.
 
     Args:
@@ -109,24 +126,8 @@ class BlipPretrainingCollator(_PairCollator):
     def __init__(self, processor: BlipProcessor, max_length: int = 30) -> None:
         super().__init__(processor, max_length)
 
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
 
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        return self._encode_with_image_ids(records)
-
-
-class BlipMatchingCollator(_PairCollator):
+class BlipMatchingCollator(_IdentifiedPairCollator):
     """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`], whose rows start with `[ENC]`.
 
     Args:
@@ -148,22 +149,6 @@ class BlipMatchingCollator(_PairCollator):
 
     def __init__(self, processor: BlipProcessor, max_length: int = 35) -> None:
         super().__init__(processor, max_length)
-
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        return self._encode_with_image_ids(records)
 
 
 class BlipCaptioningCollator(_PairCollator):
