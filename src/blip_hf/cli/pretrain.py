@@ -61,6 +61,9 @@ class PretrainArguments:
     min_scale: float = field(
         default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
     )
+    augment: bool = field(
+        default=True, metadata={"help": "Crop, flip and warp the pictures of training; a run of one epoch needs none."}
+    )
     vision: str | None = field(
         default=None, metadata={"help": "ViT or DeiT checkpoint to start from. Default: random weights."}
     )
@@ -220,7 +223,8 @@ def read_training_set(options: PretrainArguments, seed: int) -> tuple[Any, "Pair
         scenes = Scenes(options.num_scenes, image_size=options.image_size)
         return scenes, PairDataset(scenes)
     pairs = load_pairs(_one_or_several(options.data), image_root=options.image_root)
-    return pairs, PairDataset(pairs, TrainTransform(options.image_size, min_scale=options.min_scale), seed=seed)
+    transform = TrainTransform(options.image_size, min_scale=options.min_scale) if options.augment else None
+    return pairs, PairDataset(pairs, transform, seed=seed)
 
 
 def read_evaluation_set(options: PretrainArguments) -> "PairDataset | None":
