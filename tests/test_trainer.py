@@ -11,8 +11,11 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset
 
 from blip_hf import BlipForPreTraining
+from blip_hf.data.pairs import PairDataset
+from blip_hf.data.scenes import Scenes
 from blip_hf.training import BlipTrainer, BlipTrainingArguments
 from blip_hf.training.metrics import RunningMeans, recalls_in_set
+from blip_hf.training.sampling import CaptionLengthSampler
 from blip_hf.training.schedules import blip_learning_rate, linear_ramp
 
 from .twins import tiny_batch, tiny_pretraining_config
@@ -103,6 +106,28 @@ def test_the_optimiser_follows_the_schedule(tmp_path):
     # Two steps an epoch: warm-up 1e-6 and 1.505e-4, then epoch 1 at 1.5e-4.
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     assert_close(rates, [1e-6, 1.505e-4, 1.5e-4, 1.5e-4])
+
+
+def test_batches_hold_captions_of_about_one_length_and_all_of_them():
+    lengths = torch.randint(3, 30, (1000,)).tolist()
+    sampler = CaptionLengthSampler(lengths, batch_size=10, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(1000))
+    batches = torch.tensor([lengths[i] for i in order]).view(100, 10)
+    spread = (batches.max(dim=1).values - batches.min(dim=1).values).float().mean()
+    assert spread < 4  # of 26 lengths; a plain shuffle has 22
+    assert batches.float().mean(dim=1).diff().abs().max() > 10  # short and long ones are mixed
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
+def test_the_trainer_groups_by_length_where_it_is_asked_to(tmp_path):
+    pairs = PairDataset(Scenes(40, image_size=32))
+    trainer = make_trainer(tmp_path, train_dataset=pairs, train_sampling_strategy="group_by_length")
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    words = [len(caption.split()) for caption in Scenes(40, image_size=32).captions()]
+    assert sampler.lengths.tolist() == words
 
 
 def test_a_fixed_temperature_stays_where_it_is(tmp_path):

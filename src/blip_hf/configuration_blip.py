@@ -170,6 +170,12 @@ class BlipPreTrainingConfig(BlipConfig):
             Share of the momentum towers' distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
             First value of the learnable temperature, which stays within [0.001, 0.5].
+        itc_weight (`float`, *optional*, defaults to 1.0):
+            Weight of image-text contrast in the loss (paper: all weights equal).
+        itm_weight (`float`, *optional*, defaults to 1.0):
+            Weight of image-text matching; at 0 it is left out, with its three text passes.
+        lm_weight (`float`, *optional*, defaults to 1.0):
+            Weight of language modelling; at 0 it is left out, with its text pass.
     """
 
     model_type = "blip_pretraining"
@@ -178,6 +184,9 @@ class BlipPreTrainingConfig(BlipConfig):
     momentum: float = 0.995
     alpha: float = 0.4
     temperature_init_value: float = 0.07
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    lm_weight: float = 1.0
 
     def validate_ranges(self) -> None:
         """Refuses values outside of what the objectives can use."""
@@ -187,6 +196,9 @@ class BlipPreTrainingConfig(BlipConfig):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, expected a value in [0, 1].")
+        weights = (self.itc_weight, self.itm_weight, self.lm_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(f"the loss weights are {weights}, expected none below 0 and one above it.")
 
 
 def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:

@@ -61,6 +61,12 @@ class PretrainArguments:
     min_scale: float = field(
         default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
     )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "BlipForPreTraining checkpoint, with its processor, to go on from; the sizes below are its own."
+        },
+    )
     augment: bool = field(
         default=True, metadata={"help": "Crop, flip and warp the pictures of training; a run of one epoch needs none."}
     )
@@ -94,6 +100,9 @@ class PretrainArguments:
     )
     momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers."})
     temperature: float = field(default=0.07, metadata={"help": "First value of the contrastive temperature."})
+    itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast in the loss."})
+    itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching; 0 leaves it out."})
+    lm_weight: float = field(default=1.0, metadata={"help": "Weight of language modelling; 0 leaves it out."})
     alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
 
 
@@ -269,6 +278,8 @@ def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcess
     from ..data.vocabulary import train_wordpiece_tokenizer
     from ..processing_blip import BlipProcessor
 
+    if options.model is not None:
+        return BlipProcessor.from_pretrained(options.model)
     source = options.tokenizer or options.text
     if source is not None:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -293,6 +304,8 @@ def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipF
     Returns:
         `BlipForPreTraining`: the model, in float32.
     """
+    import torch
+
     from ..modeling.pretraining import BlipForPreTraining
 
     token_ids = processor.config_token_ids()
@@ -302,7 +315,12 @@ def make_model(options: PretrainArguments, processor: "BlipProcessor") -> "BlipF
         "momentum": options.momentum,
         "alpha": options.alpha,
         "temperature_init_value": options.temperature,
+        "itc_weight": options.itc_weight,
+        "itm_weight": options.itm_weight,
+        "lm_weight": options.lm_weight,
     }
+    if options.model is not None:
+        return BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
     vision_sizes, text_sizes = {}, {}
     if options.vision is None:
         vision_sizes = _tower_sizes(options.vision_width, options.vision_layers) | {"patch_size": options.patch_size}

@@ -6,12 +6,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from .images import UnreadableImageError, open_image
+from .scenes import Scenes
 from .text import pre_caption
 
 
@@ -91,6 +93,11 @@ class PairDataset(Dataset):
         """How many records have been left out so far, in this process and its workers, each counted once."""
         return int(self._is_skipped.sum())
 
+    def caption_lengths(self) -> list[int]:
+        """Words of each caption as it is written, by which batches can be grouped; no picture is opened."""
+        captions = self.pairs["caption"] if isinstance(self.pairs, datasets.Dataset) else _captions(self.pairs)
+        return [len(caption.split()) for caption in captions]
+
     def set_epoch(self, epoch: int) -> None:
         """Gives the transform fresh randomness; the same epoch repeats the same."""
         self._epoch.fill_(epoch)
@@ -119,6 +126,10 @@ class PairDataset(Dataset):
         if not self._is_skipped[index]:
             self._is_skipped[index] = True
             self._skips.report(f"record {index}: {reason}")
+
+
+def _captions(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return pairs.captions() if isinstance(pairs, Scenes) else [pair["caption"] for pair in pairs]
 
 
 class SkipReporter:

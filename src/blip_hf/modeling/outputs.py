@@ -85,19 +85,19 @@ class BlipPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`):
-            Sum of the three losses.
+            Sum of the three losses, each times its weight in the configuration.
         loss_itc (`torch.Tensor`):
             Image-text contrast, the mean of both directions.
-        loss_itm (`torch.Tensor`):
-            Image-text matching.
-        loss_lm (`torch.Tensor`):
-            Language modelling.
+        loss_itm (`torch.Tensor`, *optional*):
+            Image-text matching. `None` where its weight is 0.
+        loss_lm (`torch.Tensor`, *optional*):
+            Language modelling. `None` where its weight is 0.
         itm_logits (`torch.Tensor` of shape `(3b, 2)`, *optional*):
             Scores of unmatched and matched; for each image its own text and a hard one in turn, then for each text a
             hard image. `None` for a batch of one.
         itm_labels (`torch.Tensor` of shape `(3b,)`, *optional*):
             1 for matched pairs, 0 for others, -100 for pairs that could not be made.
-        lm_logits (`torch.Tensor` of shape `(b, t, v)`):
+        lm_logits (`torch.Tensor` of shape `(b, t, v)`, *optional*):
             Scores of the next token.
         image_features (`torch.Tensor` of shape `(b, d)`):
             Projected and normalised.

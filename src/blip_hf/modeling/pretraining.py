@@ -266,10 +266,13 @@ class BlipForPreTraining(BlipPreTrainedModel):
             raise ValueError("BlipForPreTraining computes losses only: use export_captioner() or export_retriever().")
         if attention_mask is None:
             attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
-        alpha = self.config.alpha if alpha is None else alpha
+        config = self.config
+        alpha = config.alpha if alpha is None else alpha
 
         image_embeds = self.vision_model(pixel_values).last_hidden_state
-        memory = self.text_decoder.bert.build_image_memory(image_embeds)
+        memory = None
+        if config.itm_weight or config.lm_weight:
+            memory = self.text_decoder.bert.build_image_memory(image_embeds)
         image_features = project_first(image_embeds, self.vision_proj)
         text_embeds = self.text_encoder(input_ids, attention_mask).last_hidden_state
         text_features = project_first(text_embeds, self.text_proj)
@@ -277,10 +280,18 @@ class BlipForPreTraining(BlipPreTrainedModel):
 
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, logits, positives = self._contrast(image_features, text_features, *keys, alpha, image_ids)
-        loss_itm, itm_logits, itm_labels = self._match(memory, input_ids, attention_mask, logits, positives, generator)
-        loss_lm, lm_logits = self._caption(memory, input_ids, attention_mask)
+        loss = config.itc_weight * loss_itc
+        loss_itm = itm_logits = itm_labels = loss_lm = lm_logits = None
+        if config.itm_weight:
+            loss_itm, itm_logits, itm_labels = self._match(
+                memory, input_ids, attention_mask, logits, positives, generator
+            )
+            loss = loss + config.itm_weight * loss_itm
+        if config.lm_weight:
+            loss_lm, lm_logits = self._caption(memory, input_ids, attention_mask)
+            loss = loss + config.lm_weight * loss_lm
         return BlipPreTrainingOutput(
-            loss=loss_itc + loss_itm + loss_lm,
+            loss=loss,
             loss_itc=loss_itc,
             loss_itm=loss_itm,
             loss_lm=loss_lm,

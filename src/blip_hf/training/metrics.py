@@ -36,11 +36,12 @@ class RunningMeans:
 
         Args:
             output (`BlipPreTrainingOutput`):
-                What `BlipForPreTraining` returned. A batch of one pair, which has no matching loss, adds none.
+                What `BlipForPreTraining` returned. What it left out, such as the matching loss of one pair, adds nothing.
         """
         num_pairs = len(output.image_features)
         self.add("loss_itc", output.loss_itc, num_pairs)
-        self.add("loss_lm", output.loss_lm, num_pairs)
+        if output.loss_lm is not None:
+            self.add("loss_lm", output.loss_lm, num_pairs)
         if output.itm_logits is not None:
             is_made = output.itm_labels != -100
             is_right = is_made & (output.itm_logits.argmax(dim=-1) == output.itm_labels)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
@@ -19,6 +19,7 @@ from ..modeling.outputs import BlipPreTrainingOutput
 from ..modeling.pretraining import BlipForPreTraining
 from .arguments import BLIP_SCHEDULE, BlipTrainingArguments
 from .metrics import RunningMeans, known_image_ids, recalls_in_set
+from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, linear_ramp
 
 
@@ -118,6 +119,13 @@ class BlipTrainer(Trainer):
         values = super().set_initial_training_values(args, dataloader)
         self._steps_per_epoch = values[1]
         return values
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "caption_lengths"):
+            return super()._get_train_sampler(train_dataset)
+        pairs_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to.

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Batches of captions of about one length: what is not padded is not computed."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+
+# Batches that are sorted together: enough for lengths to agree, few enough for batches to stay a mixture.
+BATCHES_A_STRETCH = 20
+
+
+class CaptionLengthSampler(Sampler[int]):
+    """Shuffles, sorts each stretch of batches by length, and shuffles its batches; another order each epoch.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Length of each caption.
+        batch_size (`int`):
+            Pairs of one optimiser step on one process.
+        seed (`int`):
+            Seed of the order, which it repeats.
+
+    Example:
+        >>> sampler = CaptionLengthSampler([9, 2, 9, 2], batch_size=2, seed=0)
+        >>> first, second = torch.tensor(list(sampler)).split(2)
+        >>> sorted([sorted(first.tolist()), sorted(second.tolist())])
+        [[0, 2], [1, 3]]
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Gives the epoch its own order; data loaders call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        for stretch in order.split(BATCHES_A_STRETCH * self.batch_size):
+            batches = stretch[self.lengths[stretch].argsort(stable=True)].split(self.batch_size)
+            for number in torch.randperm(len(batches), generator=generator).tolist():
+                yield from batches[number].tolist()
+
+
+__all__ = ["BATCHES_A_STRETCH", "CaptionLengthSampler"]
