@@ -122,6 +122,20 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
     )
 
 
+def test_pretrain_command_goes_on_from_its_own_output(tmp_path, capsys):
+    argv = ["--data", "scenes", "--num_scenes", "8", *TINY]
+    assert pretrain.main([*argv, "--itm_weight", "0", "--lm_weight", "0", "--output_dir", str(tmp_path / "first")]) == 0
+    log = json.loads((tmp_path / "first" / "trainer_state.json").read_text())["log_history"][0]
+    assert "loss_itc" in log
+    assert "loss_lm" not in log
+    argv += ["--model", str(tmp_path / "first"), "--learning_rate", "1e-12", "--lr_scheduler_type", "constant"]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    first, second = (BlipForPreTraining.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert (second.config.itm_weight, second.config.lm_weight) == (1.0, 1.0)
+    for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert_close(after, before, rtol=0, atol=1e-6, msg=name)
+
+
 def test_pretrain_help_names_options_that_exist(capsys):
     names = {option.name for option in dataclasses.fields(BlipTrainingArguments)}
     assert set(pretrain.COMMON_TRAINER_FLAGS) <= names

@@ -173,6 +173,18 @@ def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):
     assert model.temp.data_ptr() == pointer
 
 
+def test_without_memory_the_features_are_the_keys_and_the_towers_rest(batch):
+    remembering = BlipForPreTraining(tiny_pretraining_config(momentum=0.5)).eval()
+    forgetful = BlipForPreTraining(tiny_pretraining_config(momentum=0.0)).eval()
+    forgetful.load_state_dict(remembering.state_dict())
+    expected = remembering(**batch, generator=draws())
+    forgetful.momentum_towers.register_forward_hook(lambda *_: pytest.fail("the momentum towers were run"))
+    output = forgetful(**batch, generator=draws())
+    assert not output.momentum_image_features.requires_grad
+    for name in (*LOSSES, "momentum_image_features", "momentum_text_features"):
+        assert_close(output[name], expected[name], msg=name)
+
+
 def test_enqueue_stores_the_momentum_features_of_the_batch(model, batch):
     image_ids = torch.tensor([4, 4, 5, 6])
     output = model(**batch, image_ids=image_ids)

@@ -165,7 +165,8 @@ class BlipPreTrainingConfig(BlipConfig):
         queue_size (`int`, *optional*, defaults to 57600):
             Momentum features kept as contrastive negatives (salesforce/BLIP, `configs/pretrain.yaml`). 0 keeps none.
         momentum (`float`, *optional*, defaults to 0.995):
-            Decay of the momentum towers (paper, section 3.2, after ALBEF).
+            Decay of the momentum towers (paper, section 3.2, after ALBEF). With 0 a batch's own features are its keys,
+            and the towers are not run.
         alpha (`float`, *optional*, defaults to 0.4):
             Share of the momentum towers' distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):

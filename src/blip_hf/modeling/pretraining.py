@@ -276,7 +276,10 @@ class BlipForPreTraining(BlipPreTrainedModel):
         image_features = project_first(image_embeds, self.vision_proj)
         text_embeds = self.text_encoder(input_ids, attention_mask).last_hidden_state
         text_features = project_first(text_embeds, self.text_proj)
-        keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
+        if config.momentum:
+            keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
+        else:  # averages without memory are the weights themselves
+            keys = image_features.detach(), text_features.detach()
 
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, logits, positives = self._contrast(image_features, text_features, *keys, alpha, image_ids)
