@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The examples that train, and the pretrain command: each runs offline from nothing and leaves what it promises."""
 
-import dataclasses
 import json
 import runpy
 import shlex
@@ -15,7 +14,6 @@ from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipProces
 from blip_hf.cli import pretrain
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.training import BlipTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +122,9 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
 
 def test_pretrain_command_goes_on_from_its_own_output(tmp_path, capsys):
     argv = ["--data", "scenes", "--num_scenes", "8", *TINY]
-    assert pretrain.main([*argv, "--itm_weight", "0", "--lm_weight", "0", "--output_dir", str(tmp_path / "first")]) == 0
+    assert (
+        pretrain.main([*argv, "--itm_weight", "0", "--lm_weight", "0", "--output_dir", str(tmp_path / "first")]) == 0
+    )
     log = json.loads((tmp_path / "first" / "trainer_state.json").read_text())["log_history"][0]
     assert "loss_itc" in log
     assert "loss_lm" not in log
@@ -134,13 +134,3 @@ def test_pretrain_command_goes_on_from_its_own_output(tmp_path, capsys):
     assert (second.config.itm_weight, second.config.lm_weight) == (1.0, 1.0)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         assert_close(after, before, rtol=0, atol=1e-6, msg=name)
-
-
-def test_pretrain_help_names_options_that_exist(capsys):
-    names = {option.name for option in dataclasses.fields(BlipTrainingArguments)}
-    assert set(pretrain.COMMON_TRAINER_FLAGS) <= names
-    assert pretrain.main(["--help_all"]) == 0
-    # Every option of both, so that no `%` in a help text breaks it.
-    listed = capsys.readouterr().out
-    own = {option.name for option in dataclasses.fields(pretrain.PretrainArguments)}
-    assert [name for name in names | own if f"--{name}" not in listed and f"--no_{name}" not in listed] == []

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf pretrain`: pre-trains BLIP with its three objectives, from scratch or from a ViT and a BERT."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .options import Command, parse_options
+
 
 if TYPE_CHECKING:
-    from transformers import HfArgumentParser
-
     from ..data.pairs import PairDataset
     from ..modeling.pretraining import BlipForPreTraining
     from ..processing_blip import BlipProcessor
@@ -21,26 +20,6 @@ if TYPE_CHECKING:
 SCENES = "scenes"
 # Width of an attention head in BERT and ViT of all sizes.
 HEAD_WIDTH = 64
-
-COMMON_TRAINER_FLAGS = (
-    "output_dir",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "bf16",
-    "use_cpu",
-    "dataloader_num_workers",
-    "logging_steps",
-    "eval_strategy",
-    "save_steps",
-    "seed",
-    "resume_from_checkpoint",
-    "report_to",
-)
 
 
 @dataclass
@@ -106,6 +85,21 @@ class PretrainArguments:
     alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
 
 
+def _trainer_arguments() -> type:
+    from ..training import BlipTrainingArguments
+
+    return BlipTrainingArguments
+
+
+COMMAND = Command(
+    prog="blip-hf pretrain",
+    description="Pre-trains BLIP with its three objectives.",
+    options=PretrainArguments,
+    usage="--data SOURCE [SOURCE ...]",
+    trainer_arguments=_trainer_arguments,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Pre-trains, evaluates and saves.
 
@@ -119,54 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(build_help_parser().format_help())
+    parsed = parse_options(COMMAND, sys.argv[1:] if argv is None else argv)
+    if parsed is None:
         return 0
-    parser = build_parser()
-    if "--help_all" in arguments:
-        parser.print_help()
-        return 0
-    options, training_arguments = parser.parse_args_into_dataclasses(arguments)
+    options, training_arguments = parsed
     metrics = run(options, training_arguments)
     if training_arguments.process_index == 0:
         print(json.dumps(metrics))
     return 0
-
-
-def build_help_parser() -> argparse.ArgumentParser:
-    """A parser of this command's own options for `--help`, made without the seconds that transformers takes to import.
-
-    Returns:
-        `argparse.ArgumentParser`: good for its help only.
-    """
-    flags = "\n".join(f"  --{name}" for name in COMMON_TRAINER_FLAGS)
-    parser = argparse.ArgumentParser(
-        prog="blip-hf pretrain",
-        usage="blip-hf pretrain --data SOURCE [SOURCE ...] [options]",
-        description="Pre-trains BLIP with its three objectives.",
-        epilog=f"trainer options, of which these are the most used (--help_all lists all, with defaults):\n{flags}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for option in fields(PretrainArguments):
-        default = "" if option.default in (None, MISSING) else f" Default: {option.default}."
-        metavar = "SOURCE" if "data" in option.name else option.name.rpartition("_")[2].upper()
-        parser.add_argument(f"--{option.name}", metavar=metavar, help=option.metadata["help"] + default)
-    return parser
-
-
-def build_parser() -> "HfArgumentParser":
-    """The parser of all options, the trainer's included.
-
-    Returns:
-        `HfArgumentParser`: of `PretrainArguments` and `BlipTrainingArguments`.
-    """
-    from transformers import HfArgumentParser
-
-    from ..training import BlipTrainingArguments
-
-    return HfArgumentParser((PretrainArguments, BlipTrainingArguments), prog="blip-hf pretrain", allow_abbrev=False)
 
 
 def run(options: PretrainArguments, training_arguments: "BlipTrainingArguments") -> dict[str, float]:
@@ -367,4 +321,4 @@ def _tower_sizes(width: int, num_layers: int) -> dict[str, int]:
     }
 
 
-__all__ = ["PretrainArguments", "build_help_parser", "build_parser", "main", "run"]
+__all__ = ["COMMAND", "PretrainArguments", "main", "run"]
