@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tensor names of the original BLIP checkpoints and ours, both ways."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..momentum import UNKNOWN_IMAGE
+
+
+# Original name, ours. `{i}` is a number of a layer; a name that ends in a dot stands for all that begin with it. Names of
+# the text transformer and of the heads are the same on both sides.
+_PAIRS = (
+    ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+    ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
+    ("visual_encoder.patch_embed.proj.", "vision_model.embeddings.patch_embedding."),
+    ("visual_encoder.blocks.{i}.attn.qkv.", "vision_model.encoder.layers.{i}.self_attn.qkv."),
+    ("visual_encoder.blocks.{i}.attn.proj.", "vision_model.encoder.layers.{i}.self_attn.projection."),
+    ("visual_encoder.blocks.{i}.norm1.", "vision_model.encoder.layers.{i}.layer_norm1."),
+    ("visual_encoder.blocks.{i}.norm2.", "vision_model.encoder.layers.{i}.layer_norm2."),
+    ("visual_encoder.blocks.{i}.mlp.", "vision_model.encoder.layers.{i}.mlp."),
+    ("visual_encoder.norm.", "vision_model.post_layernorm."),
+    ("image_queue", "queue.image_features"),
+    ("text_queue", "queue.text_features"),
+    ("idx_queue", "queue.image_ids"),
+    ("queue_ptr", "queue.num_enqueued"),
+    ("ptr_queue", "queue.num_enqueued"),
+)
+_SAME_NAMES = ("text_encoder.", "text_decoder.", "vision_proj.", "text_proj.", "itm_head.", "cls_head.", "temp")
+# Momentum towers: `text_proj_m.bias` is `momentum_towers.text_proj.bias`.
+_MOMENTUM_PARTS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+MOMENTUM_PREFIX = "momentum_towers."
+QUEUE_PREFIX = "queue."
+
+# Known and of no use here, with the reason.
+_DROPPED = {
+    r"\.position_ids$": "a constant that the model makes itself",
+    r"^text_encoder_m\..*\.crossattention\.": "never run: the momentum text encoder reads no image",
+}
+
+
+def map_original_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Finds our name of each tensor of an original checkpoint.
+
+    Args:
+        names (iterable of `str`):
+            Names in the `model` entry of a `.pth` of salesforce/BLIP or LAVIS, of any task.
+
+    Returns:
+        `tuple`: original names with ours, and names of what is of no use here with the reason.
+
+    Raises:
+        ValueError: If a name is not known, with all such names.
+
+    Example:
+        >>> map_original_names(["text_proj_m.bias", "text_encoder.embeddings.position_ids"])
+        ({'text_proj_m.bias': 'momentum_towers.text_proj.bias'}, \
+{'text_encoder.embeddings.position_ids': 'a constant that the model makes itself'})
+    """
+    mapped, dropped, unknown = {}, {}, []
+    for name in names:
+        reasons = [reason for pattern, reason in _DROPPED.items() if re.search(pattern, name)]
+        new_name = _our_name(name)
+        if reasons:
+            dropped[name] = reasons[0]
+        elif new_name is None:
+            unknown.append(name)
+        else:
+            mapped[name] = new_name
+    if any(name.startswith("vision_model.") for name in unknown):
+        raise ValueError(
+            "These tensors have the names of transformers, which need no conversion: pass their folder to"
+            " `from_pretrained`."
+        )
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tensors are not of a BLIP checkpoint: {', '.join(sorted(unknown)[:10])}. Pass the 'model'"
+            " entry of the original file."
+        )
+    return mapped, dropped
+
+
+def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the tensors of an original checkpoint of any task.
+
+    Args:
+        state_dict (mapping of `str` to `torch.Tensor`):
+            Contents of the `model` entry of a released `.pth`.
+
+    Returns:
+        `dict`: Tensors under the names of the class that the checkpoint was made for (docs/checkpoints.md); queues are
+        transposed to one row a pair.
+
+    Raises:
+        ValueError: If a name is not known, with all such names.
+
+    Example:
+        >>> import torch
+        >>> list(convert_original_state_dict({"visual_encoder.norm.bias": torch.zeros(1)}))
+        ['vision_model.post_layernorm.bias']
+    """
+    mapped, _ = map_original_names(state_dict)
+    converted = {new_name: _reshaped(new_name, state_dict[name]) for name, new_name in mapped.items()}
+    if "queue.image_features" in converted and "queue.image_ids" not in converted:
+        num_pairs = len(converted["queue.image_features"])
+        converted["queue.image_ids"] = torch.full((num_pairs,), UNKNOWN_IMAGE)  # pre-training kept no ids
+    return converted
+
+
+def _our_name(name: str) -> str | None:
+    part, _, rest = name.partition(".")
+    if part.endswith("_m") and part[:-2] in _MOMENTUM_PARTS:
+        own = _our_name(f"{part[:-2]}.{rest}")
+        return None if own is None else MOMENTUM_PREFIX + own
+    return _renamed(name, _TO_OURS)
+
+
+def _renamed(name: str, rules: tuple[tuple[re.Pattern, str], ...]) -> str | None:
+    for pattern, replacement in rules:
+        if pattern.match(name):
+            return pattern.sub(replacement, name)
+    return None
+
+
+def _rule(source: str, target: str) -> tuple[re.Pattern, str]:
+    pattern = "^" + re.escape(source).replace(r"\{i\}", r"(\d+)") + ("" if source.endswith(".") else "$")
+    return re.compile(pattern), target.replace("{i}", r"\1")
+
+
+_TO_OURS = tuple(_rule(original, ours) for original, ours in (*_PAIRS, *zip(_SAME_NAMES, _SAME_NAMES, strict=True)))
+
+
+def _reshaped(name: str, tensor: Tensor) -> Tensor:
+    if name in ("queue.image_features", "queue.text_features"):
+        return tensor.T.contiguous()  # (d, q) -> (q, d)
+    if name == "queue.image_ids":
+        return tensor.reshape(-1)  # (1, q) -> (q,)
+    if name == "queue.num_enqueued":
+        return tensor.reshape(())  # (1,) -> ()
+    return tensor
+
+
+__all__ = ["MOMENTUM_PREFIX", "QUEUE_PREFIX", "convert_original_state_dict", "map_original_names"]
