@@ -5,7 +5,7 @@ Letters: `n` images, `m` texts, `q` queries, `c` candidates of a query.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -95,8 +95,8 @@ def retrieval_recalls(
             f"scores are of shape {tuple(scores.shape)} (images, texts), but the relevance of shape "
             f"{tuple(relevance.shape)}: the two must be equal"
         )
-    ranks = {"image_to_text": _best_ranks(scores, relevance), "text_to_image": _best_ranks(scores.T, relevance.T)}
-    return _report({name: {k: (rank < k).double().mean().item() for k in ks} for name, rank in ranks.items()})
+    ranks = {"image_to_text": best_ranks(scores, relevance), "text_to_image": best_ranks(scores.T, relevance.T)}
+    return _report({name: _recalls(rank, ks) for name, rank in ranks.items()})
 
 
 def chance_recalls(relevance: Tensor | np.ndarray, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -127,14 +127,78 @@ def chance_recalls(relevance: Tensor | np.ndarray, *, ks: Sequence[int] = (1, 5,
     return _report({name: {k: _chance(rows, k) for k in ks} for name, rows in directions.items()})
 
 
-def _best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
-    """Rank of each row's best relevant candidate, from 0, behind all irrelevant ones that score the same."""
+def rank_metrics(ranks: Mapping[str, Tensor], *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """What is reported of a retrieval, from the rank of each query's best relevant candidate.
+
+    Args:
+        ranks (mapping of `str` to `torch.Tensor` of shape `(q,)`):
+            By direction, ranks from 0 as `best_ranks` and `listed_ranks` give them.
+        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
+            As in `retrieval_recalls`.
+
+    Returns:
+        `dict[str, float]`: `{direction}_r@{k}` for each `k` and their mean `{direction}_r_mean`, in [0, 1];
+        `{direction}_median_rank`, counted from 1, as papers do; and `r_mean`, the mean of all recalls.
+
+    Raises:
+        `ValueError`: if a `k` is below one.
+
+    Example:
+        >>> rank_metrics({"text_to_image": torch.tensor([0, 4, 1, 0])}, ks=(1, 2))
+        {'text_to_image_r@1': 0.5, 'text_to_image_r@2': 0.75, 'r_mean': 0.625, 'text_to_image_r_mean': 0.625, 'text_to_image_median_rank': 1.5}
+    """
+    _check_ks(ks)
+    recalls = {direction: _recalls(rank, ks) for direction, rank in ranks.items()}
+    metrics = _report(recalls)
+    for direction, rank in ranks.items():
+        metrics[f"{direction}_r_mean"] = math.fsum(recalls[direction].values()) / len(recalls[direction])
+        metrics[f"{direction}_median_rank"] = float(np.median(rank.cpu().numpy())) + 1
+    return metrics
+
+
+def best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
+    """Rank of each query's best relevant candidate, behind all irrelevant ones that score the same.
+
+    Args:
+        scores (`torch.Tensor` of shape `(q, c)`):
+            Score of each candidate, the higher the better.
+        relevance (`torch.Tensor` of shape `(q, c)`):
+            Boolean; at least one candidate of each query is relevant.
+
+    Returns:
+        `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
+    """
     rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
     ranks = []
     for block, relevant in zip(scores.split(rows), relevance.split(rows), strict=True):
         best = block.masked_fill(~relevant, -math.inf).amax(dim=1, keepdim=True)  # (q, 1)
         ranks.append(((block >= best) & ~relevant).sum(dim=1))  # (q,)
     return torch.cat(ranks)  # (q,)
+
+
+def listed_ranks(scores: Tensor, relevance: Tensor, num_irrelevant: Tensor | int) -> Tensor:
+    """`best_ranks` where only a short list of candidates was scored, and all others come after them.
+
+    A query with no relevant candidate on its list ranks as if all the others had one and the same score: last.
+
+    Args:
+        scores (`torch.Tensor` of shape `(q, k)`):
+            Scores of the listed candidates, in any order.
+        relevance (`torch.Tensor` of shape `(q, k)`):
+            Boolean, which of them are relevant.
+        num_irrelevant (`torch.Tensor` of shape `(q,)` or `int`):
+            How many candidates are irrelevant, listed or not.
+
+    Returns:
+        `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
+
+    Example:
+        >>> scores = torch.tensor([[0.2, 0.9], [0.8, 0.1]])
+        >>> listed_ranks(scores, torch.tensor([[True, False], [False, False]]), num_irrelevant=6)
+        tensor([1, 6])
+    """
+    ranks = best_ranks(scores, relevance)
+    return torch.where(relevance.any(dim=1), ranks, torch.as_tensor(num_irrelevant, device=ranks.device))
 
 
 def _chance(relevance: Tensor, k: int) -> float:
@@ -147,6 +211,10 @@ def _chance(relevance: Tensor, k: int) -> float:
         for relevant, rows in zip(num_relevant.tolist(), num_rows.tolist(), strict=True)
     )
     return 1 - math.fsum(misses) / num_queries
+
+
+def _recalls(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    return {k: (ranks < k).double().mean().item() for k in ks}
 
 
 def _report(recalls: dict[str, dict[int, float]]) -> dict[str, float]:
@@ -186,4 +254,4 @@ def _check_ks(ks: Sequence[int]) -> None:
         raise ValueError(f"ks must hold at least one number, each of at least one, got {tuple(ks)}")
 
 
-__all__ = ["chance_recalls", "relevance_matrix", "retrieval_recalls"]
+__all__ = ["best_ranks", "chance_recalls", "listed_ranks", "rank_metrics", "relevance_matrix", "retrieval_recalls"]
