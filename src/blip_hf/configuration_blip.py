@@ -6,6 +6,7 @@ here opens in plain transformers. Only what differs is written down: transformer
 never trained (8 text heads, no dropout, vision weights of standard deviation 1e-10); these are the paper's.
 """
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -101,6 +102,8 @@ class BlipConfig(UpstreamBlipConfig):
         itm_start_token (`str`, *optional*, defaults to `"enc"`):
             Position-0 token of image-text matching: `"enc"` as BLIP was trained and evaluated, or `"cls"` as
             transformers runs it.
+        question_start_token (`str`, *optional*, defaults to `"enc"`):
+            The same for the questions of question answering.
 
     Raises:
         ValueError: If `label_smoothing` is given in both configurations with different values.
@@ -115,6 +118,7 @@ class BlipConfig(UpstreamBlipConfig):
 
     label_smoothing: float | None = None
     itm_start_token: str = "enc"
+    question_start_token: str = "enc"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict) and self.label_smoothing is not None:
@@ -130,10 +134,12 @@ class BlipConfig(UpstreamBlipConfig):
             )
         self.label_smoothing = text_value
 
-    def validate_itm_start_token(self) -> None:
-        """Refuses a position-0 token that matching does not know."""
-        if self.itm_start_token not in ("enc", "cls"):
-            raise ValueError(f"itm_start_token is {self.itm_start_token!r}, expected 'enc' or 'cls'.")
+    def validate_start_tokens(self) -> None:
+        """Refuses a position-0 token that the image-grounded encoder does not know."""
+        for name in ("itm_start_token", "question_start_token"):
+            value = getattr(self, name)
+            if value not in ("enc", "cls"):
+                raise ValueError(f"{name} is {value!r}, expected 'enc' or 'cls'.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
@@ -158,12 +164,12 @@ class BlipConfig(UpstreamBlipConfig):
 
 
 @strict
-class BlipPreTrainingConfig(BlipConfig):
-    """Configuration of `BlipForPreTraining`: a BLIP model with the state that its three objectives need.
+class BlipContrastiveConfig(BlipConfig):
+    """What the configurations of models trained with momentum towers and a feature queue share.
 
     Args:
         queue_size (`int`, *optional*, defaults to 57600):
-            Momentum features kept as contrastive negatives (salesforce/BLIP, `configs/pretrain.yaml`). 0 keeps none.
+            Momentum features kept as contrastive negatives (salesforce/BLIP, `configs/`). 0 keeps none.
         momentum (`float`, *optional*, defaults to 0.995):
             Decay of the momentum towers (paper, section 3.2, after ALBEF). With 0 a batch's own features are its keys,
             and the towers are not run.
@@ -171,6 +177,31 @@ class BlipPreTrainingConfig(BlipConfig):
             Share of the momentum towers' distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
             First value of the learnable temperature, which stays within [0.001, 0.5].
+    """
+
+    queue_size: int = 57600
+    momentum: float = 0.995
+    alpha: float = 0.4
+    temperature_init_value: float = 0.07
+
+    def validate_ranges(self) -> None:
+        """Refuses values outside of what the objectives can use."""
+        if self.queue_size < 0:
+            raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) or more.")
+        for name in ("momentum", "alpha"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected a value in [0, 1].")
+
+
+@strict
+class BlipPreTrainingConfig(BlipContrastiveConfig):
+    """Configuration of `BlipForPreTraining`: a BLIP model with the state that its three objectives need.
+
+    Fields are those of `BlipConfig`, `queue_size`, `momentum`, `alpha` and `temperature_init_value` of
+    `BlipContrastiveConfig`, and:
+
+    Args:
         itc_weight (`float`, *optional*, defaults to 1.0):
             Weight of image-text contrast in the loss (paper: all weights equal).
         itm_weight (`float`, *optional*, defaults to 1.0):
@@ -181,25 +212,75 @@ class BlipPreTrainingConfig(BlipConfig):
 
     model_type = "blip_pretraining"
 
-    queue_size: int = 57600
-    momentum: float = 0.995
-    alpha: float = 0.4
-    temperature_init_value: float = 0.07
     itc_weight: float = 1.0
     itm_weight: float = 1.0
     lm_weight: float = 1.0
 
-    def validate_ranges(self) -> None:
-        """Refuses values outside of what the objectives can use."""
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) or more.")
-        for name in ("momentum", "alpha"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected a value in [0, 1].")
+    def validate_weights(self) -> None:
+        """Refuses weights that leave nothing to learn."""
         weights = (self.itc_weight, self.itm_weight, self.lm_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(f"the loss weights are {weights}, expected none below 0 and one above it.")
+
+
+@strict
+class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
+    """Configuration of `BlipForRetrievalTraining`: a matcher with the state that its fine-tuning needs.
+
+    Fields are those of `BlipConfig`, `queue_size`, `momentum`, `alpha` and `temperature_init_value` of
+    `BlipContrastiveConfig`, and:
+
+    Args:
+        negative_all_rank (`bool`, *optional*, defaults to `True`):
+            Whether hard negatives come from the batches of all processes, as in salesforce/BLIP's
+            `configs/retrieval_coco.yaml`, or from the process's own, as in its `configs/retrieval_flickr.yaml`.
+    """
+
+    model_type = "blip_retrieval_training"
+
+    negative_all_rank: bool = True
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a `config.json`: its own, a matcher's, or that of pre-training, whose objectives' weights it leaves out.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Directory or Hub name.
+            **kwargs:
+                Options of `PreTrainedConfig.get_config_dict`.
+
+        Returns:
+            `tuple`: the contents and the unused options.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") in (BlipConfig.model_type, BlipPreTrainingConfig.model_type):
+            left_out = BlipPreTrainingConfig.__dataclass_fields__.keys() - cls.__dataclass_fields__.keys()
+            config_dict = {name: value for name, value in config_dict.items() if name not in left_out}
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+
+@strict
+class BlipVisualReasoningConfig(BlipConfig):
+    """Configuration of `BlipForVisualReasoning`.
+
+    Args:
+        merge_from_layer (`int`, *optional*, defaults to 6):
+            First text layer, counted from 0, that merges what it read from the two images by learnt weights; the layers
+            below average it (paper, section 5.5). The number of layers or more: none merges.
+    """
+
+    model_type = "blip_visual_reasoning"
+
+    merge_from_layer: int = 6
+
+    def validate_merge_from_layer(self) -> None:
+        """Refuses a negative layer."""
+        if self.merge_from_layer < 0:
+            raise ValueError(f"merge_from_layer is {self.merge_from_layer}, expected 0 (all layers merge) or more.")
 
 
 def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
@@ -224,4 +305,12 @@ def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
                 )
 
 
-__all__ = ["BlipConfig", "BlipPreTrainingConfig", "BlipTextConfig", "BlipVisionConfig"]
+__all__ = [
+    "BlipConfig",
+    "BlipContrastiveConfig",
+    "BlipPreTrainingConfig",
+    "BlipRetrievalTrainingConfig",
+    "BlipTextConfig",
+    "BlipVisionConfig",
+    "BlipVisualReasoningConfig",
+]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Captioner: image encoder and image-grounded text decoder."""
 
-import copy
 from typing import Any
 
 import torch
@@ -16,12 +15,8 @@ from .attention import ImageMemory
 from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipCaptioningOutput
-from .prompts import align_prompts, limit_each_row
+from .prompts import align_prompts, limit_each_row, resolve_settings
 from .vision import BlipVisionModel
-
-
-# Length of a caption where neither the caller nor the checkpoint says: what transformers falls back to, with a warning.
-DEFAULT_MAX_NEW_TOKENS = 20
 
 
 class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
@@ -204,11 +199,9 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         else:
             input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
             input_ids, attention_mask = align_prompts(input_ids, attention_mask, self.config.text_config)
-        settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
-        settings.update(**self._special_tokens())
-        decoder_kwargs = settings.update(**generate_kwargs)
-        if settings.max_new_tokens is None and settings.max_length is None:
-            settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        settings, decoder_kwargs = resolve_settings(
+            generation_config or self.generation_config, generate_kwargs, self.config.text_config
+        )
         processors, criteria = limit_each_row(settings, (attention_mask == 0).sum(dim=1))
         processors.extend(decoder_kwargs.pop("logits_processor", []))
         criteria.extend(decoder_kwargs.pop("stopping_criteria", []))
@@ -221,14 +214,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             stopping_criteria=criteria,
             **decoder_kwargs,
         )
-
-    def _special_tokens(self) -> dict[str, int | None]:
-        config = self.config.text_config
-        return {
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.sep_token_id,
-            "pad_token_id": config.pad_token_id,
-        }
 
     def _start_tokens(self, memory: ImageMemory) -> Tensor:
         bos_token_id = self.config.text_config.bos_token_id

@@ -1,11 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Prompts of unequal length in one batch: each is to be continued as it would be alone."""
+"""Settings of generation, and prompts of unequal length in one batch: each is to be continued as it would be alone."""
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..configuration_blip import BlipTextConfig
+
+
+# Length of a text where neither the caller nor the checkpoint says: what transformers falls back to, with a warning.
+DEFAULT_MAX_NEW_TOKENS = 20
+
+
+def resolve_settings(
+    settings: GenerationConfig, options: dict[str, Any], config: BlipTextConfig
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Settings of one call of `generate`: the given ones, the options that win over them, and BLIP's special tokens.
+
+    Args:
+        settings (`GenerationConfig`):
+            The caller's or the model's own. Not changed.
+        options (`dict`):
+            Keyword arguments of the call.
+        config (`BlipTextConfig`):
+            Whose tokens these are: a text ends with [SEP].
+
+    Returns:
+        `tuple`: the settings, and the options that are none and go on to the decoder's `generate`.
+    """
+    settings = copy.deepcopy(settings)
+    settings.update(
+        bos_token_id=config.bos_token_id, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id
+    )
+    remaining = settings.update(**options)
+    if settings.max_new_tokens is None and settings.max_length is None:
+        settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+    return settings, remaining
 
 
 def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: BlipTextConfig) -> tuple[Tensor, Tensor]:
@@ -109,4 +142,4 @@ def _for_beams(lengths: Tensor, input_ids: Tensor) -> Tensor:
     return lengths.repeat_interleave(len(input_ids) // len(lengths))
 
 
-__all__ = ["MaxLengthOfRows", "MinLengthOfRows", "align_prompts", "limit_each_row"]
+__all__ = ["MaxLengthOfRows", "MinLengthOfRows", "align_prompts", "limit_each_row", "resolve_settings"]
