@@ -11,7 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "configuration_blip": ["BlipConfig", "BlipPreTrainingConfig", "BlipTextConfig", "BlipVisionConfig"],
+    "configuration_blip": [
+        "BlipConfig",
+        "BlipPreTrainingConfig",
+        "BlipTextConfig",
+        "BlipVisionConfig",
+        "BlipVisualReasoningConfig",
+    ],
     "image_processing_blip": ["BlipImageProcessor"],
     "processing_blip": ["BlipProcessor"],
     "modeling.vision": ["BlipVisionModel"],
@@ -21,9 +27,12 @@ _HOMES = {
     "modeling.captioning": ["BlipForConditionalGeneration"],
     "modeling.retrieval": ["BlipForImageTextRetrieval"],
     "modeling.pretraining": ["BlipForPreTraining"],
+    "modeling.retrieval_training": ["BlipForRetrievalTraining"],
+    "modeling.visual_reasoning": ["BlipForVisualReasoning"],
+    "modeling.question_answering": ["BlipForQuestionAnswering"],
     "auto": ["register_auto_classes"],
     "captioner": ["BlipCaptioner", "Caption"],
-    "training.arguments": ["BlipTrainingArguments"],
+    "training.arguments": ["BlipRetrievalTrainingArguments", "BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
     "conversion": ["convert_original_state_dict"],
 }

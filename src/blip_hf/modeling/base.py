@@ -13,6 +13,7 @@ _CLASS_PARTS = {
     "BlipForConditionalGeneration": {"vision_model", "text_decoder"},
     "BlipForImageTextRetrieval": {"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"},
     "BlipForQuestionAnswering": {"vision_model", "text_encoder", "text_decoder"},
+    "BlipForRetrievalTraining": {"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head", "temp"},
     "BlipForPreTraining": {
         "vision_model",
         "text_encoder",
@@ -22,6 +23,7 @@ _CLASS_PARTS = {
         "itm_head",
         "temp",
     },
+    "BlipForVisualReasoning": {"vision_model", "text_encoder", "cls_head"},
 }
 # Keyword arguments that transformers' own machinery may hand to any `forward`.
 _MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "use_cache"}
@@ -38,6 +40,8 @@ class BlipPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["BlipVisionLayer", "BlipTextLayer"]
     _skip_keys_device_placement = ["past_key_values", "image_memory"]
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]
+    # What to do, in an error's words, with a checkpoint that lacks parts of a class.
+    _new_heads_remedy = "pass allow_new_heads=True to start these parts from random weights and train them"
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -124,8 +128,8 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
     fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]
     remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that it was saved from"
     raise ValueError(
-        f"{source} has no weights for {', '.join(sorted(absent))} of {type(model).__name__}. {remedy}, or pass"
-        " allow_new_heads=True to start these parts from random weights and train them."
+        f"{source} has no weights for {', '.join(sorted(absent))} of {type(model).__name__}. {remedy}, or"
+        f" {model._new_heads_remedy}."
     )
 
 
