@@ -15,6 +15,7 @@ from blip_hf import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
+    BlipForQuestionAnswering,
     BlipPreTrainingConfig,
     convert_original_state_dict,
 )
@@ -138,3 +139,40 @@ def test_matching_and_similarity_match_the_original(start_token):
     assert_close(model(**inputs).itm_logits, golden[f"itm_logits_{start_token}_token"], **TOLERANCE)
     similarity = model(**inputs, use_itm_head=False).itc_similarity
     assert_close(similarity, golden["itc_similarity"], **TOLERANCE)
+
+
+def test_question_answering_loss_and_ranking_match_the_original():
+    sizes, golden, state = load_golden("vqa")
+    model = build(BlipForQuestionAnswering, BlipConfig, sizes, state)
+    output = model(
+        pixel_values=golden["pixel_values"],
+        input_ids=golden["question_ids"],
+        attention_mask=golden["question_mask"],
+        labels=golden["answer_ids"],
+        decoder_attention_mask=golden["answer_mask"],
+        answer_weights=golden["answer_weights"],
+        answers_per_question=golden["answers_per_question"],
+    )
+    assert_close(output.loss, golden["loss"], **TOLERANCE)
+    ranking = model.eval().rank_answers(
+        golden["pixel_values"],
+        golden["question_ids"],
+        golden["question_mask"],
+        golden["candidate_ids"],
+        golden["candidate_mask"],
+        num_candidates=sizes["k_test"],
+    )
+    assert torch.equal(ranking.best, golden["best"])
+
+
+def test_two_image_reasoning_matches_the_original():
+    sizes, golden, state = load_golden("nlvr2")
+    model = build(
+        BlipForVisualReasoning, BlipVisualReasoningConfig, sizes, state, merge_from_layer=sizes["merge_from_layer"]
+    )
+    # The original has the first images of all pairs before all second ones: (2 * b, ...) -> (b, 2, ...).
+    pixel_values = golden["pixel_values"].unflatten(0, (2, -1)).transpose(0, 1)
+    inputs = {key: golden[key] for key in ("input_ids", "attention_mask", "labels")}
+    output = model(pixel_values, **inputs)
+    assert_close(output.logits, golden["logits"], **TOLERANCE)
+    assert_close(output.loss, golden["loss"], **TOLERANCE)

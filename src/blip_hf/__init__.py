@@ -14,6 +14,7 @@ _HOMES = {
     "configuration_blip": [
         "BlipConfig",
         "BlipPreTrainingConfig",
+        "BlipRetrievalTrainingConfig",
         "BlipTextConfig",
         "BlipVisionConfig",
         "BlipVisualReasoningConfig",
