@@ -137,7 +137,8 @@ def test_records_that_do_not_fit_are_named(record, message, tmp_path):
     ("content", "message"),
     [
         ("[]", "holds an empty list"),
-        ('{"images": []}', "holds a dict, expected a list of records"),
+        ("3", "holds a int, expected a list of records"),
+        ('{"data": []}', "holds an object with 'data', expected a list of records"),
         ('[{"image": ', "cannot be parsed"),
         ('{"image": "a"}\n{"image": "b"}', "one record a line in a .jsonl file"),
     ],
@@ -156,9 +157,9 @@ def test_missing_files_are_named(name):
 
 def test_other_bad_sources_are_named(tmp_path):
     (tmp_path / "list.csv").write_text("image,caption")
-    with pytest.raises(ValueError, match=r"list.csv is not a JSON list"):
+    with pytest.raises(ValueError, match=r"list.csv is not a JSON file"):
         load_pairs(tmp_path / "list.csv")
-    with pytest.raises(ValueError, match=r"holds no metadata.jsonl, neither directly nor in train/"):
+    with pytest.raises(ValueError, match=r"holds no metadata.jsonl or metadata.csv, neither directly nor in train/"):
         load_pairs(tmp_path)
     with pytest.raises(ValueError, match=r"The list of files is empty"):
         load_pairs([])
@@ -192,6 +193,47 @@ def test_image_folder_may_have_a_folder_a_split(photos):
     assert colors_of(load_pairs(photos, split="test")) == [(0, 255, 0)]
     with pytest.raises(ValueError, match="in train/"):
         load_pairs(photos)
+
+
+def test_image_folder_may_have_its_metadata_in_columns(photos):
+    # With the mark that spreadsheets put first.
+    rows = '\ufefffile_name,text,image_id\nred.png,"red, and square",7\nblue.png,blue,3\nred.png,"a ""red"" one",7\n'
+    (photos / "images" / "metadata.csv").write_text(rows, encoding="utf-8")
+    pairs = load_pairs(photos / "images")
+    assert columns(pairs) == (["red, and square", "blue", 'a "red" one'], [7, 3, 7])
+    assert colors_of(pairs) == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
+
+
+@pytest.mark.parametrize(("ids", "expected"), [("x,y,x", [0, 1, 0]), ("4,,4", [0, 1, 0]), ("-1,2,-1", [0, 1, 0])])
+def test_ids_in_columns_are_numbered_where_they_are_no_numbers(ids, expected, tmp_path):
+    rows = [f"{image},text,{i}" for image, i in zip(("a.png", "b.png", "a.png"), ids.split(","), strict=True)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text,image_id", *rows]))
+    assert load_pairs(tmp_path)["image_id"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "file_name,text\na.png,one\nb.png,a dog, running",
+            r"metadata.csv, record 1 has 1 more fields.*double quotes",
+        ),
+        ("file_name,text\na.png,one\nb.png", r"metadata.csv, record 1: field 'text' is None"),
+        ("image,text\na.png,one", r"metadata.csv, record 0: field 'file_name' is missing \(there are: image, text\)"),
+        ("file_name,text", r"metadata.csv holds an empty list"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(rows, message, tmp_path):
+    (tmp_path / "metadata.csv").write_text(rows)
+    with pytest.raises(ValueError, match=message):
+        load_pairs(tmp_path)
+
+
+def test_two_kinds_of_metadata_are_refused(tmp_path):
+    write_lines(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "text": "a"}])
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a")
+    with pytest.raises(ValueError, match=r"holds both metadata.jsonl and metadata.csv"):
+        load_pairs(tmp_path)
 
 
 def test_metadata_without_file_name_is_named(tmp_path):

@@ -1,41 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where image-text pairs come from: JSON lists, image folders and `datasets`, all read into one record form.
+"""Where image-text pairs come from: JSON files, image folders and `datasets`, all read into one record form.
 
 A source has one record a picture or one a caption. Pairs have one row a caption, with the columns `image` (not decoded),
 `caption` and `image_id`. They are Arrow tables: a million pairs of paths take some 150 MB, pictures inside a data set
 stay memory-mapped where they are, and a picture with five captions is stored once.
 """
 
-import json
 import operator
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset, DatasetDict
+
+from .annotations import SHAPES, read_metadata_csv, standard_records
+from .records import (
+    CAPTION_FIELDS,
+    CaptionGroup,
+    Record,
+    check_record,
+    read_captions,
+    read_json,
+    read_optional_id,
+    read_path,
+)
 
 
 PathLike = str | os.PathLike[str]
 PairSource = PathLike | Sequence[PathLike] | Dataset | DatasetDict
 Value = TypeVar("Value")
 
-CAPTION_FIELDS = ("caption", "captions", "text")
 LIST_SUFFIXES = (".json", ".jsonl")
-METADATA_FILE = "metadata.jsonl"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 SOURCES = (
-    f"a JSON list (.json, .jsonl) or several, a folder of pictures with a {METADATA_FILE}, a data set saved with "
-    "`save_to_disk`, a `Dataset` or `DatasetDict`, or the name of one on the Hub"
+    "a JSON list (.json, .jsonl) or several, an annotation file of COCO or Karpathy, a folder of pictures with a"
+    f" {' or '.join(METADATA_FILES)}, a data set saved with `save_to_disk`, a `Dataset` or `DatasetDict`, or the name of"
+    " one on the Hub"
 )
-
-
-class CaptionGroup(TypedDict):
-    """A picture with all of its captions."""
-
-    image: Any
-    captions: list[str]
-    image_id: int
 
 
 def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
@@ -44,7 +47,9 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
     | source                         | a record                                                                  |
     |--------------------------------|---------------------------------------------------------------------------|
     | JSON list(s), `.json`/`.jsonl` | `{"image": path, "caption": text or list of texts, "image_id": optional}` |
+    | COCO captions, Karpathy splits | as published: see [`~blip_hf.data.annotations.standard_records`]          |
     | folder with `metadata.jsonl`   | `{"file_name": path, "caption" or "text": text or list of texts}`         |
+    | folder with `metadata.csv`     | the same in columns, one caption a row                                    |
     | `datasets` object, folder, name| column `image` of pictures or paths, and `caption`, `captions` or `text`  |
 
     Equal `image_id`s mark captions of the same picture. They are those of the source if these are numbers from 0 up, and
@@ -55,10 +60,11 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
         source (`str`, `Path`, a list of them, `Dataset` or `DatasetDict`):
             Files, a folder, a data set, or the name of one on the Hub.
         image_root (`str` or `Path`, *optional*):
-            Folder that relative picture paths start from. Defaults to the folder of the JSON list.
+            Folder that relative picture paths start from. Defaults to the folder of the JSON file.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a source that has several: a `DatasetDict`, a data set on the Hub, or a folder whose
-            `metadata.jsonl` lie in one folder a split.
+            Split of a source that has several: a `DatasetDict`, a data set on the Hub, a folder whose metadata lie in
+            one folder a split, or a file of Karpathy, where several may be joined by `+`. BLIP fine-tunes on
+            `"train+restval"` of `dataset_coco.json`.
 
     Returns:
         `datasets.Dataset`: one row a caption, in the order of the source.
@@ -83,7 +89,7 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
     if isinstance(source, Dataset):
         return _pairs_of_dataset(source, image_root)
     if isinstance(source, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in source):
-        return _pairs_of_files([Path(item) for item in source], "image", image_root)
+        return _pairs_of_files([Path(item) for item in source], image_root, split)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
             f"source is a {type(source).__name__}, expected {SOURCES}. Records in memory need no loading: "
@@ -93,7 +99,7 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
     if path.is_dir():
         return _pairs_of_folder(path, image_root, split)
     if path.is_file() or path.suffix in LIST_SUFFIXES or path.is_absolute() or not isinstance(source, str):
-        return _pairs_of_files([path], "image", image_root)
+        return _pairs_of_files([path], image_root, split)
     return _pairs_of_dataset(_load_from_hub(source, split), image_root)
 
 
@@ -147,16 +153,19 @@ def _ids_and_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Iterable[
 
 
 def _pairs_of_folder(folder: Path, image_root: PathLike | None, split: str) -> Dataset:
-    for metadata in (folder / METADATA_FILE, folder / split / METADATA_FILE):
-        if metadata.is_file():
-            return _pairs_of_files([metadata], "file_name", image_root)
+    for place in (folder, folder / split):
+        found = [place / name for name in METADATA_FILES if (place / name).is_file()]
+        if len(found) > 1:
+            raise ValueError(f"{place} holds both {' and '.join(METADATA_FILES)}. Remove one.")
+        if found:
+            return _pairs_of_metadata(found[0], image_root)
     if (folder / datasets.config.DATASETDICT_JSON_FILENAME).is_file():
         return _pairs_of_dataset(_pick_split(datasets.load_from_disk(folder), split), image_root)
     if (folder / datasets.config.DATASET_STATE_JSON_FILENAME).is_file():
         return _pairs_of_dataset(datasets.load_from_disk(folder), image_root)
     raise ValueError(
-        f"The folder {folder} holds no {METADATA_FILE}, neither directly nor in {split}/, and no data set saved with "
-        "`save_to_disk`. Add one, or pass a JSON list with this folder as `image_root`."
+        f"The folder {folder} holds no {' or '.join(METADATA_FILES)}, neither directly nor in {split}/, and no data set"
+        " saved with `save_to_disk`. Add one, or pass a JSON list with this folder as `image_root`."
     )
 
 
@@ -175,40 +184,56 @@ def _load_from_hub(name: str, split: str) -> Dataset:
         ) from error
 
 
-def _pairs_of_files(paths: list[Path], image_field: str, image_root: PathLike | None) -> Dataset:
+def _pairs_of_files(paths: list[Path], image_root: PathLike | None, split: str) -> Dataset:
     if not paths:
         raise ValueError(f"The list of files is empty; pass {SOURCES}.")
     images, captions, image_ids = [], [], []
     for path in paths:
         root = path.parent if image_root is None else image_root
-        for number, record in enumerate(_read_list(path)):
-            where = f"{path}, record {number}"
-            if not isinstance(record, dict):
-                raise ValueError(f"{where} is a {type(record).__name__}, expected an object with {image_field!r}.")
-            images.append(os.path.join(root, _read_path(record, image_field, where)))
-            captions.append(_read_captions(record, where))
-            image_ids.append(_read_image_id(record, where))
+        rows = _read_records(_read_file(path, split), str(path), "image", root)
+        for column, values in zip((images, captions, image_ids), rows, strict=True):
+            column.extend(values)
     if len(paths) > 1 or None in image_ids:
         image_ids = images
     return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids)
 
 
-def _read_list(path: Path) -> list[Any]:
+def _pairs_of_metadata(path: Path, image_root: PathLike | None) -> Dataset:
+    records = read_metadata_csv(path) if path.suffix == ".csv" else read_json(path)
+    root = path.parent if image_root is None else image_root
+    images, captions, image_ids = _read_records(_non_empty(records, path), str(path), "file_name", root)
+    return _one_row_a_caption(
+        Dataset.from_dict({"image": images}), captions, images if None in image_ids else image_ids
+    )
+
+
+def _read_file(path: Path, split: str) -> list[Any]:
     if not path.is_file() or path.suffix not in LIST_SUFFIXES:
-        state = "is not a JSON list" if path.is_file() else "does not exist"
+        state = "is not a JSON file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {state}. Pass {SOURCES}.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        records = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} cannot be parsed ({error}). Expected is a list of records in a .json file, and one record a line "
-            "in a .jsonl file."
-        ) from error
+    content = read_json(path)
+    return standard_records(content, str(path), split) if isinstance(content, dict) else _non_empty(content, path)
+
+
+def _non_empty(records: Any, path: Path) -> list[Any]:
     if not isinstance(records, list) or not records:
         kind = "an empty list" if records == [] else f"a {type(records).__name__}"
-        raise ValueError(f"{path} holds {kind}, expected a list of records with 'image' and 'caption'.")
+        raise ValueError(f"{path} holds {kind}, expected a list of records with 'image' and 'caption', or {SHAPES}.")
     return records
+
+
+def _read_records(
+    records: Iterable[Any], name: str, image_field: str, root: PathLike
+) -> tuple[list[str], list[list[str]], list[int | str | None]]:
+    """Paths, captions and ids of the pictures."""
+    images, captions, image_ids = [], [], []
+    for number, record in enumerate(records):
+        where = f"{name}, record {number}"
+        check_record(record, where, image_field)
+        images.append(os.path.join(root, read_path(record, image_field, where)))
+        captions.append(read_captions(record, where))
+        image_ids.append(read_optional_id(record, "image_id", where))
+    return images, captions, image_ids
 
 
 def _pairs_of_dataset(dataset: Dataset, image_root: PathLike | None) -> Dataset:
@@ -226,11 +251,11 @@ def _pairs_of_dataset(dataset: Dataset, image_root: PathLike | None) -> Dataset:
         raise ValueError(f"The {name} is empty; pass another split or data set.")
     text_columns = [column for column in (*CAPTION_FIELDS, "image_id") if column in dataset.column_names]
     records = dataset.select_columns(text_columns).to_list() if text_columns else [{}] * len(dataset)
-    captions = _read_all(_read_captions, records, name)
-    image_ids = _read_all(_read_image_id, records, name)
+    captions = _read_all(read_captions, records, name)
+    image_ids = _read_all(lambda record, where: read_optional_id(record, "image_id", where), records, name)
     if is_path:
         paths = _read_all(
-            lambda record, where: _read_path(record, "image", where), dataset.select_columns("image"), name
+            lambda record, where: read_path(record, "image", where), dataset.select_columns("image"), name
         )
         paths = [os.path.join(image_root or "", path) for path in paths]
         pictures = Dataset.from_dict({"image": paths})
@@ -277,47 +302,8 @@ def _number(image_ids: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(image_id, len(numbers)) for image_id in image_ids]
 
 
-# Fields of a record
-
-
-def _read_all(
-    read: Callable[[dict[str, Any], str], Value], records: Iterable[dict[str, Any]], name: str
-) -> list[Value]:
+def _read_all(read: Callable[[Record, str], Value], records: Iterable[Record], name: str) -> list[Value]:
     return [read(record, f"{name}, record {number}") for number, record in enumerate(records)]
-
-
-def _read_path(record: dict[str, Any], field: str, where: str) -> str:
-    path = record.get(field)
-    if not isinstance(path, str) or not path:
-        raise _misfit(record, field, where, "the path of a picture")
-    return path
-
-
-def _read_captions(record: dict[str, Any], where: str) -> list[str]:
-    field = next((field for field in CAPTION_FIELDS if field in record), CAPTION_FIELDS[0])
-    value = record.get(field)
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) for caption in captions):
-        raise _misfit(record, field, where, "str or list of str")
-    return captions
-
-
-def _read_image_id(record: dict[str, Any], where: str) -> int | str | None:
-    image_id = record.get("image_id")
-    if image_id is not None and not isinstance(image_id, (int, str)):
-        raise _misfit(record, "image_id", where, "int or str")
-    return image_id
-
-
-def _misfit(record: dict[str, Any], field: str, where: str, expected: str) -> ValueError:
-    if field not in record:
-        got = f"missing (there are: {', '.join(map(str, record)) or 'none'})"
-    else:
-        value = record[field]
-        got = f"{value!r}" if value in ("", [], None) else type(value).__name__
-        if isinstance(value, list) and value:
-            got += " of " + ", ".join(sorted({type(item).__name__ for item in value}))
-    return ValueError(f"{where}: field {field!r} is {got}, expected {expected}. Correct or leave out this record.")
 
 
 __all__ = ["CaptionGroup", "PairSource", "group_captions", "load_pairs"]

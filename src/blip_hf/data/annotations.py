@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Annotation files as they are published: COCO captions, the Karpathy splits, NoCaps, and the metadata of image folders.
+
+[`~blip_hf.data.sources.load_pairs`] reads all but NoCaps' lists without captions, which `load_nocaps` does.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .records import (
+    CaptionGroup,
+    Record,
+    check_record,
+    misfit,
+    read_id,
+    read_json,
+    read_optional_id,
+    read_path,
+    read_text,
+)
+
+
+SHAPES = 'COCO\'s {"images": [...], "annotations": [...]} or Karpathy\'s {"images": [{"sentences": [...]}]}'
+
+
+class NoCapsPicture(CaptionGroup):
+    """A picture of NoCaps. `captions` is empty where the file has none, and `domain` is `None` where it does not say."""
+
+    domain: str | None
+
+
+def standard_records(content: Mapping[str, Any], name: str, split: str) -> list[Record]:
+    """Records of a published file in the form that JSON lists have: `image`, a list of captions as `caption`, `image_id`.
+
+    | file                                                            | its fields                                |
+    |-----------------------------------------------------------------|-------------------------------------------|
+    | COCO's `captions_val2017.json`, `nocaps_val_4500_captions.json` | `images`: `id`, `file_name`;              |
+    |                                                                 | `annotations`: `image_id`, `caption`      |
+    | Karpathy's `dataset_{coco,flickr30k,flickr8k}.json`             | `images`: `filepath`, `filename`,         |
+    |                                                                 | `split`, `cocoid` or `imgid`, `sentences` |
+
+    Args:
+        content (`Mapping[str, Any]`):
+            The object that the file holds.
+        name (`str`):
+            Name of the file, for messages.
+        split (`str`):
+            With Karpathy's files, which split, or several joined by `+`. COCO's have one file a split.
+
+    Returns:
+        `list[Record]`: one a picture that has captions, in the order of `images`.
+
+    Raises:
+        ValueError: If the file is of another shape, a record of it does not fit, or it has no such split.
+
+    Example:
+        >>> content = {
+        ...     "images": [{"id": 9, "file_name": "9.jpg"}, {"id": 4, "file_name": "4.jpg"}],
+        ...     "annotations": [{"image_id": 9, "caption": "a cat"}, {"image_id": 9, "caption": "an animal"}],
+        ... }
+        >>> standard_records(content, "captions.json", split="train")
+        [{'image': '9.jpg', 'caption': ['a cat', 'an animal'], 'image_id': 9}]
+    """
+    if "images" not in content:
+        raise ValueError(
+            f"{name} holds an object with {', '.join(map(repr, content)) or 'nothing'}, expected a list of records with"
+            f" 'image' and 'caption', or {SHAPES}."
+        )
+    if "annotations" not in content:
+        return _karpathy_records(content, name, split)
+    images = _coco_images(content, name)
+    captions = _coco_captions(content, name, images)
+    return [
+        {"image": image["file_name"], "caption": captions[image_id], "image_id": image_id}
+        for image_id, image in images.items()
+        if image_id in captions
+    ]
+
+
+def read_metadata_csv(path: Path) -> list[Record]:
+    """Rows of the `metadata.csv` of an image folder, as `datasets` has them: `file_name`, `caption` or `text`, `image_id`.
+
+    Args:
+        path (`Path`):
+            A CSV file with a head line.
+
+    Returns:
+        `list[Record]`: one a row. An `image_id` of digits is a number, an empty one is none.
+
+    Raises:
+        ValueError: If a row has more fields than the head line.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = list(csv.DictReader(file))
+    for number, record in enumerate(records):
+        if None in record:
+            raise ValueError(
+                f"{path}, record {number} has {len(record[None])} more fields than the head line. Put captions with"
+                ' commas in double quotes: "a dog, running".'
+            )
+        if "image_id" in record:
+            image_id = record["image_id"]
+            record["image_id"] = int(image_id) if image_id and image_id.isdecimal() else image_id or None
+    return records
+
+
+def load_nocaps(
+    path: str | os.PathLike[str], *, image_root: str | os.PathLike[str] | None = None
+) -> list[NoCapsPicture]:
+    """Reads the pictures of [NoCaps](https://nocaps.org), with captions and domains where the file has them.
+
+    Args:
+        path (`str` or `Path`):
+            NoCaps' own `nocaps_val_4500_captions.json` or `nocaps_{val,test}_image_info.json`, or BLIP's
+            `nocaps_{val,test}.json`, a list of `{"image": path, "img_id": id}`.
+        image_root (`str` or `Path`, *optional*):
+            Folder that picture paths start from. Defaults to the folder of the file.
+
+    Returns:
+        `list[NoCapsPicture]`: `{"image": path, "captions", "image_id", "domain"}`, in the order of the file.
+
+    Raises:
+        ValueError: If the file or a record of it does not fit.
+    """
+    path = Path(path)
+    content = read_json(path)
+    pictures = (
+        _nocaps_of_list(content, str(path)) if isinstance(content, list) else _nocaps_of_coco(content, str(path))
+    )
+    root = path.parent if image_root is None else image_root
+    return [{**picture, "image": os.path.join(root, picture["image"])} for picture in pictures]
+
+
+def _nocaps_of_list(content: list[Any], name: str) -> list[NoCapsPicture]:
+    pictures = []
+    for number, record in enumerate(content):
+        where = f"{name}, record {number}"
+        check_record(record, where, "img_id")
+        path, image_id = read_path(record, "image", where), read_id(record, "img_id", where)
+        pictures.append({"image": path, "captions": [], "image_id": image_id, "domain": None})
+    return pictures
+
+
+def _nocaps_of_coco(content: Any, name: str) -> list[NoCapsPicture]:
+    images = _coco_images(check_record(content, name, "images"), name)
+    captions = _coco_captions(content, name, images) if "annotations" in content else {}
+    return [
+        {
+            "image": image["file_name"],
+            "captions": captions.get(image_id, []),
+            "image_id": image_id,
+            "domain": read_text(image, "domain", f"{name}, image {image_id}") if "domain" in image else None,
+        }
+        for image_id, image in images.items()
+    ]
+
+
+# Fields of COCO's and Karpathy's files
+
+
+def _listed(content: Record, field: str, name: str, expected: str) -> Iterator[tuple[str, Record]]:
+    """Records of a list inside the object, each with its place."""
+    records = content.get(field)
+    if not isinstance(records, list) or not records:
+        raise misfit(content, field, name, "a list of records")
+    for number, record in enumerate(records):
+        where = f"{name}, {field}, record {number}"
+        yield where, check_record(record, where, expected)
+
+
+def _coco_images(content: Record, name: str) -> dict[int | str, Record]:
+    images = {}
+    for where, image in _listed(content, "images", name, "file_name"):
+        read_path(image, "file_name", where)
+        images[read_id(image, "id", where)] = image
+    return images
+
+
+def _coco_captions(content: Record, name: str, images: Mapping[int | str, Record]) -> dict[int | str, list[str]]:
+    captions: dict[int | str, list[str]] = {}
+    for where, annotation in _listed(content, "annotations", name, "caption"):
+        image_id = read_id(annotation, "image_id", where)
+        if image_id not in images:
+            raise ValueError(
+                f"{where}: image_id {image_id!r} is not among 'images'. Correct or leave out this record."
+            )
+        captions.setdefault(image_id, []).append(read_text(annotation, "caption", where))
+    return captions
+
+
+def _karpathy_records(content: Record, name: str, split: str) -> list[Record]:
+    wanted, found = set(split.split("+")), {}
+    records = []
+    for where, image in _listed(content, "images", name, "sentences"):
+        own_split = read_text(image, "split", where)
+        found[own_split] = True
+        if own_split in wanted:
+            records.append(_karpathy_record(image, where))
+    if not wanted <= found.keys():
+        raise ValueError(
+            f"{name} has no split {min(wanted - found.keys())!r}; pass split= one of {', '.join(map(repr, found))},"
+            " or several joined by '+'."
+        )
+    return records
+
+
+def _karpathy_record(image: Record, where: str) -> Record:
+    folder = read_text(image, "filepath", where) if "filepath" in image else ""
+    sentences = [read_text(sentence, "raw", place) for place, sentence in _listed(image, "sentences", where, "raw")]
+    return {
+        "image": os.path.join(folder, read_path(image, "filename", where)),
+        "caption": sentences,
+        "image_id": read_optional_id(image, "cocoid" if "cocoid" in image else "imgid", where),
+    }
+
+
+__all__ = ["NoCapsPicture", "load_nocaps", "read_metadata_csv", "standard_records"]

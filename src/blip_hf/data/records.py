@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Records as they lie in annotation files: parsing them, reading their fields, and naming what does not fit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+Record = Mapping[str, Any]
+
+CAPTION_FIELDS = ("caption", "captions", "text")
+
+
+class CaptionGroup(TypedDict):
+    """A picture with all of its captions."""
+
+    image: Any
+    captions: list[str]
+    image_id: int
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; the lines of a `.jsonl` file are a list.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        Anything: what the file holds.
+
+    Raises:
+        ValueError: If there is no such file, or it cannot be parsed.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. Pass the path of a JSON file (.json, .jsonl).")
+    text = path.read_text(encoding="utf-8")
+    try:
+        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} cannot be parsed ({error}). Expected is JSON in a .json file, such as a list of records, and one"
+            " record a line in a .jsonl file."
+        ) from error
+
+
+def check_record(record: Any, where: str, field: str) -> Record:
+    """The record, if it is an object.
+
+    Args:
+        record (anything):
+            What stands in the place of a record.
+        where (`str`):
+            File and number, for the message.
+        field (`str`):
+            A field that it should have, for the message.
+
+    Returns:
+        `Mapping[str, Any]`: the same.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where} is a {type(record).__name__}, expected an object with {field!r}.")
+    return record
+
+
+def read_text(record: Record, field: str, where: str) -> str:
+    """A field that holds text, which may be empty.
+
+    Args:
+        record (`Mapping[str, Any]`):
+            The record.
+        field (`str`):
+            Name of the field.
+        where (`str`):
+            File and number of the record, for the message.
+
+    Returns:
+        `str`: the text.
+
+    Raises:
+        ValueError: If the field is missing or holds anything else.
+    """
+    text = record.get(field)
+    if not isinstance(text, str):
+        raise misfit(record, field, where, "str")
+    return text
+
+
+def read_path(record: Record, field: str, where: str) -> str:
+    """A field that holds the path of a picture, as `read_text`."""
+    path = record.get(field)
+    if not isinstance(path, str) or not path:
+        raise misfit(record, field, where, "the path of a picture")
+    return path
+
+
+def read_captions(record: Record, where: str) -> list[str]:
+    """The captions of a record, one or several, under whichever of `CAPTION_FIELDS` it has, as `read_text`."""
+    field = next((field for field in CAPTION_FIELDS if field in record), CAPTION_FIELDS[0])
+    value = record.get(field)
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) for caption in captions):
+        raise misfit(record, field, where, "str or list of str")
+    return captions
+
+
+def read_id(record: Record, field: str, where: str) -> int | str:
+    """A field that holds an id, as `read_text`."""
+    value = record.get(field)
+    if not isinstance(value, (int, str)):
+        raise misfit(record, field, where, "int or str")
+    return value
+
+
+def read_optional_id(record: Record, field: str, where: str) -> int | str | None:
+    """As `read_id`, but `None` where the field is missing or empty."""
+    return None if record.get(field) is None else read_id(record, field, where)
+
+
+def misfit(record: Record, field: str, where: str, expected: str) -> ValueError:
+    """The error of a field that does not fit: what is there, what is expected, what to do.
+
+    Args:
+        record (`Mapping[str, Any]`):
+            The record.
+        field (`str`):
+            Name of the field.
+        where (`str`):
+            File and number of the record.
+        expected (`str`):
+            What should be there.
+
+    Returns:
+        `ValueError`: to be raised.
+    """
+    if field not in record:
+        got = f"missing (there are: {', '.join(map(str, record)) or 'none'})"
+    else:
+        value = record[field]
+        got = f"{value!r}" if value in ("", [], None) else type(value).__name__
+        if isinstance(value, list) and value:
+            got += " of " + ", ".join(sorted({type(item).__name__ for item in value}))
+    return ValueError(f"{where}: field {field!r} is {got}, expected {expected}. Correct or leave out this record.")
+
+
+__all__ = [
+    "CAPTION_FIELDS",
+    "CaptionGroup",
+    "Record",
+    "check_record",
+    "misfit",
+    "read_captions",
+    "read_id",
+    "read_json",
+    "read_optional_id",
+    "read_path",
+    "read_text",
+]
