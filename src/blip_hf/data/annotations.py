@@ -48,7 +48,8 @@ def standard_records(content: Mapping[str, Any], name: str, split: str) -> list[
         name (`str`):
             Name of the file, for messages.
         split (`str`):
-            With Karpathy's files, which split, or several joined by `+`. COCO's have one file a split.
+            With Karpathy's files, which split. `"train"` has the pictures of `restval` too, as everybody trains on them;
+            BLIP's own list of COCO does. COCO's files have one split each.
 
     Returns:
         `list[Record]`: one a picture that has captions, in the order of `images`.
@@ -192,18 +193,15 @@ def _coco_captions(content: Record, name: str, images: Mapping[int | str, Record
 
 
 def _karpathy_records(content: Record, name: str, split: str) -> list[Record]:
-    wanted, found = set(split.split("+")), {}
-    records = []
+    wanted = ("train", "restval") if split == "train" else (split,)
+    records, found = [], {}
     for where, image in _listed(content, "images", name, "sentences"):
         own_split = read_text(image, "split", where)
         found[own_split] = True
         if own_split in wanted:
             records.append(_karpathy_record(image, where))
-    if not wanted <= found.keys():
-        raise ValueError(
-            f"{name} has no split {min(wanted - found.keys())!r}; pass split= one of {', '.join(map(repr, found))},"
-            " or several joined by '+'."
-        )
+    if not records:
+        raise ValueError(f"{name} has no split {split!r}; pass split= one of {', '.join(map(repr, found))}.")
     return records
 
 

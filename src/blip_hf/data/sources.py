@@ -63,8 +63,7 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
             Folder that relative picture paths start from. Defaults to the folder of the JSON file.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a source that has several: a `DatasetDict`, a data set on the Hub, a folder whose metadata lie in
-            one folder a split, or a file of Karpathy, where several may be joined by `+`. BLIP fine-tunes on
-            `"train+restval"` of `dataset_coco.json`.
+            one folder a split, or a file of Karpathy, whose `"train"` includes `restval`.
 
     Returns:
         `datasets.Dataset`: one row a caption, in the order of the source.
