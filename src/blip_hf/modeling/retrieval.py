@@ -115,8 +115,37 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(n * g, 2)`: Scores of unmatched and matched.
         """
-        states = self._grounded_states(image_memory, input_ids, attention_mask, image_index, itm_start_token)
-        return self.itm_head(states.last_hidden_state[:, 0])
+        states = self.get_multimodal_embeds(image_memory, input_ids, attention_mask, image_index, itm_start_token)
+        return self.itm_head(states[:, 0])
+
+    def get_multimodal_embeds(
+        self,
+        image_memory: ImageMemory,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        itm_start_token: str | None = None,
+    ) -> Tensor:
+        """States of texts that have read encoded images (image-grounded encoder). The matching head reads position 0.
+
+        Args:
+            image_memory (`ImageMemory`):
+                As in `get_itm_logits`, and so are the other arguments.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`):
+                Token ids.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            image_index (`torch.Tensor` of shape `(r,)`, *optional*):
+                Images of the last `r` texts.
+            itm_start_token (`str`, *optional*, defaults to the configuration's):
+                `"enc"` or `"cls"`.
+
+        Returns:
+            `torch.Tensor` of shape `(n * g, t, text width)`: Hidden states of the last layer.
+        """
+        return self._grounded_states(
+            image_memory, input_ids, attention_mask, image_index, itm_start_token
+        ).last_hidden_state
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two-stage retrieval (BLIP, section 5.1): cosines find the best `k` of each query, and the matching head ranks them anew.
+
+A pair that both directions want is scored once, and the pairs of a picture are scored together, so that its keys and
+values are projected once in a whole evaluation, and freed before the next one's.
+
+Letters: `n` pictures, `m` texts, `k` candidates of a query, `u` distinct pairs, `f` frames, `p` image tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers.utils import logging
+
+from ..data.images import UnreadableImageError
+from ..data.pairs import SkipReporter
+from ..distributed import gather, rank, world_size
+from ..modeling.retrieval import BlipForImageTextRetrieval
+from .features import TokenizedTexts
+
+
+PairScorer = Callable[[Tensor, Tensor], Tensor]
+"""Scores of shape `(u,)` of the pairs of a picture and a text that two tensors of shape `(u,)` name."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of each query that were scored as pairs, best first.
+
+    Args:
+        index (`torch.Tensor` of shape `(q, k)`):
+            Numbers of the candidates, int64.
+        scores (`torch.Tensor` of shape `(q, k)`):
+            Their scores. What is not listed comes after all that is.
+    """
+
+    index: Tensor
+    scores: Tensor
+
+    def cpu(self) -> "Candidates":
+        """The same in main memory."""
+        return Candidates(self.index.cpu(), self.scores.cpu())
+
+
+def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candidates, Candidates, int]:
+    """Ranks the `k` nearest texts of each picture, and pictures of each text, by the score of the pair plus its cosine.
+
+    Args:
+        similarity (`torch.Tensor` of shape `(n, m)`):
+            Cosines of pictures with texts, not divided by a temperature.
+        k (`int`):
+            Candidates a query; all where there are fewer.
+        score_pairs (`Callable`):
+            Is called once, with the numbers of pictures and of texts of all wanted pairs, of shape `(u,)` each: every
+            pair once, those of a picture next to each other. Returns a score each.
+
+    Returns:
+        `tuple`: the candidates of each picture, those of each text, and the number of pairs that were scored.
+
+    Example:
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> of_images, of_texts, num_pairs = rerank(similarity, 1, lambda images, texts: torch.ones(len(images)))
+        >>> of_images.index.tolist(), of_texts.index.tolist(), num_pairs
+        ([[0], [1]], [[0], [1]], 2)
+    """
+    num_images, num_texts = similarity.shape
+    text_index = similarity.topk(min(k, num_texts), dim=1).indices  # (n, k)
+    image_index = similarity.topk(min(k, num_images), dim=0).indices.T  # (k, m) -> (m, k)
+    # Pairs are numbered row by row, so that sorted numbers have the pairs of a picture side by side.
+    numbers_of_images = text_index + num_texts * torch.arange(num_images, device=similarity.device)[:, None]
+    numbers_of_texts = num_texts * image_index + torch.arange(num_texts, device=similarity.device)[:, None]
+    wanted = torch.cat([numbers_of_images.flatten(), numbers_of_texts.flatten()])
+    numbers, place = wanted.unique(return_inverse=True)  # (u,), (n * k + m * k,)
+    scores = score_pairs(numbers // num_texts, numbers % num_texts) + similarity.take(numbers)
+    of_images, of_texts = scores[place].split([text_index.numel(), image_index.numel()])
+    return (
+        _best_first(text_index, of_images.view_as(text_index)),
+        _best_first(image_index, of_texts.view(image_index.shape)),
+        len(numbers),
+    )
+
+
+def _best_first(index: Tensor, scores: Tensor) -> Candidates:
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return Candidates(index.gather(1, order), scores)
+
+
+class PixelDataset(Dataset):
+    """Pictures, or videos as several pictures each, read one by one: `(number, pixels or None, what went wrong)`.
+
+    Args:
+        numbers (sequence of `int`):
+            Which ones to read.
+        read (`Callable`):
+            Maps a number to `pixel_values` of shape `(f, 3, height, width)`, `f` being 1 for a picture.
+    """
+
+    def __init__(self, numbers: Sequence[int], read: Callable[[int], Tensor]) -> None:
+        self.numbers = numbers
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | None, str]:
+        number = self.numbers[i]
+        try:
+            return number, self.read(number), ""
+        except UnreadableImageError as error:
+            return number, None, str(error)
+
+
+@dataclass
+class EncodedImages:
+    """What the image tower has made of this process's share of the pictures, and the features of all.
+
+    Args:
+        numbers (`torch.Tensor` of shape `(n,)`):
+            Which pictures could be read, over all processes, in order.
+        features (`torch.Tensor` of shape `(n, d)`):
+            Their features, on the model's device.
+        states (`dict[int, torch.Tensor]`):
+            By position in `numbers`, the states of shape `(f * p, d)` of this process's pictures, on the CPU.
+    """
+
+    numbers: Tensor
+    features: Tensor
+    states: dict[int, Tensor] = field(repr=False)
+
+
+def encode_images(
+    model: BlipForImageTextRetrieval,
+    items: PixelDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    states_dtype: torch.dtype | None,
+    show_progress: bool,
+) -> EncodedImages:
+    """Runs the image tower once over every picture, each process over its share of them.
+
+    A picture is a video of one frame. Of a video the projections of its frames are averaged before they are normalised,
+    and the tokens of all frames are read as those of one picture (salesforce/BLIP `eval_retrieval_video.py`).
+
+    Args:
+        model (`BlipForImageTextRetrieval`):
+            In evaluation mode.
+        items (`PixelDataset`):
+            The pictures or videos, all with the same number of frames. What cannot be read is left out with a warning.
+        batch_size (`int`):
+            Pictures or videos a batch.
+        num_workers (`int`):
+            Processes that read pictures; 0 reads them in this one.
+        states_dtype (`torch.dtype`, *optional*):
+            How states are kept. As the tower gives them by default.
+        show_progress (`bool`):
+            Whether to show a bar.
+
+    Returns:
+        `EncodedImages`: features of all, and the states of this process's share.
+
+    Raises:
+        ValueError: If nothing could be read.
+    """
+    width = model.config.image_text_hidden_size
+    numbers, states, skips = [], [], SkipReporter()
+    features = [torch.empty(0, width, device=model.device)]
+    own = Subset(items, range(rank(), len(items), world_size()))
+    loader = DataLoader(own, batch_size, num_workers=num_workers, collate_fn=list)
+    for batch in logging.tqdm(loader, desc="Encoding images", disable=not show_progress):
+        for _, pixels, reason in batch:
+            if pixels is None:
+                skips.report(reason)
+        readable = [(number, pixels) for number, pixels, _ in batch if pixels is not None]
+        if not readable:
+            continue
+        numbers += [number for number, _ in readable]
+        batch_features, batch_states = _encode_frames(model, torch.stack([pixels for _, pixels in readable]))
+        features.append(batch_features)
+        states += batch_states.to("cpu", states_dtype).unbind(0)
+    own_numbers = torch.tensor(numbers, dtype=torch.long)
+    all_numbers = gather(own_numbers.to(model.device))
+    if len(all_numbers) == 0:
+        raise ValueError(f"None of the {len(items)} pictures or videos can be read; the warnings say why.")
+    all_numbers, order = all_numbers.sort()
+    positions = torch.searchsorted(all_numbers.cpu(), own_numbers).tolist()
+    return EncodedImages(
+        all_numbers.cpu(), gather(torch.cat(features))[order], dict(zip(positions, states, strict=True))
+    )
+
+
+def _encode_frames(model: BlipForImageTextRetrieval, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels `(b, f, 3, h, w)` -> features `(b, d)` and states `(b, f * p, vision width)`."""
+    frames = pixel_values.to(model.device, model.dtype).flatten(0, 1)  # (b * f, 3, h, w)
+    states = model.vision_model(frames).last_hidden_state.unflatten(0, pixel_values.shape[:2])  # (b, f, p, d)
+    projections = model.vision_proj(states[:, :, 0]).float()  # (b, f, d)
+    return normalize(projections.mean(dim=1), dim=-1), states.flatten(1, 2)
+
+
+def matching_scores(
+    model: BlipForImageTextRetrieval,
+    images: EncodedImages,
+    rows: TokenizedTexts,
+    *,
+    batch_size: int,
+    show_progress: bool,
+) -> PairScorer:
+    """The logit by which the matching head says that a picture and a text belong together, for `rerank`.
+
+    Each process scores the pairs of its own pictures. Keys and values are projected once a picture and freed after its
+    texts, and so are its states: the scorer can be called once.
+
+    Args:
+        model (`BlipForImageTextRetrieval`):
+            In evaluation mode.
+        images (`EncodedImages`):
+            The pictures.
+        rows (`TokenizedTexts`):
+            The texts.
+        batch_size (`int`):
+            Most texts at a time.
+        show_progress (`bool`):
+            Whether to show a bar.
+
+    Returns:
+        `Callable`: maps the numbers of pictures and of texts, of shape `(u,)` each, to scores of shape `(u,)`, fp32.
+    """
+
+    def score(image_index: Tensor, text_index: Tensor) -> Tensor:
+        starts = torch.searchsorted(image_index.cpu(), torch.arange(len(images.numbers) + 1)).tolist()
+        text_index = text_index.cpu()
+        places = [torch.empty(0, dtype=torch.long)]
+        scores = [torch.empty(0, device=model.device)]
+        for number in logging.tqdm(sorted(images.states), desc="Re-ranking", disable=not show_progress):
+            states = images.states.pop(number)[None].to(model.device, model.vision_proj.weight.dtype)
+            memory = model.text_encoder.build_image_memory(states)
+            own = torch.arange(starts[number], starts[number + 1])
+            for position in rows.by_length(text_index[own], batch_size):
+                place = own[position]
+                logits = model.get_itm_logits(memory, *rows.batch(text_index[place]))
+                places.append(place)
+                scores.append(logits[:, 1].float())
+        all_places = gather(torch.cat(places).to(model.device))
+        all_scores = gather(torch.cat(scores))
+        return torch.empty_like(all_scores).index_copy_(0, all_places, all_scores)
+
+    return score
+
+
+__all__ = [
+    "Candidates",
+    "EncodedImages",
+    "PairScorer",
+    "PixelDataset",
+    "encode_images",
+    "matching_scores",
+    "rerank",
+]
