@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import blip_hf
-from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+)
 
 from .twins import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config
 
@@ -18,12 +24,15 @@ from .twins import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretrai
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 BACKENDS = ["eager", "sdpa"]
 HEADS = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
+# Upstream's answers read questions through a projection from the image's width.
+VISION_AS_WIDE_AS_TEXT = VISION | {"hidden_size": TEXT["hidden_size"]}
 
 
 def upstream_model(name):
     text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
+    vision_config = VISION_AS_WIDE_AS_TEXT if name == "BlipForQuestionAnswering" else VISION
     config = transformers.BlipConfig(
-        text_config=text_config | {"label_smoothing": 0.1}, vision_config=dict(VISION), image_text_hidden_size=8
+        text_config=text_config | {"label_smoothing": 0.1}, vision_config=dict(vision_config), image_text_hidden_size=8
     )
     return getattr(transformers, name)(config).eval()
 
@@ -105,6 +114,47 @@ def test_generation_gives_upstreams_tokens(pair, settings, prompted):
     assert_close(ours.generate(**batch, max_new_tokens=8, **settings), expected)
 
 
+@pairs("BlipForQuestionAnswering")
+def test_answers_have_upstreams_loss_and_gradients_with_cls(pair):
+    theirs, ours = pair
+    ours.config.question_start_token = "cls"
+    questions, answers = tiny_batch(lengths=(6, 6, 6)), tiny_batch(lengths=(4, 5, 3), first=DEC, seed=1)
+    labels = answers["input_ids"].masked_fill(answers["attention_mask"] == 0, -100)
+    batch = {**questions, "labels": labels, "decoder_input_ids": answers["input_ids"]}
+    expected, actual = theirs(**batch), ours(**batch)
+    assert_close(actual.loss, expected.loss, **TOLERANCE)
+    assert_close(actual.image_embeds, expected.image_embeds, **TOLERANCE)
+    assert_close(actual[1], expected[1], **TOLERANCE)
+
+    expected.loss.backward()
+    actual.loss.backward()
+    gradients = dict(ours.named_parameters())
+    for parameter_name, parameter in theirs.named_parameters():
+        assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+
+
+@pairs("BlipForQuestionAnswering")
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_written_answers_are_upstreams_with_cls(pair, settings):
+    theirs, ours = pair
+    ours.config.question_start_token = "cls"
+    questions = tiny_batch(lengths=(6, 6, 6))
+    expected = theirs.generate(**questions, max_new_tokens=8, **settings)
+    assert_close(ours.generate(**questions, max_new_tokens=8, **settings), expected)
+
+
+def test_our_answering_directory_opens_in_transformers(tmp_path):
+    ours = BlipForQuestionAnswering(
+        BlipConfig(text_config=dict(TEXT), vision_config=dict(VISION_AS_WIDE_AS_TEXT), question_start_token="cls")
+    ).eval()
+    ours.save_pretrained(tmp_path)
+    theirs, info = transformers.BlipForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    questions = tiny_batch(lengths=(6, 6, 6))
+    labels = tiny_batch(lengths=(4, 4, 4), first=DEC, seed=1)["input_ids"]
+    assert_close(theirs(**questions, labels=labels).loss, ours(**questions, labels=labels).loss, **TOLERANCE)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_our_directory_opens_in_transformers(name, tmp_path):
     ours = getattr(blip_hf, name)(tiny_config()).eval()
@@ -121,7 +171,7 @@ def test_our_directory_opens_in_transformers(name, tmp_path):
     assert_close(actual[0], expected[0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [*HEADS, "BlipForQuestionAnswering"])
 def test_saved_tensors_have_upstreams_names_and_shapes(name, tmp_path):
     upstream_model(name).save_pretrained(tmp_path / "theirs")
     load_ours(name, tmp_path / "theirs").save_pretrained(tmp_path / "ours")
@@ -150,6 +200,7 @@ def test_old_bin_files_with_position_ids_load(tmp_path):
         ("BlipForConditionalGeneration", "BlipForImageTextRetrieval", "itm_head"),
         ("BlipForImageTextRetrieval", "BlipForConditionalGeneration", "text_decoder"),
         ("BlipForConditionalGeneration", "BlipForPreTraining", "itm_head"),
+        ("BlipForQuestionAnswering", "BlipForImageTextRetrieval", "itm_head"),
     ],
 )
 def test_the_wrong_class_raises_and_names_the_right_one(saved, loaded, missing, tmp_path):
