@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
-from blip_hf.modeling import pretraining
+from blip_hf.modeling import contrast
 from blip_hf.modeling.retrieval import with_first_token
 from blip_hf.objectives import sample_hard_negatives
 
@@ -213,7 +213,7 @@ def test_negatives_never_show_the_querys_own_image(model, batch, monkeypatch):
         drawn.append(sample_hard_negatives(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(pretraining, "sample_hard_negatives", record)
+    monkeypatch.setattr(contrast, "sample_hard_negatives", record)
     for _ in range(20):
         model(**batch, image_ids=torch.tensor([4, 4, 5, 5]))
     assert all((negatives // 2 != torch.tensor([0, 0, 1, 1])).all() for negatives, _ in drawn)
@@ -226,12 +226,12 @@ def test_pairs_without_any_negative_leave_the_matching_loss(model, batch):
 
 
 def test_batch_of_one_warns_and_leaves_matching_out(model, caplog):
-    pretraining.logger.warning_once.cache_clear()
-    pretraining.logger.addHandler(caplog.handler)
+    contrast.logger.warning_once.cache_clear()
+    contrast.logger.addHandler(caplog.handler)
     try:
         output = model(**tiny_batch(lengths=(6,)))
     finally:
-        pretraining.logger.removeHandler(caplog.handler)
+        contrast.logger.removeHandler(caplog.handler)
     assert "no negatives" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
     assert output.loss_itm == 0

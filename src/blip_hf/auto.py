@@ -3,7 +3,12 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from .configuration_blip import BlipConfig, BlipPreTrainingConfig, BlipVisualReasoningConfig
+from .configuration_blip import (
+    BlipConfig,
+    BlipPreTrainingConfig,
+    BlipRetrievalTrainingConfig,
+    BlipVisualReasoningConfig,
+)
 from .modeling.captioning import BlipForConditionalGeneration
 from .modeling.pretraining import BlipForPreTraining
 from .modeling.retrieval_training import BlipForRetrievalTraining
@@ -15,12 +20,12 @@ def register_auto_classes() -> None:
     """Makes the Auto classes of this process return this package's classes for BLIP checkpoints.
 
     `AutoModelForImageTextToText` and `AutoProcessor` then load `model_type: "blip"` here in place of transformers' own,
-    and `AutoModel` knows `"blip_pretraining"` and `"blip_visual_reasoning"`.
+    and `AutoModel` knows `"blip_pretraining"`, `"blip_retrieval_training"` and `"blip_visual_reasoning"`.
     """
     AutoConfig.register("blip", BlipConfig, exist_ok=True)
     AutoConfig.register("blip_pretraining", BlipPreTrainingConfig, exist_ok=True)
-    AutoConfig.register("blip_visual_reasoning", BlipVisualReasoningConfig, exist_ok=True)
     AutoConfig.register("blip_retrieval_training", BlipRetrievalTrainingConfig, exist_ok=True)
+    AutoConfig.register("blip_visual_reasoning", BlipVisualReasoningConfig, exist_ok=True)
     AutoModel.register(BlipPreTrainingConfig, BlipForPreTraining, exist_ok=True)
     AutoModel.register(BlipRetrievalTrainingConfig, BlipForRetrievalTraining, exist_ok=True)
     AutoModel.register(BlipVisualReasoningConfig, BlipForVisualReasoning, exist_ok=True)

@@ -54,14 +54,16 @@ def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
-def matching_pairs(image_ids: Tensor, key_ids: Tensor) -> Tensor:
-    """Which keys belong to which query: those of the same image, and always its own, the key in the same row.
+def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Tensor:
+    """Which keys belong to which query: those of the same image, and always its own.
 
     Args:
         image_ids (`torch.Tensor` of shape `(b,)`):
             Image of each query; negative where it is unknown.
         key_ids (`torch.Tensor` of shape `(k,)`):
-            Image of each key, the batch's own first; negative where it is unknown.
+            Image of each key; negative where it is unknown.
+        first_key (`int`, *optional*, defaults to 0):
+            Which key is the first query's own; those of the other queries follow it.
 
     Returns:
         `torch.Tensor` of shape `(b, k)`: boolean.
@@ -71,10 +73,10 @@ def matching_pairs(image_ids: Tensor, key_ids: Tensor) -> Tensor:
         tensor([[1, 0, 1, 0],
                 [0, 1, 0, 0]], dtype=torch.int32)
     """
-    rows = torch.arange(len(image_ids), device=image_ids.device)
+    own = torch.arange(len(image_ids), device=image_ids.device) + first_key
     columns = torch.arange(len(key_ids), device=image_ids.device)
     same_image = (image_ids[:, None] == key_ids) & (image_ids[:, None] >= 0)
-    return same_image | (rows[:, None] == columns)
+    return same_image | (own[:, None] == columns)
 
 
 def sample_hard_negatives(

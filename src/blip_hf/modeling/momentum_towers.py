@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..configuration_blip import BlipPreTrainingConfig
+from ..configuration_blip import BlipContrastiveConfig
 from .retrieval import project_first
 from .text import BlipTextModel
 from .vision import BlipVisionModel
@@ -13,7 +13,7 @@ from .vision import BlipVisionModel
 class MomentumTowers(nn.Module):
     """Averages of the unimodal towers and their projections; the source of contrastive keys. Not trained."""
 
-    def __init__(self, config: BlipPreTrainingConfig) -> None:
+    def __init__(self, config: BlipContrastiveConfig) -> None:
         super().__init__()
         # Only the unimodal role is ever run, so there is no cross-attention to keep.
         text_config = type(config.text_config).from_dict({**config.text_config.to_dict(), "is_decoder": False})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pre-training with transformers' Trainer."""
+"""Pre-training and retrieval fine-tuning with transformers' Trainer."""
 
-from .arguments import BlipTrainingArguments
+from .arguments import BlipRetrievalTrainingArguments, BlipTrainingArguments
 from .trainer import BlipTrainer
 
 
-__all__ = ["BlipTrainer", "BlipTrainingArguments"]
+__all__ = ["BlipRetrievalTrainingArguments", "BlipTrainer", "BlipTrainingArguments"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arguments of a pre-training run, with the paper's recipe as defaults."""
+"""Arguments of a run of pre-training or of retrieval fine-tuning, with the paper's recipes as defaults."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,13 @@ from transformers import SchedulerType, TrainingArguments
 
 
 BLIP_SCHEDULE = "blip"
+BLIP_COSINE_SCHEDULE = "blip_cosine"
+_OWN_SCHEDULES = (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE)
 
 
 @dataclass
 class BlipTrainingArguments(TrainingArguments):
-    """Arguments of [`BlipTrainer`].
+    """Arguments of [`BlipTrainer`], with the recipe of pre-training.
 
     Those of `transformers.TrainingArguments`, whose fields are documented there; the fields below are documented by
     their help texts. Other defaults than there: `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps`
@@ -43,8 +45,9 @@ class BlipTrainingArguments(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = field(
         default=BLIP_SCHEDULE,
         metadata={
-            "help": "`blip`: linear warm-up and a factor an epoch, as in the paper; or a schedule of transformers, such"
-            " as `cosine`, which reads neither of `warmup_learning_rate`, `min_learning_rate` and `decay_rate`."
+            "help": "`blip`: linear warm-up and a factor an epoch, as the paper pre-trains; `blip_cosine`: half a cosine"
+            " with one value an epoch, as it fine-tunes; or a schedule of transformers, such as `cosine`, which reads"
+            " neither of `warmup_learning_rate`, `min_learning_rate` and `decay_rate`."
         },
     )
     warmup_steps: float = field(
@@ -99,14 +102,14 @@ class BlipTrainingArguments(TrainingArguments):
                 " which a captioner learns to copy its input. Set `config.text_config.label_smoothing` of the model"
                 " instead."
             )
-        has_blip_schedule = self.lr_scheduler_type == BLIP_SCHEDULE
-        if has_blip_schedule:
+        own_schedule = self.lr_scheduler_type if self.lr_scheduler_type in _OWN_SCHEDULES else None
+        if own_schedule is not None:
             self._check_learning_rates()
             # The base class knows its own names only; this one passes all of its checks.
             self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
         super().__post_init__()
-        if has_blip_schedule:
-            self.lr_scheduler_type = BLIP_SCHEDULE
+        if own_schedule is not None:
+            self.lr_scheduler_type = own_schedule
 
     def _check_learning_rates(self) -> None:
         if self.learning_rate <= 0:
@@ -121,4 +124,40 @@ class BlipTrainingArguments(TrainingArguments):
             raise ValueError(f"decay_rate is {self.decay_rate}, expected a value in (0, 1]; 1 decays nothing.")
 
 
-__all__ = ["BLIP_SCHEDULE", "BlipTrainingArguments"]
+@dataclass
+class BlipRetrievalTrainingArguments(BlipTrainingArguments):
+    """Arguments of [`BlipTrainer`], with the recipe of retrieval fine-tuning (paper, table 14).
+
+    Those of [`BlipTrainingArguments`], whose fields are documented there and by their help texts. Other defaults than
+    there, from salesforce/BLIP `configs/retrieval_coco.yaml` and `train_retrieval.py`: `learning_rate`,
+    `num_train_epochs`, `lr_scheduler_type`, no warm-up, `min_learning_rate=0`, and `alpha_ramp_epochs=1`.
+
+    Example:
+        >>> args = BlipRetrievalTrainingArguments("runs/retrieval", per_device_train_batch_size=32)
+        >>> args.learning_rate, args.num_train_epochs, args.lr_scheduler_type
+        (1e-05, 6.0, 'blip_cosine')
+    """
+
+    learning_rate: float = field(
+        default=1e-5, metadata={"help": "Peak learning rate (paper, table 14: 1e-5 for ViT-B, 5e-6 for ViT-L)."}
+    )
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Number of epochs (paper, table 14)."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default=BLIP_COSINE_SCHEDULE,
+        metadata={"help": "As in pre-training; `blip_cosine` is half a cosine with one value an epoch."},
+    )
+    warmup_steps: float = field(
+        default=0,
+        metadata={"help": "Steps of linear warm-up (salesforce/BLIP: none), or a share of all steps if below 1."},
+    )
+    warmup_learning_rate: float = field(
+        default=0.0, metadata={"help": "Learning rate of the first step of a warm-up."}
+    )
+    min_learning_rate: float = field(default=0.0, metadata={"help": "What the cosine approaches (salesforce/BLIP)."})
+    alpha_ramp_epochs: float = field(
+        default=1.0,
+        metadata={"help": "Epochs over which `alpha` rises from 0 (salesforce/BLIP train_retrieval.py)."},
+    )
+
+
+__all__ = ["BLIP_COSINE_SCHEDULE", "BLIP_SCHEDULE", "BlipRetrievalTrainingArguments", "BlipTrainingArguments"]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..distributed import gather
 from ..evaluation.recall import retrieval_recalls
-from ..modeling.outputs import BlipPreTrainingOutput
+from ..modeling.outputs import BlipContrastiveOutput
 from ..momentum import UNKNOWN_IMAGE
 
 
@@ -31,17 +31,17 @@ class RunningMeans:
         weight = torch.ones_like(value) * weight
         self._sums[name] = self._sums.get(name, 0) + torch.stack([value * weight, weight])
 
-    def add_output(self, output: BlipPreTrainingOutput) -> None:
+    def add_output(self, output: BlipContrastiveOutput) -> None:
         """Adds the losses of a batch and its matching accuracy.
 
         Args:
-            output (`BlipPreTrainingOutput`):
-                What `BlipForPreTraining` returned. What it left out, such as the matching loss of one pair, adds nothing.
+            output (`BlipContrastiveOutput`):
+                What the model returned. What it left out, such as the matching loss of one pair, adds nothing.
         """
         num_pairs = len(output.image_features)
-        self.add("loss_itc", output.loss_itc, num_pairs)
-        if output.loss_lm is not None:
-            self.add("loss_lm", output.loss_lm, num_pairs)
+        for name in ("loss_itc", "loss_lm"):
+            if name in output:
+                self.add(name, output[name], num_pairs)
         if output.itm_logits is not None:
             is_made = output.itm_labels != -100
             is_right = is_made & (output.itm_logits.argmax(dim=-1) == output.itm_labels)
@@ -81,7 +81,7 @@ def recalls_in_set(image_features: Tensor, text_features: Tensor, image_ids: Ten
     return retrieval_recalls(image_features[images] @ text_features.T, text_to_image)
 
 
-def known_image_ids(output: BlipPreTrainingOutput) -> Tensor:
+def known_image_ids(output: BlipContrastiveOutput) -> Tensor:
     """The image ids of a batch, unknown where none were given."""
     if output.image_ids is not None:
         return output.image_ids

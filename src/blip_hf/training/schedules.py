@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How learning rate and `alpha` depend on the optimiser step: pure functions."""
 
+import math
+
 
 def blip_learning_rate(
     step: int,
@@ -43,9 +45,49 @@ def blip_learning_rate(
         0.000243
     """
     decayed = max(min_learning_rate, learning_rate * decay_rate ** (step // steps_per_epoch))
-    if step >= warmup_steps:
-        return decayed
-    return min(decayed, warmup_learning_rate + (learning_rate - warmup_learning_rate) * step / warmup_steps)
+    return _warmed_up(decayed, step, learning_rate, warmup_steps, warmup_learning_rate)
+
+
+def cosine_learning_rate(
+    step: int,
+    *,
+    steps_per_epoch: int,
+    num_epochs: int,
+    learning_rate: float,
+    min_learning_rate: float,
+    warmup_steps: int,
+    warmup_learning_rate: float,
+) -> float:
+    """Learning rate of a step of fine-tuning: half a cosine over the run, one value an epoch (salesforce/BLIP `utils.py`).
+
+    Args:
+        step (`int`):
+            Optimiser steps taken before this one.
+        steps_per_epoch (`int`):
+            Optimiser steps of an epoch.
+        num_epochs (`int`):
+            Epochs of the run.
+        learning_rate (`float`):
+            The rate of the first epoch.
+        min_learning_rate (`float`):
+            What the rate approaches; the last epoch is still above it.
+        warmup_steps (`int`):
+            Length of the warm-up, 0 for none, as in the original.
+        warmup_learning_rate (`float`):
+            The rate of the first step of a warm-up.
+
+    Returns:
+        `float`: The learning rate.
+
+    Example:
+        >>> recipe = dict(learning_rate=1e-5, min_learning_rate=0.0, warmup_steps=0, warmup_learning_rate=0.0)
+        >>> cosine_learning_rate(350, steps_per_epoch=100, num_epochs=6, **recipe)
+        5e-06
+    """
+    epoch = step // steps_per_epoch
+    share = (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+    decayed = min_learning_rate + (learning_rate - min_learning_rate) * share
+    return _warmed_up(decayed, step, learning_rate, warmup_steps, warmup_learning_rate)
 
 
 def linear_ramp(step: int, num_steps: float) -> float:
@@ -67,4 +109,12 @@ def linear_ramp(step: int, num_steps: float) -> float:
     return 1.0 if step >= num_steps else step / num_steps
 
 
-__all__ = ["blip_learning_rate", "linear_ramp"]
+def _warmed_up(
+    decayed: float, step: int, learning_rate: float, warmup_steps: int, warmup_learning_rate: float
+) -> float:
+    if step >= warmup_steps:
+        return decayed
+    return min(decayed, warmup_learning_rate + (learning_rate - warmup_learning_rate) * step / warmup_steps)
+
+
+__all__ = ["blip_learning_rate", "cosine_learning_rate", "linear_ramp"]

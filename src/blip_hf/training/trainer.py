@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Trainer of `BlipForPreTraining`: what transformers' Trainer does not know about momentum, queue and three losses."""
+"""Trainer of the contrastive models: what transformers' Trainer does not know about momentum, queue and several losses."""
 
+import math
 import os
-from collections.abc import Sized
+from collections.abc import Callable, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..modeling.outputs import BlipPreTrainingOutput
-from ..modeling.pretraining import BlipForPreTraining
-from .arguments import BLIP_SCHEDULE, BlipTrainingArguments
+from ..modeling.contrast import BlipContrastiveModel
+from ..modeling.outputs import BlipContrastiveOutput
+from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
 from .metrics import RunningMeans, known_image_ids, recalls_in_set
 from .sampling import CaptionLengthSampler
-from .schedules import blip_learning_rate, linear_ramp
+from .schedules import blip_learning_rate, cosine_learning_rate, linear_ramp
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +34,7 @@ CHANCE_ITM_LOSS = 0.6365
 NUM_CHANCE_LOGS = 20
 
 
-class PreTrainingCallback(TrainerCallback):
+class MomentumCallback(TrainerCallback):
     """Moves the averages once an optimiser step, and tells the data set the epoch."""
 
     def on_epoch_begin(
@@ -52,7 +54,7 @@ class PreTrainingCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: BlipForPreTraining,
+        model: BlipContrastiveModel,
         **kwargs: Any,
     ) -> None:
         """Runs after the weights have moved."""
@@ -60,19 +62,21 @@ class PreTrainingCallback(TrainerCallback):
 
 
 class BlipTrainer(Trainer):
-    """Trains [`BlipForPreTraining`] with the recipe of [BLIP](https://huggingface.co/papers/2201.12086), section 4.1.
+    """Trains [`BlipForPreTraining`] or [`BlipForRetrievalTraining`] as [BLIP](https://huggingface.co/papers/2201.12086).
+
+    The class of the arguments has the recipe: of pre-training (section 4.1) or of retrieval fine-tuning (table 14).
 
     On top of `transformers.Trainer`: the momentum towers take one step after each optimiser step, each training batch
-    enters the queue, `alpha` is ramped up, and each log has the means since the last one of the three losses and the
+    enters the queue, `alpha` is ramped up, and each log has the means since the last one of each loss and of the
     matching accuracy, with temperature, `alpha` and the share of the queue that is filled. Evaluation reports the same
     losses with the configuration's full `alpha`, and the recalls of the contrastive features within the set; it changes
     no state, random numbers included. Checkpoints hold the momentum towers and the queue in a file of their own, so that
     a resumed run continues the curve; `save_model` writes neither.
 
     Args:
-        model ([`BlipForPreTraining`]):
+        model ([`BlipForPreTraining`] or [`BlipForRetrievalTraining`]):
             The model, with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
-        args ([`BlipTrainingArguments`]):
+        args ([`BlipTrainingArguments`] or [`BlipRetrievalTrainingArguments`]):
             Arguments of the run.
         **kwargs:
             Further arguments of `transformers.Trainer`: `train_dataset`, `eval_dataset`, `data_collator` (a
@@ -82,17 +86,17 @@ class BlipTrainer(Trainer):
         ValueError: If weights to be trained are not float32.
     """
 
-    model: BlipForPreTraining
+    model: BlipContrastiveModel
     args: BlipTrainingArguments
     # Each loss is the mean over a micro-batch, so that Trainer has to divide by the number of accumulated ones.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, model: BlipForPreTraining, args: BlipTrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, model: BlipContrastiveModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
         _check_precision(model)
         model.temp.requires_grad_(args.learn_temperature)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self.add_callback(PreTrainingCallback())
+        self.add_callback(MomentumCallback())
         self._train_means = RunningMeans()
         self._steps_per_epoch = 1
         self._num_chance_logs = 0
@@ -153,31 +157,36 @@ class BlipTrainer(Trainer):
         Returns:
             `LRScheduler`: The schedule.
         """
-        if self.lr_scheduler is not None or self.args.lr_scheduler_type != BLIP_SCHEDULE:
+        args = self.args
+        if self.lr_scheduler is not None or args.lr_scheduler_type not in (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE):
             return super().create_scheduler(num_training_steps, optimizer)
-        args, steps_per_epoch = self.args, self._steps_per_epoch
+        rate = self._learning_rate(num_training_steps)
+        self.lr_scheduler = LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda step: rate(step) / args.learning_rate
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _learning_rate(self, num_training_steps: int) -> Callable[[int], float]:
+        """The learning rate as a function of the step."""
+        args = self.args
         warmup_steps = args.get_warmup_steps(num_training_steps)
         if warmup_steps >= num_training_steps:
             logger.warning(
                 f"The warm-up takes {warmup_steps} steps and the run {num_training_steps}, so it ends below its"
                 " learning rate. Lower `warmup_steps`; a value below 1 is a share of the run."
             )
-
-        def factor(step: int) -> float:
-            rate = blip_learning_rate(
-                step,
-                steps_per_epoch=steps_per_epoch,
-                learning_rate=args.learning_rate,
-                min_learning_rate=args.min_learning_rate,
-                decay_rate=args.decay_rate,
-                warmup_steps=warmup_steps,
-                warmup_learning_rate=args.warmup_learning_rate,
-            )
-            return rate / args.learning_rate
-
-        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+        recipe = {
+            "steps_per_epoch": self._steps_per_epoch,
+            "learning_rate": args.learning_rate,
+            "min_learning_rate": args.min_learning_rate,
+            "warmup_steps": warmup_steps,
+            "warmup_learning_rate": args.warmup_learning_rate,
+        }
+        if args.lr_scheduler_type == BLIP_COSINE_SCHEDULE:
+            num_epochs = math.ceil(num_training_steps / self._steps_per_epoch)
+            return partial(cosine_learning_rate, num_epochs=num_epochs, **recipe)
+        return partial(blip_learning_rate, decay_rate=args.decay_rate, **recipe)
 
     def compute_loss(
         self,
@@ -185,14 +194,14 @@ class BlipTrainer(Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, BlipPreTrainingOutput]:
-        """The sum of the three losses of a micro-batch. In training, the batch then enters the queue.
+    ) -> Tensor | tuple[Tensor, BlipContrastiveOutput]:
+        """The sum of the losses of a micro-batch. In training, the batch then enters the queue.
 
         Args:
             model (`nn.Module`):
                 The model, wrapped as the run needs it.
             inputs (`dict`):
-                Arguments of [`BlipForPreTraining.forward`].
+                Arguments of the model's `forward`.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the output too.
             num_items_in_batch (`int`, *optional*):
@@ -221,7 +230,7 @@ class BlipTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with the three losses, matching accuracy and recalls among the metrics.
+        """As `Trainer.evaluation_loop`, with each loss, the matching accuracy and recalls among the metrics.
 
         Args:
             dataloader (`DataLoader`):
@@ -336,4 +345,4 @@ def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
         )
 
 
-__all__ = ["MOMENTUM_STATE_NAME", "BlipTrainer", "PreTrainingCallback"]
+__all__ = ["MOMENTUM_STATE_NAME", "BlipTrainer", "MomentumCallback"]

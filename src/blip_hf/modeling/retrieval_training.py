@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Retrieval fine-tuning: contrast with image ids, and matching with hard negatives (paper, section 5.1).
+
+Letters: `b` batch, `m` rows of all processes, `d` width, `t` tokens, `p` image tokens.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import can_return_tuple
+
+from ..configuration_blip import BlipRetrievalTrainingConfig
+from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
+from ..objectives import matching_pairs, sample_hard_negatives
+from .contrast import BlipContrastiveModel, known_or_unknown, matching_outcome
+from .outputs import BlipContrastiveOutput
+from .text import BlipTextModel
+from .vision import BlipVisionModel
+
+
+# A pre-training file holds what encoder and decoder share once, under the decoder's names.
+_PRETRAINING_NAMES = {
+    r"^text_decoder\.bert\.embeddings\.": "text_encoder.embeddings.",
+    r"^text_decoder\.bert\.encoder\.layer\.(\d+)\.(crossattention|intermediate|output)\.": (
+        r"text_encoder.encoder.layer.\1.\2."
+    ),
+}
+
+
+class BlipForRetrievalTraining(BlipContrastiveModel):
+    """The matcher in fine-tuning for retrieval: with temperature, momentum towers and feature queue.
+
+    Captions of one image are positives of each other in the contrast and no negatives in the matching, where
+    `image_ids` say which they are. Hard negatives are drawn by the similarity of the online features, and from the
+    batches of all processes with `config.negative_all_rank`.
+
+    `from_pretrained` takes a checkpoint of this class, of `BlipForImageTextRetrieval` (transformers' or ours), or of
+    `BlipForPreTraining`, whose decoder is left out. Momentum towers start at its weights, the queue at random.
+    `forward` changes nothing: the two updates are those of `BlipForPreTraining`, and `BlipTrainer` makes them.
+
+    Args:
+        config (`BlipRetrievalTrainingConfig`):
+            Configuration of both towers and of the contrastive state.
+
+    Example:
+        ```python
+        model = BlipForRetrievalTraining.from_pretrained("Salesforce/blip-itm-base-coco", queue_size=4096)
+        BlipTrainer(model, BlipRetrievalTrainingArguments("runs/retrieval"), train_dataset=pairs, ...).train()
+        model.export_retriever().save_pretrained("matcher")
+        ```
+    """
+
+    config: BlipRetrievalTrainingConfig
+    _keys_to_ignore_on_load_missing = [*BlipContrastiveModel._keys_to_ignore_on_load_missing, r"^temp$"]
+    _keys_to_ignore_on_load_unexpected = [
+        *BlipContrastiveModel._keys_to_ignore_on_load_unexpected,
+        r"^text_decoder\.",
+    ]
+
+    def __init__(self, config: BlipRetrievalTrainingConfig) -> None:
+        super().__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+        self._add_contrastive_parts()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint of this class, of matching or of pre-training.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A directory or the name of a Hub repository.
+            *args:
+                As `BlipPreTrainedModel.from_pretrained`.
+            **kwargs:
+                As `BlipPreTrainedModel.from_pretrained`: fields of the configuration, such as `queue_size`, among them.
+
+        Returns:
+            `BlipForRetrievalTraining`: The model in evaluation mode, or `(model, loading_info)` with
+            `output_loading_info=True`.
+        """
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, key_mapping=dict(_PRETRAINING_NAMES), **kwargs
+        )
+
+    def _finish_loading(self) -> None:
+        super()._finish_loading()
+        self._weight_conversions = None  # transformers (5.23) would give saved weights their old names back
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        image_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_loss: bool = True,
+    ) -> BlipContrastiveOutput:
+        """Both losses of a batch of pairs, from one pass of the image encoder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(b, 3, height, width)`):
+                Normalised pixels.
+            input_ids (`torch.Tensor` of shape `(b, t)`):
+                Captions, [CLS] first and [SEP] last; [ENC] is set here.
+            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
+                0 for padding, on the right.
+            alpha (`float` or scalar `torch.Tensor`, *optional*, defaults to the configuration's):
+                Share of the momentum towers in the contrastive targets.
+            image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
+                Equal for captions of one image. Without them each pair is an image of its own.
+            generator (`torch.Generator`, *optional*):
+                Source of the hard negatives.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Tells Trainer that this model has a loss without labels. There is nothing to return without it.
+
+        Returns:
+            `BlipContrastiveOutput`: Losses, logits and features.
+        """
+        attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
+        image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask)
+        known_ids = known_or_unknown(image_ids, pixel_values)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            loss_itc, _, positives = self._contrast(features, keys, alpha, known_ids)
+        if self.config.negative_all_rank and world_size() > 1:
+            loss_itm, itm_logits, itm_labels = self._match_all_ranks(
+                image_embeds, features, input_ids, attention_mask, known_ids, generator
+            )
+        else:
+            memory = self.text_encoder.build_image_memory(image_embeds)
+            logits = self._online_logits(features, features)
+            loss_itm, itm_logits, itm_labels = self._match(
+                memory, input_ids, attention_mask, logits, positives, generator
+            )
+        return BlipContrastiveOutput(
+            loss=loss_itc + loss_itm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
+            image_features=features[0],
+            text_features=features[1],
+            momentum_image_features=keys[0],
+            momentum_text_features=keys[1],
+            image_ids=image_ids,
+        )
+
+    @torch.no_grad()
+    def _online_logits(
+        self, features: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Similarities over the temperature, image to text and text to image, of shape `(b, m)` each."""
+        temperature = self._clamped_temperature()
+        with torch.autocast(temperature.device.type, enabled=False):
+            return features[0] @ candidates[1].T / temperature, features[1] @ candidates[0].T / temperature
+
+    def _match_all_ranks(
+        self,
+        image_embeds: Tensor,
+        features: tuple[Tensor, Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_ids: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ITM as `_match` does it, with negatives from all processes, whose image encoders get their gradients."""
+        input_ids = pad_to_longest(input_ids, self.config.text_config.pad_token_id)
+        attention_mask = pad_to_longest(attention_mask, 0)
+        rows = gather(torch.cat([image_ids[:, None], input_ids, attention_mask], dim=1))  # (m, 1 + 2t)
+        all_input_ids, all_masks = rows[:, 1:].chunk(2, dim=1)
+        own_start = first_row(input_ids)
+        positives = matching_pairs(image_ids, rows[:, 0], first_key=own_start)  # (b, m)
+        logits = self._online_logits(features, gather(torch.cat(features, dim=1)).chunk(2, dim=1))
+        hard_texts, has_text = sample_hard_negatives(logits[0], positives, generator)
+        hard_images, has_image = sample_hard_negatives(logits[1], positives, generator)
+
+        hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
+        # Of all images only those that are read are projected, and each text reads its own and a hard one in order; then
+        # the hard texts read the own images.
+        memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
+        own = torch.arange(len(input_ids), device=input_ids.device)
+        texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
+        matched, with_hard_image, with_hard_text = self._score_pairs(
+            memory, all_input_ids[texts], all_masks[texts], own
+        ).chunk(3)
+        itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
+        return matching_outcome(itm_logits, has_text, has_image)
+
+
+__all__ = ["BlipForRetrievalTraining"]
