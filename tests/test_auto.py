@@ -7,22 +7,27 @@ import textwrap
 
 import transformers
 
-from .twins import TEXT, VISION
+from blip_hf import BlipForVisualReasoning
+
+from .twins import TEXT, VISION, tiny_reasoning_config
 
 
 def test_auto_classes_are_ours_only_when_asked(tmp_path):
     text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
     config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    BlipForVisualReasoning(tiny_reasoning_config()).save_pretrained(tmp_path / "reasoner")
     # In a process of its own: registration lasts.
     code = f"""
         import blip_hf
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoModel, AutoModelForImageTextToText
         print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
         blip_hf.register_auto_classes()
         print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
+        print(type(AutoModel.from_pretrained({str(tmp_path / "reasoner")!r})).__module__)
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    before, after = result.stdout.split()
+    before, after, reasoner = result.stdout.split()
     assert before.startswith("transformers.")
     assert after == "blip_hf.modeling.captioning"
+    assert reasoner == "blip_hf.modeling.visual_reasoning"

@@ -16,7 +16,9 @@ from blip_hf import (
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForQuestionAnswering,
+    BlipForVisualReasoning,
     BlipPreTrainingConfig,
+    BlipVisualReasoningConfig,
     convert_original_state_dict,
 )
 

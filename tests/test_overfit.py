@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each head learns eight pairs by heart: a shifted label or a wrong first token would not let it."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining
+from blip_hf import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+    BlipForVisualReasoning,
+)
 
-from .twins import CLS, DEC, PAD, SEP, tiny_config, tiny_pretraining_config
+from .twins import CLS, DEC, PAD, SEP, tiny_config, tiny_pretraining_config, tiny_reasoning_config
 
 
 NUM_PAIRS, LENGTH = 8, 6
@@ -39,8 +47,8 @@ def optimise(model, step_loss, num_steps, lr=5e-3, after_step=lambda: None):
     return model.eval()
 
 
-def assert_captions_are_reproduced(captioner, pairs):
-    generated = captioner.generate(pairs["pixel_values"], max_new_tokens=LENGTH, num_beams=1, do_sample=False)
+def assert_captions_are_reproduced(generate, pairs):
+    generated = generate(max_new_tokens=LENGTH, num_beams=1, do_sample=False)
     for row, caption, mask in zip(generated, pairs["input_ids"], pairs["attention_mask"], strict=True):
         expected = [DEC, *caption[mask.bool()].tolist()[1:]]
         assert row.tolist()[: len(expected)] == expected
@@ -57,7 +65,7 @@ def test_captioner_reproduces_its_captions(pairs):
     captioner = BlipForConditionalGeneration(tiny_config())
     optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=100)
     with torch.no_grad():
-        assert_captions_are_reproduced(captioner, pairs)
+        assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
 
 
 def test_matcher_tells_its_pairs_from_all_others(pairs):
@@ -82,9 +90,33 @@ def test_pretraining_teaches_all_three_heads(pairs):
     )
     captioner, retriever = model.export_captioner(), model.export_retriever()
     with torch.no_grad():
-        assert_captions_are_reproduced(captioner, pairs)
+        assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
         assert matching_accuracy(retriever, pairs) == 1.0
         similarity = retriever(**pairs, use_itm_head=False).itc_similarity
     own = torch.arange(NUM_PAIRS)
     assert torch.equal(similarity.argmax(dim=1), own)  # text retrieval, R@1 = 1
     assert torch.equal(similarity.argmax(dim=0), own)  # image retrieval, R@1 = 1
+
+
+def test_reasoner_tells_true_sentences_from_false_ones(pairs):
+    reasoner = BlipForVisualReasoning(tiny_reasoning_config())
+    # Each of four sentences is asked of a pair of images and of the same the other way round: true once, false once.
+    images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)
+    inputs = {name: pairs[name][:4].repeat(2, 1) for name in ("input_ids", "attention_mask")}
+    inputs |= {"pixel_values": torch.cat([images, images.flip(1)]), "labels": torch.arange(2).repeat_interleave(4)}
+    optimise(reasoner, lambda: reasoner(**inputs).loss, num_steps=300)
+    with torch.no_grad():
+        logits = reasoner(**inputs).logits
+    assert torch.equal(logits.argmax(dim=-1), inputs["labels"])
+
+
+def test_answerer_writes_and_chooses_its_answers(pairs):
+    answerer = BlipForQuestionAnswering(tiny_config())
+    # One question for all images, so that only the image tells the answer. The labels start with [CLS].
+    question = torch.tensor([[CLS, 5, 6, SEP]]).repeat(NUM_PAIRS, 1)
+    inputs = {"input_ids": question, "pixel_values": pairs["pixel_values"]}
+    optimise(answerer, lambda: answerer(**inputs, labels=pairs["input_ids"]).loss, num_steps=100)
+    with torch.no_grad():
+        assert_captions_are_reproduced(partial(answerer.generate, **inputs), pairs)
+        ranking = answerer.rank_answers(**inputs, attention_mask=None, answer_ids=pairs["input_ids"])
+    assert torch.equal(ranking.best, torch.arange(NUM_PAIRS))

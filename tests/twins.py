@@ -3,7 +3,7 @@
 
 import torch
 
-from blip_hf import BlipConfig, BlipPreTrainingConfig
+from blip_hf import BlipConfig, BlipPreTrainingConfig, BlipVisualReasoningConfig
 
 
 VOCAB_SIZE = 40
@@ -44,6 +44,13 @@ def tiny_config(**fields):
 def tiny_pretraining_config(queue_size=12, **fields):
     return BlipPreTrainingConfig(
         text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, queue_size=queue_size, **fields
+    )
+
+
+def tiny_reasoning_config(merge_from_layer=1):
+    """Two text layers, of which by default the lower averages the images and the upper merges them."""
+    return BlipVisualReasoningConfig(
+        text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, merge_from_layer=merge_from_layer
     )
 
 
