@@ -3,7 +3,7 @@
 
 import torch
 
-from blip_hf import BlipConfig, BlipPreTrainingConfig, BlipVisualReasoningConfig
+from blip_hf import BlipConfig, BlipPreTrainingConfig, BlipRetrievalTrainingConfig, BlipVisualReasoningConfig
 
 
 VOCAB_SIZE = 40
@@ -43,6 +43,12 @@ def tiny_config(**fields):
 
 def tiny_pretraining_config(queue_size=12, **fields):
     return BlipPreTrainingConfig(
+        text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, queue_size=queue_size, **fields
+    )
+
+
+def tiny_retrieval_config(queue_size=12, **fields):
+    return BlipRetrievalTrainingConfig(
         text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, queue_size=queue_size, **fields
     )
 
