@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 NUM_NAMED_ERRORS = 3
 
 
-class _PairCollator:
+class PairCollator:
     """What the collators share: which pairs are usable, and the call of the processor."""
 
     role: Role
@@ -41,7 +41,7 @@ class _PairCollator:
                 errors.append(f"item {index} was left out by its data set, whose warnings say why")
                 continue
             try:
-                pairs.append({**record, "image": open_image(record["image"])})
+                pairs.append(self._opened(record))
             except UnreadableImageError as error:
                 errors.append(str(error))
                 self._skips.report(str(error))
@@ -52,6 +52,10 @@ class _PairCollator:
                 f"{more}. Check that picture paths start from the right folder (`image_root` of `load_pairs`)."
             )
         return pairs
+
+    def _opened(self, record: Record) -> Record:
+        """The record with its picture read."""
+        return {**record, "image": open_image(record["image"])}
 
     def _encode(self, pairs: list[Pair], prompt: str | None = None) -> dict[str, torch.Tensor]:
         features = self.processor(
@@ -65,7 +69,7 @@ class _PairCollator:
         return dict(features)
 
 
-class _IdentifiedPairCollator(_PairCollator):
+class _IdentifiedPairCollator(PairCollator):
     """A collator that also says which pairs share a picture."""
 
     def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
@@ -151,7 +155,7 @@ class BlipMatchingCollator(_IdentifiedPairCollator):
         super().__init__(processor, max_length)
 
 
-class BlipCaptioningCollator(_PairCollator):
+class BlipCaptioningCollator(PairCollator):
     """Pairs to the inputs and labels of [`BlipForConditionalGeneration`], whose rows start with `[DEC]`.
 
     The prompt stands before each caption and is no target ([BLIP](https://huggingface.co/papers/2201.12086) fine-tunes
@@ -201,4 +205,4 @@ class BlipCaptioningCollator(_PairCollator):
         return self._encode(self._usable_pairs(records), self.prompt)
 
 
-__all__ = ["BlipCaptioningCollator", "BlipMatchingCollator", "BlipPretrainingCollator"]
+__all__ = ["BlipCaptioningCollator", "BlipMatchingCollator", "BlipPretrainingCollator", "PairCollator"]
