@@ -10,7 +10,8 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..data.sources import CaptionGroup, group_captions
+from ..data.records import CaptionGroup
+from ..data.sources import group_captions
 from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
 from ..modeling.retrieval import BlipForImageTextRetrieval
@@ -128,7 +129,7 @@ def evaluate_retrieval(
         (0.713, 0.796)
     """
     groups = group_captions(pairs)
-    captions = {group["image_id"]: _usable(group["captions"], normalize_captions) for group in groups}
+    captions = {group["image_id"]: usable_captions(group["captions"], normalize_captions) for group in groups}
     return evaluate_two_stages(
         model,
         processor,
@@ -230,7 +231,7 @@ def evaluate_two_stages(
     )
 
 
-def _usable(captions: Sequence[str], normalize: bool) -> list[str]:
+def usable_captions(captions: Sequence[str], normalize: bool) -> list[str]:
     """Captions as the model reads them, without those that have no words."""
     captions = [pre_caption(caption) if normalize else caption for caption in captions]
     return [caption for caption in captions if caption.strip()]
@@ -269,4 +270,4 @@ def _listed_ranks(
     )
 
 
-__all__ = ["RetrievalResult", "evaluate_retrieval", "evaluate_two_stages"]
+__all__ = ["RetrievalResult", "evaluate_retrieval", "evaluate_two_stages", "usable_captions"]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Videos as a few pictures each: from a video file, an animated picture, or a folder of frames."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from PIL import Image, ImageSequence
+
+from .images import UnreadableImageError, open_image
+from .records import check_record, read_json, read_path, read_text
+
+
+# What Pillow animates. Other files are videos, which PyAV reads.
+ANIMATION_SUFFIXES = (".apng", ".gif", ".png", ".webp")
+FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+class VideoCaption(TypedDict):
+    """A video with one of its captions."""
+
+    video: str
+    caption: str
+    video_id: int
+
+
+class UnreadableVideoError(UnreadableImageError):
+    """A video that cannot be used: missing, broken, or without a frame. The message names it."""
+
+
+def sample_frame_indices(num_available: int, num_frames: int) -> list[int]:
+    """Frames at equal distances from the first on, as `salesforce/BLIP` `data/video_dataset.py` means to take them.
+
+    Its own step is cut to an integer: of 100 frames its eight are 0, 12, ..., 84, and of a clip with fewer than eight
+    it takes the first one eight times. Here the distances are not cut, and the frames of a short clip are repeated
+    evenly.
+
+    Args:
+        num_available (`int`):
+            Frames of the video.
+        num_frames (`int`):
+            Frames wanted.
+
+    Returns:
+        `list[int]`: `num_frames` numbers from 0 up, rising; none of a video without frames.
+
+    Example:
+        >>> sample_frame_indices(100, 8)
+        [0, 12, 25, 37, 50, 62, 75, 87]
+        >>> sample_frame_indices(3, 8)
+        [0, 0, 0, 1, 1, 1, 2, 2]
+    """
+    return [] if num_available == 0 else [i * num_available // num_frames for i in range(num_frames)]
+
+
+def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
+    """Reads frames at equal distances.
+
+    Args:
+        source (`str` or `Path`):
+            A folder of frames (`.jpg`, `.png`, ...), which are sorted by name with numbers in order of size; an animated
+            `.gif`, `.webp` or `.png`; or a video file, for which PyAV is needed (`pip install blip_hf[video]`).
+        num_frames (`int`, *optional*, defaults to 8):
+            How many frames. BLIP's zero-shot video retrieval has 8.
+
+    Returns:
+        `list[PIL.Image.Image]`: `num_frames` pictures of mode `RGB`, some of them equal if the video has fewer.
+
+    Raises:
+        UnreadableVideoError: If the video cannot be read.
+        ImportError: If it is a video file and PyAV is not installed.
+        ValueError: If `num_frames` is below one.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames={num_frames} is too small: pass 1 or more.")
+    path = Path(source)
+    if path.is_dir():
+        files = _frame_files(path)
+        return [open_image(files[index]) for index in _checked_indices(path, len(files), num_frames)]
+    if not path.is_file():
+        raise _unreadable(path, "there is no such file or folder")
+    if path.suffix.lower() in ANIMATION_SUFFIXES:
+        return _read_animation(path, num_frames)
+    return _read_video_file(path, num_frames)
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """Pictures of a folder in their natural order: `frame2.jpg` before `frame10.jpg`."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    # Split at numbers, text and numbers alternate, so that like is compared with like.
+    return sorted(files, key=lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)])
+
+
+def _read_animation(path: Path, num_frames: int) -> list[Image.Image]:
+    try:
+        with Image.open(path) as animation:
+            num_available = sum(1 for _ in ImageSequence.Iterator(animation))
+            wanted = _checked_indices(path, num_available, num_frames)
+            frames = {}
+            for index in wanted:
+                animation.seek(index)
+                frames[index] = open_image(animation)
+    except Exception as error:
+        # As in `open_image`: decoders raise whatever they stumble over.
+        raise _unreadable(path, str(error)) from error
+    return [frames[index] for index in wanted]
+
+
+def _read_video_file(path: Path, num_frames: int) -> list[Image.Image]:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            f"Reading the video file {path} needs PyAV: pip install blip_hf[video]. Folders of frames and animated"
+            " pictures need nothing more."
+        ) from error
+    try:
+        with av.open(str(path)) as container:
+            num_promised = container.streams.video[0].frames if container.streams.video else 0
+        frames, num_decoded = _decode(path, sample_frame_indices(num_promised, num_frames))
+        wanted = _checked_indices(path, num_decoded, num_frames)
+        if num_decoded != num_promised:
+            # Some formats do not say how many frames there are, and some files are wrong about it.
+            frames, _ = _decode(path, wanted)
+    except av.FFmpegError as error:
+        raise _unreadable(path, str(error)) from error
+    return [frames[index] for index in wanted]
+
+
+def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, Image.Image], int]:
+    """The wanted frames by number, and how many frames there are in all."""
+    import av
+
+    frames, num_decoded = {}, 0
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
+            num_decoded = number + 1
+            if number in wanted:
+                frames[number] = frame.to_image()
+    return frames, num_decoded
+
+
+def _checked_indices(path: Path, num_available: int, num_frames: int) -> list[int]:
+    if num_available == 0:
+        raise _unreadable(path, "it has no frames")
+    return sample_frame_indices(num_available, num_frames)
+
+
+def _unreadable(path: Path, reason: str) -> UnreadableVideoError:
+    return UnreadableVideoError(
+        f"Cannot read the video {path}: {reason.rstrip('.')}. Accepted is a folder of frames"
+        f" ({', '.join(FRAME_SUFFIXES)}), an animation that Pillow reads, or a video file that PyAV reads; replace or"
+        " leave out this video."
+    )
+
+
+def load_video_captions(
+    path: str | os.PathLike[str], *, video_root: str | os.PathLike[str] | None = None, suffix: str = ".mp4"
+) -> list[VideoCaption]:
+    """Reads the captions of videos, as BLIP publishes those of MSR-VTT's test split: `{"clip_name", "caption"}`.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A `.jsonl` file with one record a line, or a `.json` file with a list of them.
+        video_root (`str` or `os.PathLike`, *optional*):
+            Folder of the videos. Defaults to the folder of the file.
+        suffix (`str`, *optional*, defaults to `".mp4"`):
+            What file names have after the name of the clip. A folder that has the name of the clip holds its frames.
+
+    Returns:
+        `list[VideoCaption]`: records `{"video", "caption", "video_id"}` in the order of the file. Captions of one clip
+        have the same `video_id`, numbered from 0 in the order in which clips come first. No video is opened.
+
+    Raises:
+        ValueError: If the file does not fit; the message names the record and the field.
+    """
+    path = Path(path)
+    root = path.parent if video_root is None else Path(video_root)
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{path} holds no list of records, expected one with 'clip_name' and 'caption' a video.")
+    numbers: dict[str, int] = {}
+    captions = []
+    for number, record in enumerate(records):
+        where = f"{path}, record {number}"
+        name = read_path(check_record(record, where, "clip_name"), "clip_name", where)
+        video = root / name if (root / name).is_dir() else root / f"{name}{suffix}"
+        video_id = numbers.setdefault(name, len(numbers))
+        captions.append(VideoCaption(video=str(video), caption=read_text(record, "caption", where), video_id=video_id))
+    return captions
+
+
+__all__ = ["UnreadableVideoError", "VideoCaption", "load_video_captions", "read_frames", "sample_frame_indices"]
