@@ -35,7 +35,13 @@ _HOMES = {
     "captioner": ["BlipCaptioner", "Caption"],
     "training.arguments": ["BlipRetrievalTrainingArguments", "BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
-    "conversion": ["convert_original_state_dict"],
+    "conversion": [
+        "Conversion",
+        "convert_original_checkpoint",
+        "convert_original_state_dict",
+        "restore_original_checkpoint",
+        "restore_original_state_dict",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

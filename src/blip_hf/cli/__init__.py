@@ -12,6 +12,7 @@ from .. import __version__
 COMMANDS = {
     "pretrain": "pre-train BLIP with its three objectives",
     "caption": "write captions for pictures",
+    "convert": "turn an original .pth into a folder for from_pretrained, or back",
     "demo": "pre-train, caption and match on built-in scenes, with a report",
 }
 

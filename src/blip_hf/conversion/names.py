@@ -10,6 +10,9 @@ from torch import Tensor
 from ..momentum import UNKNOWN_IMAGE
 
 
+# One number, two names; LAVIS has the first in retrieval too.
+_PRETRAINING_POINTER, _RETRIEVAL_POINTER = "queue_ptr", "ptr_queue"
+
 # Original name, ours. `{i}` is a number of a layer; a name that ends in a dot stands for all that begin with it. Names of
 # the text transformer and of the heads are the same on both sides.
 _PAIRS = (
@@ -25,8 +28,8 @@ _PAIRS = (
     ("image_queue", "queue.image_features"),
     ("text_queue", "queue.text_features"),
     ("idx_queue", "queue.image_ids"),
-    ("queue_ptr", "queue.num_enqueued"),
-    ("ptr_queue", "queue.num_enqueued"),
+    (_PRETRAINING_POINTER, "queue.num_enqueued"),
+    (_RETRIEVAL_POINTER, "queue.num_enqueued"),
 )
 _SAME_NAMES = ("text_encoder.", "text_decoder.", "vision_proj.", "text_proj.", "itm_head.", "cls_head.", "temp")
 # Momentum towers: `text_proj_m.bias` is `momentum_towers.text_proj.bias`.
@@ -109,12 +112,73 @@ def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     return converted
 
 
+def restore_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives tensors back their original names, so that the original code loads them with `strict=True`.
+
+    Adds what it wants beside them: `position_ids`, and the cross-attention of a momentum text encoder, which is never
+    run and gets the values of the online one. Pre-training keeps no image ids in its queue: these are left out.
+
+    Args:
+        state_dict (mapping of `str` to `torch.Tensor`):
+            Tensors under our names, tied copies under each of theirs.
+
+    Returns:
+        `dict`: Contents of the `model` entry of a `.pth`.
+
+    Raises:
+        ValueError: If a name is not known, with all such names.
+
+    Example:
+        >>> import torch
+        >>> list(restore_original_state_dict({"vision_model.post_layernorm.bias": torch.zeros(1)}))
+        ['visual_encoder.norm.bias']
+    """
+    has_decoder = any(name.startswith("text_decoder.") for name in state_dict)
+    pointer = _PRETRAINING_POINTER if has_decoder else _RETRIEVAL_POINTER
+    state = dict(state_dict)
+    if has_decoder:
+        state.pop("queue.image_ids", None)
+    if "queue.num_enqueued" in state:
+        state["queue.num_enqueued"] = state["queue.num_enqueued"] % max(len(state["queue.image_features"]), 1)
+    restored, unknown = {}, []
+    for name, tensor in state.items():
+        original = _original_name(name, pointer)
+        if original is None:
+            unknown.append(name)
+            continue
+        restored[original] = _original_shape(name, tensor)
+    if unknown:
+        raise ValueError(f"The original has no names for {', '.join(sorted(unknown)[:10])}.")
+    return restored | _additions(restored)
+
+
+def _additions(restored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    added = {}
+    for name, tensor in restored.items():
+        root, found, _ = name.partition("position_embeddings.weight")
+        if found:
+            added[f"{root}position_ids"] = torch.arange(len(tensor), device=tensor.device)[None]  # (1, positions)
+        part, _, rest = name.partition(".")
+        if part == "text_encoder" and ".crossattention." in rest and "text_proj_m.weight" in restored:
+            added[f"text_encoder_m.{rest}"] = tensor
+    return added
+
+
 def _our_name(name: str) -> str | None:
     part, _, rest = name.partition(".")
     if part.endswith("_m") and part[:-2] in _MOMENTUM_PARTS:
         own = _our_name(f"{part[:-2]}.{rest}")
         return None if own is None else MOMENTUM_PREFIX + own
     return _renamed(name, _TO_OURS)
+
+
+def _original_name(name: str, pointer: str) -> str | None:
+    if name == "queue.num_enqueued":
+        return pointer
+    if not name.startswith(MOMENTUM_PREFIX):
+        return _renamed(name, _TO_ORIGINAL)
+    online = _renamed(name.removeprefix(MOMENTUM_PREFIX), _TO_ORIGINAL)
+    return None if online is None else re.sub(r"^\w+", r"\g<0>_m", online)
 
 
 def _renamed(name: str, rules: tuple[tuple[re.Pattern, str], ...]) -> str | None:
@@ -129,7 +193,9 @@ def _rule(source: str, target: str) -> tuple[re.Pattern, str]:
     return re.compile(pattern), target.replace("{i}", r"\1")
 
 
-_TO_OURS = tuple(_rule(original, ours) for original, ours in (*_PAIRS, *zip(_SAME_NAMES, _SAME_NAMES, strict=True)))
+_ALL_PAIRS = (*_PAIRS, *zip(_SAME_NAMES, _SAME_NAMES, strict=True))
+_TO_OURS = tuple(_rule(original, ours) for original, ours in _ALL_PAIRS)
+_TO_ORIGINAL = tuple(_rule(ours, original) for original, ours in _ALL_PAIRS)
 
 
 def _reshaped(name: str, tensor: Tensor) -> Tensor:
@@ -142,4 +208,20 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-__all__ = ["MOMENTUM_PREFIX", "QUEUE_PREFIX", "convert_original_state_dict", "map_original_names"]
+def _original_shape(name: str, tensor: Tensor) -> Tensor:
+    if name in ("queue.image_features", "queue.text_features"):
+        return tensor.T.contiguous()  # (q, d) -> (d, q)
+    if name == "queue.image_ids":
+        return tensor.reshape(1, -1)  # (q,) -> (1, q)
+    if name == "queue.num_enqueued":
+        return tensor.reshape(1)  # () -> (1,)
+    return tensor
+
+
+__all__ = [
+    "MOMENTUM_PREFIX",
+    "QUEUE_PREFIX",
+    "convert_original_state_dict",
+    "map_original_names",
+    "restore_original_state_dict",
+]

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files of the original checkpoints to folders that `from_pretrained` opens, and back."""
+
+import contextlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..modeling.base import BlipPreTrainedModel
+from ..modeling.pretraining import BlipForPreTraining
+from ..processing_blip import BlipProcessor
+from .kinds import HEAD_WIDTH, KINDS, find_kind, infer_config, infer_image_size
+from .names import (
+    MOMENTUM_PREFIX,
+    QUEUE_PREFIX,
+    convert_original_state_dict,
+    map_original_names,
+    restore_original_state_dict,
+)
+
+
+DEFAULT_TOKENIZER = "bert-base-uncased"
+_STATE_PREFIXES = (MOMENTUM_PREFIX, QUEUE_PREFIX)
+_STATE_REASON = "of training only; --training_state keeps it"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a checkpoint.
+
+    Args:
+        model_class (`str`):
+            Class that the tensors are of.
+        image_size (`int`):
+            Side of its pictures in pixels.
+        num_tensors (`int`):
+            Tensors that were carried over.
+        dropped (`dict[str, str]`):
+            Those that were not, each with the reason.
+    """
+
+    model_class: str
+    image_size: int
+    num_tensors: int
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def convert_original_checkpoint(
+    path: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] = DEFAULT_TOKENIZER,
+    keep_training_state: bool = False,
+    save_parts: bool = False,
+    head_width: int = HEAD_WIDTH,
+) -> Conversion:
+    """Turns an original checkpoint of any task into a folder with a model and its processor.
+
+    The task is told by the parts of the checkpoint, sizes by its shapes; position embeddings stay as they are, so that the
+    image size is the file's. Each tensor is carried over bit by bit, or named among the dropped ones.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A `.pth` of salesforce/BLIP or LAVIS, or the same tensors as `.safetensors`.
+        out_dir (`str` or `os.PathLike`):
+            Folder to make; it appears when all is written.
+        tokenizer (`str` or `os.PathLike`, *optional*, defaults to `"bert-base-uncased"`):
+            Folder or model id of the BERT tokenizer that the model was trained with.
+        keep_training_state (`bool`, *optional*, defaults to `False`):
+            Whether to keep momentum towers and queue of a pre-training or retrieval checkpoint, in a file beside the
+            model as checkpoints of `BlipTrainer` have it. A retrieval checkpoint then becomes a
+            `BlipForRetrievalTraining`, with its temperature, instead of a `BlipForImageTextRetrieval`.
+        save_parts (`bool`, *optional*, defaults to `False`):
+            Whether to save the models inside of a pre-training checkpoint too, in `captioner/` and `retriever/`.
+        head_width (`int`, *optional*, defaults to 64):
+            Width of an attention head, which weights do not tell. 64 in every released model.
+
+    Returns:
+        `Conversion`: The class, and what was dropped.
+
+    Raises:
+        ValueError: If the file cannot be read as tensors, names or shapes are not those of one task, the tokenizer cannot
+            be loaded or does not fit, or the folder is not empty.
+    """
+    path, out_dir = Path(path), Path(out_dir).absolute()
+    _refuse_full_folder(out_dir)
+    original = read_original_state_dict(path)
+    mapped, dropped = map_original_names(original)
+    kind = find_kind(mapped.values())
+    if keep_training_state and (kind.training_class is None or "temp" not in mapped):
+        raise ValueError(f"{path} is a {kind.task} checkpoint with no --training_state to keep. Leave it out.")
+    if save_parts and kind.model_class is not BlipForPreTraining:
+        raise ValueError(f"{path} is a {kind.task} checkpoint with no --parts to save. Leave it out.")
+    model_class = kind.training_class if keep_training_state else kind.model_class
+    state = convert_original_state_dict(original)
+    processor = _load_processor(tokenizer, infer_image_size(state))
+    config = infer_config(
+        state, kind, model_class.config_class, token_ids=processor.config_token_ids(), head_width=head_width
+    )
+    with torch.device("meta"):
+        model = model_class(config)
+    kept = _without_training_state(state, model, keep_training_state)
+    dropped |= {name: _STATE_REASON for name, new_name in mapped.items() if new_name not in kept}
+    _fill(model, kept)
+    with _unfinished(out_dir) as folder:
+        _save(model, processor, folder)
+        if keep_training_state:
+            _save_training_state(kept, folder)
+        if save_parts:
+            _save(model.export_captioner(), processor, folder / "captioner")
+            _save(model.export_retriever(), processor, folder / "retriever")
+    return Conversion(model_class.__name__, infer_image_size(state), len(original) - len(dropped), dropped)
+
+
+def restore_original_checkpoint(
+    pretrained_model_name_or_path: str | os.PathLike[str], path: str | os.PathLike[str]
+) -> Conversion:
+    """Writes a model as the original code reads it: the way back of `convert_original_checkpoint`, bit by bit.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `os.PathLike`):
+            Folder or model id of a BLIP model, saved here or by transformers. Momentum towers and queue beside it, as in
+            checkpoints of `BlipTrainer`, go along.
+        path (`str` or `os.PathLike`):
+            The `.pth` to write: a dict with one entry, `model`.
+
+    Returns:
+        `Conversion`: The class, and what the original has no place for.
+
+    Raises:
+        ValueError: If the model is of another class than those that originals become.
+    """
+    path = Path(path).absolute()
+    model = _class_of(pretrained_model_name_or_path).from_pretrained(pretrained_model_name_or_path)
+    # Without a file of them, the momentum towers and the queue hold nothing that was trained.
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(_STATE_PREFIXES)}
+    state |= _load_training_state(Path(pretrained_model_name_or_path))
+    original = restore_original_state_dict(state)
+    dropped = {}
+    if "queue.image_ids" in state and "idx_queue" not in original:
+        dropped["queue.image_ids"] = "the original keeps no image ids in pre-training"
+    with _unfinished(path) as unfinished:
+        torch.save({"model": original}, unfinished)
+    image_size = model.config.vision_config.image_size
+    return Conversion(type(model).__name__, image_size, len(state) - len(dropped), dropped)
+
+
+def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads the tensors of an original checkpoint, and nothing that could run code.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A `.pth`, or `.safetensors`: a dict of tensors, or one whose entry `model` is that.
+
+    Returns:
+        `dict`: Tensors by name, read from the file when they are used where its format allows that.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder. A folder of transformers needs no conversion: pass it to `from_pretrained`. Otherwise"
+            " name the .pth in it, or add --to-original to write one."
+        )
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read as tensors ({reason}). If you trust where it comes from, load it with"
+            " `torch.load(..., weights_only=False)` and save its 'model' entry alone."
+        ) from error
+    tensors = contents.get("model", contents) if isinstance(contents, Mapping) else contents
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds no dict of tensors, and none under 'model'. Pass a checkpoint of BLIP.")
+    return dict(tensors)
+
+
+def _load_processor(tokenizer: str | os.PathLike[str], image_size: int) -> BlipProcessor:
+    try:
+        return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
+    except OSError as error:
+        raise ValueError(
+            f"The tokenizer {tokenizer} cannot be loaded ({str(error).splitlines()[0]}). Name a folder that holds that of"
+            " bert-base-uncased with --tokenizer (`tokenizer=`), or connect to the Hub."
+        ) from error
+
+
+def _without_training_state(
+    state: Mapping[str, Tensor], model: BlipPreTrainedModel, keep_training_state: bool
+) -> dict[str, Tensor]:
+    """Without momentum towers and queue, unless they are asked for, and without a temperature that nothing reads."""
+    expected = model.state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if (keep_training_state or not name.startswith(_STATE_PREFIXES)) and (name != "temp" or name in expected)
+    }
+
+
+def _fill(model: BlipPreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Gives a model on no device its tensors, each of them."""
+    for alias, source in model.all_tied_weights_keys.items():
+        # Files that hold a tensor of several names once.
+        present = state.get(source, state.get(alias))
+        if present is not None:
+            state.setdefault(source, present)
+            state.setdefault(alias, present)
+            if not torch.equal(state[alias], state[source]):
+                raise ValueError(f"{alias} and {source} (our names) differ, and BLIP has one tensor for both.")
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    # LAVIS leaves momentum towers out.
+    optional = tuple(prefix for prefix in _STATE_PREFIXES if not any(name.startswith(prefix) for name in state))
+    missing = [name for name in shapes if name not in state and not name.startswith(optional)]
+    surplus = [name for name in state if name not in shapes]
+    misfits = [name for name in shapes.keys() & state if shapes[name] != tuple(state[name].shape)]
+    for problem, names in (("lacks", missing), ("has no place for", surplus), ("has another shape for", misfits)):
+        if names:
+            raise ValueError(
+                f"The checkpoint does not fit {type(model).__name__}, which {problem} {', '.join(sorted(names)[:10])}"
+            )
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+
+
+def _save(model: BlipPreTrainedModel, processor: BlipProcessor, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _save_training_state(state: Mapping[str, Tensor], folder: Path) -> None:
+    from ..training.trainer import MOMENTUM_STATE_NAME
+
+    tensors = {name: value for name, value in state.items() if name.startswith(_STATE_PREFIXES)}
+    save_file(tensors, folder / MOMENTUM_STATE_NAME, metadata={"format": "pt"})
+
+
+def _load_training_state(folder: Path) -> dict[str, Tensor]:
+    from ..training.trainer import MOMENTUM_STATE_NAME
+
+    path = folder / MOMENTUM_STATE_NAME
+    return load_file(path) if path.is_file() else {}
+
+
+def _class_of(pretrained_model_name_or_path: str | os.PathLike[str]) -> type[BlipPreTrainedModel]:
+    config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path)
+    names = config.get("architectures") or ["no class"]
+    classes = {known.__name__: known for kind in KINDS for known in (kind.model_class, kind.training_class) if known}
+    if names[0] not in classes:
+        raise ValueError(
+            f"{pretrained_model_name_or_path} is of {names[0]}, which the original has no file for. Pass a model of"
+            f" {', '.join(classes)}."
+        )
+    return classes[names[0]]
+
+
+def _refuse_full_folder(path: Path) -> None:
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not empty. Name a new folder, or remove it.")
+
+
+@contextlib.contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Where to write a file or folder, which takes its own place when all is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
+
+
+__all__ = [
+    "DEFAULT_TOKENIZER",
+    "Conversion",
+    "convert_original_checkpoint",
+    "read_original_state_dict",
+    "restore_original_checkpoint",
+]

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Kinds of original checkpoints: told by their parts, with the class and the configuration that each needs."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..configuration_blip import BlipConfig, BlipContrastiveConfig
+from ..modeling.base import BlipPreTrainedModel
+from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.pretraining import BlipForPreTraining
+from ..modeling.question_answering import BlipForQuestionAnswering
+from ..modeling.retrieval import BlipForImageTextRetrieval
+from ..modeling.retrieval_training import BlipForRetrievalTraining
+from ..modeling.visual_reasoning import BlipForVisualReasoning
+
+
+# Width of an attention head in every released model. Weights do not tell it.
+HEAD_WIDTH = 64
+# From this width on a ViT is "large", which the original always gives this much stochastic depth (models/blip.py).
+LARGE_VISION_WIDTH = 1024
+DROP_PATH_RATE = 0.1
+DROPOUT = 0.1
+LABEL_SMOOTHING = 0.1
+VISION_LAYER_NORM_EPS = 1e-6
+TEXT_LAYER_NORM_EPS = 1e-12
+# What a pre-training or retrieval checkpoint holds beside a model's parts.
+_TRAINING_PARTS = {"momentum_towers", "queue", "temp"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of original checkpoint.
+
+    Args:
+        task (`str`):
+            Its name in messages.
+        parts (`frozenset[str]`):
+            First components of our names of its tensors, without those of training.
+        model_class (`type`):
+            The class that runs it.
+        training_class (`type`, *optional*):
+            The class that goes on training it with its momentum towers and queue, where it has them.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth that the original trains this kind with, at ViT-B.
+    """
+
+    task: str
+    parts: frozenset[str]
+    model_class: type[BlipPreTrainedModel]
+    training_class: type[BlipPreTrainedModel] | None = None
+    drop_path_rate: float = 0.0
+
+
+_RETRIEVER_PARTS = frozenset({"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"})
+KINDS = (
+    Kind("pre-training", _RETRIEVER_PARTS | {"text_decoder"}, BlipForPreTraining, BlipForPreTraining),
+    Kind("captioning", frozenset({"vision_model", "text_decoder"}), BlipForConditionalGeneration),
+    Kind("retrieval", _RETRIEVER_PARTS, BlipForImageTextRetrieval, BlipForRetrievalTraining),
+    Kind(
+        "question answering",
+        frozenset({"vision_model", "text_encoder", "text_decoder"}),
+        BlipForQuestionAnswering,
+        drop_path_rate=DROP_PATH_RATE,
+    ),
+    Kind(
+        "visual reasoning",
+        frozenset({"vision_model", "text_encoder", "cls_head"}),
+        BlipForVisualReasoning,
+        drop_path_rate=DROP_PATH_RATE,
+    ),
+)
+
+
+def find_kind(names: Iterable[str]) -> Kind:
+    """Tells what a checkpoint was made for.
+
+    Args:
+        names (iterable of `str`):
+            Our names of its tensors.
+
+    Returns:
+        `Kind`: The kind with exactly its parts.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    parts = {name.partition(".")[0] for name in names} - _TRAINING_PARTS
+    for kind in KINDS:
+        if kind.parts == parts:
+            return kind
+    known = "; ".join(f"{kind.task}: {', '.join(sorted(kind.parts))}" for kind in KINDS)
+    raise ValueError(
+        f"A checkpoint of {', '.join(sorted(parts)) or 'nothing'} is of no known kind ({known}). Pass the file that it was"
+        " made from."
+    )
+
+
+def infer_image_size(state: Mapping[str, Tensor]) -> int:
+    """Side of the pictures that a checkpoint was made for, in pixels.
+
+    Args:
+        state (mapping of `str` to `torch.Tensor`):
+            Tensors under our names.
+
+    Returns:
+        `int`: Patch size times patches a side.
+
+    Raises:
+        ValueError: If the position embeddings are not of a square.
+    """
+    num_patches = _shape(state, "vision_model.embeddings.position_embedding")[1] - 1  # without [CLS]
+    side = math.isqrt(num_patches)
+    if side**2 != num_patches:
+        raise ValueError(f"The position embeddings are of {num_patches} patches, expected a square number.")
+    return side * _shape(state, "vision_model.embeddings.patch_embedding.weight")[-1]
+
+
+def infer_config(
+    state: Mapping[str, Tensor],
+    kind: Kind,
+    config_class: type[BlipConfig],
+    *,
+    token_ids: Mapping[str, int],
+    head_width: int = HEAD_WIDTH,
+) -> BlipConfig:
+    """Configuration of a checkpoint: sizes from its shapes, the rest as the original code has it.
+
+    Args:
+        state (mapping of `str` to `torch.Tensor`):
+            Tensors under our names.
+        kind (`Kind`):
+            What they are.
+        config_class (`type`):
+            That of the class which will hold them.
+        token_ids (mapping of `str` to `int`):
+            Result of `BlipProcessor.config_token_ids`.
+        head_width (`int`, *optional*, defaults to 64):
+            Width of an attention head.
+
+    Returns:
+        `BlipConfig`: An instance of `config_class`.
+
+    Raises:
+        ValueError: If a tensor is missing, heads do not divide a width, or the vocabulary is not the tokenizer's.
+    """
+    vision_config = _infer_vision_config(state, head_width)
+    is_large = vision_config["hidden_size"] >= LARGE_VISION_WIDTH
+    vision_config["drop_path_rate"] = DROP_PATH_RATE if is_large else kind.drop_path_rate
+    text_config = _infer_text_config(state, head_width)
+    if text_config["vocab_size"] != token_ids["vocab_size"]:
+        raise ValueError(
+            f"The checkpoint has {text_config['vocab_size']} words, and the tokenizer with [DEC] and [ENC]"
+            f" {token_ids['vocab_size']}. Name the tokenizer that it was trained with (--tokenizer): bert-base-uncased"
+            " for every released file."
+        )
+    fields: dict[str, Any] = {}
+    if "vision_proj.weight" in state:
+        fields["image_text_hidden_size"] = state["vision_proj.weight"].shape[0]
+    if kind.task == "visual reasoning":
+        fields["merge_from_layer"] = _first_merging_layer(state, text_config["num_hidden_layers"])
+    if issubclass(config_class, BlipContrastiveConfig) and "queue.image_features" in state:
+        fields["queue_size"] = len(state["queue.image_features"])
+    return config_class(text_config={**text_config, **token_ids}, vision_config=vision_config, **fields)
+
+
+def _infer_vision_config(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
+    width = _shape(state, "vision_model.embeddings.class_embedding")[-1]
+    return {
+        "hidden_size": width,
+        "intermediate_size": _shape(state, "vision_model.encoder.layers.0.mlp.fc1.weight")[0],
+        "num_hidden_layers": _count_layers(state, "vision_model.encoder.layers."),
+        "num_attention_heads": _num_heads(width, head_width),
+        "image_size": infer_image_size(state),
+        "patch_size": _shape(state, "vision_model.embeddings.patch_embedding.weight")[-1],
+        "layer_norm_eps": VISION_LAYER_NORM_EPS,
+        "attention_dropout": 0.0,
+    }
+
+
+def _infer_text_config(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
+    # The two text transformers of a checkpoint have the same sizes.
+    root = "text_decoder.bert." if any(name.startswith("text_decoder.") for name in state) else "text_encoder."
+    vocab_size, width = _shape(state, f"{root}embeddings.word_embeddings.weight")
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "intermediate_size": _shape(state, f"{root}encoder.layer.0.intermediate.dense.weight")[0],
+        "num_hidden_layers": _count_layers(state, f"{root}encoder.layer."),
+        "num_attention_heads": _num_heads(width, head_width),
+        "max_position_embeddings": _shape(state, f"{root}embeddings.position_embeddings.weight")[0],
+        "layer_norm_eps": TEXT_LAYER_NORM_EPS,
+        "hidden_dropout_prob": DROPOUT,
+        "attention_probs_dropout_prob": DROPOUT,
+        "label_smoothing": LABEL_SMOOTHING,
+    }
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state:
+        raise ValueError(f"The checkpoint lacks {name} (our name): it is not complete.")
+    return tuple(state[name].shape)
+
+
+def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _first_merging_layer(state: Mapping[str, Tensor], num_layers: int) -> int:
+    merging = (re.search(r"\.layer\.(\d+)\.crossattention\.output\.merge_layer\.", name) for name in state)
+    return min((int(match[1]) for match in merging if match), default=num_layers)
+
+
+def _num_heads(width: int, head_width: int) -> int:
+    if width % head_width:
+        raise ValueError(
+            f"A width of {width} does not divide into heads of {head_width}, as every released model has them. Name the"
+            " width of a head (--head_width) that the checkpoint was trained with."
+        )
+    return width // head_width
+
+
+__all__ = ["HEAD_WIDTH", "KINDS", "Kind", "find_kind", "infer_config", "infer_image_size"]
