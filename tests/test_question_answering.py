@@ -6,9 +6,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.testing import assert_close
 
-from blip_hf import BlipForQuestionAnswering
+from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuestionAnswering
 
-from .twins import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config
+from .twins import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -244,6 +244,27 @@ def test_the_switch_can_be_set_on_loading(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = BlipForQuestionAnswering.from_pretrained(tmp_path, question_start_token="cls")
     assert loaded.config.question_start_token == "cls"
+
+
+def test_a_pretrained_model_gives_its_weights_to_both_text_towers(questions, caplog):
+    pretrained = BlipForPreTraining(tiny_pretraining_config(queue_size=0))
+    model = BlipForQuestionAnswering.from_pretraining(pretrained).eval()
+    theirs, ours = pretrained.state_dict(), model.state_dict()
+    different = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    image_width = [
+        f"text_decoder.bert.encoder.layer.{i}.crossattention.self.{k}.weight" for i in (0, 1) for k in ("key", "value")
+    ]
+    assert different == image_width
+    assert "4 cross-attention weights of the decoder start at random" in caplog.text
+    words = [part.get_input_embeddings().weight for part in (pretrained, model, model.text_decoder)]
+    assert len({id(weight) for weight in words}) == 3
+    assert model(**questions, labels=questions["input_ids"]).loss.isfinite()
+
+
+def test_a_pretraining_folder_is_refused_because_it_holds_shared_weights_once(tmp_path):
+    BlipForPreTraining(tiny_pretraining_config(queue_size=0)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights for some of text_encoder .*Load it with BlipForPreTraining"):
+        BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
 def test_questions_and_answers_get_new_words_together(model, questions, tmp_path):

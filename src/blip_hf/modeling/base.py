@@ -116,19 +116,20 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
     for name in model.state_dict():
         parameters.setdefault(name.split(".")[0], []).append(name)
     tied = set(model.all_tied_weights_keys)
-    absent = {
-        part
-        for part, names in parameters.items()
-        if part in _CLASS_PARTS.get(type(model).__name__, ()) and set(names) - tied <= missing
-    }
-    if not absent:
+    required = _CLASS_PARTS.get(type(model).__name__, set())
+    untied = {part: set(names) - tied for part, names in parameters.items() if part in required}
+    lacking = {part: names & missing for part, names in untied.items() if names & missing}
+    if not lacking:
         return
+    absent = {part for part, names in lacking.items() if names == untied[part]}
     unexpected = {key.split(".")[0] for key in info["unexpected_keys"]}
     present = (set(parameters) - absent) | unexpected
     fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]
     remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that it was saved from"
+    # A pre-training checkpoint holds once what its encoder and decoder share, so that one of them is there in part.
+    names = [part if part in absent else f"some of {part}" for part in sorted(lacking)]
     raise ValueError(
-        f"{source} has no weights for {', '.join(sorted(absent))} of {type(model).__name__}. {remedy}, or"
+        f"{source} has no weights for {', '.join(names)} of {type(model).__name__}. {remedy}, or"
         f" {model._new_heads_remedy}."
     )
 

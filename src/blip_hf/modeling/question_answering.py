@@ -9,17 +9,21 @@ from torch import Tensor, nn
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration_blip import BlipConfig, BlipTextConfig
 from .attention import ImageMemory
 from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
+from .pretraining import BlipForPreTraining
 from .prompts import resolve_settings
 from .retrieval import with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
+
+
+logger = logging.get_logger(__name__)
 
 
 class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
@@ -54,6 +58,35 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self.text_decoder = BlipTextLMHeadModel(_decoder_config(config.text_config))
         self.post_init()
+
+    @classmethod
+    def from_pretraining(cls, model: BlipForPreTraining) -> "BlipForQuestionAnswering":
+        """Starts fine-tuning from a pre-trained model (paper, section 5.4).
+
+        What encoder and decoder share in pre-training is copied to both, to be trained apart. Where images are wider than
+        text, the decoder's projections of the image do not fit the question and stay random, which is logged.
+
+        Args:
+            model (`BlipForPreTraining`):
+                The pre-trained model. It is not changed.
+
+        Returns:
+            `BlipForQuestionAnswering`: With copied weights, on the same device and in the same precision.
+        """
+        answerer = cls(model.export_captioner().config).to(model.device, model.dtype)
+        answerer.vision_model.load_state_dict(model.vision_model.state_dict())
+        answerer.text_encoder.load_state_dict(model.text_encoder.state_dict())
+        sizes = {name: value.shape for name, value in answerer.text_decoder.state_dict().items()}
+        decoder_state = model.text_decoder.state_dict()
+        fitting = {name: value for name, value in decoder_state.items() if value.shape == sizes[name]}
+        if len(fitting) < len(decoder_state):
+            logger.warning(
+                f"{len(decoder_state) - len(fitting)} cross-attention weights of the decoder start at random: they read"
+                f" images of width {model.config.vision_config.hidden_size}, and questions have"
+                f" {model.config.text_config.hidden_size}."
+            )
+        answerer.text_decoder.load_state_dict(fitting, strict=False)
+        return answerer
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings of questions; answers have their own."""
