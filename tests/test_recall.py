@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from blip_hf.evaluation import chance_recalls, relevance_matrix, retrieval_recalls
+from blip_hf.evaluation.recall import (
+    best_ranks,
+    chance_recalls,
+    listed_ranks,
+    rank_metrics,
+    relevance_matrix,
+    retrieval_recalls,
+)
 
 
 # Texts 0 and 1 describe image 0, text 2 image 1, text 3 image 2.
@@ -139,6 +146,30 @@ def test_chance_is_the_mean_over_random_scores() -> None:
     for key, expected in chance_recalls(relevance).items():
         # 400 draws of 13 queries at p <= 1/2: standard error at most 0.5 / sqrt(5200) = 0.007.
         assert np.mean([draw[key] for draw in draws]) == pytest.approx(expected, abs=0.03)
+
+
+def test_rank_metrics_worked_by_hand() -> None:
+    # Ranks from 0: 0, 2, 3 and 2, 0, 0, 2 as above. The median of 0 0 2 2 is 1, from 1 it is 2.
+    ranks = {"image_to_text": torch.tensor([0, 2, 3]), "text_to_image": torch.tensor([2, 0, 0, 2])}
+    assert rank_metrics(ranks, ks=(1, 3)) == pytest.approx(
+        {
+            **retrieval_recalls(SCORES, TEXT_TO_IMAGE, ks=(1, 3)),
+            "image_to_text_r_mean": (1 / 3 + 2 / 3) / 2,
+            "text_to_image_r_mean": (2 / 4 + 1) / 2,
+            "image_to_text_median_rank": 3,
+            "text_to_image_median_rank": 2,
+        }
+    )
+    assert torch.equal(best_ranks(SCORES, relevance_matrix(TEXT_TO_IMAGE, 3)), ranks["image_to_text"])
+
+
+@pytest.mark.parametrize("k", [1, 4, 29])
+def test_ranks_in_a_short_list_are_those_with_all_others_last(k: int) -> None:
+    scores, relevance = random_case(0)
+    index = torch.rand(13, 29).topk(k, dim=1).indices
+    full = torch.full_like(scores, -torch.inf).scatter(1, index, scores.gather(1, index))
+    ranks = listed_ranks(scores.gather(1, index), relevance.gather(1, index), (~relevance).sum(dim=1))
+    assert torch.equal(ranks, best_ranks(full, relevance))
 
 
 @pytest.mark.parametrize(
