@@ -117,10 +117,12 @@ class PairDataset(Dataset):
             self._skip(index, str(error))
             return None
         if self.transform is not None:
-            # A string is hashed the same way on every machine and in every process.
-            rng = random.Random(f"{self.seed}/{self._epoch.item()}/{index}")
-            image, caption = self.transform(image, caption, rng)
+            image, caption = self.transform(image, caption, self._rng(index))
         return {"image": image, "caption": caption, "image_id": record["image_id"]}
+
+    def _rng(self, index: int) -> random.Random:
+        # A string is hashed the same way on every machine and in every process.
+        return random.Random(f"{self.seed}/{self._epoch.item()}/{index}")
 
     def _skip(self, index: int, reason: str) -> None:
         if not self._is_skipped[index]:

@@ -20,12 +20,14 @@ class CaptionGroup(TypedDict):
     image_id: int
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; the lines of a `.jsonl` file are a list.
+def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
+    """Content of a JSON file; JSON lines are a list.
 
     Args:
         path (`Path`):
             The file.
+        is_lines (`bool`, *optional*):
+            Whether each line is a record of its own. By default that of a `.jsonl` file is.
 
     Returns:
         Anything: what the file holds.
@@ -36,8 +38,9 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Pass the path of a JSON file (.json, .jsonl).")
     text = path.read_text(encoding="utf-8")
+    is_lines = path.suffix == ".jsonl" if is_lines is None else is_lines
     try:
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+        return [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} cannot be parsed ({error}). Expected is JSON in a .json file, such as a list of records, and one"
