@@ -33,6 +33,9 @@ _HOMES = {
     "modeling.question_answering": ["BlipForQuestionAnswering"],
     "auto": ["register_auto_classes"],
     "captioner": ["BlipCaptioner", "Caption"],
+    "evaluation.retrieval": ["RetrievalResult", "evaluate_retrieval"],
+    "evaluation.video": ["evaluate_video_retrieval"],
+    "evaluation.zero_shot": ["ZeroShotClassifier"],
     "training.arguments": ["BlipRetrievalTrainingArguments", "BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
     "conversion": [
