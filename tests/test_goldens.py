@@ -16,8 +16,10 @@ from blip_hf import (
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForQuestionAnswering,
+    BlipForRetrievalTraining,
     BlipForVisualReasoning,
     BlipPreTrainingConfig,
+    BlipRetrievalTrainingConfig,
     BlipVisualReasoningConfig,
     convert_original_state_dict,
 )
@@ -114,6 +116,27 @@ def test_two_pretraining_steps_match_the_original(draw_the_hardest):
         assert_close(towers.text_proj.weight, golden[step + "momentum.text_proj_m.weight"], **TOLERANCE)
         positions = towers.vision_model.embeddings.position_embedding
         assert_close(positions, golden[step + "momentum.visual_encoder_m.pos_embed"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("all_ranks", [False, True])
+def test_a_retrieval_step_matches_the_original(all_ranks, draw_the_hardest):
+    sizes, golden, state = load_golden("retrieval_allrank" if all_ranks else "retrieval")
+    fields = {"queue_size": sizes["queue_size"], "momentum": sizes["momentum"], "negative_all_rank": all_ranks}
+    model = build(BlipForRetrievalTraining, BlipRetrievalTrainingConfig, sizes, state, **fields)
+    model.update_momentum()
+    inputs = {key: golden[key] for key in ("pixel_values", "input_ids", "attention_mask", "image_ids", "alpha")}
+    output = model(**inputs)
+    output.loss.backward()
+    model.enqueue(output)
+
+    for loss in ("loss_itc", "loss_itm"):
+        assert_close(output[loss], golden[loss], **TOLERANCE)
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    expected = {key.removeprefix("grad."): value for key, value in golden.items() if key.startswith("grad.")}
+    assert len(expected) == 2
+    for name, value in convert_original_state_dict(expected).items():
+        assert_close(gradients[name], value, **TOLERANCE)
+    assert torch.equal(model.queue.image_ids, golden["idx_queue"][0])
 
 
 def test_captioning_loss_with_masked_prompt_matches_the_original():

@@ -22,7 +22,7 @@ from .warm_start import copy_into, read_text_tower, read_vision_tower
 
 
 # Of encoder and decoder everything is one parameter but self-attention (paper, section 3.1 and table 3).
-_SHARED_TEXT_PARTS = (
+SHARED_TEXT_PARTS = (
     "embeddings",
     r"encoder.layer.\d+.crossattention",
     r"encoder.layer.\d+.intermediate",
@@ -46,7 +46,7 @@ class BlipForPreTraining(BlipContrastiveModel):
     _tied_weights_keys = {
         "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
         "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
-        **{f"text_encoder.{part}": f"text_decoder.bert.{part}" for part in _SHARED_TEXT_PARTS},
+        **{f"text_encoder.{part}": f"text_decoder.bert.{part}" for part in SHARED_TEXT_PARTS},
     }
 
     def __init__(self, config: BlipPreTrainingConfig) -> None:
@@ -205,4 +205,4 @@ class BlipForPreTraining(BlipContrastiveModel):
         return captioning_loss(lm_logits[:, :-1], targets, label_smoothing=config.label_smoothing), lm_logits
 
 
-__all__ = ["BlipForPreTraining"]
+__all__ = ["SHARED_TEXT_PARTS", "BlipForPreTraining"]

@@ -16,17 +16,13 @@ from ..distributed import first_row, gather, gather_with_gradient, pad_to_longes
 from ..objectives import matching_pairs, sample_hard_negatives
 from .contrast import BlipContrastiveModel, known_or_unknown, matching_outcome
 from .outputs import BlipContrastiveOutput
+from .pretraining import SHARED_TEXT_PARTS
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
 # A pre-training file holds what encoder and decoder share once, under the decoder's names.
-_PRETRAINING_NAMES = {
-    r"^text_decoder\.bert\.embeddings\.": "text_encoder.embeddings.",
-    r"^text_decoder\.bert\.encoder\.layer\.(\d+)\.(crossattention|intermediate|output)\.": (
-        r"text_encoder.encoder.layer.\1.\2."
-    ),
-}
+_PRETRAINING_NAMES = {rf"^text_decoder\.bert\.({'|'.join(SHARED_TEXT_PARTS)})\.": r"text_encoder.\1."}
 
 
 class BlipForRetrievalTraining(BlipContrastiveModel):
