@@ -38,6 +38,8 @@ _HOMES = {
     "evaluation.zero_shot": ["ZeroShotClassifier"],
     "training.arguments": ["BlipRetrievalTrainingArguments", "BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
+    "evaluation.caption_metrics": ["caption_metrics"],
+    "evaluation.captions": ["evaluate_captions"],
     "conversion": [
         "Conversion",
         "convert_original_checkpoint",
