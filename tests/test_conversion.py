@@ -60,6 +60,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def converted(folder):
+    """What became of each task, and its folder."""
+    return {task: (convert(folder, task, folder / "ours" / task), folder / "ours" / task) for task in TASKS}
+
+
 def convert(folder, task, out_dir, **options):
     return convert_original_checkpoint(folder / f"{task}.pth", out_dir, tokenizer=folder / "bert", **options)
 
@@ -84,8 +90,8 @@ def restored(model_dir, path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_there_and_back_is_bit_equal_without_the_state_of_training(task, folder, tmp_path):
-    conversion = convert(folder, task, tmp_path / "ours")
+def test_there_and_back_is_bit_equal_without_the_state_of_training(task, converted, tmp_path):
+    conversion, model_dir = converted[task]
     original = original_state(task)
     assert conversion.model_class == CLASSES[task]
     assert conversion.image_size == IMAGE_SIZE
@@ -93,7 +99,7 @@ def test_there_and_back_is_bit_equal_without_the_state_of_training(task, folder,
     expected = {name: value for name, value in original.items() if not name.startswith(TRAINING_STATE)}
     if task == "retrieval":
         expected.pop("temp")
-    assert_equal_states(restored(tmp_path / "ours", tmp_path / "back.pth"), expected)
+    assert_equal_states(restored(model_dir, tmp_path / "back.pth"), expected)
 
 
 @pytest.mark.parametrize("task", ["pretraining", "retrieval"])
@@ -107,12 +113,12 @@ def test_there_and_back_is_bit_equal_with_the_state_of_training(task, folder, tm
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_from_pretrained_finds_every_tensor_and_the_processor(task, folder, tmp_path):
-    convert(folder, task, tmp_path)
-    model, info = getattr(blip_hf, CLASSES[task]).from_pretrained(tmp_path, output_loading_info=True)
+def test_from_pretrained_finds_every_tensor_and_the_processor(task, converted):
+    _, model_dir = converted[task]
+    model, info = getattr(blip_hf, CLASSES[task]).from_pretrained(model_dir, output_loading_info=True)
     missing = [name for name in info["missing_keys"] if not name.startswith(("momentum_towers.", "queue."))]
     assert (missing, list(info["unexpected_keys"])) == ([], [])
-    processor = BlipProcessor.from_pretrained(tmp_path)
+    processor = BlipProcessor.from_pretrained(model_dir)
     ids = processor.config_token_ids()
     assert {name: getattr(model.config.text_config, name) for name in ids} == ids
     assert (processor.dec_token_id, processor.enc_token_id) == (VOCAB_SIZE - 2, VOCAB_SIZE - 1)
@@ -241,9 +247,8 @@ def test_sizes_and_settings_are_those_of_the_original(task, width, layers, heads
         assert config.merge_from_layer == 6
 
 
-def test_eps_and_dropout_are_written_down_for_transformers_to_read(folder, tmp_path):
-    convert(folder, "captioning", tmp_path)
-    config = transformers.BlipConfig.from_pretrained(tmp_path)
+def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
+    config = transformers.BlipConfig.from_pretrained(converted["captioning"][1])
     assert config.vision_config.layer_norm_eps == 1e-6
     assert config.text_config.layer_norm_eps == 1e-12
     assert config.text_config.num_attention_heads == 1  # 64 wide
@@ -312,6 +317,16 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):
     )
     with pytest.raises(ValueError, match=r"has 40 words, and the tokenizer .* 7\. .*--tokenizer"):
         convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
+
+
+def test_a_vocabulary_file_is_tokenizer_enough(folder, converted, tmp_path):
+    saved = BlipProcessor.from_pretrained(converted["captioning"][1]).tokenizer
+    words = sorted(saved.get_vocab(), key=saved.get_vocab().get)[:-2]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    convert_original_checkpoint(folder / "captioning.pth", tmp_path / "ours", tokenizer=tmp_path)
+    tokenizer = BlipProcessor.from_pretrained(tmp_path / "ours").tokenizer
+    assert tokenizer.get_vocab() == saved.get_vocab()
+    assert tokenizer("W5 w7").input_ids == saved("w5 w7").input_ids
 
 
 def test_a_folder_that_holds_something_is_not_written_over(folder, tmp_path):

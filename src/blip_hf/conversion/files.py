@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import BertTokenizer, PreTrainedConfig
 
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.pretraining import BlipForPreTraining
@@ -74,7 +74,7 @@ def convert_original_checkpoint(
         out_dir (`str` or `os.PathLike`):
             Folder to make; it appears when all is written.
         tokenizer (`str` or `os.PathLike`, *optional*, defaults to `"bert-base-uncased"`):
-            Folder or model id of the BERT tokenizer that the model was trained with.
+            Folder (a `vocab.txt` is enough) or model id of the BERT tokenizer that the model was trained with.
         keep_training_state (`bool`, *optional*, defaults to `False`):
             Whether to keep momentum towers and queue of a pre-training or retrieval checkpoint, in a file beside the
             model as checkpoints of `BlipTrainer` have it. A retrieval checkpoint then becomes a
@@ -191,11 +191,14 @@ def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _load_processor(tokenizer: str | os.PathLike[str], image_size: int) -> BlipProcessor:
     try:
+        if (Path(tokenizer) / "vocab.txt").is_file():  # BERT's own file, which AutoTokenizer does not read alone
+            tokenizer = BertTokenizer.from_pretrained(tokenizer)
         return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(" .:")
         raise ValueError(
-            f"The tokenizer {tokenizer} cannot be loaded ({str(error).splitlines()[0]}). Name a folder that holds that of"
-            " bert-base-uncased with --tokenizer (`tokenizer=`), or connect to the Hub."
+            f"The tokenizer {tokenizer} cannot be loaded ({reason}). Name a folder that holds that of bert-base-uncased"
+            " with --tokenizer (`tokenizer=`), or connect to the Hub."
         ) from error
 
 
