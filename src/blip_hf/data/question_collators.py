@@ -18,6 +18,9 @@ from .records import Record
 from .text import pre_question
 
 
+# BLIP cuts no answer: as many tokens as BERT has positions.
+MAX_ANSWER_LENGTH = 512
+
 QuestionTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 
@@ -100,8 +103,6 @@ class BlipQuestionCollator(PairCollator):
             What makes tensors of pictures and text.
         max_length (`int`, *optional*, defaults to 35):
             Longest question in tokens, `[CLS]` and `[SEP]` included. BLIP has 35.
-        max_answer_length (`int`, *optional*, defaults to 512):
-            Longest answer in tokens: as many as BERT has positions. BLIP cuts no answer.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -129,9 +130,8 @@ class BlipQuestionCollator(PairCollator):
 
     role = "contrast"  # [CLS]; the model puts [ENC]
 
-    def __init__(self, processor: BlipProcessor, max_length: int = 35, max_answer_length: int = 512) -> None:
+    def __init__(self, processor: BlipProcessor, max_length: int = 35) -> None:
         super().__init__(processor, max_length)
-        self.max_answer_length = max_answer_length
 
     def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
         """Makes a batch.
@@ -160,7 +160,7 @@ class BlipQuestionCollator(PairCollator):
         answers = [answer for weights in weighted for answer in weights]
         if not answers:
             return dict(features)
-        rows = self.processor(text=answers, role="lm", max_length=self.max_answer_length, return_tensors="pt")
+        rows = self.processor(text=answers, role="lm", max_length=MAX_ANSWER_LENGTH, return_tensors="pt")
         return {
             **features,
             "labels": rows["labels"],
@@ -177,4 +177,4 @@ def _weight_of_each(question: Question) -> dict[str, float]:
     return weights
 
 
-__all__ = ["BlipQuestionCollator", "QuestionDataset", "QuestionTransform"]
+__all__ = ["MAX_ANSWER_LENGTH", "BlipQuestionCollator", "QuestionDataset", "QuestionTransform"]
