@@ -13,6 +13,23 @@ from .distributed import gather
 UNKNOWN_IMAGE = -100
 
 
+def known_image_ids(image_ids: Tensor | None, rows: Tensor) -> Tensor:
+    """The image of each row, unknown where no ids are given.
+
+    Args:
+        image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
+            Those given.
+        rows (`torch.Tensor` of shape `(b, ...)`):
+            What they would be the images of.
+
+    Returns:
+        `torch.Tensor` of shape `(b,)`: int64.
+    """
+    if image_ids is not None:
+        return image_ids
+    return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
+
+
 @torch.no_grad()
 def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
     """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`.
@@ -79,9 +96,8 @@ class FeatureQueue(nn.Module):
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
                 Image of each pair.
         """
-        if image_ids is None:
-            image_ids = torch.full((len(image_features),), UNKNOWN_IMAGE, device=image_features.device)
-        rows = [gather(part) for part in (image_features, text_features, image_ids)]
+        batch = (image_features, text_features, known_image_ids(image_ids, image_features))
+        rows = [gather(part) for part in batch]
         count = len(rows[0])
         kept = min(count, self.size)
         offsets = torch.arange(count - kept, count, device=self.num_enqueued.device)
@@ -91,4 +107,4 @@ class FeatureQueue(nn.Module):
         self.num_enqueued += count
 
 
-__all__ = ["UNKNOWN_IMAGE", "FeatureQueue", "ema_update_"]
+__all__ = ["UNKNOWN_IMAGE", "FeatureQueue", "ema_update_", "known_image_ids"]

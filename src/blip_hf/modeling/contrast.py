@@ -33,7 +33,7 @@ from .vision import BlipVisionModel
 logger = logging.get_logger(__name__)
 
 # Bounds of the temperature, salesforce/BLIP models/blip_pretrain.py.
-TEMPERATURE_RANGE = (0.001, 0.5)
+_TEMPERATURE_RANGE = (0.001, 0.5)
 _STATE_PREFIXES = ("momentum_towers.", "queue.")
 
 
@@ -120,7 +120,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """One step of the averages, and the temperature back within its bounds; once after each optimiser step."""
         averages, currents = self._averaged_pairs()
         ema_update_(averages, currents, self.config.momentum)
-        self.temp.clamp_(*TEMPERATURE_RANGE)
+        self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
         """Puts the momentum features of a batch into the queue; once after each training batch.
@@ -224,7 +224,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         return self.itm_head(states[:, 0])
 
     def _clamped_temperature(self) -> Tensor:
-        return self.temp.float().clamp(*TEMPERATURE_RANGE)
+        return self.temp.float().clamp(*_TEMPERATURE_RANGE)
 
     def _averaged_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         currents = dict(self.named_parameters(remove_duplicate=False))
@@ -244,13 +244,6 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             setattr(head, part, getattr(self, part))
         head.train(self.training)
         return head
-
-
-def known_or_unknown(image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
-    """Image ids of a batch, unknown for each of its `b` images where none are given: `(b,)`."""
-    if image_ids is not None:
-        return image_ids
-    return torch.full((len(pixel_values),), UNKNOWN_IMAGE, device=pixel_values.device)
 
 
 def matching_outcome(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -273,4 +266,4 @@ def matching_outcome(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) ->
     return matching_loss(itm_logits, labels, valid), itm_logits, labels.masked_fill(~valid, -100)
 
 
-__all__ = ["TEMPERATURE_RANGE", "BlipContrastiveModel", "known_or_unknown", "matching_outcome"]
+__all__ = ["BlipContrastiveModel", "matching_outcome"]

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipPreTrainingConfig
+from ..momentum import known_image_ids
 from ..objectives import captioning_loss
 from .attention import ImageMemory
 from .captioning import BlipForConditionalGeneration
-from .contrast import BlipContrastiveModel, known_or_unknown
+from .contrast import BlipContrastiveModel
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipPreTrainingOutput
 from .retrieval import with_first_token
@@ -167,7 +168,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         if config.itm_weight or config.lm_weight:
             memory = self.text_decoder.bert.build_image_memory(image_embeds)
 
-        known_ids = known_or_unknown(image_ids, pixel_values)
+        known_ids = known_image_ids(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, logits, positives = self._contrast(features, keys, alpha, known_ids)
         loss = config.itc_weight * loss_itc

@@ -13,8 +13,9 @@ from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipRetrievalTrainingConfig
 from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
+from ..momentum import known_image_ids
 from ..objectives import matching_pairs, sample_hard_negatives
-from .contrast import BlipContrastiveModel, known_or_unknown, matching_outcome
+from .contrast import BlipContrastiveModel, matching_outcome
 from .outputs import BlipContrastiveOutput
 from .pretraining import SHARED_TEXT_PARTS
 from .text import BlipTextModel
@@ -127,7 +128,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask)
-        known_ids = known_or_unknown(image_ids, pixel_values)
+        known_ids = known_image_ids(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, _, positives = self._contrast(features, keys, alpha, known_ids)
         if self.config.negative_all_rank and world_size() > 1:

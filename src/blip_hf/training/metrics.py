@@ -7,7 +7,6 @@ from torch import Tensor
 from ..distributed import gather
 from ..evaluation.recall import retrieval_recalls
 from ..modeling.outputs import BlipContrastiveOutput
-from ..momentum import UNKNOWN_IMAGE
 
 
 class RunningMeans:
@@ -81,11 +80,4 @@ def recalls_in_set(image_features: Tensor, text_features: Tensor, image_ids: Ten
     return retrieval_recalls(image_features[images] @ text_features.T, text_to_image)
 
 
-def known_image_ids(output: BlipContrastiveOutput) -> Tensor:
-    """The image ids of a batch, unknown where none were given."""
-    if output.image_ids is not None:
-        return output.image_ids
-    return output.image_features.new_full((len(output.image_features),), UNKNOWN_IMAGE, dtype=torch.long)
-
-
-__all__ = ["RunningMeans", "known_image_ids", "recalls_in_set"]
+__all__ = ["RunningMeans", "recalls_in_set"]

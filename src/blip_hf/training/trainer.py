@@ -19,8 +19,9 @@ from transformers.utils import logging
 
 from ..modeling.contrast import BlipContrastiveModel
 from ..modeling.outputs import BlipContrastiveOutput
+from ..momentum import known_image_ids
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
-from .metrics import RunningMeans, known_image_ids, recalls_in_set
+from .metrics import RunningMeans, recalls_in_set
 from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, cosine_learning_rate, linear_ramp
 
@@ -218,7 +219,8 @@ class BlipTrainer(Trainer):
         else:
             output = model(**inputs, generator=self._eval_generator)
             self._eval_means.add_output(output)
-            features = (output.image_features.float(), output.text_features.float(), known_image_ids(output))
+            image_ids = known_image_ids(output.image_ids, output.image_features)
+            features = (output.image_features.float(), output.text_features.float(), image_ids)
             self._eval_features.append(self.accelerator.gather_for_metrics(features))
         return (output.loss, output) if return_outputs else output.loss
 
