@@ -2,17 +2,19 @@
 """Two-stage retrieval against a plain loop over queries and pairs, and what it costs."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import distributed, multiprocessing
 from torch.testing import assert_close
 from transformers import BertTokenizer
 
 from blip_hf import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.data.text import pre_caption
+from blip_hf.evaluation import retrieval, two_stage
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
@@ -250,24 +252,52 @@ def test_what_cannot_be_evaluated_is_refused(model, processor, pairs, change, op
         evaluate_retrieval(model, processor, [{**pair, **change} for pair in pairs], **options)
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    processor = make_processor()
-    pairs = [{**pair, "image": b""} if pair["image_id"] == 11 else pair for pair in make_pairs()]
-    result = evaluate_retrieval(make_model(processor), processor, pairs, k=3)
-    torch.save([result.metrics(), dense(result.image_candidates, len(result.texts))], f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+class TwoRanks:
+    """Two threads that see what two processes would. (That processes gather so is tested with `gather` itself.)"""
+
+    def __init__(self):
+        self.local = threading.local()
+        self.slots = [None, None]
+        self.barrier = threading.Barrier(2, timeout=60)
+
+    def gather(self, tensor):
+        self.slots[self.local.rank] = tensor
+        self.barrier.wait()
+        gathered = torch.cat(self.slots)
+        self.barrier.wait()
+        return gathered
+
+    def run(self, function):
+        def run_rank(rank):
+            self.local.rank = rank
+            return function()
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(run_rank, range(2)))
 
 
-def test_two_processes_return_what_one_does(tmp_path, model, processor, pairs):
-    multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
-    pairs = [pair for pair in pairs if pair["image_id"] != 11]
-    alone = evaluate_retrieval(model, processor, pairs, k=3)
-    for rank in range(2):
-        metrics, scores = torch.load(tmp_path / f"rank{rank}.pt")
-        assert metrics == {**alone.metrics(), "num_skipped": 1}
-        assert_close(scores, dense(alone.image_candidates, len(alone.texts)), **TOLERANCE)
+@pytest.mark.parametrize("broken", [{11}, {11, 13, 15}])  # of six pictures in turn, the second rank's are 11, 13, 15
+def test_two_processes_share_the_pictures_and_return_what_one_does(monkeypatch, model, processor, pairs, broken):
+    ranks = TwoRanks()
+    for module in (retrieval, two_stage):
+        monkeypatch.setattr(module, "gather", ranks.gather)
+        monkeypatch.setattr(module, "rank", lambda: ranks.local.rank)
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+    with_broken = [{**pair, "image": b""} if pair["image_id"] in broken else pair for pair in pairs]
+    num_projected = []
+    key = model.text_encoder.encoder.layer[0].crossattention.self.key
+    hook = key.register_forward_hook(lambda *_: num_projected.append(ranks.local.rank))
+    try:
+        results = ranks.run(lambda: evaluate_retrieval(model, processor, with_broken, k=2))
+    finally:
+        hook.remove()
+        monkeypatch.undo()
+    alone = evaluate_retrieval(model, processor, [pair for pair in pairs if pair["image_id"] not in broken], k=2)
+    assert (num_projected.count(0), num_projected.count(1)) == (3, 3 - len(broken))
+    for result in results:
+        assert result.metrics() == {**alone.metrics(), "num_skipped": len(broken)}
+        assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **TOLERANCE)
+        assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **TOLERANCE)
 
 
 def test_features_do_not_depend_on_the_batch(model, processor, pairs):

@@ -216,11 +216,16 @@ def evaluate_two_stages(
         scorer = matching_scores(model, images, rows, batch_size=text_batch_size, show_progress=show_progress)
         of_images, of_texts, num_pairs = rerank(similarity, k, scorer)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
-    itc_ranks = _cosine_ranks(similarity, text_to_image.to(similarity.device))
-    reranked_ranks = _listed_ranks(of_images, of_texts, text_to_image, counts)
+    itc, reranked = (
+        rank_metrics(dict(zip(direction_names, ranks, strict=True)), ks=ks)
+        for ranks in (
+            _cosine_ranks(similarity, text_to_image.to(similarity.device)),
+            _listed_ranks(of_images, of_texts, text_to_image, counts),
+        )
+    )
     return RetrievalResult(
-        itc=rank_metrics(dict(zip(direction_names, itc_ranks, strict=True)), ks=ks),
-        reranked=rank_metrics(dict(zip(direction_names, reranked_ranks, strict=True)), ks=ks),
+        itc=itc,
+        reranked=reranked,
         num_skipped=len(captions) - len(image_ids),
         num_pairs=num_pairs,
         image_ids=image_ids,
