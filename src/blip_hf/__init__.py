@@ -36,6 +36,7 @@ _HOMES = {
     "evaluation.retrieval": ["RetrievalResult", "evaluate_retrieval"],
     "evaluation.video": ["evaluate_video_retrieval"],
     "evaluation.zero_shot": ["ZeroShotClassifier"],
+    "evaluation.vqa": ["VqaResult", "evaluate_vqa"],
     "training.arguments": ["BlipRetrievalTrainingArguments", "BlipTrainingArguments"],
     "training.trainer": ["BlipTrainer"],
     "evaluation.caption_metrics": ["caption_metrics"],
