@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf convert`: both ways from the command line, and the table of what was left out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from blip_hf import BlipForImageTextRetrieval, BlipForRetrievalTraining
 from blip_hf.cli import main
+from blip_hf.cli.convert import build_parser
 
 from .originals import original_state, save_bert_tokenizer
 
@@ -90,3 +93,10 @@ def test_what_is_no_checkpoint_is_told_in_one_line(source, message, folder, tmp_
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_the_commands_of_the_documentation_parse():
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    commands = [line.partition("#")[0].split() for line in text.splitlines() if line.startswith("blip-hf convert ")]
+    assert len(commands) == 3
+    assert [build_parser().parse_args(command[2:]).to_original for command in commands] == [False, True, False]
