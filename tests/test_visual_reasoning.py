@@ -10,10 +10,12 @@ from blip_hf import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
+    BlipForRetrievalTraining,
     BlipForVisualReasoning,
+    BlipRetrievalTrainingConfig,
 )
 
-from .twins import CLS, ENC, PAD, tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
+from .twins import CLS, ENC, PAD, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
 
 
 def reasoning_batch(lengths=(7, 5, 6), first=CLS):
@@ -172,13 +174,17 @@ def save_matcher(kind, folder):
     if kind == "pretraining":
         model = BlipForPreTraining(tiny_pretraining_config()).eval()
         matcher = model.export_retriever()
+    elif kind == "retrieval_training":
+        fields = {"text_config": dict(TEXT), "vision_config": dict(VISION), "queue_size": 4}
+        model = BlipForRetrievalTraining(BlipRetrievalTrainingConfig(**fields)).eval()
+        matcher = model.export_retriever()
     else:
         model = matcher = BlipForImageTextRetrieval(tiny_config()).eval()
     model.save_pretrained(folder)
     return matcher
 
 
-@pytest.mark.parametrize("kind", ["pretraining", "retrieval"])
+@pytest.mark.parametrize("kind", ["pretraining", "retrieval", "retrieval_training"])
 def test_two_equal_images_start_as_the_matcher_reads_one(kind, tmp_path):
     matcher = save_matcher(kind, tmp_path)
     reasoner = BlipForVisualReasoning.from_matcher_pretrained(tmp_path, merge_from_layer=1)
@@ -211,7 +217,7 @@ def test_merge_layers_and_classifier_start_fresh(tmp_path):
 
 def test_a_checkpoint_of_another_class_is_refused(tmp_path):
     save_matcher("retrieval", tmp_path / "matcher")
-    with pytest.raises(ValueError, match=r"cls_head of BlipForVisualReasoning.*from_matcher_pretrained"):
+    with pytest.raises(ValueError, match=r"cls_head.* of BlipForVisualReasoning.*from_matcher_pretrained"):
         BlipForVisualReasoning.from_pretrained(tmp_path / "matcher")
     BlipForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "captioner")
     with pytest.raises(ValueError, match="Load it with BlipForConditionalGeneration"):

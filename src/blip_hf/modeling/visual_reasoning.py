@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..configuration_blip import BlipPreTrainingConfig, BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
+from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipVisualReasoningOutput
 from .pretraining import BlipForPreTraining
 from .retrieval import BlipForImageTextRetrieval, with_first_token
+from .retrieval_training import BlipForRetrievalTraining
 from .twin_text import BlipTwinTextModel
 from .vision import BlipVisionModel
 
@@ -72,7 +73,8 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Directory or Hub name of a `BlipForPreTraining` or `BlipForImageTextRetrieval` checkpoint.
+                Directory or Hub name of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
+                checkpoint.
             image_size (`int`, *optional*, defaults to the checkpoint's):
                 Pixels a side; position embeddings are interpolated.
             vision_fields (`dict`, *optional*):
@@ -172,10 +174,11 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
 
 def _load_matcher(path: str | os.PathLike) -> BlipForImageTextRetrieval:
-    # Both classes raise on a checkpoint of a third one.
-    settings, _ = BlipPreTrainingConfig.get_config_dict(path)
-    if settings.get("model_type") == BlipPreTrainingConfig.model_type:
-        return BlipForPreTraining.from_pretrained(path, dtype=torch.float32).export_retriever()
+    settings, _ = BlipVisualReasoningConfig.get_config_dict(path)
+    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
+        if settings.get("model_type") == trained_class.config_class.model_type:
+            return trained_class.from_pretrained(path, dtype=torch.float32).export_retriever()
+    # Which raises on a checkpoint of another class.
     return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
 
 
