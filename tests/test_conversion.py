@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Original checkpoints: every tensor carried over or named, both ways, with the sizes and the processor of each task."""
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -24,7 +25,6 @@ from blip_hf import (
     restore_original_state_dict,
 )
 from blip_hf.conversion.kinds import find_kind, infer_config
-from blip_hf.training import BlipTrainingArguments
 from blip_hf.training.trainer import MOMENTUM_STATE_NAME
 
 from .originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
@@ -296,7 +296,7 @@ def test_a_momentum_tower_is_whole_or_not_there(folder, tmp_path):
 
 
 def test_files_with_code_in_them_are_not_run(folder, tmp_path):
-    torch.save({"model": original_state("captioning"), "config": BlipTrainingArguments}, tmp_path / "code.pth")
+    torch.save({"model": original_state("captioning"), "args": argparse.Namespace(vit="base")}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         converted_path(tmp_path / "code.pth", tmp_path / "ours", folder)
 
