@@ -20,11 +20,11 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("distributed", "data.images", "data.text"),
+    ("distributed", "files", "data.images", "data.text"),
     ("objectives", "momentum", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),
-    ("demo",),
+    ("demo", "tasks"),
     ("cli", "__main__"),
 )
 # What a part may import from outside the package and the standard library, where design.md narrows it.

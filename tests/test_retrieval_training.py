@@ -18,7 +18,7 @@ from blip_hf import (
 )
 from blip_hf.modeling import contrast
 from blip_hf.objectives import matching_pairs, sample_hard_negatives
-from blip_hf.training import BlipRetrievalTrainingArguments, BlipTrainer
+from blip_hf.training import BlipFinetuningArguments, BlipTrainer
 
 from .twins import TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config, tiny_retrieval_config
 
@@ -248,7 +248,7 @@ def make_trainer(folder, seed=0, **fields):
     defaults |= {"save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3}
     return BlipTrainer(
         BlipForRetrievalTraining(config),
-        BlipRetrievalTrainingArguments(str(folder), **{**defaults, **fields}),
+        BlipFinetuningArguments(str(folder), **{**defaults, **fields}),
         train_dataset=Pairs(),
         eval_dataset=Pairs(6),
     )

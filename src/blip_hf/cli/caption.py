@@ -5,12 +5,13 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ..files import unfinished
 
 
 if TYPE_CHECKING:
@@ -288,13 +289,8 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with unfinished(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
 
 
 __all__ = ["build_parser", "find_pictures", "main"]

@@ -4,7 +4,7 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class Command:
         trainer_arguments (`Callable`, *optional*):
             Gives the class of the trainer's arguments, which is imported only when they are parsed. `None` for a command
             that does not train.
+        trainer_defaults (`Mapping`, *optional*):
+            Defaults of the command among the trainer's arguments, where they differ from the class's.
     """
 
     prog: str
@@ -59,6 +61,7 @@ class Command:
     options: type
     usage: str
     trainer_arguments: Callable[[], type] | None = None
+    trainer_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_options(command: Command, argv: Sequence[str]) -> tuple[Any, ...] | None:
@@ -137,7 +140,39 @@ def build_parser(command: Command) -> "HfArgumentParser":
     classes = [command.options]
     if command.trainer_arguments is not None:
         classes.append(command.trainer_arguments())
-    return HfArgumentParser(tuple(classes), prog=command.prog, allow_abbrev=False)
+    parser = HfArgumentParser(tuple(classes), prog=command.prog, allow_abbrev=False)
+    parser.set_defaults(**command.trainer_defaults)
+    return parser
+
+
+def pick_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Splits the task off the arguments of a command that has one command a task, or prints which there are.
+
+    Args:
+        prog (`str`):
+            Name of the command.
+        commands (`Mapping[str, Command]`):
+            Its tasks.
+        argv (`Sequence[str]`):
+            What stands after its name.
+
+    Returns:
+        `tuple`, *optional*: the task and what stands after it. `None` after printing help.
+    """
+    width = max(map(len, commands))
+    summary = "\n".join(f"  {task:<{width}}  {command.description}" for task, command in commands.items())
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} TASK ...",
+        epilog=f"tasks:\n{summary}\n\n`{prog} TASK --help` tells what a task takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("task", choices=commands, metavar="TASK", help="see below")
+    if not argv or argv[0] in HELP_FLAGS:
+        print(parser.format_help())
+        return None
+    return parser.parse_args(argv[:1]).task, list(argv[1:])
 
 
 def _with_config(parser: "HfArgumentParser", arguments: list[str]) -> list[str]:
@@ -174,4 +209,4 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
 
 
-__all__ = ["COMMON_TRAINER_FLAGS", "Command", "build_help_parser", "build_parser", "parse_options"]
+__all__ = ["COMMON_TRAINER_FLAGS", "Command", "build_help_parser", "build_parser", "parse_options", "pick_task"]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Captioning, as the paper evaluates it (section 5.2): captions by beam search, compared with those of people."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -13,6 +11,7 @@ from ..captioner import BlipCaptioner
 from ..data.annotations import NoCapsPicture
 from ..data.pairs import SkipReporter
 from ..data.records import CaptionGroup
+from ..files import write_json
 from ..modeling.captioning import BlipForConditionalGeneration
 from ..processing_blip import BlipProcessor
 from .caption_metrics import Metric, Tokenizer, caption_metrics, caption_metrics_by_domain, resolve_metrics
@@ -184,19 +183,13 @@ def write_caption_results(predictions: Mapping[int | str, str], path: str | os.P
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_caption_results({42: "a dog"}, Path(folder, "results.json"))
         ...     Path(folder, "results.json").read_text()
         '[{"image_id": 42, "caption": "a dog"}]'
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    records = [{"image_id": image_id, "caption": caption} for image_id, caption in predictions.items()]
-    try:
-        unfinished.write_text(json.dumps(records), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_json([{"image_id": image_id, "caption": caption} for image_id, caption in predictions.items()], path)
 
 
 __all__ = ["CaptionResult", "evaluate_captions", "write_caption_results"]

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Question answering as the paper evaluates it (section 5.4): answers written or chosen, and VQA's accuracy of them."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.question_collators import MAX_ANSWER_LENGTH, BlipQuestionCollator, QuestionDataset
 from ..data.questions import Question
+from ..files import write_json
 from ..modeling.question_answering import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
 from .features import evaluating
@@ -226,19 +225,13 @@ def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathL
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_vqa_results({42: "a dog"}, Path(folder, "results.json"))
         ...     Path(folder, "results.json").read_text()
         '[{"question_id": 42, "answer": "a dog"}]'
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    records = [{"question_id": question_id, "answer": answer} for question_id, answer in predictions.items()]
-    try:
-        unfinished.write_text(json.dumps(records), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_json([{"question_id": question_id, "answer": answer} for question_id, answer in predictions.items()], path)
 
 
 class _EvaluationCollator:

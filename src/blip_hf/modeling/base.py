@@ -84,6 +84,8 @@ class BlipPreTrainedModel(PreTrainedModel):
                 The new image size in pixels, a multiple of the patch size; it is written into the configuration.
         """
         self.vision_model.resize_position_embeddings(new_num_position_embeddings)
+        # An exported head shares its image encoder with another model, whose configuration the encoder has.
+        self.config.vision_config.image_size = new_num_position_embeddings
 
     def get_position_embeddings(self) -> Any:
         """The image encoder's position embeddings, of shape `(1, p, d)`."""

@@ -107,8 +107,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             new_num_position_embeddings (`int`):
                 The new image size in pixels, a multiple of the patch size.
         """
-        for vision_model in (self.vision_model, self.momentum_towers.vision_model):
-            vision_model.resize_position_embeddings(new_num_position_embeddings)
+        super().resize_position_embeddings(new_num_position_embeddings)
+        self.momentum_towers.vision_model.resize_position_embeddings(new_num_position_embeddings)
 
     def reset_momentum(self) -> None:
         """Sets the momentum towers to the current weights."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pre-training and retrieval fine-tuning with transformers' Trainer."""
+"""Pre-training and fine-tuning with transformers' Trainer."""
 
-from .arguments import BlipRetrievalTrainingArguments, BlipTrainingArguments
+from .arguments import BlipFinetuningArguments, BlipTrainingArguments
+from .task_trainer import BlipTaskTrainer
 from .trainer import BlipTrainer
 
 
-__all__ = ["BlipRetrievalTrainingArguments", "BlipTrainer", "BlipTrainingArguments"]
+__all__ = ["BlipFinetuningArguments", "BlipTaskTrainer", "BlipTrainer", "BlipTrainingArguments"]

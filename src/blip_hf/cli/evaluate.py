@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf evaluate`: measures a model at one task, as the paper does."""
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ..tasks.options import (
+    CaptionEvaluateOptions,
+    ReasoningEvaluateOptions,
+    RetrievalEvaluateOptions,
+    VqaEvaluateOptions,
+)
+from .finetune import MODULES
+from .options import Command, parse_options, pick_task
+
+
+def _command(task: str, description: str, options: type) -> Command:
+    usage = "--model CHECKPOINT --data SOURCE [SOURCE ...]"
+    return Command(prog=f"blip-hf evaluate {task}", description=description, options=options, usage=usage)
+
+
+COMMANDS = {
+    "caption": _command("caption", "Captions pictures and compares with people's captions.", CaptionEvaluateOptions),
+    "retrieval": _command("retrieval", "Ranks captions and pictures in two stages.", RetrievalEvaluateOptions),
+    "vqa": _command("vqa", "Answers questions, by ranking a list of answers or by writing.", VqaEvaluateOptions),
+    "nlvr2": _command("nlvr2", "Judges sentences about two pictures.", ReasoningEvaluateOptions),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates, and prints the metrics as JSON.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            The task, and its arguments. Those of the process by default.
+
+    Returns:
+        `int`: 0.
+    """
+    picked = pick_task("blip-hf evaluate", COMMANDS, sys.argv[1:] if argv is None else argv)
+    if picked is None:
+        return 0
+    task, arguments = picked
+    parsed = parse_options(COMMANDS[task], arguments)
+    if parsed is None:
+        return 0
+    metrics = import_module(f"..tasks.{MODULES[task]}", __package__).evaluate(*parsed)
+    print(json.dumps(metrics))
+    return 0
+
+
+__all__ = ["COMMANDS", "main"]

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files and folders that are whole or not there: written beside, then renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to, which takes the place of `path` when all went well.
+
+    Args:
+        path (`str` or `Path`):
+            What is to be written; the folder it lies in is made.
+
+    Yields:
+        `Path`: where to write it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with unfinished(Path(folder, "a.txt")) as path:
+        ...         _ = path.write_text("whole")
+        ...     Path(folder, "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process in the name keeps two writers of one path apart.
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside)
+        beside.unlink(missing_ok=True)
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a JSON file that appears under its name only when it is complete.
+
+    Args:
+        content (`Any`):
+            What to write.
+        path (`str` or `Path`):
+            The file.
+    """
+    with unfinished(path) as beside:
+        beside.write_text(json.dumps(content), encoding="utf-8")
+
+
+__all__ = ["unfinished", "write_json"]

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Options of fine-tuning and evaluation, one pair of dataclasses a task; documented by their help texts.
+
+Imports nothing heavy, so that `--help` is quick.
+"""
+
+from dataclasses import dataclass, field
+
+
+SCENES = "scenes"
+DATA_HELP = "Annotation file(s) as published or in BLIP's form, a folder, the name of a data set, or `scenes`."
+
+
+@dataclass
+class FinetuneOptions:
+    """What every fine-tuning takes."""
+
+    model: str = field(
+        metadata={
+            "help": "Checkpoint with its processor to start from: of the task itself, or of BLIP's pre-training."
+        }
+    )
+    data: list[str] = field(metadata={"help": f"Training set: {DATA_HELP}"})
+    eval_data: list[str] | None = field(
+        default=None, metadata={"help": "Set to evaluate on after training, as --data, or `scenes`."}
+    )
+    split: str = field(default="train", metadata={"help": "Split of --data, where it has several."})
+    eval_split: str = field(default="val", metadata={"help": "Split of --eval_data, where it has several."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the pictures in pixels; position embeddings are resized. Default: the checkpoint's."
+        },
+    )
+    augment: bool = field(default=True, metadata={"help": "Crop, flip and warp the pictures of training."})
+    min_scale: float = field(
+        default=0.5, metadata={"help": "Least share of a picture's area that a random crop keeps (salesforce/BLIP)."}
+    )
+    drop_path: float | None = field(
+        default=None, metadata={"help": "Drop-path rate of the image encoder. Default: the checkpoint's."}
+    )
+    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
+    num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
+
+
+@dataclass
+class EvaluateOptions:
+    """What every evaluation takes."""
+
+    model: str = field(metadata={"help": "Checkpoint with its processor."})
+    data: list[str] = field(metadata={"help": f"Set to evaluate on: {DATA_HELP}"})
+    split: str = field(default="test", metadata={"help": "Split of --data, where it has several."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    batch_size: int = field(default=32, metadata={"help": "Pictures of one batch."})
+    device: str | None = field(default=None, metadata={"help": "Where to run. Default: CUDA where there is one."})
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
+    first_scene: int = field(default=10_000, metadata={"help": "Number of the first drawn picture."})
+    num_scenes: int = field(default=500, metadata={"help": "Number of drawn pictures to evaluate on."})
+    output: str | None = field(default=None, metadata={"help": "File for the answers of the model, one a record."})
+    no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
+
+
+@dataclass
+class CaptionLengths:
+    """How captions are written."""
+
+    prompt: str = field(default="a picture of ", metadata={"help": "What each caption starts with."})
+    num_beams: int = field(default=3, metadata={"help": "Beams (salesforce/BLIP)."})
+    max_length: int = field(
+        default=20, metadata={"help": "Most tokens of a caption, the prompt's included (salesforce/BLIP)."}
+    )
+    min_length: int = field(default=5, metadata={"help": "Least tokens likewise (salesforce/BLIP)."})
+
+
+@dataclass
+class CaptionFinetuneOptions(CaptionLengths, FinetuneOptions):
+    """Fine-tuning of a captioner."""
+
+
+@dataclass
+class CaptionEvaluateOptions(CaptionLengths, EvaluateOptions):
+    """Evaluation of a captioner."""
+
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 a word is less likely to come twice."})
+    tokenizer: str = field(
+        default="treebank", metadata={"help": "Of the metrics: treebank, or ptb, the official one, which needs Java."}
+    )
+
+
+@dataclass
+class RetrievalFinetuneOptions(FinetuneOptions):
+    """Fine-tuning of a matcher."""
+
+    queue_size: int = field(default=57_600, metadata={"help": "Pairs in the queue (salesforce/BLIP)."})
+    momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers (salesforce/BLIP)."})
+    alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
+    negative_all_rank: bool = field(
+        default=False, metadata={"help": "Draw hard negatives from all processes, as for COCO (salesforce/BLIP)."}
+    )
+    k_test: int = field(default=128, metadata={"help": "Candidates that the matching head ranks again."})
+
+
+@dataclass
+class RetrievalEvaluateOptions(EvaluateOptions):
+    """Two-stage evaluation of a matcher."""
+
+    k_test: int = field(
+        default=128,
+        metadata={"help": "Candidates that the matching head ranks again (salesforce/BLIP: COCO 256, Flickr30k 128)."},
+    )
+
+
+@dataclass
+class Answering:
+    """How questions are answered."""
+
+    answer_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON list of answers to rank. Default: answers are generated, or for scenes all that occur."
+        },
+    )
+    num_candidates: int = field(
+        default=128, metadata={"help": "Answers of the list that are ranked in full (salesforce/BLIP)."}
+    )
+    answer_sets: bool = field(
+        default=False,
+        metadata={
+            "help": "A list of answers is one answer of several words, as in DAQUAR, not several people's votes."
+        },
+    )
+    blind: bool = field(
+        default=False, metadata={"help": "Show a grey picture with each question: the baseline that does not look."}
+    )
+
+
+@dataclass
+class VqaFinetuneOptions(Answering, FinetuneOptions):
+    """Fine-tuning of a model that answers questions."""
+
+    annotations: str | None = field(default=None, metadata={"help": "Answers of --data, where it is VQA v2's file."})
+    eval_annotations: str | None = field(default=None, metadata={"help": "Answers of --eval_data likewise."})
+
+
+@dataclass
+class VqaEvaluateOptions(Answering, EvaluateOptions):
+    """Evaluation of a model that answers questions."""
+
+    annotations: str | None = field(default=None, metadata={"help": "Answers of --data, where it is VQA v2's file."})
+
+
+@dataclass
+class ReasoningFinetuneOptions(FinetuneOptions):
+    """Fine-tuning of a model that judges sentences about two pictures."""
+
+
+@dataclass
+class ReasoningEvaluateOptions(EvaluateOptions):
+    """Evaluation of a model that judges sentences about two pictures."""
+
+
+__all__ = [
+    "SCENES",
+    "CaptionEvaluateOptions",
+    "CaptionFinetuneOptions",
+    "EvaluateOptions",
+    "FinetuneOptions",
+    "ReasoningEvaluateOptions",
+    "ReasoningFinetuneOptions",
+    "RetrievalEvaluateOptions",
+    "RetrievalFinetuneOptions",
+    "VqaEvaluateOptions",
+    "VqaFinetuneOptions",
+]

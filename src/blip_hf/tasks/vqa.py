@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Visual question answering (paper, section 5.4): fine-tune a model that answers, and measure its answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
+from ..data.question_collators import BlipQuestionCollator, QuestionDataset
+from ..data.questions import Question, load_questions, most_common_answers
+from ..data.records import read_json
+from ..evaluation.vqa import VqaResult, evaluate_vqa, vqa_accuracy, write_vqa_results
+from ..modeling.pretraining import BlipForPreTraining
+from ..modeling.question_answering import BlipForQuestionAnswering
+from ..processing_blip import BlipProcessor
+from ..training import BlipFinetuningArguments, BlipTaskTrainer
+from .common import (
+    checkpoint_type,
+    evaluation_scenes,
+    image_size_of,
+    load_for_evaluation,
+    load_processor,
+    one_or_several,
+    prefixed,
+    prepare_for_training,
+    read_config,
+    train_and_save,
+    training_scenes,
+    training_transform,
+)
+from .options import SCENES, VqaEvaluateOptions, VqaFinetuneOptions
+
+
+class BlindQuestions(Sequence[Question]):
+    """The same questions about a grey picture: what can be answered without looking.
+
+    Args:
+        questions (sequence of [`Question`]):
+            Questions about pictures.
+    """
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.questions = questions
+        self.picture = Image.new("RGB", (8, 8), "grey")
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, i: int) -> Question:
+        return {**self.questions[i], "image": self.picture}
+
+
+def load_model(options: VqaFinetuneOptions) -> BlipForQuestionAnswering:
+    """Loads the model to start from, in training mode: one that answers, or a pre-training checkpoint.
+
+    Args:
+        options (`VqaFinetuneOptions`):
+            Options of the command.
+
+    Returns:
+        `BlipForQuestionAnswering`: with float32 weights.
+    """
+    if checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
+        config = read_config(BlipPreTrainingConfig, options)
+        whole = BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
+        model = BlipForQuestionAnswering.from_pretraining(whole)
+    else:
+        config = read_config(BlipConfig, options)
+        model = BlipForQuestionAnswering.from_pretrained(options.model, config=config, dtype=torch.float32)
+    return prepare_for_training(model, options)
+
+
+def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
+    """Fine-tunes the model, saves it with its processor, and evaluates it where there is a set for that.
+
+    Args:
+        options (`VqaFinetuneOptions`):
+            What to train on.
+        arguments (`BlipFinetuningArguments`):
+            How.
+
+    Returns:
+        `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, with that of the training set's most
+        common answer to every question beside it.
+    """
+    model, processor = load_model(options), load_processor(options.model, options.image_size)
+    image_size = image_size_of(model)
+    questions = _training_questions(options, image_size)
+    eval_questions = None if options.eval_data is None else _evaluation_questions(options, image_size)
+    trainer = BlipTaskTrainer(
+        model,
+        arguments,
+        train_dataset=QuestionDataset(questions, _transform(options, image_size), seed=arguments.seed),
+        eval_dataset=None if eval_questions is None else QuestionDataset(eval_questions),
+        data_collator=BlipQuestionCollator(processor),
+        processing_class=processor,
+    )
+    metrics = train_and_save(trainer)
+    if eval_questions is not None and trainer.is_world_process_zero():
+        result = _evaluate(model, processor, eval_questions, options, arguments.per_device_eval_batch_size)
+        metrics |= prefixed(_table(result))
+        (guess,) = most_common_answers(questions, 1)
+        accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
+        if accuracies:
+            metrics["eval_accuracy_of_most_common_answer"] = sum(accuracies) / len(accuracies)
+    return metrics
+
+
+def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
+    """Evaluates a model, and writes its answers where a file is named.
+
+    Args:
+        options (`VqaEvaluateOptions`):
+            What to evaluate, and on what.
+
+    Returns:
+        `dict[str, float]`: the accuracy, where the questions have answers, and counts.
+    """
+    model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
+    questions = _evaluation_questions(options, image_size_of(model))
+    result = _evaluate(model, processor, questions, options, options.batch_size, show_progress=not options.no_progress)
+    if options.output is not None:
+        write_vqa_results(result.predictions, options.output)
+    return _table(result)
+
+
+def _transform(options: VqaFinetuneOptions, image_size: int) -> object | None:
+    # Drawn pictures are taken as they are: crops would cut off what is asked about.
+    return None if options.data == [SCENES] else training_transform(options, image_size)
+
+
+def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequence[Question]:
+    if options.data == [SCENES]:
+        return _seen(load_questions(training_scenes(options, image_size)), options)
+    return _seen(_load(options.data, options.annotations, options), options)
+
+
+def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[Question]:
+    if isinstance(options, VqaFinetuneOptions):
+        source, annotations = options.eval_data, options.eval_annotations
+    else:
+        source, annotations = options.data, options.annotations
+    if source == [SCENES]:
+        return _seen(load_questions(evaluation_scenes(options, image_size)), options)
+    return _seen(_load(source, annotations, options), options)
+
+
+def _load(
+    source: list[str], annotations: str | None, options: VqaFinetuneOptions | VqaEvaluateOptions
+) -> Sequence[Question]:
+    return load_questions(
+        one_or_several(source),
+        annotations=annotations,
+        image_root=options.image_root,
+        answer_lists="set" if options.answer_sets else "votes",
+    )
+
+
+def _seen(questions: Sequence[Question], options: VqaFinetuneOptions | VqaEvaluateOptions) -> Sequence[Question]:
+    return BlindQuestions(questions) if options.blind else questions
+
+
+def _evaluate(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    questions: Sequence[Question],
+    options: VqaFinetuneOptions | VqaEvaluateOptions,
+    batch_size: int,
+    **settings: object,
+) -> VqaResult:
+    return evaluate_vqa(
+        model,
+        processor,
+        questions,
+        answer_list=None if options.answer_list is None else read_json(Path(options.answer_list)),
+        num_candidates=options.num_candidates,
+        batch_size=batch_size,
+        **settings,
+    )
+
+
+def _table(result: VqaResult) -> dict[str, float]:
+    accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
+    return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
+
+
+__all__ = ["BlindQuestions", "evaluate", "finetune", "load_model"]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Trainer of the heads of single tasks: what the paper's recipes have and transformers' Trainer has not."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
+from .sampling import CaptionLengthSampler
+from .schedules import blip_learning_rate, cosine_learning_rate
+
+
+logger = logging.get_logger(__name__)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set the epoch."""
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader,
+        **kwargs: Any,
+    ) -> None:
+        """Accelerate does this too, but not on several processes or in the epoch that a run is resumed in (1.15)."""
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+class BlipTaskTrainer(Trainer):
+    """Trains a model with a loss of its own: a captioner, one that answers questions, one that judges pictures.
+
+    On top of `transformers.Trainer`: the paper's learning-rate schedules and weight decay, batches of captions of about
+    one length on request, a data set that knows its epoch and whose left-out records are counted in each log, and a
+    refusal to train half-precision weights. The models train with a stock `Trainer` too.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model, with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
+        args ([`BlipTrainingArguments`] or [`BlipFinetuningArguments`]):
+            Arguments of the run.
+        **kwargs:
+            Further arguments of `transformers.Trainer`: `train_dataset`, `data_collator`, `processing_class`, ...
+
+    Raises:
+        ValueError: If weights to be trained are not float32.
+    """
+
+    args: BlipTrainingArguments
+
+    def __init__(self, model: PreTrainedModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
+        _check_precision(model)
+        super().__init__(model, args, **kwargs)
+        self.add_callback(EpochCallback())
+        self._steps_per_epoch = 1
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple[Any, ...]:
+        """As `Trainer.set_initial_training_values`; keeps the length of an epoch, which the paper's schedules need.
+
+        Args:
+            args ([`BlipTrainingArguments`]):
+                Arguments of the run.
+            dataloader (`DataLoader`):
+                Of the training set.
+
+        Returns:
+            `tuple`: What the base class returns.
+        """
+        values = super().set_initial_training_values(args, dataloader)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "caption_lengths"):
+            return super()._get_train_sampler(train_dataset)
+        pairs_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay applies to.
+
+        Args:
+            model (`nn.Module`):
+                The model.
+
+        Returns:
+            `list[str]`: All of them, or with `decay_all_parameters=False` those that transformers would choose.
+        """
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Makes the learning-rate schedule that `lr_scheduler_type` names.
+
+        Args:
+            num_training_steps (`int`):
+                Length of the run in optimiser steps.
+            optimizer (`torch.optim.Optimizer`, *optional*):
+                Whose rates are set, the trainer's own by default.
+
+        Returns:
+            `LRScheduler`: The schedule.
+        """
+        args = self.args
+        if self.lr_scheduler is not None or args.lr_scheduler_type not in (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE):
+            return super().create_scheduler(num_training_steps, optimizer)
+        rate = self._learning_rate(num_training_steps)
+        self.lr_scheduler = LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda step: rate(step) / args.learning_rate
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _learning_rate(self, num_training_steps: int) -> Callable[[int], float]:
+        """The learning rate as a function of the step."""
+        args = self.args
+        warmup_steps = args.get_warmup_steps(num_training_steps)
+        if warmup_steps >= num_training_steps:
+            logger.warning(
+                f"The warm-up takes {warmup_steps} steps and the run {num_training_steps}, so it ends below its"
+                " learning rate. Lower `warmup_steps`; a value below 1 is a share of the run."
+            )
+        recipe = {
+            "steps_per_epoch": self._steps_per_epoch,
+            "learning_rate": args.learning_rate,
+            "min_learning_rate": args.min_learning_rate,
+            "warmup_steps": warmup_steps,
+            "warmup_learning_rate": args.warmup_learning_rate,
+        }
+        if args.lr_scheduler_type == BLIP_COSINE_SCHEDULE:
+            num_epochs = math.ceil(num_training_steps / self._steps_per_epoch)
+            return partial(cosine_learning_rate, num_epochs=num_epochs, **recipe)
+        return partial(blip_learning_rate, decay_rate=args.decay_rate, **recipe)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`; a log of the training loss also has the records that the data set has left out so far.
+
+        Args:
+            logs (`dict[str, float]`):
+                What to log.
+            start_time (`float`, *optional*):
+                Start of training.
+        """
+        if "loss" in logs and hasattr(self.train_dataset, "num_skipped"):
+            logs["num_skipped"] = self.train_dataset.num_skipped
+        super().log(logs, start_time)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        # Trainer would drop the last pairs of an evaluation too.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        self.args.dataloader_drop_last = drop_last
+        return dataloader
+
+
+def _check_precision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {parameter.dtype}, expected torch.float32: optimiser steps and averages vanish in its"
+                " rounding. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
+            )
+
+
+__all__ = ["BlipTaskTrainer", "EpochCallback"]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to figures, and each recipe in small."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+from PIL import Image
+
+from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
+from blip_hf.cli import evaluate, finetune, pretrain
+from blip_hf.cli.options import build_parser
+from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
+SCENES = ["--data", "scenes", "--num_scenes", "8"]
+TRAINING = [
+    *SCENES,
+    "--eval_data",
+    "scenes",
+    "--num_eval_scenes",
+    "4",
+    "--max_steps",
+    "1",
+    "--per_device_train_batch_size",
+    "4",
+    "--use_cpu",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "True",
+    "--save_strategy",
+    "no",
+]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A pre-training checkpoint of random weights with its processor."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    tokenizer = train_wordpiece_tokenizer([*scene_vocabulary_texts(), "a picture of"])
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BlipPreTrainingConfig(
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        text_config={**sizes, **processor.config_token_ids()},
+        image_text_hidden_size=8,
+        queue_size=8,
+    )
+    BlipForPreTraining(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run(command, capsys, *argv):
+    assert command.main([str(word) for word in argv]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def task_of(recipe):
+    return {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2"}[recipe.stem.split("_")[0]]
+
+
+FIGURES = {
+    "caption": "cider",
+    "retrieval": "r_mean",
+    "vqa": "accuracy",
+    "nlvr2": "consistency",
+}
+
+
+@pytest.mark.parametrize("task", FIGURES)
+def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretrained, tmp_path, capsys):
+    argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
+    argv += ["--queue_size", "8"] if task == "retrieval" else []
+    trained = run(finetune, capsys, *argv)
+    answers = tmp_path / "answers.json"
+    argv = [
+        task,
+        "--model",
+        tmp_path,
+        "--data",
+        "scenes",
+        "--first_scene",
+        "8",
+        "--num_scenes",
+        "4",
+        "--output",
+        answers,
+    ]
+    figures = run(evaluate, capsys, *argv, "--device", "cpu", "--no_progress")
+    assert FIGURES[task] in figures
+    shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
+    assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
+    assert json.loads(answers.read_text())
+
+
+@pytest.mark.parametrize("task", ["caption", "retrieval", "vqa"])
+def test_a_fine_tuned_model_opens_in_plain_transformers(task, pretrained, tmp_path, capsys):
+    classes = {
+        "caption": transformers.BlipForConditionalGeneration,
+        "retrieval": transformers.BlipForImageTextRetrieval,
+        "vqa": transformers.BlipForQuestionAnswering,
+    }
+    argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
+    run(finetune, capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
+    _, info = classes[task].from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "pretrain"], ids=lambda path: path.stem)
+def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
+    task = task_of(recipe)
+    argv = [task, "--config", recipe, "--model", pretrained, *TRAINING, "--image_size", "48", "--output_dir", tmp_path]
+    if task == "vqa":
+        (tmp_path / "answers.json").write_text(json.dumps(["red", "blue", "yes", "no", "2"]))
+        argv += ["--answer_list", tmp_path / "answers.json"]
+    metrics = run(finetune, capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
+    assert metrics["train_loss"] > 0
+    assert f"eval_{FIGURES[task]}" in metrics
+    assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 48
+    assert BlipProcessor.from_pretrained(tmp_path).image_processor.size["height"] == 48
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
+    command = pretrain.COMMAND if recipe.stem == "pretrain" else finetune.COMMANDS[task_of(recipe)]
+    accepted = {action.dest for action in build_parser(command)._actions}
+    assert set(yaml.safe_load(recipe.read_text())) <= accepted
+    own_choices = ("model:", "data:", "eval_", "split:", "image_root:")
+    lines = [line for line in recipe.read_text().splitlines() if line and not line.startswith(("#", *own_choices))]
+    assert [line for line in lines if "# repo" not in line and "# the paper" not in line and "# ours" not in line] == [
+        line for line in lines if line.startswith("lr_scheduler_type: blip ")
+    ]
+
+
+def test_the_commands_defaults_are_the_recipes(pretrained):
+    for name in ("caption_coco", "retrieval_coco", "vqa", "nlvr2"):
+        recipe = next(path for path in RECIPES if path.stem == name)
+        values = yaml.safe_load(recipe.read_text())
+        parser = build_parser(finetune.COMMANDS[task_of(recipe)])
+        for option in ("learning_rate", "num_train_epochs", "weight_decay", "min_scale"):
+            assert parser.get_default(option) == values.get(option, parser.get_default(option)), (name, option)
+    values = yaml.safe_load(next(path for path in RECIPES if path.stem == "pretrain").read_text())
+    arguments = BlipTrainingArguments("unused", use_cpu=True)
+    for option in ("learning_rate", "weight_decay", "warmup_steps", "decay_rate", "num_train_epochs"):
+        assert getattr(arguments, option) == values[option]
+
+
+def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    records = [
+        {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
+        {"image": "a.png", "question": "what colour", "question_id": 2, "answer": ["red"]},
+        {"image": "a.png", "question": "what else", "question_id": 3, "answer": ["red"]},
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(records))
+    (tmp_path / "answers.json").write_text(json.dumps(["blue, red", "red"]))
+    source = tmp_path / "questions.json"
+    flags = ["--answer_sets", "--blind", "--answer_list", tmp_path / "answers.json"]
+    argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
+    argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
+    metrics = run(finetune, capsys, *argv)
+    assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
+    # Blind, all pictures are one, so that even a file that is not there does not matter.
+    (tmp_path / "a.png").unlink()
+    again = run(evaluate, capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
+    assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
