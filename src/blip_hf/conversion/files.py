@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Files of the original checkpoints to folders that `from_pretrained` opens, and back."""
 
-import contextlib
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizer, PreTrainedConfig
 
+from ..files import unfinished
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
@@ -111,7 +110,7 @@ def convert_original_checkpoint(
     kept = _without_training_state(state, model, keep_training_state)
     dropped |= {name: _STATE_REASON for name, new_name in mapped.items() if new_name not in kept}
     _fill(model, kept)
-    with _unfinished(out_dir) as folder:
+    with unfinished(out_dir) as folder:
         _save(model, processor, folder)
         if keep_training_state:
             _save_training_state(kept, folder)
@@ -148,8 +147,8 @@ def restore_original_checkpoint(
     dropped = {}
     if "queue.image_ids" in state and "idx_queue" not in original:
         dropped["queue.image_ids"] = "the original keeps no image ids in pre-training"
-    with _unfinished(path) as unfinished:
-        torch.save({"model": original}, unfinished)
+    with unfinished(path) as beside:
+        torch.save({"model": original}, beside)
     image_size = model.config.vision_config.image_size
     return Conversion(type(model).__name__, image_size, len(state) - len(dropped), dropped)
 
@@ -273,20 +272,6 @@ def _class_of(pretrained_model_name_or_path: str | os.PathLike[str]) -> type[Bli
 def _refuse_full_folder(path: Path) -> None:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path} exists and is not empty. Name a new folder, or remove it.")
-
-
-@contextlib.contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """Where to write a file or folder, which takes its own place when all is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
 
 
 __all__ = [
