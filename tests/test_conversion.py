@@ -25,7 +25,7 @@ from blip_hf import (
     restore_original_state_dict,
 )
 from blip_hf.conversion.kinds import find_kind, infer_config
-from blip_hf.training.trainer import MOMENTUM_STATE_NAME
+from blip_hf.momentum import MOMENTUM_STATE_NAME
 
 from .originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
 

@@ -11,6 +11,8 @@ from .distributed import gather
 
 # Image id of queue entries that belong to no known image.
 UNKNOWN_IMAGE = -100
+# File of a checkpoint with what published weights leave out: momentum towers and queue.
+MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 
 def known_image_ids(image_ids: Tensor | None, rows: Tensor) -> Tensor:
@@ -107,4 +109,4 @@ class FeatureQueue(nn.Module):
         self.num_enqueued += count
 
 
-__all__ = ["UNKNOWN_IMAGE", "FeatureQueue", "ema_update_", "known_image_ids"]
+__all__ = ["MOMENTUM_STATE_NAME", "UNKNOWN_IMAGE", "FeatureQueue", "ema_update_", "known_image_ids"]

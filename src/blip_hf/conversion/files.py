@@ -16,6 +16,7 @@ from transformers import BertTokenizer, PreTrainedConfig
 from ..files import unfinished
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.pretraining import BlipForPreTraining
+from ..momentum import MOMENTUM_STATE_NAME
 from ..processing_blip import BlipProcessor
 from .kinds import HEAD_WIDTH, KINDS, find_kind, infer_config, infer_image_size
 from .names import (
@@ -244,15 +245,11 @@ def _save(model: BlipPreTrainedModel, processor: BlipProcessor, folder: Path) ->
 
 
 def _save_training_state(state: Mapping[str, Tensor], folder: Path) -> None:
-    from ..training.trainer import MOMENTUM_STATE_NAME
-
     tensors = {name: value for name, value in state.items() if name.startswith(_STATE_PREFIXES)}
     save_file(tensors, folder / MOMENTUM_STATE_NAME, metadata={"format": "pt"})
 
 
 def _load_training_state(folder: Path) -> dict[str, Tensor]:
-    from ..training.trainer import MOMENTUM_STATE_NAME
-
     path = folder / MOMENTUM_STATE_NAME
     return load_file(path) if path.is_file() else {}
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..files import unfinished
 from ..modeling.contrast import BlipContrastiveModel
 from ..modeling.outputs import BlipContrastiveOutput
-from ..momentum import known_image_ids
+from ..momentum import MOMENTUM_STATE_NAME, known_image_ids
 from .arguments import BlipTrainingArguments
 from .metrics import RunningMeans, recalls_in_set
 from .schedules import linear_ramp
@@ -24,8 +24,6 @@ from .task_trainer import BlipTaskTrainer
 
 
 logger = logging.get_logger(__name__)
-
-MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 # Entropy of one match in three pairs: the loss of a matching head that ignores its input.
 CHANCE_ITM_LOSS = 0.6365
@@ -227,4 +225,4 @@ def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
         )
 
 
-__all__ = ["MOMENTUM_STATE_NAME", "BlipTrainer", "MomentumCallback"]
+__all__ = ["BlipTrainer", "MomentumCallback"]
