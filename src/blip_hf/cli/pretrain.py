@@ -228,7 +228,7 @@ def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcess
     """
     from transformers import AutoTokenizer
 
-    from ..data.scenes import Scenes
+    from ..data.scenes import Scenes, scene_vocabulary_texts
     from ..data.vocabulary import train_wordpiece_tokenizer
     from ..processing_blip import BlipProcessor
 
@@ -238,7 +238,9 @@ def make_processor(options: PretrainArguments, train_pairs: Any) -> "BlipProcess
     if source is not None:
         tokenizer = AutoTokenizer.from_pretrained(source)
     else:
-        captions = train_pairs.captions() if isinstance(train_pairs, Scenes) else train_pairs["caption"]
+        # Scenes are also asked about, in words that no caption holds.
+        is_drawn = isinstance(train_pairs, Scenes)
+        captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
         # The prompt of captioning, which captions may not hold.
         tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
