@@ -250,3 +250,10 @@ def test_folders_become_the_pictures_in_them(folder):
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="--recursive"):
         find_pictures([tmp_path], recursive=False)
+
+
+def test_a_configuration_that_refuses_a_value_says_so_in_one_line(capsys, tmp_path):
+    argv = ["--data", "scenes", "--num_scenes", "8", "--image_size", "32", "--queue_size", "-1", "--use_cpu"]
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "blip-hf pretrain: error: queue_size is -1, expected 0 (no queue) or more."

@@ -37,11 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     module = importlib.import_module(f".{command}", __name__)
     try:
         return module.main(arguments[1:])
-    except (ValueError, OSError) as error:
-        if is_debugging:
+    except Exception as error:
+        message = _mistake(error)
+        if is_debugging or message is None:
             raise
-        print(f"blip-hf {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"blip-hf {command}: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
+
+
+def _mistake(error: Exception) -> str | None:
+    """What an error says to the user, or `None` where it is no mistake of theirs."""
+    is_missing_extra = isinstance(error, ImportError) and "blip_hf[" in str(error)
+    if isinstance(error, (ValueError, OSError)) or is_missing_extra:
+        return str(error)
+    # A configuration that refuses a value has that error as its cause.
+    is_of_configuration = type(error).__module__ == "huggingface_hub.errors" and error.__cause__ is not None
+    return str(error.__cause__) if is_of_configuration else None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..data.pairs import PairDataset
 from ..files import unfinished
 from ..modeling.contrast import BlipContrastiveModel
 from ..modeling.outputs import BlipContrastiveOutput
@@ -218,7 +219,8 @@ class BlipTrainer(BlipTaskTrainer):
 
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
-    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset):
+    knows_images = isinstance(train_dataset, PairDataset)  # a pair that comes again is then no negative of itself
+    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not knows_images:
         logger.warning(
             f"The queue holds {queue_size} pairs and the training set {len(train_dataset)}, so that each pair is among"
             " its own negatives. Lower `config.queue_size`, or give the pairs `image_ids`."
