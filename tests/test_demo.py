@@ -12,8 +12,8 @@ from rich.console import Console
 from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.cli.demo import build_parser, run
 from blip_hf.demo.evaluate import caption_scores, retrieval_scores, word_accuracy
-from blip_hf.demo.page import percent
 from blip_hf.demo.pretrain import DemoSettings, EncodedScenes, build_processor
+from blip_hf.pages import percent
 
 
 TINY = {

@@ -20,7 +20,7 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("distributed", "files", "data.images", "data.text"),
+    ("distributed", "files", "pages", "data.images", "data.text"),
     ("objectives", "momentum", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),

@@ -161,7 +161,7 @@ def write_report(
     """
     from dataclasses import asdict
 
-    from ..demo.page import draw_losses, render_page
+    from ..demo.page import draw_losses, render_report
 
     metrics = {
         "settings": asdict(settings),
@@ -176,7 +176,7 @@ def write_report(
         f"{settings.steps} steps of {settings.batch_size} pairs on {settings.num_scenes} drawn scenes, with the"
         f" contrastive, matching and captioning objectives together; {minutes:.1f} minutes, seed {settings.seed}."
     )
-    page = render_page(evaluation, held_out.captions(), pictures, curve, summary)
+    page = render_report(evaluation, held_out.captions(), pictures, curve, summary)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (output_dir / "losses.png").write_bytes(curve)
     (output_dir / "index.html").write_text(page, encoding="utf-8")
@@ -194,7 +194,8 @@ def print_table(evaluation: "Evaluation", console: "Console") -> None:
     """
     from rich.table import Table
 
-    from ..demo.page import notes, percent
+    from ..demo.page import notes
+    from ..pages import percent
 
     table = Table(title="Scenes it has never seen", title_justify="left")
     table.add_column()
