@@ -24,7 +24,7 @@ LAYERS = (
     ("objectives", "momentum", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),
-    ("demo", "tasks"),
+    ("demo", "tasks", "capfilt"),
     ("cli", "__main__"),
 )
 # What a part may import from outside the package and the standard library, where design.md narrows it.

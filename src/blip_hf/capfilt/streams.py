@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Streams of image-text samples that nothing in the data can stop: what is broken comes out as a fault, and counts.
+
+A shard is read again whenever it is asked for its samples, one at a time, so that memory holds one of them however large
+the data.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Literal
+
+from PIL import Image
+
+from ..data.images import open_image
+from ..data.text import pre_caption
+
+
+Reason = Literal["unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record"]
+
+MAX_TEXT_LENGTH = 4096
+"""Characters of the longest text that is taken."""
+MAX_IMAGE_BYTES = 2**28
+"""Bytes of the largest picture that is read, as it is encoded."""
+MAX_IMAGE_PIXELS = 2**26
+"""Pixels of the largest picture that is decoded: some 200 MB in RGB, below what makes Pillow warn."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with the texts that came with it.
+
+    Args:
+        sample_id (`str`):
+            What it is called: unique within its source, and the same at each reading.
+        image (`bytes` or `str`):
+            The picture as it is encoded, or its path.
+        texts (`tuple[str, ...]`):
+            Its texts as they are written, at least one.
+        image_id (`str`):
+            What texts of the same picture have in common.
+    """
+
+    sample_id: str
+    image: bytes | str
+    texts: tuple[str, ...]
+    image_id: str
+
+    def picture(self) -> Image.Image:
+        """The picture, decoded and upright in RGB.
+
+        Raises:
+            UnreadableImageError: If it turns out to be broken behind its header.
+        """
+        return open_image(self.image, name=f"of {self.sample_id}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that was left out, and why.
+
+    Args:
+        sample_id (`str`):
+            The sample, or the shard where no sample could be told.
+        reason (`str`):
+            One of `"unreadable_image"`, `"truncated_tar"`, `"empty_text"` (no words left once normalised),
+            `"huge_text"` (over `MAX_TEXT_LENGTH`), `"huge_image"` (over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`) and
+            `"bad_record"`.
+        detail (`str`):
+            What was found, for a person.
+    """
+
+    sample_id: str
+    reason: Reason
+    detail: str
+
+
+Stream = Iterator[Sample | Fault]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that is read, scored and written as one.
+
+    Args:
+        name (`str`):
+            Its name, which is good for files, and the same whenever the source is.
+        read (`Callable[[], Iterator]`):
+            Starts reading from the beginning. It gives one sample a record, with its picture not yet looked at.
+    """
+
+    name: str
+    read: Callable[[], Stream]
+
+    def samples(self) -> Stream:
+        """Its samples and faults in order, neighbours of the same picture as one sample, each id once.
+
+        Of a picture only the header is read here, so [`Sample.picture`] may still raise.
+
+        Yields:
+            `Sample` or `Fault`: the next one.
+        """
+        seen: set[str] = set()
+        for item in _merge_neighbours(self.read()):
+            if isinstance(item, Sample):
+                if item.sample_id in seen:
+                    yield Fault(item.sample_id, "bad_record", "another sample of this shard has the same id")
+                    continue
+                seen.add(item.sample_id)
+                fault = _fault_of_picture(item)
+                if fault is not None:
+                    yield fault
+                    continue
+            yield item
+
+
+def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_id: str) -> Stream:
+    """A sample with those of its texts that are fit for use, after a fault for each of the others.
+
+    A sample of which no text is left is left out too.
+
+    Args:
+        sample_id (`str`):
+            Its id.
+        image (`bytes` or `str`):
+            The picture or its path.
+        texts (iterable of `str`):
+            Its texts.
+        image_id (`str`):
+            Id of the picture.
+
+    Yields:
+        `Sample` or `Fault`: the faults, then the sample.
+    """
+    fit = []
+    for text in texts:
+        fault = _fault_of_text(sample_id, text)
+        if fault is None:
+            fit.append(text.strip())
+        else:
+            yield fault
+    if fit:
+        yield Sample(sample_id, image, tuple(fit), image_id)
+
+
+def _merge_neighbours(items: Stream) -> Stream:
+    held: Sample | None = None
+    for item in items:
+        if isinstance(item, Fault):
+            yield item
+        elif held is not None and item.image_id == held.image_id:
+            held = replace(held, texts=held.texts + item.texts)
+        else:
+            if held is not None:
+                yield held
+            held = item
+    if held is not None:
+        yield held
+
+
+def _fault_of_text(sample_id: str, text: str) -> Fault | None:
+    if len(text) > MAX_TEXT_LENGTH:
+        return Fault(sample_id, "huge_text", f"{len(text)} characters, at most {MAX_TEXT_LENGTH} are taken")
+    if not pre_caption(text).strip():
+        return Fault(sample_id, "empty_text", f"{text!r} has no words left")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        return Fault(sample_id, "bad_record", f"its text is no Unicode: {error}")
+    return None
+
+
+def _fault_of_picture(sample: Sample) -> Fault | None:
+    try:
+        is_path = isinstance(sample.image, str)
+        num_bytes = os.path.getsize(sample.image) if is_path else len(sample.image)
+        if num_bytes > MAX_IMAGE_BYTES:
+            return Fault(sample.sample_id, "huge_image", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES} are taken")
+        with Image.open(sample.image if is_path else BytesIO(sample.image)) as header:
+            width, height = header.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return Fault(sample.sample_id, "huge_image", str(error))
+    except Exception as error:
+        # Decoders raise whatever they stumble over in a broken file.
+        return Fault(sample.sample_id, "unreadable_image", f"{type(error).__name__}: {error}")
+    if width * height > MAX_IMAGE_PIXELS:
+        detail = f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS} in all are taken"
+        return Fault(sample.sample_id, "huge_image", detail)
+    return None
+
+
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "MAX_IMAGE_PIXELS",
+    "MAX_TEXT_LENGTH",
+    "Fault",
+    "Reason",
+    "Sample",
+    "Shard",
+    "Stream",
+    "check_texts",
+]
