@@ -55,7 +55,7 @@ def test_help_lists_every_option(capsys):
     assert parse_options(pretrain.COMMAND, ["--help"]) is None
     listed = capsys.readouterr().out
     assert [
-        option.name for option in dataclasses.fields(pretrain.PretrainArguments) if option.name not in listed
+        option.name for option in dataclasses.fields(pretrain.COMMAND.options) if option.name not in listed
     ] == []
     assert set(COMMON_TRAINER_FLAGS) <= {option.name for option in dataclasses.fields(BlipTrainingArguments)}
 

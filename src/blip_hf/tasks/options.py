@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options of fine-tuning and evaluation, one pair of dataclasses a task; documented by their help texts.
+"""Options of pre-training, and a pair of dataclasses a task for fine-tuning and evaluation; documented by their help texts.
 
 Imports nothing heavy, so that `--help` is quick.
 """
@@ -9,6 +9,73 @@ from dataclasses import dataclass, field
 
 SCENES = "scenes"
 DATA_HELP = "Annotation file(s) as published or in BLIP's form, a folder, the name of a data set, or `scenes`."
+
+
+@dataclass
+class PretrainOptions:
+    """What to pre-train on, and what; documented by the help texts."""
+
+    data: list[str] = field(
+        metadata={
+            "help": "Training pairs: JSON list(s), a folder with metadata.jsonl, the name of a data set, or `scenes` for"
+            " drawn pictures, which are taken as they are."
+        }
+    )
+    eval_data: list[str] | None = field(default=None, metadata={"help": "Pairs to evaluate on, as --data."})
+    eval_split: str = field(default="validation", metadata={"help": "Split of --eval_data, where it has several."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
+    num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
+    min_scale: float = field(
+        default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "BlipForPreTraining checkpoint, with its processor, to go on from; the sizes below are its own."
+        },
+    )
+    augment: bool = field(
+        default=True, metadata={"help": "Crop, flip and warp the pictures of training; a run of one epoch needs none."}
+    )
+    in_memory: bool = field(
+        default=False,
+        metadata={"help": "Encode each pair once and keep it in memory, for a small set that is not augmented."},
+    )
+    vision: str | None = field(
+        default=None, metadata={"help": "ViT or DeiT checkpoint to start from. Default: random weights."}
+    )
+    text: str | None = field(
+        default=None, metadata={"help": "BERT checkpoint, with its tokenizer, to start from. Default: random weights."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "BERT tokenizer. Default: that of --text, or else one trained on the captions."},
+    )
+    vocab_size: int = field(default=30_522, metadata={"help": "Upper limit of a vocabulary trained on the captions."})
+    image_size: int = field(default=224, metadata={"help": "Side of the pictures in pixels."})
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel that --vision was trained with. Default: CLIP's."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel likewise. Default: CLIP's."}
+    )
+    patch_size: int = field(default=16, metadata={"help": "Side of an image patch in pixels, without --vision."})
+    vision_width: int = field(default=768, metadata={"help": "Width of the image encoder, without --vision."})
+    vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision."})
+    text_width: int = field(default=768, metadata={"help": "Width of the text transformer, without --text."})
+    text_layers: int = field(default=12, metadata={"help": "Layers of the text transformer, without --text."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer."})
+    feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
+    queue_size: int = field(
+        default=57_600, metadata={"help": "Pairs in the queue; more than there are pairs to train on is too many."}
+    )
+    momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers."})
+    temperature: float = field(default=0.07, metadata={"help": "First value of the contrastive temperature."})
+    itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast in the loss."})
+    itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching; 0 leaves it out."})
+    lm_weight: float = field(default=1.0, metadata={"help": "Weight of language modelling; 0 leaves it out."})
+    alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
 
 
 @dataclass
@@ -166,6 +233,7 @@ __all__ = [
     "CaptionFinetuneOptions",
     "EvaluateOptions",
     "FinetuneOptions",
+    "PretrainOptions",
     "ReasoningEvaluateOptions",
     "ReasoningFinetuneOptions",
     "RetrievalEvaluateOptions",

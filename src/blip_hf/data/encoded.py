@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pairs as tensors in memory: a small set is read, resized and tokenized once, not in each epoch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import default_data_collator
+
+from .collators import PairCollator
+from .pairs import PairDataset
+
+
+_CHUNK_SIZE = 256
+
+Batch = dict[str, Tensor]
+
+
+class EncodedPairs(Dataset[Batch]):
+    """What a collator makes of each pair, padded to the longest text of the set. Pairs that cannot be read are left out.
+
+    Args:
+        pairs ([`PairDataset`]):
+            Pairs without a random transform, of which one view would be kept.
+        collator (`PairCollator`):
+            What makes tensors of them.
+    """
+
+    def __init__(self, pairs: PairDataset, collator: PairCollator) -> None:
+        padding = {"input_ids": collator.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        starts = range(0, len(pairs), _CHUNK_SIZE)
+        chunks = [collator([pairs[i] for i in range(start, min(start + _CHUNK_SIZE, len(pairs)))]) for start in starts]
+        self.columns = {
+            name: _stack([chunk[name] for chunk in chunks], padding.get(name)) for name in chunks[0]
+        }  # (n, ...) each
+
+    def __len__(self) -> int:
+        return len(self.columns["pixel_values"])
+
+    def __getitem__(self, i: int) -> Batch:
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+def encoded_or(collator: PairCollator) -> Callable[[Sequence[Any]], Batch]:
+    """A collator that stacks items of [`EncodedPairs`] and hands all others to the one given.
+
+    Args:
+        collator (`PairCollator`):
+            For pairs as they are.
+
+    Returns:
+        `Callable`: for a trainer whose sets for training and evaluation differ in this.
+    """
+
+    def collate(items: Sequence[Any]) -> Batch:
+        is_encoded = items[0] is not None and isinstance(items[0].get("pixel_values"), Tensor)
+        return default_data_collator(items) if is_encoded else collator(items)
+
+    return collate
+
+
+def _stack(rows: list[Tensor], padding: int | None) -> Tensor:
+    """All rows of all chunks; those of text, `(b, t)`, are padded on the right to a common length."""
+    if padding is None:
+        return torch.cat(rows)
+    length = max(row.shape[1] for row in rows)
+    return torch.cat([torch.nn.functional.pad(row, (0, length - row.shape[1]), value=padding) for row in rows])
+
+
+__all__ = ["EncodedPairs", "encoded_or"]

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, set_seed
+
+from ..data.collators import BlipPretrainingCollator
+from ..data.encoded import EncodedPairs, encoded_or
+from ..data.pairs import PairDataset
+from ..data.scenes import Scenes, scene_vocabulary_texts
+from ..data.sources import load_pairs
+from ..data.transforms import TrainTransform
+from ..data.vocabulary import train_wordpiece_tokenizer
+from ..modeling.pretraining import BlipForPreTraining
+from ..processing_blip import BlipProcessor
+from ..training import BlipTrainer, BlipTrainingArguments
+from .common import one_or_several, train_and_save
+from .options import SCENES, PretrainOptions
+
+
+# Width of an attention head in BERT and ViT of all sizes.
+HEAD_WIDTH = 64
+
+
+def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict[str, float]:
+    """Pre-trains a model, evaluates it where there is a set for that, and saves it with its processor.
+
+    Beside it lie `captioner/` and `retriever/`, the two models inside as plain transformers opens them.
+
+    Args:
+        options (`PretrainOptions`):
+            What to pre-train on, and what.
+        arguments (`BlipTrainingArguments`):
+            How.
+
+    Returns:
+        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
+
+    Raises:
+        ValueError: If options contradict each other or a source cannot be read.
+    """
+    set_seed(arguments.seed)
+    train_pairs, train_dataset = read_training_set(options, arguments.seed)
+    processor = make_processor(options, train_pairs)
+    collator = BlipPretrainingCollator(processor)
+    if options.in_memory:
+        train_dataset = EncodedPairs(train_dataset, collator)
+    trainer = BlipTrainer(
+        make_model(options, processor),
+        arguments,
+        train_dataset=train_dataset,
+        eval_dataset=read_evaluation_set(options),
+        data_collator=encoded_or(collator),
+        processing_class=processor,
+    )
+    metrics = train_and_save(trainer)
+    if options.eval_data is not None:
+        metrics |= trainer.evaluate()
+    if trainer.is_world_process_zero():
+        save_parts(trainer.model, processor, Path(arguments.output_dir))
+    return metrics
+
+
+def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, PairDataset]:
+    """Reads the training pairs.
+
+    Args:
+        options (`PretrainOptions`):
+            Options of the command.
+        seed (`int`):
+            Seed of the augmentation.
+
+    Returns:
+        `tuple`: the pairs as they are, and the data set of augmented ones.
+
+    Raises:
+        ValueError: If pairs are to be kept in memory and augmented.
+    """
+    if options.data == [SCENES]:
+        # Crops, flips and warps would move what the captions speak of.
+        scenes = Scenes(options.num_scenes, image_size=options.image_size)
+        return scenes, PairDataset(scenes)
+    if options.in_memory and options.augment:
+        raise ValueError("in_memory keeps one view of each picture, and augment wants many. Set one of them to False.")
+    pairs = load_pairs(one_or_several(options.data), image_root=options.image_root)
+    transform = TrainTransform(options.image_size, min_scale=options.min_scale) if options.augment else None
+    return pairs, PairDataset(pairs, transform, seed=seed)
+
+
+def read_evaluation_set(options: PretrainOptions) -> PairDataset | None:
+    """Reads the pairs to evaluate on.
+
+    Args:
+        options (`PretrainOptions`):
+            Options of the command.
+
+    Returns:
+        `PairDataset`, *optional*: the pairs, or `None` where none were asked for.
+    """
+    if options.eval_data is None:
+        return None
+    if options.eval_data == [SCENES]:
+        # Behind those of training.
+        start, image_size = options.num_scenes, options.image_size
+        return PairDataset(Scenes(options.num_eval_scenes, start=start, image_size=image_size))
+    source = one_or_several(options.eval_data)
+    return PairDataset(load_pairs(source, image_root=options.image_root, split=options.eval_split))
+
+
+def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
+    """Makes the processor, with a tokenizer that is read or trained on the captions.
+
+    Args:
+        options (`PretrainOptions`):
+            Options of the command.
+        train_pairs (`Scenes` or `datasets.Dataset`):
+            The training pairs.
+
+    Returns:
+        `BlipProcessor`: the processor.
+    """
+    if options.model is not None:
+        return BlipProcessor.from_pretrained(options.model)
+    source = options.tokenizer or options.text
+    if source is not None:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    else:
+        # Scenes are also asked about, in words that no caption holds.
+        is_drawn = isinstance(train_pairs, Scenes)
+        captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
+        # The prompt of captioning, which captions may not hold.
+        tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
+    return BlipProcessor.from_bert_tokenizer(
+        tokenizer, image_size=options.image_size, image_mean=options.image_mean, image_std=options.image_std
+    )
+
+
+def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPreTraining:
+    """Makes the model, from checkpoints or random weights.
+
+    Args:
+        options (`PretrainOptions`):
+            Options of the command.
+        processor (`BlipProcessor`):
+            Its processor.
+
+    Returns:
+        `BlipForPreTraining`: the model, in float32.
+    """
+    token_ids = processor.config_token_ids()
+    state = {
+        "image_text_hidden_size": options.feature_width,
+        "queue_size": options.queue_size,
+        "momentum": options.momentum,
+        "alpha": options.alpha,
+        "temperature_init_value": options.temperature,
+        "itc_weight": options.itc_weight,
+        "itm_weight": options.itm_weight,
+        "lm_weight": options.lm_weight,
+    }
+    if options.model is not None:
+        return BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
+    vision_sizes, text_sizes = {}, {}
+    if options.vision is None:
+        vision_sizes = _tower_sizes(options.vision_width, options.vision_layers) | {"patch_size": options.patch_size}
+        vision_sizes["image_size"] = options.image_size
+    if options.text is None:
+        text_sizes = _tower_sizes(options.text_width, options.text_layers)
+    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    return BlipForPreTraining.from_vision_text_pretrained(
+        options.vision,
+        options.text,
+        image_size=options.image_size,
+        vision_fields=vision_sizes,
+        text_fields={**token_ids, **dropout, **text_sizes},
+        **state,
+    )
+
+
+def save_parts(model: BlipForPreTraining, processor: BlipProcessor, output_dir: Path) -> None:
+    """Saves the captioner and the matcher inside a model beside it, each with the processor.
+
+    Args:
+        model (`BlipForPreTraining`):
+            The model.
+        processor (`BlipProcessor`):
+            Its processor.
+        output_dir (`Path`):
+            Where the sub-folders `captioner` and `retriever` go.
+    """
+    for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
+        part.save_pretrained(output_dir / name)
+        processor.save_pretrained(output_dir / name)
+
+
+def _tower_sizes(width: int, num_layers: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+    }
+
+
+__all__ = ["make_model", "make_processor", "pretrain", "read_evaluation_set", "read_training_set", "save_parts"]
