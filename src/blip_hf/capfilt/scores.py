@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("image", pa.string(), nullable=False),  # its path, or "" where the source holds its bytes
-        pa.field("text_index", pa.int32(), nullable=False),  # among the texts of its source
+        pa.field("text_index", pa.int32(), nullable=False),  # among the texts of its sample
         pa.field("text", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # one of SOURCES
         pa.field("itm", pa.float32()),  # probability of "matched", after the softmax
