@@ -13,7 +13,7 @@ from ..tasks.options import (
     VqaEvaluateOptions,
 )
 from .finetune import MODULES
-from .options import Command, parse_options, pick_task
+from .options import Command, parse_task
 
 
 def _command(task: str, description: str, options: type) -> Command:
@@ -39,14 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0.
     """
-    picked = pick_task("blip-hf evaluate", COMMANDS, sys.argv[1:] if argv is None else argv)
-    if picked is None:
-        return 0
-    task, arguments = picked
-    parsed = parse_options(COMMANDS[task], arguments)
+    parsed = parse_task("blip-hf evaluate", COMMANDS, sys.argv[1:] if argv is None else argv)
     if parsed is None:
         return 0
-    metrics = import_module(f"..tasks.{MODULES[task]}", __package__).evaluate(*parsed)
+    task, options = parsed
+    metrics = import_module(f"..tasks.{MODULES[task]}", __package__).evaluate(*options)
     print(json.dumps(metrics))
     return 0
 

@@ -13,7 +13,7 @@ from ..tasks.options import (
     RetrievalFinetuneOptions,
     VqaFinetuneOptions,
 )
-from .options import Command, parse_options, pick_task
+from .options import Command, parse_task
 
 
 def _trainer_arguments() -> type:
@@ -73,14 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0.
     """
-    picked = pick_task("blip-hf finetune", COMMANDS, sys.argv[1:] if argv is None else argv)
-    if picked is None:
-        return 0
-    task, arguments = picked
-    parsed = parse_options(COMMANDS[task], arguments)
+    parsed = parse_task("blip-hf finetune", COMMANDS, sys.argv[1:] if argv is None else argv)
     if parsed is None:
         return 0
-    options, training_arguments = parsed
+    task, (options, training_arguments) = parsed
     metrics = import_module(f"..tasks.{MODULES[task]}", __package__).finetune(options, training_arguments)
     if training_arguments.process_index == 0:
         print(json.dumps(metrics))

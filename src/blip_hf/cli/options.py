@@ -145,8 +145,8 @@ def build_parser(command: Command) -> "HfArgumentParser":
     return parser
 
 
-def pick_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Splits the task off the arguments of a command that has one command a task, or prints which there are.
+def parse_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) -> tuple[str, tuple[Any, ...]] | None:
+    """Reads the task and the options of a command that has one command a task, or prints the help of either.
 
     Args:
         prog (`str`):
@@ -157,7 +157,7 @@ def pick_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) -
             What stands after its name.
 
     Returns:
-        `tuple`, *optional*: the task and what stands after it. `None` after printing help.
+        `tuple`, *optional*: the task and what `parse_options` gives for it. `None` after printing help.
     """
     width = max(map(len, commands))
     summary = "\n".join(f"  {task:<{width}}  {command.description}" for task, command in commands.items())
@@ -172,7 +172,9 @@ def pick_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) -
     if not argv or argv[0] in HELP_FLAGS:
         print(parser.format_help())
         return None
-    return parser.parse_args(argv[:1]).task, list(argv[1:])
+    task = parser.parse_args(argv[:1]).task
+    parsed = parse_options(commands[task], argv[1:])
+    return None if parsed is None else (task, parsed)
 
 
 def _with_config(parser: "HfArgumentParser", arguments: list[str]) -> list[str]:
@@ -209,4 +211,4 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
 
 
-__all__ = ["COMMON_TRAINER_FLAGS", "Command", "build_help_parser", "build_parser", "parse_options", "pick_task"]
+__all__ = ["COMMON_TRAINER_FLAGS", "Command", "build_help_parser", "build_parser", "parse_options", "parse_task"]

@@ -64,6 +64,9 @@ class PairDataset(Dataset):
         ('a grey square', 'RGB', 5)
     """
 
+    text_field = "caption"
+    _normalize = staticmethod(pre_caption)
+
     def __init__(
         self,
         pairs: Sequence[Mapping[str, Any]],
@@ -105,19 +108,27 @@ class PairDataset(Dataset):
     def __getitem__(self, i: int) -> Pair | None:
         index = range(len(self))[operator.index(i)]
         record = self.pairs[index]
-        caption = record["caption"]
+        text = record[self.text_field]
         if self.normalize_captions:
-            caption = pre_caption(caption, max_words=self.max_words)
-        if not caption.strip():
-            self._skip(index, f"its caption {record['caption']!r} has no words left")
+            text = self._normalize(text, max_words=self.max_words)
+        if not text.strip():
+            self._skip(index, f"its {self.text_field} {record[self.text_field]!r} has no words left")
             return None
         try:
-            image = open_image(record["image"])
+            pictures = self._open(record)
         except UnreadableImageError as error:
             self._skip(index, str(error))
             return None
+        return self._make_item(record, pictures, text, self._rng(index))
+
+    # What data sets of other records have otherwise.
+
+    def _open(self, record: Mapping[str, Any]) -> Any:
+        return open_image(record["image"])
+
+    def _make_item(self, record: Mapping[str, Any], image: Image.Image, caption: str, rng: random.Random) -> Pair:
         if self.transform is not None:
-            image, caption = self.transform(image, caption, self._rng(index))
+            image, caption = self.transform(image, caption, rng)
         return {"image": image, "caption": caption, "image_id": record["image_id"]}
 
     def _rng(self, index: int) -> random.Random:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Questions as a torch data set, and from a list of them to the inputs of a model that answers them."""
 
-import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ from PIL import Image
 
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator
-from .images import UnreadableImageError, open_image
 from .pairs import PairDataset
 from .questions import Question
 from .records import Record
@@ -55,6 +53,8 @@ class QuestionDataset(PairDataset):
     """
 
     transform: QuestionTransform | None
+    text_field = "question"
+    _normalize = staticmethod(pre_question)
 
     def __init__(
         self,
@@ -70,24 +70,11 @@ class QuestionDataset(PairDataset):
         """Words of each question as it is written, by which batches can be grouped."""
         return [len(record["question"].split()) for record in self.pairs]
 
-    def __getitem__(self, i: int) -> Question | None:
-        index = range(len(self))[operator.index(i)]
-        record = self.pairs[index]
-        question = record["question"]
-        if self.normalize_captions:
-            question = pre_question(question, max_words=self.max_words)
-        if not question.strip():
-            self._skip(index, f"its question {record['question']!r} has no words left")
-            return None
-        try:
-            image = open_image(record["image"])
-        except UnreadableImageError as error:
-            self._skip(index, str(error))
-            return None
+    def _make_item(self, record: Mapping[str, Any], image: Image.Image, question: str, rng: random.Random) -> Question:
         answers = record["answers"]
         if self.transform is not None:
             lines = [" ".join(line.split()) for line in (question, *answers)]
-            image, text = self.transform(image, "\n".join(lines), self._rng(index))
+            image, text = self.transform(image, "\n".join(lines), rng)
             question, *answers = text.split("\n")
         return {**record, "image": image, "question": question, "answers": answers}
 

@@ -12,11 +12,10 @@ from PIL import Image, ImageOps
 
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator
-from .images import UnreadableImageError, open_image
+from .images import open_image
 from .pairs import PairDataset
 from .records import Record, check_record, misfit, read_json, read_text
 from .scenes import ReasoningRecord, Scenes
-from .text import pre_caption
 from .transforms import FlipMode, TrainTransform, mirror_caption
 
 
@@ -249,6 +248,7 @@ class ReasoningDataset(PairDataset):
     """
 
     transform: ReasoningTransform | None
+    text_field = "sentence"
 
     def __init__(
         self,
@@ -264,22 +264,14 @@ class ReasoningDataset(PairDataset):
         """Words of each sentence as it is written, by which batches can be grouped."""
         return [len(record["sentence"].split()) for record in self.pairs]
 
-    def __getitem__(self, i: int) -> ReasoningPair | None:
-        index = range(len(self))[i]
-        record = self.pairs[index]
-        sentence = record["sentence"]
-        if self.normalize_captions:
-            sentence = pre_caption(sentence, max_words=self.max_words)
-        if not sentence.strip():
-            self._skip(index, f"its sentence {record['sentence']!r} has no words left")
-            return None
-        try:
-            images = [open_image(image) for image in record["images"]]
-        except UnreadableImageError as error:
-            self._skip(index, str(error))
-            return None
+    def _open(self, record: Mapping[str, Any]) -> list[Image.Image]:
+        return [open_image(image) for image in record["images"]]
+
+    def _make_item(
+        self, record: Mapping[str, Any], images: list[Image.Image], sentence: str, rng: random.Random
+    ) -> ReasoningPair:
         if self.transform is not None:
-            images, sentence = self.transform(images, sentence, self._rng(index))
+            images, sentence = self.transform(images, sentence, rng)
         sentence_id = record.get("sentence_id", record["sentence"])
         return {"images": images, "sentence": sentence, "label": bool(record["label"]), "sentence_id": sentence_id}
 
