@@ -2,8 +2,17 @@
 """Tiny random models that the tests share."""
 
 import torch
+from transformers import BertTokenizer
 
-from blip_hf import BlipConfig, BlipPreTrainingConfig, BlipRetrievalTrainingConfig, BlipVisualReasoningConfig
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipPreTrainingConfig,
+    BlipProcessor,
+    BlipRetrievalTrainingConfig,
+    BlipVisualReasoningConfig,
+)
 
 
 VOCAB_SIZE = 40
@@ -69,3 +78,23 @@ def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
         row[:length] = torch.randint(4, DEC, (length,), generator=generator)
         row[0], row[length - 1] = first, SEP
     return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
+
+
+def tiny_capfilt(image_size=32):
+    """A captioner and a filter, each with its processor, over a vocabulary of letters."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqr"]
+    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
+    config = BlipConfig(
+        text_config={**TEXT, **processor.config_token_ids(), "initializer_range": 0.5},
+        vision_config={**VISION, "image_size": image_size, "initializer_range": 0.5},
+        image_text_hidden_size=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        captioner = BlipForConditionalGeneration(config).eval()
+        matcher = BlipForImageTextRetrieval(config).eval()
+    # As a trained model, it writes no special token but the one that ends a caption.
+    unwanted = [number for number in processor.tokenizer.all_special_ids if number != processor.tokenizer.sep_token_id]
+    captioner.text_decoder.cls.predictions.bias.data[unwanted] = -100
+    return captioner, processor, matcher, processor

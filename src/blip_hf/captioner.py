@@ -313,13 +313,8 @@ class BlipCaptioner:
         """Sum and count of the log-probabilities of what comes after the prompt, up to and with the first [SEP]."""
         # [CLS] prompt [SEP] was read as [DEC] prompt.
         num_context = 1 if self.prompt is None else len(self.processor(text=self.prompt)["input_ids"]) - 1
-        # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
-        logits = self.model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
-        targets = sequences[:, num_context:]  # (n * g, t)
-        log_probabilities = -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-        is_end = targets == self.model.config.text_config.sep_token_id
-        is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
-        return (log_probabilities * is_caption).sum(dim=1).tolist(), is_caption.sum(dim=1).tolist()
+        sums, counts = score_sequences(self.model, memory, sequences, num_context)
+        return sums.tolist(), counts.tolist()
 
     @torch.inference_mode()
     def _match(self, images: list[Image.Image], texts: list[str]) -> list[float]:
@@ -329,6 +324,34 @@ class BlipCaptioner:
         memory = self.matcher.get_image_memory(inputs["pixel_values"])
         logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
         return logits.float().softmax(dim=-1)[:, 1].tolist()
+
+
+def score_sequences(
+    model: BlipForConditionalGeneration, memory: ImageMemory, sequences: Tensor, num_context: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of captions given their pictures: the model's own, whatever search or sampling wrote them.
+
+    Args:
+        model (`BlipForConditionalGeneration`):
+            The captioner.
+        memory (`ImageMemory`):
+            `n` encoded pictures.
+        sequences (`torch.Tensor` of shape `(n * g, t)`):
+            What `generate` has returned, `g` neighbouring rows a picture, padded on the right.
+        num_context (`int`):
+            Tokens before the caption: `[DEC]` and the prompt.
+
+    Returns:
+        `tuple`: sums over each caption, up to and with its first `[SEP]`, and numbers of tokens in them, both of shape
+        `(n * g,)`.
+    """
+    # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
+    logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
+    targets = sequences[:, num_context:]  # (n * g, t)
+    log_probabilities = -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    is_end = targets == model.config.text_config.sep_token_id
+    is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
+    return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -382,4 +405,4 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-__all__ = ["BlipCaptioner", "Caption"]
+__all__ = ["BlipCaptioner", "Caption", "score_sequences"]

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""CapFilt on pictures (paper, section 4): a captioner writes about each, a filter judges every text of each.
+
+Each model looks at a picture once, however many texts there are: its image memory is read by all captions that are
+written, and by all texts that are judged.
+
+Letters: `n` pictures, `g` captions of each, `t` text tokens, `m` texts.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.modeling_utils import PreTrainedModel
+
+from ..captioner import score_sequences
+from ..data.images import UnreadableImageError
+from ..data.text import pre_caption
+from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
+from ..modeling.attention import ImageMemory
+from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.retrieval import BlipForImageTextRetrieval, project_first
+from ..processing_blip import BlipProcessor
+from .samples import Fault, Sample, Shard
+from .sampling import SeededNucleus, caption_seed
+from .scores import SCHEMA
+from .settings import CapFiltSettings
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What became of the samples of one batch.
+
+    Args:
+        rows (`list[dict]`):
+            Records of the score table, those of a sample being neighbours.
+        faults (`list[Fault]`):
+            What had to be left out.
+        num_images (`int`):
+            Pictures that the models have seen.
+    """
+
+    rows: list[dict[str, Any]]
+    faults: list[Fault]
+    num_images: int
+
+
+class CapFilt:
+    """Captions the pictures of a shard, and scores their web texts and the new ones.
+
+    A caption depends on the seed, the id of its sample and its number; scores depend on picture and text. Which batch a
+    picture is in, and which process runs it, changes no more than the last digits of a score.
+
+    Args:
+        captioner (`BlipForConditionalGeneration`):
+            The model that writes. Device and dtype are kept.
+        captioner_processor (`BlipProcessor`):
+            The processor it was trained with.
+        matcher (`BlipForImageTextRetrieval`):
+            The filter.
+        matcher_processor (`BlipProcessor`):
+            The processor it was trained with. Where it makes the same pixels as the captioner's, they are made once.
+        settings (`CapFiltSettings`, *optional*):
+            How to write and to batch; the paper's by default.
+    """
+
+    def __init__(
+        self,
+        captioner: BlipForConditionalGeneration,
+        captioner_processor: BlipProcessor,
+        matcher: BlipForImageTextRetrieval,
+        matcher_processor: BlipProcessor,
+        settings: CapFiltSettings | None = None,
+    ) -> None:
+        self.captioner = captioner.eval()
+        self.captioner_processor = captioner_processor
+        self.matcher = matcher.eval()
+        self.matcher_processor = matcher_processor
+        self.settings = CapFiltSettings() if settings is None else settings
+        own, other = (processor.image_processor.to_dict() for processor in (captioner_processor, matcher_processor))
+        self._has_shared_pixels = own == other
+        # [CLS] prompt [SEP], which is read as [DEC] prompt.
+        self._prompt_ids = torch.tensor(captioner_processor(text=self.settings.prompt)["input_ids"])  # (t,)
+        self._generation = _generation_config(self.settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        captioner: str | os.PathLike[str],
+        matcher: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        settings: CapFiltSettings | None = None,
+    ) -> "CapFilt":
+        """Loads both models and their processors.
+
+        Args:
+            captioner (`str` or `os.PathLike`):
+                A folder with a captioning model and its processor, saved here or by transformers, or a model id.
+            matcher (`str` or `os.PathLike`):
+                The same of an image-text retrieval model: the filter.
+            device (`str` or `torch.device`, *optional*):
+                Where the models run. Defaults to the GPU if there is one.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`):
+                Number format of the weights.
+            settings (`CapFiltSettings`, *optional*):
+                As of the class.
+
+        Returns:
+            `CapFilt`: ready to run.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(
+            BlipForConditionalGeneration.from_pretrained(captioner, dtype=dtype).to(device),
+            BlipProcessor.from_pretrained(captioner),
+            BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device),
+            BlipProcessor.from_pretrained(matcher),
+            settings,
+        )
+
+    def score_shard(self, shard: Shard) -> tuple[pa.Table, list[Fault]]:
+        """Captions and scores a whole shard.
+
+        Args:
+            shard (`Shard`):
+                The shard.
+
+        Returns:
+            `tuple`: the score table, a row a text, and what had to be left out.
+        """
+        batches = list(self.score_batches(shard.samples()))
+        rows = [row for batch in batches for row in batch.rows]
+        return pa.Table.from_pylist(rows, schema=SCHEMA), [fault for batch in batches for fault in batch.faults]
+
+    def score_batches(self, samples: Iterable[Sample | Fault]) -> Iterator[Scored]:
+        """As `score_shard`, batch by batch, so that no more than a few batches of pictures are in memory.
+
+        Args:
+            samples (iterable of `Sample` or `Fault`):
+                What a shard gives. Faults are passed on.
+
+        Yields:
+            `Scored`: what has become of up to `batch_size` samples.
+        """
+        read = _read_ahead(samples, self._read, self.settings.num_workers, 2 * self.settings.batch_size)
+        while batch := list(islice(read, self.settings.batch_size)):
+            faults = [item for item in batch if isinstance(item, Fault)]
+            pictures = [item for item in batch if not isinstance(item, Fault)]
+            rows: list[dict[str, Any]] = []
+            if pictures:
+                with evaluating(self.captioner), evaluating(self.matcher):
+                    rows, wordless = self._score(pictures)
+                faults += wordless
+            yield Scored(rows, faults, len(pictures))
+
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Names of both models with a fingerprint of their weights, for the record.
+
+        Returns:
+            `dict`: of `"captioner"` and `"filter"`, each with `"name"`, `"fingerprint"` and `"dtype"`.
+        """
+        models = {"captioner": self.captioner, "filter": self.matcher}
+        return {
+            role: {"name": model.name_or_path, "fingerprint": fingerprint(model), "dtype": str(model.dtype)}
+            for role, model in models.items()
+        }
+
+    def _read(self, sample: Sample | Fault) -> "_Picture | Fault":
+        if isinstance(sample, Fault):
+            return sample
+        try:
+            image = sample.picture()
+        except UnreadableImageError as error:
+            return Fault(sample.sample_id, "unreadable_image", str(error))
+        pixels = _pixels(self.captioner_processor, image)
+        return _Picture(sample, pixels, pixels if self._has_shared_pixels else _pixels(self.matcher_processor, image))
+
+    def _score(self, pictures: list["_Picture"]) -> tuple[list[dict[str, Any]], list[Fault]]:
+        """Records of the texts of pictures, and faults for new captions without a word."""
+        rows = [_web_rows(picture.sample) for picture in pictures]
+        faults: list[Fault] = []
+        if self.settings.num_captions:
+            for own, picture, captions in zip(rows, pictures, self._write(pictures), strict=True):
+                worded = [row for row in captions if pre_caption(row["text"])]
+                own += worded
+                if len(worded) < len(captions):
+                    faults.append(Fault(picture.sample.sample_id, "empty_text", "the captioner wrote no word"))
+        self._judge(torch.stack([picture.matcher_pixels for picture in pictures]), rows)
+        return [row for own in rows for row in own], faults
+
+    def _write(self, pictures: list["_Picture"]) -> list[list[dict[str, Any]]]:
+        """Records of `g` new captions of each picture, the second of two equal ones left out."""
+        pixels = torch.stack([picture.captioner_pixels for picture in pictures])
+        memory = self.captioner.get_image_memory(pixels.to(self.captioner.device, self.captioner.dtype))
+        sequences = self._generate(memory, [picture.sample for picture in pictures])  # (n * g, t)
+        sums, _ = score_sequences(self.captioner, memory, sequences, len(self._prompt_ids) - 1)
+        texts = self.captioner_processor.post_process_captions(sequences, prompt=self.settings.prompt)
+        captions = iter(zip(texts, sums.tolist(), strict=True))
+        return [
+            _synthetic_rows(picture.sample, list(islice(captions, self.settings.num_captions))) for picture in pictures
+        ]
+
+    def _generate(self, memory: ImageMemory, samples: list[Sample]) -> Tensor:
+        """Tokens of `g` captions of each picture, prompt included, of shape `(n * g, t)`."""
+        settings, num_rows = self.settings, len(samples)
+        processors = LogitsProcessorList()
+        if settings.strategy == "nucleus":
+            seeds = [
+                caption_seed(settings.seed, sample.sample_id, index)
+                for sample in samples
+                for index in range(settings.num_captions)
+            ]
+            num_rows = len(seeds)
+            processors.append(SeededNucleus(torch.tensor(seeds, device=self.captioner.device), settings.top_p))
+        prompts = self._prompt_ids.to(self.captioner.device).expand(num_rows, -1)
+        return self.captioner.generate(
+            image_memory=memory,
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            generation_config=self._generation,
+            logits_processor=processors,
+        )
+
+    def _judge(self, pixel_values: Tensor, rows: list[list[dict[str, Any]]]) -> None:
+        """Sets `itm` and `itc` of the texts of `n` pictures, of which each has a list."""
+        matcher = self.matcher
+        states = matcher.vision_model(pixel_values.to(matcher.device, matcher.dtype)).last_hidden_state
+        image_features = project_first(states, matcher.vision_proj)  # (n, d)
+        memory = matcher.text_encoder.build_image_memory(states)
+        # Rows of one image must be as many as those of another to be folded: one pass for each number of texts.
+        for count in sorted({len(own) for own in rows} - {0}):
+            index = [i for i, own in enumerate(rows) if len(own) == count]
+            group = [row for i in index for row in rows[i]]
+            texts = TokenizedTexts.from_texts(
+                self.matcher_processor, [pre_caption(row["text"]) for row in group], matcher.device
+            )
+            everything = torch.arange(len(group))
+            images = torch.tensor(index, device=matcher.device)
+            own_memory = memory if len(index) == len(rows) else memory.select(images)
+            logits = matcher.get_itm_logits(own_memory, *texts.batch(everything))  # (m, 2)
+            text_features = encode_texts(matcher, texts, everything, len(group))  # (m, d)
+            cosines = (image_features[images].repeat_interleave(count, dim=0) * text_features).sum(dim=1)
+            matched = logits.float().softmax(dim=1)[:, 1]
+            for row, itm, itc in zip(group, matched.tolist(), cosines.tolist(), strict=True):
+                row.update(itm=itm, itc=itc)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A sample whose picture was read, and its pixels `(3, height, width)` as each model takes them."""
+
+    sample: Sample
+    captioner_pixels: Tensor
+    matcher_pixels: Tensor
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A digest of a model's weights, by name and value.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model, on any device.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _generation_config(settings: CapFiltSettings) -> GenerationConfig:
+    is_beam = settings.strategy == "beam"
+    return GenerationConfig(
+        # Sampling is greedy search over noisy scores.
+        do_sample=False,
+        num_beams=max(settings.num_beams, settings.num_captions) if is_beam else 1,
+        num_return_sequences=settings.num_captions if is_beam else 1,
+        max_length=settings.max_length,
+        min_length=settings.min_length,
+        repetition_penalty=settings.repetition_penalty,
+    )
+
+
+def _pixels(processor: BlipProcessor, image: Any) -> Tensor:
+    return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+
+def _web_rows(sample: Sample) -> list[dict[str, Any]]:
+    return [_row(sample, "web", index, text) for index, text in enumerate(sample.texts)]
+
+
+def _synthetic_rows(sample: Sample, captions: list[tuple[str, float]]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for index, (text, log_prob) in enumerate(captions):
+        rows.setdefault(text, _row(sample, "synthetic", index, text, log_prob))
+    return list(rows.values())
+
+
+def _row(sample: Sample, source: str, index: int, text: str, log_prob: float | None = None) -> dict[str, Any]:
+    """A record of the score table, without what the filter says."""
+    return {
+        "sample_id": sample.sample_id,
+        "image_id": sample.image_id,
+        "image": sample.image if isinstance(sample.image, str) else "",
+        "text_index": index,
+        "text": text,
+        "source": source,
+        "log_prob": log_prob,
+    }
+
+
+def _read_ahead(
+    items: Iterable[_Item], read: Callable[[_Item], _Result], num_workers: int, depth: int
+) -> Iterator[_Result]:
+    """Maps `read` over items in order, in threads that are at most `depth` items ahead."""
+    if num_workers == 0:
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(read, item))
+            if len(pending) >= depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+__all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint"]
