@@ -128,6 +128,8 @@ def test_the_trainer_groups_by_length_where_it_is_asked_to(tmp_path):
     sampler = trainer.get_train_dataloader().batch_sampler.sampler
     words = [len(caption.split()) for caption in Scenes(40, image_size=32).captions()]
     assert sampler.lengths.tolist() == words
+    # An evaluation needs no lengths, and keeps its order.
+    assert list(trainer.get_eval_dataloader(pairs).batch_sampler.sampler) == list(range(40))
 
 
 def test_a_fixed_temperature_stays_where_it_is(tmp_path):

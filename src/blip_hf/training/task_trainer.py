@@ -88,6 +88,14 @@ class BlipTaskTrainer(Trainer):
         pairs_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
 
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # With batches by length the base class would look for lengths in the items of an evaluation too.
+        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
+        try:
+            return super()._get_eval_sampler(eval_dataset)
+        finally:
+            self.args.train_sampling_strategy = strategy
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to.
 
