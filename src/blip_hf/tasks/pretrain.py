@@ -57,10 +57,10 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
         processing_class=processor,
     )
     metrics = train_and_save(trainer)
-    if options.eval_data is not None:
-        metrics |= trainer.evaluate()
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
+    if options.eval_data is not None:
+        metrics |= trainer.evaluate()
     return metrics
 
 
