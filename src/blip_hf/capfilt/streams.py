@@ -146,17 +146,16 @@ def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_
 
 def _merge_neighbours(items: Stream) -> Stream:
     held: Sample | None = None
+    faults: list[Fault] = []  # since then, which may be of further texts of the same picture
     for item in items:
         if isinstance(item, Fault):
-            yield item
+            faults.append(item)
         elif held is not None and item.image_id == held.image_id:
             held = replace(held, texts=held.texts + item.texts)
         else:
-            if held is not None:
-                yield held
-            held = item
-    if held is not None:
-        yield held
+            yield from [held, *faults] if held else faults
+            held, faults = item, []
+    yield from [held, *faults] if held else faults
 
 
 def _fault_of_text(sample_id: str, text: str) -> Fault | None:

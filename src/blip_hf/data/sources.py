@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 LIST_SUFFIXES = (".json", ".jsonl")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 SOURCES = (
-    "a JSON list (.json, .jsonl) or several, an annotation file of COCO or Karpathy, a folder of pictures with a"
+    "a JSON list (.json, .jsonl) or several, an annotation file of COCO or Karpathy, a folder of Parquet files or of pictures with a"
     f" {' or '.join(METADATA_FILES)}, a data set saved with `save_to_disk`, a `Dataset` or `DatasetDict`, or the name of"
     " one on the Hub"
 )
@@ -50,6 +50,7 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
     | COCO captions, Karpathy splits | as published: see [`~blip_hf.data.annotations.standard_records`]          |
     | folder with `metadata.jsonl`   | `{"file_name": path, "caption" or "text": text or list of texts}`         |
     | folder with `metadata.csv`     | the same in columns, one caption a row                                    |
+    | folder of Parquet files        | as in a `datasets` object                                                 |
     | `datasets` object, folder, name| column `image` of pictures or paths, and `caption`, `captions` or `text`  |
 
     Equal `image_id`s mark captions of the same picture. They are those of the source if these are numbers from 0 up, and
@@ -162,9 +163,11 @@ def _pairs_of_folder(folder: Path, image_root: PathLike | None, split: str) -> D
         return _pairs_of_dataset(_pick_split(datasets.load_from_disk(folder), split), image_root)
     if (folder / datasets.config.DATASET_STATE_JSON_FILENAME).is_file():
         return _pairs_of_dataset(datasets.load_from_disk(folder), image_root)
+    if files := [str(path) for path in sorted(folder.glob("*.parquet"))]:
+        return _pairs_of_dataset(datasets.load_dataset("parquet", data_files=files, split="train"), image_root)
     raise ValueError(
-        f"The folder {folder} holds no {' or '.join(METADATA_FILES)}, neither directly nor in {split}/, and no data set"
-        " saved with `save_to_disk`. Add one, or pass a JSON list with this folder as `image_root`."
+        f"The folder {folder} holds no {' or '.join(METADATA_FILES)}, neither directly nor in {split}/, no data set saved"
+        " with `save_to_disk`, and no Parquet files. Add one, or pass a JSON list with this folder as `image_root`."
     )
 
 
@@ -189,9 +192,15 @@ def _pairs_of_files(paths: list[Path], image_root: PathLike | None, split: str) 
     images, captions, image_ids = [], [], []
     for path in paths:
         root = path.parent if image_root is None else image_root
-        rows = _read_records(_read_file(path, split), str(path), "image", root)
+        records = _read_file(path, split)
+        # One of several may be empty, as a shard is of which nothing was kept.
+        if records != [] or len(paths) == 1:
+            records = _non_empty(records, path)
+        rows = _read_records(records, str(path), "image", root)
         for column, values in zip((images, captions, image_ids), rows, strict=True):
             column.extend(values)
+    if not images:
+        raise ValueError(f"All of the {len(paths)} lists are empty; pass {SOURCES}.")
     if len(paths) > 1 or None in image_ids:
         image_ids = images
     return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids)
@@ -206,12 +215,12 @@ def _pairs_of_metadata(path: Path, image_root: PathLike | None) -> Dataset:
     )
 
 
-def _read_file(path: Path, split: str) -> list[Any]:
+def _read_file(path: Path, split: str) -> Any:
     if not path.is_file() or path.suffix not in LIST_SUFFIXES:
         state = "is not a JSON file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {state}. Pass {SOURCES}.")
     content = read_json(path)
-    return standard_records(content, str(path), split) if isinstance(content, dict) else _non_empty(content, path)
+    return standard_records(content, str(path), split) if isinstance(content, dict) else content
 
 
 def _non_empty(records: Any, path: Path) -> list[Any]:
