@@ -16,7 +16,12 @@ from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
 
-RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
+# Those of the whole loop, bootstrap_*.yaml, are of another form.
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml")
+    if not path.stem.startswith("bootstrap")
+)
 SCENES = ["--data", "scenes", "--num_scenes", "8"]
 TRAINING = [
     *SCENES,

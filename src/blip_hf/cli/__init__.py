@@ -12,7 +12,9 @@ from .. import __version__
 COMMANDS = {
     "pretrain": "pre-train BLIP with its three objectives",
     "caption": "write captions for pictures",
+    "capfilt": "clean image-text pairs by captioning and filtering",
     "convert": "turn an original .pth into a folder for from_pretrained, or back",
+    "bootstrap": "run the whole loop: pre-train, clean the data, pre-train again",
     "demo": "pre-train, caption and match on built-in scenes, with a report",
 }
 

@@ -177,6 +177,27 @@ def parse_task(prog: str, commands: Mapping[str, Command], argv: Sequence[str]) 
     return None if parsed is None else (task, parsed)
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        Anything: its content.
+
+    Raises:
+        ValueError: If it cannot be parsed.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be parsed as YAML: {error}") from error
+
+
 def _with_config(parser: "HfArgumentParser", arguments: list[str]) -> list[str]:
     """Puts the options of the YAML file before the flags, which thereby win."""
     config_parser = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
@@ -186,12 +207,7 @@ def _with_config(parser: "HfArgumentParser", arguments: list[str]) -> list[str]:
 
 
 def _flags_of_file(path: Path, parser: "HfArgumentParser") -> list[str]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be parsed as YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected one option a line, as in `seed: 42`.")
     accepted = {action.dest for action in parser._actions}

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The loop itself: which stage reads what of which others, for each seed."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..capfilt.engine import CapFilt
+from ..capfilt.rules import Rule
+from ..capfilt.runner import run_capfilt
+from ..capfilt.settings import CapFiltSettings
+from ..configuration_blip import BlipPreTrainingConfig
+from ..demo.pretrain import build_config, build_processor
+from ..modeling.pretraining import BlipForPreTraining
+from ..tasks import caption, retrieval
+from ..tasks.pretrain import make_model, make_processor, pretrain
+from .config import LoopSettings
+from .measure import measure_capfilt, measure_captions, measure_retrieval
+from .sets import (
+    CHECK,
+    EVAL,
+    HUMAN,
+    WEB,
+    read_truth,
+    read_web,
+    write_file_sets,
+    write_scene_sets,
+    write_variant,
+)
+from .stages import Figures, Report, Stage, file_digest, run_stage
+
+
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What the loop found with one seed.
+
+    Args:
+        seed (`int`):
+            The seed.
+        models (`dict[str, dict]`):
+            By variant, the figures of the model and of what it was trained on.
+        captioner (`dict`):
+            Figures of the fine-tuned captioner.
+        filter (`dict`):
+            Figures of the fine-tuned filter.
+        capfilt (`dict`):
+            What was kept of the web, and how right that was.
+        check (`dict`):
+            The same of pictures that were never trained on, where there are such.
+        minutes (`float`):
+            Of all stages.
+    """
+
+    seed: int
+    models: dict[str, Figures]
+    captioner: Figures
+    filter: Figures
+    capfilt: Figures
+    check: Figures
+    minutes: float
+
+
+def run_seed(settings: LoopSettings, seed: int, folder: Path, report: Report) -> SeedResult:
+    """Runs all stages with one seed, or what is left of them.
+
+    Args:
+        settings (`LoopSettings`):
+            Settings of the loop.
+        seed (`int`):
+            The seed.
+        folder (`Path`):
+            Gets a folder a stage.
+        report (`Callable[[str], None]`):
+            Told of each stage.
+
+    Returns:
+        `SeedResult`: the figures.
+    """
+    return _SeedLoop(settings, seed, folder, report).run()
+
+
+class _SeedLoop:
+    """The stages of one seed. Each method runs one, and names what decides on it."""
+
+    def __init__(self, settings: LoopSettings, seed: int, folder: Path, report: Report) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.folder = folder
+        self.report = report
+        self.device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.rule = Rule(**settings.rule)
+        self.stages: list[Stage] = []
+
+    def run(self) -> SeedResult:
+        """Runs them in the order of the paper."""
+        sets = self._sets()
+        start = self._start(sets)
+        noisy = self._pretrain("noisy", sets, start, None)
+        captioner, matcher = self._finetune("captioner", sets, noisy), self._finetune("filter", sets, noisy)
+        run = self._capfilt("capfilt", WEB, sets, captioner, matcher)
+        models = {"noisy": self._evaluate("noisy", sets, noisy)}
+        for variant in self.settings.variants[1:]:
+            models[variant] = self._evaluate(variant, sets, self._pretrain(variant, sets, start, run))
+        check: Figures = {}
+        if (sets.folder / CHECK).is_dir():
+            check = self._capfilt("check", CHECK, sets, captioner, matcher).figures
+        return SeedResult(
+            self.seed,
+            models,
+            captioner.figures,
+            matcher.figures,
+            run.figures,
+            check,
+            sum(stage.minutes for stage in self.stages),
+        )
+
+    def _run(
+        self, name: str, settings: dict[str, Any], inputs: list[Stage], action: Callable[[Path], Figures]
+    ) -> Stage:
+        stage = run_stage(self.folder / name, {**settings, "seed": self.seed}, inputs, action, self.report)
+        self.stages.append(stage)
+        return stage
+
+    def _sets(self) -> Stage:
+        data = self.settings.data
+        if self.settings.is_drawn:
+            return self._run("sets", asdict(data), [], lambda work: write_scene_sets(data, self.seed, work))
+        files = [path for path in (data.web, data.human, data.eval, data.web_labels) if path is not None]
+        digests = {path: file_digest(path) for path in files if Path(path).is_file()}
+        known = {**asdict(data), "files": digests}
+        return self._run("sets", known, [], lambda work: write_file_sets(data, self.seed, work))
+
+    def _start(self, sets: Stage) -> Stage:
+        """Weights and vocabulary that every pre-training starts from."""
+        section = {"model": dict(self.settings.model), "pretrain": dict(self.settings.pretrain)}
+
+        def action(work: Path) -> Figures:
+            set_seed(self.seed)
+            if self.settings.is_drawn:
+                sizes = self.settings.demo_settings(self.seed)
+                processor = build_processor(sizes.image_size)
+                model = BlipForPreTraining(build_config(sizes, processor))
+            else:
+                options, _ = self.settings.options("pretrain", {"data": [], "output_dir": str(work)})
+                captions = [
+                    *read_web(sets.folder / WEB)["caption"].to_pylist(),
+                    *datasets.load_from_disk(sets.folder / HUMAN)["caption"],
+                ]
+                processor = make_processor(options, {"caption": captions})
+                model = make_model(options, processor)
+            model.save_pretrained(work)
+            processor.save_pretrained(work)
+            return {"num_parameters": model.num_parameters()}
+
+        return self._run("start", section, [sets], action)
+
+    def _pretrain(self, variant: str, sets: Stage, start: Stage, run: Stage | None) -> Stage:
+        """Puts together the pairs of a variant, and pre-trains on them from the start."""
+        known = {"with_human": self.settings.with_human}
+        if run is not None:
+            known["rule"] = asdict(self.rule)
+        pairs = self._run(
+            f"pairs-{variant}",
+            known,
+            [sets] if run is None else [sets, run],
+            lambda work: write_variant(
+                variant,
+                sets.folder,
+                None if run is None else run.folder,
+                work,
+                rule=self.rule,
+                with_human=self.settings.with_human,
+                is_drawn=self.settings.is_drawn,
+            ),
+        )
+
+        def action(work: Path) -> Figures:
+            config = BlipPreTrainingConfig.from_pretrained(start.folder)
+            sizes = {
+                "feature_width": config.image_text_hidden_size,
+                "image_size": config.vision_config.image_size,
+            }
+            own = self._own(work, start, pairs.folder)
+            options, arguments = self.settings.options("pretrain", {**own, **sizes})
+            figures = {**pairs.figures, **_length(pretrain(options, arguments))}
+            _drop_checkpoints(work)
+            return figures
+
+        return self._run(f"pretrain-{variant}", dict(self.settings.pretrain), [start, pairs], action)
+
+    def _finetune(self, section: str, sets: Stage, noisy: Stage) -> Stage:
+        """Fine-tunes captioner or filter on the human set, and measures it on pictures that nothing is trained on."""
+        evaluation, is_drawn = self.settings.evaluation, self.settings.is_drawn
+
+        def action(work: Path) -> Figures:
+            options, arguments = self.settings.options(section, self._own(work, noisy, sets.folder / HUMAN))
+            task = caption if section == "captioner" else retrieval
+            figures = _length(task.finetune(options, arguments))
+            if section == "filter":
+                figures |= measure_retrieval(work, sets.folder / EVAL, evaluation, self.device)
+            else:
+                figures |= measure_captions(
+                    work, sets.folder / EVAL, evaluation, self.device, prompt=options.prompt, is_drawn=is_drawn
+                )
+            _drop_checkpoints(work)
+            return figures
+
+        known = {**getattr(self.settings, section), "evaluation": asdict(evaluation)}
+        return self._run(section, known, [sets, noisy], action)
+
+    def _capfilt(self, name: str, pictures: str, sets: Stage, captioner: Stage, matcher: Stage) -> Stage:
+        """Captions pictures and scores all of their texts."""
+        # Captions start as the captioner has learnt it.
+        prompt = {name: value for name, value in self.settings.captioner.items() if name == "prompt"}
+        settings, rule = CapFiltSettings(**self.settings.capfilt, **prompt, seed=self.seed), self.rule
+
+        def action(work: Path) -> Figures:
+            engine = CapFilt.from_pretrained(captioner.folder, matcher.folder, device=self.device, settings=settings)
+            run_capfilt(engine, sets.folder / pictures, work, rule=rule, show_progress=sys.stderr.isatty())
+            return measure_capfilt(work, read_truth(sets.folder), rule)
+
+        known = {"capfilt": asdict(settings), "rule": asdict(rule)}
+        return self._run(name, known, [sets, captioner, matcher], action)
+
+    def _evaluate(self, variant: str, sets: Stage, model: Stage) -> Figures:
+        evaluation, is_drawn = self.settings.evaluation, self.settings.is_drawn
+        pairs = sets.folder / EVAL
+
+        def action(_: Path) -> Figures:
+            # In pre-training captions have no prompt.
+            written = measure_captions(
+                model.folder / "captioner", pairs, evaluation, self.device, prompt=None, is_drawn=is_drawn
+            )
+            return {
+                **model.figures,
+                **written,
+                **measure_retrieval(model.folder / "retriever", pairs, evaluation, self.device),
+            }
+
+        return self._run(f"evaluate-{variant}", asdict(evaluation), [sets, model], action).figures
+
+    def _own(self, work: Path, model: Stage, pairs: Path) -> dict[str, Any]:
+        """What the loop says to a stage that trains; it goes on from a checkpoint that is whole."""
+        _drop_checkpoints(work, but_whole=True)
+        return {
+            "model": str(model.folder),
+            "data": [str(pairs)],
+            "output_dir": str(work),
+            "seed": self.seed,
+            "resume_from_checkpoint": get_last_checkpoint(str(work)),
+        }
+
+
+def _length(metrics: dict[str, float]) -> Figures:
+    return {"train_loss": metrics["train_loss"], "train_minutes": metrics["train_runtime"] / 60}
+
+
+def _drop_checkpoints(folder: Path, *, but_whole: bool = False) -> None:
+    """Removes what a training goes on from: all of it once it is over, or what was cut off while it was written."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (but_whole and (checkpoint / TRAINER_STATE).is_file()):  # which is written last
+            shutil.rmtree(checkpoint)
+
+
+__all__ = ["SeedResult", "run_seed"]

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The loop's sets of pairs: what is there at the start, and what a variant is pre-trained on.
+
+A set for training or evaluation is a data set saved with `save_to_disk`, as every command reads it; the web is a folder of
+Parquet files, as CapFilt streams it.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..capfilt.rules import Rule, kept
+from ..capfilt.scores import RunFolder
+from ..data.records import read_json
+from ..data.scenes import SceneRecord, Scenes
+from ..data.sources import load_pairs
+from .config import FileData, SceneData
+from .stages import Figures
+
+
+WEB, CHECK, HUMAN, EVAL, TRUTH = "web", "check", "human", "eval", "truth.parquet"
+
+_SHARD_ROWS = 1000
+_PAIR = {"image": datasets.Image(), "caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
+_PAIR_FEATURES = datasets.Features(_PAIR)
+_WEB_FEATURES = datasets.Features({**_PAIR, "id": datasets.Value("string")})
+_TRUTH_SCHEMA = pa.schema([("id", pa.string()), ("is_right", pa.bool_()), ("caption", pa.string())])
+
+Record = dict[str, Any]
+
+
+def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
+    """Draws all sets.
+
+    Args:
+        data (`SceneData`):
+            How many scenes of each.
+        seed (`int`):
+            Seed of the series.
+        folder (`Path`):
+            Gets `web/`, `check/`, `human/`, `eval/` and `truth.parquet`.
+
+    Returns:
+        `dict`: how many pairs each has.
+    """
+    series = {"seed": seed, "image_size": data.image_size}
+    web = Scenes(data.num_web, noise_rate=data.noise_rate, **series)
+    human = Scenes(data.num_human, start=len(web), **series)
+    check = Scenes(data.num_check, start=len(web) + len(human), noise_rate=data.noise_rate, **series)
+    rest = Scenes(20 * data.num_eval, start=check.start + len(check), **series)
+    write_web(map(_encoded, web), folder / WEB)
+    write_web(map(_encoded, check), folder / CHECK)
+    save_pairs(_by_caption([_encoded(scene) for scene in human]), folder / HUMAN)
+    save_pairs([_encoded(rest[i]) for i in _first_of_each_caption(rest, data.num_eval)], folder / EVAL)
+    truth = [
+        {"id": str(scenes.start + i), "is_right": caption == scenes.true_caption(i), "caption": scenes.true_caption(i)}
+        for scenes in (web, check)
+        for i, caption in enumerate(scenes.captions())
+    ]
+    pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA), folder / TRUTH)
+    return {"num_web": len(web), "num_human": len(human), "num_eval": data.num_eval, "num_check": len(check)}
+
+
+def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
+    """Reads all sets, and takes from the web what pictures the human set has, where that has a share of all.
+
+    Args:
+        data (`FileData`):
+            Where they are.
+        seed (`int`):
+            Seed of the share.
+        folder (`Path`):
+            Gets `web/`, `human/`, `eval/` and, where there are labels, `truth.parquet`.
+
+    Returns:
+        `dict`: how many pairs each has.
+
+    Raises:
+        ValueError: If a source cannot be read, labels and records differ in number, or nothing is left of the web.
+    """
+    web, human = (list(load_pairs(source, image_root=data.image_root)) for source in (data.web, data.human))
+    labels = None if data.web_labels is None else read_json(Path(data.web_labels))
+    if labels is not None and len(labels) != len(web):
+        raise ValueError(
+            f"{data.web_labels} holds {len(labels)} labels, expected {len(web)}, one a record of the web."
+        )
+    web = [{**record, "id": str(number)} for number, record in enumerate(web)]
+    if data.human_share < 1:
+        pictures = list(dict.fromkeys(record["image"] for record in human))
+        order = np.random.default_rng(seed).permutation(len(pictures))
+        chosen = {pictures[i] for i in order[: max(1, round(data.human_share * len(pictures)))]}
+        human = [record for record in human if record["image"] in chosen]
+        web = [record for record in web if record["image"] not in chosen]
+    if not web:
+        raise ValueError(f"human_share={data.human_share} leaves nothing of the web. Pass less.")
+    evaluation = load_pairs(data.eval, image_root=data.image_root, split=data.eval_split)
+    # Numbers of pictures that web and human have in common.
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(r["image"] for r in [*web, *human]))}
+    web, human = ([{**record, "image_id": numbers[record["image"]]} for record in own] for own in (web, human))
+    write_web(map(_by_path, web), folder / WEB)
+    save_pairs([_by_path(record) for record in human], folder / HUMAN)
+    save_pairs([_by_path(record) for record in evaluation], folder / EVAL)
+    if labels is not None:
+        truth = [{"id": record["id"], "is_right": bool(labels[int(record["id"])]), "caption": None} for record in web]
+        pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA), folder / TRUTH)
+    return {"num_web": len(web), "num_human": len(human), "num_eval": len(evaluation), "num_check": 0}
+
+
+def write_variant(
+    variant: str, sets: Path, run: Path | None, folder: Path, *, rule: Rule, with_human: bool, is_drawn: bool
+) -> Figures:
+    """Puts together what a model is pre-trained on: texts of the web, or those of a CapFilt run, and the human pairs.
+
+    Args:
+        variant (`str`):
+            One of [`~blip_hf.bootstrap.config.VARIANTS`].
+        sets (`Path`):
+            Folder of the sets.
+        run (`Path`, *optional*):
+            Folder of the CapFilt run; the noisy variant needs none.
+        folder (`Path`):
+            Where the set is saved.
+        rule (`Rule`):
+            What is kept.
+        with_human (`bool`):
+            Whether human pairs are among them.
+        is_drawn (`bool`):
+            Whether pictures are scenes, whose pairs of one caption are no negatives of each other; otherwise those of one
+            picture are none.
+
+    Returns:
+        `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and `share_right` of these, where that is known.
+    """
+    web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN).data.table
+    texts = web.select(["id", "caption"]).append_column("source", pa.array(["web"] * len(web)))
+    if variant in ("filtered", "captioned", "bootstrapped"):
+        texts = _scored_texts(run, variant, rule)
+    elif variant == "repeated":
+        num_wanted = len(_scored_texts(run, "bootstrapped", rule))
+        texts = texts.take(pa.array(np.arange(max(num_wanted, len(texts))) % len(texts)))
+    figures = _count(texts, sets / TRUTH)
+    rows = pc.index_in(texts["id"], web["id"])
+    pairs = pa.table(
+        {
+            "image": web["image"].take(rows),
+            "caption": texts["caption"],
+            "image_id": web["image_id"].take(rows),
+        }
+    )
+    schema = _PAIR_FEATURES.arrow_schema
+    both = pairs.cast(schema)
+    if with_human:
+        both = pa.concat_tables([both, human.select(schema.names).cast(schema)])
+    if is_drawn:
+        captions = both["caption"].combine_chunks().dictionary_encode()
+        both = both.set_column(2, schema.field("image_id"), captions.indices.cast(pa.int64()))
+    datasets.Dataset(both, info=datasets.DatasetInfo(features=_PAIR_FEATURES)).save_to_disk(folder)
+    return {"train_pairs": len(both), **figures}
+
+
+def read_truth(sets: Path) -> dict[str, tuple[bool, str | None]]:
+    """What is known of the web.
+
+    Args:
+        sets (`Path`):
+            Folder of the sets.
+
+    Returns:
+        `dict`: by id, whether its caption is right, and the right one where that is known. Empty without labels.
+    """
+    path = sets / TRUTH
+    if not path.is_file():
+        return {}
+    return {row["id"]: (row["is_right"], row["caption"]) for row in pq.read_table(path).to_pylist()}
+
+
+def read_scores(run: Path) -> pa.Table:
+    """All scores of a CapFilt run, with the `id` of each sample as the web has it.
+
+    Args:
+        run (`Path`):
+            Its folder.
+
+    Returns:
+        `pyarrow.Table`: the scores.
+    """
+    table = pa.concat_tables(RunFolder(run).tables())
+    # A sample is called by its file and its id.
+    return table.append_column("id", pa.array([name.rpartition("/")[2] for name in table["sample_id"].to_pylist()]))
+
+
+def read_web(folder: Path) -> pa.Table:
+    """The records of a web, in order.
+
+    Args:
+        folder (`Path`):
+            Its folder.
+
+    Returns:
+        `pyarrow.Table`: the columns `image`, `caption`, `image_id` and `id`.
+    """
+    return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet"))))
+
+
+def write_web(records: Iterable[Record], folder: Path) -> None:
+    """Writes a web, a thousand records a file.
+
+    Args:
+        records (iterable of records):
+            With `image`, `caption`, `image_id` and `id`.
+        folder (`Path`):
+            Where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = iter(records)
+    number = 0
+    while chunk := list(islice(records, _SHARD_ROWS)):
+        table = pa.Table.from_pylist(chunk, schema=_WEB_FEATURES.arrow_schema)
+        pq.write_table(table, folder / f"web-{number:05d}.parquet")
+        number += 1
+
+
+def save_pairs(records: Sequence[Record], folder: Path) -> None:
+    """Saves a set for training or evaluation.
+
+    Args:
+        records (`Sequence[dict]`):
+            With `image`, `caption` and `image_id`.
+        folder (`Path`):
+            Where to.
+    """
+    table = pa.Table.from_pylist(
+        [{name: record[name] for name in _PAIR} for record in records], schema=_PAIR_FEATURES.arrow_schema
+    )
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=_PAIR_FEATURES)).save_to_disk(folder)
+
+
+def _encoded(scene: SceneRecord) -> Record:
+    image = datasets.Image().encode_example(scene["image"])
+    return {
+        "image": image,
+        "caption": scene["caption"],
+        "image_id": scene["image_id"],
+        "id": str(scene["image_id"]),
+    }
+
+
+def _by_path(record: Record) -> Record:
+    return {**record, "image": {"bytes": None, "path": str(Path(record["image"]).absolute())}}
+
+
+def _by_caption(records: list[Record]) -> list[Record]:
+    """The same with a common id for equal captions, which are true of each other's pictures."""
+    ids = {caption: i for i, caption in enumerate(dict.fromkeys(record["caption"] for record in records))}
+    return [{**record, "image_id": ids[record["caption"]]} for record in records]
+
+
+def _first_of_each_caption(scenes: Scenes, number: int) -> list[int]:
+    first: dict[str, int] = {}
+    for i, caption in enumerate(scenes.captions()):
+        first.setdefault(caption, i)
+    if len(first) < number:
+        raise ValueError(f"There are no {number} different captions among {len(scenes)} scenes. Lower num_eval.")
+    return list(first.values())[:number]
+
+
+def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
+    """Texts that a variant takes from the scores, as the columns `id`, `caption` and `source`."""
+    table = read_scores(run)
+    if variant != "captioned":
+        sources = ("web",) if variant == "filtered" else ("web", "synthetic")
+        own = Rule(**{**vars(rule), "sources": sources})
+        table = table.filter(pa.array(kept(table, own)))
+    texts = table.select(["id", "text", "source"]).rename_columns(["id", "caption", "source"])
+    # A union: where the captioner wrote what the web says, the pair is there once.
+    first: dict[tuple[str, str], int] = {}
+    for row, pair in enumerate(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True)):
+        first.setdefault(pair, row)
+    return texts.take(pa.array(list(first.values()), type=pa.int64()))
+
+
+def _count(texts: pa.Table, truth_path: Path) -> Figures:
+    sources = texts["source"].to_pylist()
+    figures: Figures = {f"train_{source}": sources.count(source) for source in ("web", "synthetic")}
+    truth = read_truth(truth_path.parent)
+    verdicts = [
+        is_right if source == "web" else (None if right is None else text == right)
+        for text, source, (is_right, right) in (
+            (text, source, truth[id_])
+            for id_, text, source in zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), sources, strict=True)
+            if truth
+        )
+    ]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return figures | ({"share_right": sum(known) / len(known)} if known else {})
+
+
+__all__ = [
+    "CHECK",
+    "EVAL",
+    "HUMAN",
+    "WEB",
+    "read_scores",
+    "read_truth",
+    "read_web",
+    "save_pairs",
+    "write_file_sets",
+    "write_scene_sets",
+    "write_variant",
+    "write_web",
+]
