@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a pre-training model writes, reads back, and starts from where a file leaves something out."""
 
+import logging
+
 import pytest
 import torch
 import transformers
@@ -8,7 +10,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
+from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
+from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
 from .twins import TEXT, VISION, tiny_batch, tiny_pretraining_config
 
@@ -154,3 +157,19 @@ def test_config_comes_back_with_every_field(tmp_path):
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(StrictDataclassClassValidationError, match=f"{field} is {value}"):
         tiny_pretraining_config(**{field: value})
+
+
+def test_its_processor_loads_without_a_warning(tmp_path, caplog):
+    tokenizer = train_wordpiece_tokenizer(["a red star"])
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    BlipForPreTraining(tiny_pretraining_config()).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    # transformers' logger does not hand its records on.
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        loaded = BlipProcessor.from_pretrained(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []
+    assert loaded.config_token_ids() == processor.config_token_ids()

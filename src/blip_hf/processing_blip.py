@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from transformers import BlipProcessor as UpstreamBlipProcessor
 from transformers.image_utils import ImageInput
 
@@ -77,7 +77,10 @@ class BlipProcessor(UpstreamBlipProcessor):
         image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_options = BlipImageProcessor.valid_kwargs.__annotations__
         loading_options = {name: value for name, value in kwargs.items() if name not in image_options}
-        return cls(image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **loading_options))
+        # With a configuration at hand it reads none, and warns of none that is unknown to it, as that of pre-training.
+        config = AutoConfig.for_model("blip")
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
+        return cls(image_processor, tokenizer)
 
     @classmethod
     def from_bert_tokenizer(
