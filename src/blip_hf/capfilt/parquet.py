@@ -15,6 +15,7 @@ from .streams import Fault, Shard, Stream, check_texts
 
 
 ROWS_PER_READ = 64
+BUFFER_BYTES = 2**20  # of a column
 
 
 def parquet_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None) -> list[Shard]:
@@ -36,7 +37,8 @@ def parquet_shards(path: Path, name: str, image_root: str | os.PathLike[str] | N
 
 def _stream(path: Path, name: str, root: str | os.PathLike[str]) -> Stream:
     try:
-        file = pq.ParquetFile(path)
+        # Otherwise all of a group is read at once.
+        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except pa.ArrowInvalid as error:
         yield Fault(name, "bad_record", f"{path} is no Parquet file: {error}")
         return
