@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,9 +38,27 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield beside
         beside.replace(path)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Removes what processes that were killed have left beside `path`. None may be at work on it.
+
+    Args:
+        path (`str` or `Path`):
+            What they were to write.
+    """
+    path = Path(path)
+    if path.parent.is_dir():
+        for beside in path.parent.iterdir():
+            if re.fullmatch(re.escape(path.name) + r"\.\d+\.part", beside.name):
+                _remove(beside)
+
+
+def _remove(beside: Path) -> None:
+    if beside.is_dir():
+        shutil.rmtree(beside)
+    beside.unlink(missing_ok=True)
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
@@ -55,4 +74,4 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         beside.write_text(json.dumps(content), encoding="utf-8")
 
 
-__all__ = ["unfinished", "write_json"]
+__all__ = ["remove_unfinished", "unfinished", "write_json"]

@@ -10,7 +10,7 @@ Letters: `n` pictures, `g` captions of each, `t` text tokens, `m` texts.
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -45,15 +45,15 @@ class Scored:
     """What became of the samples of one batch.
 
     Args:
-        rows (`list[dict]`):
-            Records of the score table, those of a sample being neighbours.
+        table (`pyarrow.Table`):
+            Rows of the score table, those of a sample being neighbours.
         faults (`list[Fault]`):
             What had to be left out.
         num_images (`int`):
             Pictures that the models have seen.
     """
 
-    rows: list[dict[str, Any]]
+    table: pa.Table
     faults: list[Fault]
     num_images: int
 
@@ -144,8 +144,7 @@ class CapFilt:
             `tuple`: the score table, a row a text, and what had to be left out.
         """
         batches = list(self.score_batches(shard.samples()))
-        rows = [row for batch in batches for row in batch.rows]
-        return pa.Table.from_pylist(rows, schema=SCHEMA), [fault for batch in batches for fault in batch.faults]
+        return join_tables([batch.table for batch in batches]), [fault for batch in batches for fault in batch.faults]
 
     def score_batches(self, samples: Iterable[Sample | Fault]) -> Iterator[Scored]:
         """As `score_shard`, batch by batch, so that no more than a few batches of pictures are in memory.
@@ -166,7 +165,7 @@ class CapFilt:
                 with evaluating(self.captioner), evaluating(self.matcher):
                     rows, wordless = self._score(pictures)
                 faults += wordless
-            yield Scored(rows, faults, len(pictures))
+            yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), faults, len(pictures))
 
     def identities(self) -> dict[str, dict[str, str]]:
         """Names of both models with a fingerprint of their weights, for the record.
@@ -269,6 +268,11 @@ class _Picture:
     matcher_pixels: Tensor
 
 
+def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """The score table of a shard from those of its batches, in one piece, so that no trace of the batches is left."""
+    return pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks()
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """A digest of a model's weights, by name and value.
 
@@ -344,4 +348,4 @@ def _read_ahead(
             yield pending.popleft().result()
 
 
-__all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint"]
+__all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint", "join_tables"]
