@@ -307,6 +307,10 @@ def test_broken_parquet_loses_no_more_than_its_group(tmp_path):
     table = pa.table({"image": [encoded()] * 4, "caption": [f"text number {i}" for i in range(4)]})
     pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
     content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:footer] + b"\xff" * 32 + content[footer + 32 :])
+    assert summary(read(path)) == [("x", "bad_record")]
+    path.write_bytes(content)
     column = pq.ParquetFile(path).metadata.row_group(0).column(1)
     start = column.data_page_offset
     content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size

@@ -17,6 +17,9 @@ from .streams import Fault, Shard, Stream, check_texts
 ROWS_PER_READ = 64
 BUFFER_BYTES = 2**20  # of a column
 
+# What Arrow raises for bytes that make no sense.
+_BROKEN = (pa.ArrowException, UnicodeDecodeError, OSError)
+
 
 def parquet_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None) -> list[Shard]:
     """The one shard that a Parquet file is.
@@ -39,11 +42,11 @@ def _stream(path: Path, name: str, root: str | os.PathLike[str]) -> Stream:
     try:
         # Otherwise all of a group is read at once.
         file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        yield Fault(name, "bad_record", f"{path} is no Parquet file: {error}")
+        columns = _columns(file.schema_arrow.names, path)
+    except _BROKEN as error:
+        yield Fault(name, "bad_record", f"{path} is no Parquet file: {_detail(error)}")
         return
     with file:
-        columns = _columns(file.schema_arrow.names, path)
         row = 0
         for group in range(file.num_row_groups):
             next_group = row + file.metadata.row_group(group).num_rows
@@ -51,13 +54,16 @@ def _stream(path: Path, name: str, root: str | os.PathLike[str]) -> Stream:
                 for record in _records(file, group, columns):
                     yield from _sample(record, name, row, root)
                     row += 1
-            except OSError as error:  # as ArrowInvalid is none, and both mean pages that cannot be decoded
-                if error.errno is not None:  # the disk's fault
-                    raise
-                yield Fault(f"{name}/{row:08d}", "bad_record", f"rows {row} to {next_group - 1}: {error}")
-            except pa.ArrowInvalid as error:
-                yield Fault(f"{name}/{row:08d}", "bad_record", f"rows {row} to {next_group - 1}: {error}")
+            except _BROKEN as error:
+                yield Fault(f"{name}/{row:08d}", "bad_record", f"rows {row} to {next_group - 1}: {_detail(error)}")
             row = next_group
+
+
+def _detail(error: Exception) -> str:
+    """What is wrong with the content; what is wrong with the disk is raised, as another attempt may do better."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return str(error).strip()
 
 
 def _columns(present: list[str], path: Path) -> list[str]:
