@@ -71,7 +71,7 @@ def find_shards(source: Source, *, image_root: PathLike | None = None, shard_siz
     if isinstance(source, Scenes):
         return scene_shards(source, shard_size)
     if isinstance(source, str) and source.startswith("scenes:"):
-        return scene_shards(_parse_scenes(source), shard_size)
+        return scene_shards(parse_scenes(source), shard_size)
     files = _find_files([source] if isinstance(source, (str, os.PathLike)) else source)
     readers: dict[str, Callable[[Path, str], list[Shard]]] = {
         "tar": tar_shards,
@@ -83,7 +83,23 @@ def find_shards(source: Source, *, image_root: PathLike | None = None, shard_siz
     ]
 
 
-def _parse_scenes(source: str) -> Scenes:
+def parse_scenes(source: str) -> Scenes:
+    """The scenes that `scenes:NUMBER[:NOISE]` stands for.
+
+    Args:
+        source (`str`):
+            Number of scenes, and share of swapped captions.
+
+    Returns:
+        [`~blip_hf.data.scenes.Scenes`]: from the head of the series of seed 0.
+
+    Raises:
+        ValueError: If it is not of this form.
+
+    Example:
+        >>> parse_scenes("scenes:4000:0.45").noise_rate
+        0.45
+    """
     match = SCENES.fullmatch(source)
     if match is None:
         raise ValueError(f"source={source!r}, expected scenes:NUMBER[:NOISE] as in scenes:4000:0.45.")
@@ -140,4 +156,4 @@ def _without_suffix(name: str) -> str:
     return name.removesuffix(suffix)
 
 
-__all__ = ["Fault", "Sample", "Shard", "Source", "find_shards"]
+__all__ = ["Fault", "Sample", "Shard", "Source", "find_shards", "parse_scenes"]

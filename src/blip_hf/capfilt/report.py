@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a CapFilt run has done, in figures and on a page: scores, shares, words, and texts with their pictures."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..evaluation.filtering import filter_metrics
+from ..files import unfinished, write_json
+from .report_examples import Example, ExampleSheet, add_thumbnails
+from .report_labels import LabelReader, find_labels
+from .report_tallies import ScoreTally, TextTally, word_changes
+from .rules import Rule, find_cutoffs, kept
+from .samples import find_shards
+from .scores import SOURCES, RunFolder, read_scores
+from .streams import Shard
+
+
+# Limits of the two scores, and bins a hundredth wide.
+_RANGES = {"itm": (0.0, 1.0, 100), "itc": (-1.0, 1.0, 200)}
+
+
+def build_report(
+    run_dir: str | os.PathLike[str], *, labels: str | os.PathLike[str] | Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Counts what a run has scored and kept. The scores are read shard by shard, and no row is held.
+
+    Args:
+        run_dir (`str` or `Path`):
+            Folder of the run.
+        labels (`str`, `Path` or sequence of `int`, *optional*):
+            What is known of the web texts, or the JSON list that says it: 1 where a text fits its picture and 0 where it
+            was swapped, one a record in the order of the source. Drawn scenes need none.
+
+    Returns:
+        `dict[str, Any]`: the figures, as `report.json` has them:
+
+        - `totals`: pictures, texts and kept ones, also `by_source`, and `faults` by reason;
+        - `rule` and the `cutoffs` it comes to by source, `None` where nothing is kept;
+        - `histograms` of `itm` and `itc`: `edges`, and `counts` by source;
+        - `kept_share_by_threshold`: `kept_shares` by source at each of `thresholds`;
+        - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and `kept`, the whole;
+        - `words`: those that were `added` and `dropped` most from `web` to `kept`;
+        - `filter`: its [`~blip_hf.evaluation.filtering.filter_metrics`] on the web texts, `None` where none has a
+          label;
+        - `examples`: texts near the threshold and far from it, accepted and rejected;
+        - `settings`: what is in `run.json`.
+
+    Raises:
+        ValueError: If the folder holds no scores, or the labels do not fit them.
+    """
+    run = RunFolder(run_dir)
+    files = run.score_files()
+    if not files:
+        raise ValueError(f"{run_dir} holds no scores/*.parquet. Pass the folder of a CapFilt run with a whole shard.")
+    settings = json.loads(run.settings.read_text(encoding="utf-8"))
+    rule = Rule(**settings["rule"])
+    cutoffs = find_cutoffs(rule, run.tables)
+    label_reader = find_labels(labels, settings["source"], lambda: _shards(settings))
+    tally = _RunTally(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
+    for path in files:
+        table = read_scores(path)
+        tally.add(path.stem, table, kept(table, rule, cutoffs), rule.by)
+    return {
+        "totals": {**tally.totals(), "num_shards": len(files), "faults": _count_faults(run)},
+        "rule": asdict(rule),
+        "cutoffs": {source: cutoff if math.isfinite(cutoff) else None for source, cutoff in cutoffs.items()},
+        **tally.figures(rule.by),
+        "settings": settings,
+    }
+
+
+def write_report(
+    run_dir: str | os.PathLike[str], *, labels: str | os.PathLike[str] | Sequence[int] | None = None
+) -> Path:
+    """Writes `report.json` and `report.html`, one page with charts and pictures that needs nothing beside itself.
+
+    Pictures are read from the run's source again. Those that cannot be read are left out, all of them if it is gone.
+
+    Args:
+        run_dir (`str` or `Path`):
+            Folder of the run, which gets the two files.
+        labels (`str`, `Path` or sequence of `int`, *optional*):
+            As of [`build_report`].
+
+    Returns:
+        `Path`: of `report.html`.
+
+    Raises:
+        ValueError: As of [`build_report`].
+        ImportError: If Matplotlib is not installed. `report.json` is there all the same.
+    """
+    from .report_page import render_report
+
+    report = build_report(run_dir, labels=labels)
+    try:
+        shards = _shards(report["settings"])
+    except (OSError, ValueError):
+        shards = []
+    shown = add_thumbnails([Example(**example) for example in report["examples"]], shards)
+    report["examples"] = [asdict(example) for example, _ in shown]
+    write_json(report, Path(run_dir, "report.json"))
+    path = Path(run_dir, "report.html")
+    with unfinished(path) as beside:
+        beside.write_text(render_report(report, shown), encoding="utf-8")
+    return path
+
+
+class _RunTally:
+    """All that is counted in one pass over the shards."""
+
+    def __init__(self, examples: ExampleSheet, labels: LabelReader | None) -> None:
+        self.examples = examples
+        self.labels = labels
+        self.num_images = 0
+        self.num_images_kept = 0
+        self.num_texts: Counter[tuple[str, bool]] = Counter()
+        self.scores = {(name, source): ScoreTally(*_RANGES[name]) for name in _RANGES for source in SOURCES}
+        self.texts = {(source, is_kept): TextTally() for source in SOURCES for is_kept in (True, False)}
+        self.judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray, by: str) -> None:
+        """Counts a shard."""
+        sample_ids, sources, texts = (
+            table[name].to_numpy(zero_copy_only=False) for name in ("sample_id", "source", "text")
+        )
+        scores = {name: table[name].to_numpy(zero_copy_only=False) for name in _RANGES}
+        self.num_images += len(set(sample_ids))
+        self.num_images_kept += len(set(sample_ids[is_kept]))
+        for source in SOURCES:
+            is_from = sources == source
+            for name, values in scores.items():
+                self.scores[name, source].add(values[is_from])
+            for decision in (True, False):
+                chosen = is_from & (is_kept == decision)
+                self.num_texts[source, decision] += int(chosen.sum())
+                self.texts[source, decision].add(texts[chosen])
+        self.examples.add(shard_name, table, is_kept)
+        if self.labels is not None:
+            is_web = sources == "web"
+            labels = self.labels(shard_name, table.filter(pa.array(is_web)))
+            self.judged.append((scores[by][is_web], labels, is_kept[is_web]))
+
+    def totals(self) -> dict[str, Any]:
+        """Pictures and texts."""
+        by_source = {}
+        for source in self._sources():
+            num_kept, num_dropped = self.num_texts[source, True], self.num_texts[source, False]
+            by_source[source] = _shares(num_kept + num_dropped, num_kept) | {
+                f"mean_{name}": self.scores[name, source].mean() for name in _RANGES
+            }
+        num_kept = sum(totals["num_kept"] for totals in by_source.values())
+        return {
+            "num_images": self.num_images,
+            "num_images_kept": self.num_images_kept,
+            **_shares(self.num_texts.total(), num_kept),
+            "by_source": by_source,
+        }
+
+    def figures(self, by: str) -> dict[str, Any]:
+        """The other parts of the report."""
+        sources = self._sources()
+        return {
+            "histograms": {
+                name: {
+                    "edges": _edges(name),
+                    "counts": {source: self.scores[name, source].counts.tolist() for source in sources},
+                }
+                for name in _RANGES
+            },
+            "kept_share_by_threshold": {
+                "by": by,
+                "thresholds": _edges(by),
+                "kept_shares": {source: self.scores[by, source].kept_shares() for source in sources},
+            },
+            **self._texts(),
+            "filter": self._filter_metrics(),
+            "examples": [asdict(example) for example in self.examples.examples()],
+        }
+
+    def _sources(self) -> list[str]:
+        """Sources that occur."""
+        return [source for source in SOURCES if self.num_texts[source, True] + self.num_texts[source, False]]
+
+    def _texts(self) -> dict[str, Any]:
+        all_kept = sum((self.texts[source, True] for source in SOURCES), TextTally())
+        groups = {}
+        for source in self._sources():
+            groups[source] = self.texts[source, True] + self.texts[source, False]
+            groups[f"{source}_kept"] = self.texts[source, True]
+        words = word_changes(groups.get("web", TextTally()), all_kept)
+        groups["kept"] = all_kept
+        return {"texts": {name: group.statistics() for name, group in groups.items()}, "words": words}
+
+    def _filter_metrics(self) -> dict[str, Any] | None:
+        if self.labels is None:
+            return None
+        scores, labels, is_kept = (np.concatenate(parts) for parts in zip(*self.judged, strict=True))
+        has_score = ~np.isnan(scores)
+        if not has_score.any():
+            return None
+        return filter_metrics(scores[has_score], labels[has_score], kept=is_kept[has_score])
+
+
+def _shares(num_texts: int, num_kept: int) -> dict[str, Any]:
+    return {"num_texts": num_texts, "num_kept": num_kept, "kept_share": num_kept / num_texts if num_texts else None}
+
+
+def _edges(name: str) -> list[float]:
+    low, high, num_bins = _RANGES[name]
+    return np.linspace(low, high, num_bins + 1).round(6).tolist()
+
+
+def _count_faults(run: RunFolder) -> dict[str, int]:
+    """What was left out, the most frequent reason first."""
+    reasons: Counter[str] = Counter()
+    for path in sorted(Path(run.root, "faults").glob("*.json")):
+        reasons.update(fault["reason"] for fault in json.loads(path.read_text(encoding="utf-8")))
+    return dict(reasons.most_common())
+
+
+def _shards(settings: Mapping[str, Any]) -> list[Shard]:
+    return find_shards(settings["source"], image_root=settings["image_root"], shard_size=settings["shard_size"])
+
+
+__all__ = ["build_report", "write_report"]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A contact sheet's texts, chosen while scores stream by: the same ones each time, and as few held as are shown."""
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ..data.images import UnreadableImageError
+from ..pages import thumbnail_url
+from .streams import Sample, Shard
+
+
+Place = Literal["near", "far"]
+PLACES: tuple[Place, ...] = ("near", "far")
+
+NUM_TEXTS = 6
+"""Texts that are shown of each kind: of a source, kept or not, near the threshold or far from it."""
+
+# Pictures are read from few shards, however many there are: reading a tar costs more than all the rest of a report.
+_MAX_SHARDS = 8
+# Some pictures cannot be read any more, so more texts are held than are shown.
+_NUM_HELD = 2 * NUM_TEXTS
+# Scores closer than this count as equally far, so that the texts at the end of a scale are a fair draw.
+_DECIMALS = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text of the contact sheet.
+
+    Args:
+        shard (`str`):
+            Name of its shard.
+        sample_id (`str`):
+            Its sample.
+        text_index (`int`):
+            Its number among the texts of its source.
+        text (`str`):
+            The text.
+        source (`str`):
+            `"web"`, `"synthetic"` or `"human"`.
+        itm (`float`, *optional*):
+            Its matching probability.
+        itc (`float`, *optional*):
+            Its cosine.
+        is_kept (`bool`):
+            Whether it is kept.
+        place (`str`):
+            `"near"` the threshold or `"far"` from it.
+    """
+
+    shard: str
+    sample_id: str
+    text_index: int
+    text: str
+    source: str
+    itm: float | None
+    itc: float | None
+    is_kept: bool
+    place: Place
+
+
+class ExampleSheet:
+    """Keeps the texts nearest to the threshold and farthest from it, of each source, accepted and rejected.
+
+    Equally distant texts are drawn by a hash of their ids, so the choice depends neither on their order nor on chance.
+
+    Args:
+        shard_names (sequence of `str`):
+            All shards, of which some are drawn likewise.
+        cutoffs (mapping of `str` to `float`):
+            Least score that is kept, by source; see [`~blip_hf.capfilt.rules.find_cutoffs`].
+        by (`str`):
+            The score that decides, `"itm"` or `"itc"`.
+    """
+
+    def __init__(self, shard_names: Sequence[str], cutoffs: Mapping[str, float], by: str) -> None:
+        self.shard_names = set(sorted(shard_names, key=_hash)[:_MAX_SHARDS])
+        self.cutoffs = cutoffs
+        self.by = by
+        self._held: dict[tuple[str, bool, Place], list[tuple[float, int, Example]]] = {}
+
+    def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray) -> None:
+        """Takes the texts of a shard into account.
+
+        Args:
+            shard_name (`str`):
+                The shard.
+            table (`pyarrow.Table`):
+                Its scores.
+            is_kept (`numpy.ndarray` of shape `(m,)`):
+                Which of them are kept.
+        """
+        if shard_name not in self.shard_names:
+            return
+        scores = table[self.by].to_numpy(zero_copy_only=False)  # (m,)
+        sources = table["source"].to_numpy(zero_copy_only=False)  # (m,)
+        for source, cutoff in self.cutoffs.items():
+            distances = np.abs(scores - (cutoff if np.isfinite(cutoff) else 1.0)).round(_DECIMALS)  # (m,)
+            for kept in (True, False):
+                rows = np.flatnonzero((sources == source) & (is_kept == kept) & ~np.isnan(scores))
+                for place, sign in zip(PLACES, (1, -1), strict=True):
+                    held = self._held.get((source, kept, place), [])
+                    fresh = self._ranked(shard_name, table, rows, sign * distances, kept, place)
+                    # Hashes differ, so that examples themselves are never compared.
+                    self._held[source, kept, place] = heapq.nsmallest(_NUM_HELD, [*held, *fresh])
+
+    def examples(self) -> list[Example]:
+        """The texts that may be shown, the best choice of each kind first; no text twice."""
+        chosen: dict[tuple[str, str, int, str], Example] = {}
+        for held in self._held.values():
+            for _, _, example in held:
+                chosen.setdefault((example.shard, example.sample_id, example.text_index, example.source), example)
+        return list(chosen.values())
+
+    def _ranked(
+        self, shard_name: str, table: pa.Table, rows: np.ndarray, ranks: np.ndarray, kept: bool, place: Place
+    ) -> Iterator[tuple[float, int, Example]]:
+        ranked = ((float(ranks[row]), _row_hash(shard_name, table, row), row) for row in rows.tolist())
+        for rank, digest, row in heapq.nsmallest(_NUM_HELD, ranked):
+            record = table.slice(row, 1).to_pylist()[0]
+            fields = {name: record[name] for name in ("sample_id", "text_index", "text", "source", "itm", "itc")}
+            yield rank, digest, Example(shard=shard_name, is_kept=kept, place=place, **fields)
+
+
+def add_thumbnails(examples: Iterable[Example], shards: Iterable[Shard]) -> list[tuple[Example, str]]:
+    """Reads the pictures of a contact sheet. What cannot be read is left out, and a spare takes its place.
+
+    Args:
+        examples (iterable of `Example`):
+            Texts that may be shown, the best choice of each kind first.
+        shards (iterable of `Shard`):
+            Where their pictures are.
+
+    Returns:
+        `list[tuple[Example, str]]`: the texts that are shown, and the picture of each for `src`.
+    """
+    examples = list(examples)
+    wanted: dict[str, set[str]] = {}
+    for example in examples:
+        wanted.setdefault(example.shard, set()).add(example.sample_id)
+    pictures = {
+        (shard.name, sample_id): url
+        for shard in shards
+        if shard.name in wanted
+        for sample_id, url in _thumbnails(shard, wanted[shard.name])
+    }
+    shown: list[tuple[Example, str]] = []
+    room: dict[tuple[str, bool, Place], int] = {}
+    for example in examples:
+        kind = (example.source, example.is_kept, example.place)
+        picture = pictures.get((example.shard, example.sample_id))
+        if picture is not None and room.setdefault(kind, NUM_TEXTS) > 0:
+            room[kind] -= 1
+            shown.append((example, picture))
+    return shown
+
+
+def _thumbnails(shard: Shard, wanted: set[str]) -> Iterator[tuple[str, str]]:
+    missing = set(wanted)
+    for item in shard.samples():
+        if isinstance(item, Sample) and item.sample_id in missing:
+            missing.remove(item.sample_id)
+            try:
+                yield item.sample_id, thumbnail_url(item.picture())
+            except UnreadableImageError:
+                continue
+        if not missing:
+            return
+
+
+def _row_hash(shard_name: str, table: pa.Table, row: int) -> int:
+    return _hash("/".join([shard_name, *(str(table[name][row]) for name in ("sample_id", "source", "text_index"))]))
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+
+
+__all__ = ["NUM_TEXTS", "PLACES", "Example", "ExampleSheet", "add_thumbnails"]
