@@ -28,9 +28,9 @@ from .stages import Figures
 WEB, CHECK, HUMAN, EVAL, TRUTH = "web", "check", "human", "eval", "truth.parquet"
 
 _SHARD_ROWS = 1000
-_PAIR = {"image": datasets.Image(), "caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
-_PAIR_FEATURES = datasets.Features(_PAIR)
-_WEB_FEATURES = datasets.Features({**_PAIR, "id": datasets.Value("string")})
+# A picture is bytes where it was drawn, and a path, which nothing copies or opens, where it is a file.
+_IMAGE = {True: datasets.Image(), False: datasets.Value("string")}
+_PAIR = {"caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
 _TRUTH_SCHEMA = pa.schema([("id", pa.string()), ("is_right", pa.bool_()), ("caption", pa.string())])
 
 Record = dict[str, Any]
@@ -55,10 +55,11 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
     human = Scenes(data.num_human, start=len(web), **series)
     check = Scenes(data.num_check, start=len(web) + len(human), noise_rate=data.noise_rate, **series)
     rest = Scenes(20 * data.num_eval, start=check.start + len(check), **series)
-    write_web(map(_encoded, web), folder / WEB)
-    write_web(map(_encoded, check), folder / CHECK)
-    save_pairs(_by_caption([_encoded(scene) for scene in human]), folder / HUMAN)
-    save_pairs([_encoded(rest[i]) for i in _first_of_each_caption(rest, data.num_eval)], folder / EVAL)
+    write_web(map(_encoded, web), folder / WEB, is_drawn=True)
+    write_web(map(_encoded, check), folder / CHECK, is_drawn=True)
+    save_pairs(_by_caption([_encoded(scene) for scene in human]), folder / HUMAN, is_drawn=True)
+    distinct = [rest[i] for i in _first_of_each_caption(rest, data.num_eval)]
+    save_pairs(list(map(_encoded, distinct)), folder / EVAL, is_drawn=True)
     truth = [
         {"id": str(scenes.start + i), "is_right": caption == scenes.true_caption(i), "caption": scenes.true_caption(i)}
         for scenes in (web, check)
@@ -104,9 +105,9 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
     # Numbers of pictures that web and human have in common.
     numbers = {image: number for number, image in enumerate(dict.fromkeys(r["image"] for r in [*web, *human]))}
     web, human = ([{**record, "image_id": numbers[record["image"]]} for record in own] for own in (web, human))
-    write_web(map(_by_path, web), folder / WEB)
-    save_pairs([_by_path(record) for record in human], folder / HUMAN)
-    save_pairs([_by_path(record) for record in evaluation], folder / EVAL)
+    write_web(map(_with_full_path, web), folder / WEB, is_drawn=False)
+    save_pairs(list(map(_with_full_path, human)), folder / HUMAN, is_drawn=False)
+    save_pairs(list(map(_with_full_path, evaluation)), folder / EVAL, is_drawn=False)
     if labels is not None:
         truth = [{"id": record["id"], "is_right": bool(labels[int(record["id"])]), "caption": None} for record in web]
         pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA), folder / TRUTH)
@@ -138,7 +139,7 @@ def write_variant(
     Returns:
         `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and `share_right` of these, where that is known.
     """
-    web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN).data.table
+    web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN)
     texts = web.select(["id", "caption"]).append_column("source", pa.array(["web"] * len(web)))
     if variant in ("filtered", "captioned", "bootstrapped"):
         texts = _scored_texts(run, variant, rule)
@@ -154,14 +155,15 @@ def write_variant(
             "image_id": web["image_id"].take(rows),
         }
     )
-    schema = _PAIR_FEATURES.arrow_schema
-    both = pairs.cast(schema)
+    schema = human.features.arrow_schema
+    both = pairs.select(schema.names).cast(schema)
     if with_human:
-        both = pa.concat_tables([both, human.select(schema.names).cast(schema)])
+        both = pa.concat_tables([both, human.data.table.cast(schema)])
     if is_drawn:
         captions = both["caption"].combine_chunks().dictionary_encode()
-        both = both.set_column(2, schema.field("image_id"), captions.indices.cast(pa.int64()))
-    datasets.Dataset(both, info=datasets.DatasetInfo(features=_PAIR_FEATURES)).save_to_disk(folder)
+        place = schema.get_field_index("image_id")
+        both = both.set_column(place, schema.field(place), captions.indices.cast(pa.int64()))
+    datasets.Dataset(both, info=datasets.DatasetInfo(features=human.features)).save_to_disk(folder)
     return {"train_pairs": len(both), **figures}
 
 
@@ -209,7 +211,7 @@ def read_web(folder: Path) -> pa.Table:
     return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet"))))
 
 
-def write_web(records: Iterable[Record], folder: Path) -> None:
+def write_web(records: Iterable[Record], folder: Path, *, is_drawn: bool) -> None:
     """Writes a web, a thousand records a file.
 
     Args:
@@ -217,17 +219,19 @@ def write_web(records: Iterable[Record], folder: Path) -> None:
             With `image`, `caption`, `image_id` and `id`.
         folder (`Path`):
             Where to.
+        is_drawn (`bool`):
+            Whether pictures are bytes, rather than paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR, "id": datasets.Value("string")})
     records = iter(records)
     number = 0
     while chunk := list(islice(records, _SHARD_ROWS)):
-        table = pa.Table.from_pylist(chunk, schema=_WEB_FEATURES.arrow_schema)
-        pq.write_table(table, folder / f"web-{number:05d}.parquet")
+        pq.write_table(pa.Table.from_pylist(chunk, schema=features.arrow_schema), folder / f"web-{number:05d}.parquet")
         number += 1
 
 
-def save_pairs(records: Sequence[Record], folder: Path) -> None:
+def save_pairs(records: Sequence[Record], folder: Path, *, is_drawn: bool) -> None:
     """Saves a set for training or evaluation.
 
     Args:
@@ -235,11 +239,13 @@ def save_pairs(records: Sequence[Record], folder: Path) -> None:
             With `image`, `caption` and `image_id`.
         folder (`Path`):
             Where to.
+        is_drawn (`bool`):
+            Whether pictures are bytes, rather than paths.
     """
-    table = pa.Table.from_pylist(
-        [{name: record[name] for name in _PAIR} for record in records], schema=_PAIR_FEATURES.arrow_schema
-    )
-    datasets.Dataset(table, info=datasets.DatasetInfo(features=_PAIR_FEATURES)).save_to_disk(folder)
+    features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR})
+    # What a record has beside these fields is left out.
+    table = pa.Table.from_pylist(list(records), schema=features.arrow_schema)
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(folder)
 
 
 def _encoded(scene: SceneRecord) -> Record:
@@ -252,8 +258,8 @@ def _encoded(scene: SceneRecord) -> Record:
     }
 
 
-def _by_path(record: Record) -> Record:
-    return {**record, "image": {"bytes": None, "path": str(Path(record["image"]).absolute())}}
+def _with_full_path(record: Record) -> Record:
+    return {**record, "image": str(Path(record["image"]).absolute())}
 
 
 def _by_caption(records: list[Record]) -> list[Record]:

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf bootstrap`: its settings, its stages, its sets, its table, and the whole loop in small."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import transformers
+import yaml
+from PIL import Image
+
+from blip_hf.bootstrap.config import SCENE_SECTIONS, VARIANTS, FileData, LoopSettings, SceneData
+from blip_hf.bootstrap.loop import SeedResult
+from blip_hf.bootstrap.measure import measure_capfilt
+from blip_hf.bootstrap.sets import (
+    CHECK,
+    EVAL,
+    HUMAN,
+    WEB,
+    read_truth,
+    read_web,
+    save_pairs,
+    write_file_sets,
+    write_scene_sets,
+    write_variant,
+    write_web,
+)
+from blip_hf.bootstrap.stages import run_stage
+from blip_hf.bootstrap.table import render, summarise
+from blip_hf.capfilt.rules import Rule
+from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from blip_hf.cli import bootstrap
+from blip_hf.training import BlipTaskTrainer
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("bootstrap_*.yaml"))
+TINY = {
+    "data": {"num_web": 24, "num_human": 16, "num_eval": 8, "num_check": 8, "image_size": 32},
+    "device": "cpu",
+    "model": {"hidden_size": 32, "num_vision_layers": 1, "num_text_layers": 1},
+    "pretrain": {
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "warmup_steps": 0,
+        "queue_size": 16,
+        "save_strategy": "no",
+    },
+    "captioner": {"max_steps": 4, "per_device_train_batch_size": 8, "warmup_steps": 0, "save_steps": 2},
+    "filter": {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "warmup_steps": 0,
+        "queue_size": 16,
+        "save_strategy": "no",
+    },
+    "capfilt": {"max_length": 10},
+    "evaluation": {"k_test": 4, "max_length": 10},
+}
+
+
+def run_loop(folder, capfd, **changes):
+    """The closing table, and the stages that were not skipped."""
+    config = folder / "loop.yaml"
+    config.write_text(yaml.safe_dump(TINY | changes))
+    assert bootstrap.main(["--config", str(config), "--output", str(folder / "out")]) == 0
+    out, err = capfd.readouterr()
+    lines = [line.partition("] ")[2] for line in err.splitlines() if line.startswith("[seed")]
+    return out, [line.partition(":")[0] for line in lines if line.endswith(("starts", "goes on"))]
+
+
+STAGES = [
+    "sets",
+    "start",
+    "pairs-noisy",
+    "pretrain-noisy",
+    "captioner",
+    "filter",
+    "capfilt",
+    "evaluate-noisy",
+    "pairs-bootstrapped",
+    "pretrain-bootstrapped",
+    "evaluate-bootstrapped",
+    "check",
+]
+
+
+def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    table, done = run_loop(whole, capfd)
+    assert done == STAGES
+    assert "text to picture, R@1" in table
+    results = json.loads((whole / "out" / "results.json").read_text())
+    assert set(results["models"]) == {"noisy", "bootstrapped"}
+    assert results["capfilt"]["web_texts"]["mean"] == 24
+    for part, kind in (
+        ("captioner", transformers.BlipForConditionalGeneration),
+        ("filter", transformers.BlipForImageTextRetrieval),
+    ):
+        _, info = kind.from_pretrained(whole / "out" / "seed-0" / part, output_loading_info=True)
+        assert not info["missing_keys"]
+
+    # Cut off in the captioner's third step, of which the second was saved.
+    step = BlipTaskTrainer.training_step
+    calls = []
+
+    def breaking_step(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlipTaskTrainer, "training_step", breaking_step)
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(cut, capfd)
+    assert (cut / "out" / "seed-0" / "captioner.part" / "checkpoint-2").is_dir()
+    capfd.readouterr()
+    _, done = run_loop(cut, capfd)
+    assert done == STAGES[4:]
+    assert len(calls) == 5 + 2 + 1 + 2  # two of the captioner, one of the filter, two of the second model
+    paths = [folder / "out" / "seed-0" / "captioner" / "model.safetensors" for folder in (cut, whole)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+    assert run_loop(whole, capfd) == (table, [])
+    _, done = run_loop(whole, capfd, filter={**TINY["filter"], "learning_rate": 1e-4})
+    assert done == ["filter", *(stage for stage in STAGES[6:] if stage != "evaluate-noisy")]
+
+
+# Settings
+
+
+def test_sections_for_scenes_add_to_what_a_small_model_needs():
+    settings = LoopSettings.from_mapping({"pretrain": {"max_steps": 7}, "variants": ["bootstrapped"]})
+    assert settings.pretrain == {**SCENE_SECTIONS["pretrain"], "max_steps": 7}
+    assert settings.variants == ("noisy", "bootstrapped")
+    settings.check()
+
+
+def test_sections_for_files_start_from_nothing():
+    settings = LoopSettings.from_mapping({"data": {"web": "a.json", "human": "b.json", "eval": "c.json"}})
+    assert settings.pretrain == {}
+    assert settings.data == FileData("a.json", "b.json", "c.json")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_fit(recipe):
+    settings = LoopSettings.from_mapping(yaml.safe_load(recipe.read_text()))
+    settings.check()
+    assert settings.variants == tuple(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pretraining": {}}, "name pretraining, expected some of"),
+        ({"pretrain": {"steps": 4}}, "pretrain names steps"),
+        ({"pretrain": {"learning_rate": "1e-3"}}, "learning_rate is the text"),
+        ({"captioner": {"output_dir": "here"}}, "captioner names output_dir, which the loop decides on"),
+        ({"rule": {"sources": ["web"]}}, "The loop decides on the sources"),
+        ({"rule": {"by": "sum"}}, "expected 'itm' or 'itc'"),
+        ({"capfilt": {"top": 0.9}}, "capfilt names top"),
+        ({"variants": ["clean"]}, "variant 'clean' is unknown"),
+        ({"seeds": []}, "seeds="),
+        ({"data": {"web": "a.json"}}, "data does not fit FileData"),
+        ({"data": {"num_wep": 5}}, "data names num_wep"),
+        ({"model": {"width": 5}}, "model names width"),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_stage(values, message):
+    with pytest.raises(ValueError, match=message):
+        LoopSettings.from_mapping(values).check()
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="runs in one process"):
+        bootstrap.main([])
+
+
+# Stages
+
+
+def counting_action(calls, name):
+    def action(work):
+        calls.append(name)
+        (work / "output").write_text(name)
+        return {"number": len(calls)}
+
+    return action
+
+
+def test_a_stage_is_run_once_and_again_when_settings_or_inputs_change(tmp_path):
+    calls = []
+
+    def run_both(first, second):
+        one = run_stage(tmp_path / "one", {"value": first}, [], counting_action(calls, "one"), print)
+        return run_stage(tmp_path / "two", {"value": second}, [one], counting_action(calls, "two"), print)
+
+    first = run_both(1, 1)
+    assert run_both(1, 1) == first
+    assert calls == ["one", "two"]
+    run_both(1, 2)
+    assert calls == ["one", "two", "two"]
+    run_both(2, 2)
+    assert calls[3:] == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_an_interrupted_stage_finds_its_files_again_unless_it_is_another(tmp_path):
+    found = []
+
+    def action(work):
+        found.append((work / "half").exists())
+        (work / "half").write_text("done")
+        if len(found) in (1, 2):
+            raise KeyboardInterrupt
+        return {}
+
+    for value in (1, 1, 2):
+        if len(found) < 2:
+            with pytest.raises(KeyboardInterrupt):
+                run_stage(tmp_path / "stage", {"value": value}, [], action, print)
+        else:
+            run_stage(tmp_path / "stage", {"value": value}, [], action, print)
+    assert found == [False, True, False]
+
+
+def test_a_stage_that_was_whole_but_not_in_place_is_not_run_again(tmp_path):
+    calls = []
+    stage = run_stage(tmp_path / "stage", {}, [], counting_action(calls, "stage"), print)
+    stage.folder.rename(tmp_path / "stage.part")
+    again = run_stage(tmp_path / "stage", {}, [], counting_action(calls, "stage"), print)
+    assert (again, calls) == (stage, ["stage"])
+    assert stage.folder.is_dir()
+
+
+# Sets
+
+SCENES = SceneData(num_web=30, num_human=20, num_eval=10, num_check=12, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def scene_sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    write_scene_sets(SCENES, 3, folder)
+    return folder
+
+
+def test_no_scene_is_in_two_sets(scene_sets):
+    web, check = (read_web(scene_sets / name)["image_id"].to_pylist() for name in (WEB, CHECK))
+    evaluation = datasets.load_from_disk(scene_sets / EVAL)
+    assert web == list(range(30))
+    assert check == list(range(50, 62))
+    assert min(evaluation["image_id"]) >= 62
+    assert len(set(evaluation["caption"])) == 10
+
+
+def test_human_scenes_of_one_caption_share_an_id(tmp_path):
+    write_scene_sets(SceneData(num_web=1, num_human=300, num_eval=2, num_check=1, image_size=32), 0, tmp_path)
+    human = datasets.load_from_disk(tmp_path / HUMAN)
+    captions, ids = human["caption"][:], human["image_id"][:]
+    assert len(set(ids)) == len(set(captions)) == len(set(zip(captions, ids, strict=True))) < 300
+
+
+def test_truth_says_which_captions_were_swapped(scene_sets):
+    truth, web = read_truth(scene_sets), read_web(scene_sets / WEB)
+    pairs = dict(zip(web["id"].to_pylist(), web["caption"].to_pylist(), strict=True))
+    assert all((pairs[id_] == true) == is_right for id_, (is_right, true) in truth.items() if id_ in pairs)
+    assert {is_right for is_right, _ in truth.values()} == {True, False}
+
+
+def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
+    for name in "abcdef":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    human = [{"image": f"{name}.png", "caption": f"{name} {i}"} for name in "abcdef" for i in range(2)]
+    web = [{"image": f"{name}.png", "caption": f"web {name}"} for name in "abcdef"]
+    for name, content in (("human", human), ("web", web), ("labels", [1, 0, 1, 0, 1, 0])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("web", "human")}
+    data = FileData(**paths, eval=paths["human"], human_share=0.5, web_labels=str(tmp_path / "labels.json"))
+    figures = write_file_sets(data, 0, tmp_path / "sets")
+    assert (figures["num_web"], figures["num_human"], figures["num_eval"]) == (3, 6, 12)
+    kept_web, kept_human = read_web(tmp_path / "sets" / WEB), datasets.load_from_disk(tmp_path / "sets" / HUMAN)
+    web_names = {caption[-1] for caption in kept_web["caption"].to_pylist()}
+    assert web_names.isdisjoint({caption[0] for caption in kept_human["caption"]})
+    assert set(kept_web["image_id"].to_pylist()).isdisjoint(kept_human["image_id"])
+    truth = read_truth(tmp_path / "sets")
+    assert {id_: is_right for id_, (is_right, _) in truth.items()} == {
+        str("abcdef".index(name)): "abcdef".index(name) % 2 == 0 for name in web_names
+    }
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Three pictures of the web, of which the first two are right, with a new text each, and one human pair."""
+    sets, run = tmp_path / "sets", tmp_path / "run"
+    web = [
+        {"image": "a.png", "caption": caption, "image_id": number, "id": str(number)}
+        for number, caption in enumerate(["a ring", "a star", "a cross"])
+    ]
+    write_web(web, sets / WEB, is_drawn=False)
+    save_pairs([{"image": "b.png", "caption": "a ring", "image_id": 9}], sets / HUMAN, is_drawn=False)
+    truth = [("0", True, "a ring"), ("1", True, "a star"), ("2", False, "a heart")]
+    pq.write_table(
+        pa.Table.from_pylist([dict(zip(("id", "is_right", "caption"), row, strict=True)) for row in truth]),
+        sets / "truth.parquet",
+    )
+    texts = [
+        ("0", "web", "a ring", 0.9),
+        ("0", "synthetic", "a ring", 0.9),
+        ("1", "web", "a star", 0.4),
+        ("1", "synthetic", "a heart", 0.7),
+        ("2", "web", "a cross", 0.1),
+        ("2", "synthetic", "a heart", 0.8),
+    ]
+    rows = [
+        {"sample_id": f"web-00000/{id_}", "image_id": id_, "image": "", "text_index": 0, "text": text}
+        | {"source": source, "itm": itm, "itc": 0.0, "log_prob": None}
+        for id_, source, text, itm in texts
+    ]
+    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(run).scores("web-00000"))
+    return sets, run
+
+
+@pytest.mark.parametrize(
+    ("variant", "captions", "share_right"),
+    [
+        ("noisy", ["a ring", "a star", "a cross"], 2 / 3),
+        # The union has a right text twice only once, and the wrong star is below the threshold.
+        ("bootstrapped", ["a ring", "a heart", "a heart"], 2 / 3),
+        ("repeated", ["a ring", "a star", "a cross"], 2 / 3),
+        ("filtered", ["a ring"], 1.0),
+        ("captioned", ["a ring", "a star", "a heart", "a cross", "a heart"], 3 / 5),
+    ],
+)
+def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share_right):
+    figures = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
+    pairs = datasets.load_from_disk(tmp_path / "pairs")
+    assert pairs["caption"][:] == [*captions, "a ring"]
+    assert figures["train_pairs"] == len(pairs)
+    assert figures["share_right"] == pytest.approx(share_right)
+    # The human ring and that of the web are no negatives of each other.
+    assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
+
+
+def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
+    lenient = Rule(threshold=0.0)
+    sizes = {
+        variant: write_variant(variant, *scored, tmp_path / variant, rule=lenient, with_human=False, is_drawn=False)
+        for variant in ("bootstrapped", "repeated")
+    }
+    assert sizes["repeated"]["train_pairs"] == sizes["bootstrapped"]["train_pairs"] == 5
+    repeated = datasets.load_from_disk(tmp_path / "repeated")
+    assert repeated["caption"][:] == ["a ring", "a star", "a cross", "a ring", "a star"]
+    assert repeated["image_id"][:] == [0, 1, 2, 0, 1]
+
+
+# Figures
+
+
+def test_figures_of_a_filter_by_hand(scored):
+    sets, run = scored
+    figures = measure_capfilt(run, read_truth(sets), Rule())
+    # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.
+    assert (figures["web_kept"], figures["web_precision"], figures["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
+    assert (figures["web_noise_recall"], figures["web_roc_auc"]) == (1.0, 1.0)
+    # Of the new texts all are kept, of which the heart of the second picture is wrong.
+    assert (figures["synthetic_precision"], figures["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
+    assert "web_precision" not in measure_capfilt(run, {}, Rule())
+
+
+def result_of(seed, recall):
+    figures = {"train_pairs": 10 * seed, "text_to_image_r@1": recall}
+    return SeedResult(seed, {"noisy": figures, "bootstrapped": figures}, {}, {}, {"web_kept": recall}, {}, 1.0)
+
+
+def test_the_table_has_mean_and_spread_over_seeds():
+    assert summarise([{"a": 0.2, "b": None}, {"a": 0.4, "b": 1.0}]) == {
+        "a": {"mean": pytest.approx(0.3), "spread": pytest.approx(0.02**0.5)}
+    }
+    table = render(LoopSettings(seeds=(1, 2)), [result_of(1, 0.2), result_of(2, 0.4)])
+    row = next(line for line in table.splitlines() if "text to picture, R@1" in line)
+    assert [cell.strip() for cell in row.strip("|").split("|")[1:]] == ["30.0% ± 14.1"] * 2
+    single = render(LoopSettings(), [result_of(0, 0.2)])
+    assert "±" not in single
+    assert "20.0%" in single
+
+
+def test_every_field_of_the_settings_is_in_the_results():
+    assert set(LoopSettings().to_dict()) == {option.name for option in fields(LoopSettings)}
+    json.dumps(LoopSettings.from_mapping({}).to_dict())
