@@ -94,7 +94,7 @@ def draw_lengths(axes: "Axes", palette: Palette, texts: Mapping[str, Mapping[str
     for (name, statistics), colour in zip(texts.items(), palette.series, strict=False):
         shares = np.array(statistics["lengths"]) / max(1, statistics["num_texts"])
         axes.plot(shares, color=colour, linewidth=2, label=name)
-        longest = max(longest, *np.flatnonzero(shares > 0).tolist())
+        longest = max([longest, *np.flatnonzero(shares > 0).tolist()])
     axes.set_xlim(0, longest)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(_percent_label)
