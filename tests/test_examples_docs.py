@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the documentation names exists: files, headings, commands with their options, and imports."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from blip_hf.cli import evaluate, finetune, pretrain
+from blip_hf.cli.options import build_parser, parse_options
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+TASK_COMMANDS = {"finetune": finetune.COMMANDS, "evaluate": evaluate.COMMANDS}
+
+# Its run takes longer than the pages that link to it.
+AWAITED = {"flickr8k.md"}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(program):
+    """Words of each line of the pages' shell blocks that starts with a program, comments left out."""
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
+
+
+def anchors(page):
+    """Headings as GitHub links to them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists() or target.name in AWAITED, link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_files_that_pages_name_in_code_are_there():
+    named = {name for page in PAGES for name in re.findall(r"`((?:tests|examples|docs)/[\w./]+)`", page.read_text())}
+    assert len(named) > 5
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_commands_of_tasks_parse(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)  # recipes are named from here
+    found = set()
+    for command, task, *arguments in (words for words in commands("blip-hf") if words[0] in TASK_COMMANDS):
+        use_cpu = ["--use_cpu"] if command == "finetune" and "--help" not in arguments else []
+        parse_options(TASK_COMMANDS[command][task], [*arguments, *use_cpu])
+        found.add((command, task))
+    assert found == {(command, task) for command, tasks in TASK_COMMANDS.items() for task in tasks}
+
+
+def test_options_that_the_page_of_tasks_names_exist():
+    named = set(re.findall(r"`--(\w+)", (ROOT / "docs" / "tasks.md").read_text()))
+    of_tasks = [*finetune.COMMANDS.values(), *evaluate.COMMANDS.values(), pretrain.COMMAND]
+    actions = [action for command in of_tasks for action in build_parser(command)._actions]
+    known = {flag.removeprefix("--") for action in actions for flag in action.option_strings}
+    of_help_and_examples = {"config", "help", "help_all", "tiny"}
+    assert sorted(named - known - of_help_and_examples) == []
+
+
+def test_examples_are_called_by_their_names():
+    named = {words[0] for words in commands("python") if words}
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_of_pages_parses_and_imports_what_there_is(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("blip_hf"):
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
