@@ -360,6 +360,14 @@ def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored,
     assert repeated["image_id"][:] == [0, 1, 2, 0, 1]
 
 
+def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
+    strict = {"rule": Rule(threshold=2.0), "is_drawn": True}
+    figures = write_variant("bootstrapped", *scored, tmp_path / "pairs", with_human=True, **strict)
+    assert figures == {"train_pairs": 1, "train_web": 0, "train_synthetic": 0}
+    with pytest.raises(ValueError, match="keeps no text for 'bootstrapped'"):
+        write_variant("bootstrapped", *scored, tmp_path / "none", with_human=False, **strict)
+
+
 # Figures
 
 

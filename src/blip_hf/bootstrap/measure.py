@@ -17,7 +17,7 @@ from ..modeling.captioning import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .config import EvaluationSettings
-from .sets import read_scores
+from .sets import is_right_text, read_scores
 from .stages import Figures
 
 
@@ -133,7 +133,7 @@ def measure_capfilt(run: Path, truth: Mapping[str, tuple[bool, str | None]], rul
         if not rows:
             continue
         figures |= {f"{source}_texts": len(rows), f"{source}_kept": float(mask[rows].mean())}
-        labels = [_is_right(source, texts[row], *truth[ids[row]]) if truth else None for row in rows]
+        labels = [is_right_text(source, texts[row], *truth[ids[row]]) if truth else None for row in rows]
         if None not in labels:
             metrics = filter_metrics(scores[rows], np.array(labels, dtype=int), kept=mask[rows])
             figures[f"{source}_right"] = metrics["num_right"] / len(rows)
@@ -141,13 +141,6 @@ def measure_capfilt(run: Path, truth: Mapping[str, tuple[bool, str | None]], rul
                 f"{source}_{name}": metrics[name] for name in ("precision", "recall", "noise_recall", "roc_auc")
             }
     return figures
-
-
-def _is_right(source: str, text: str, is_right: bool, caption: str | None) -> bool | None:
-    """Whether a text is true of its picture, where that is known."""
-    if source == "web":
-        return is_right
-    return None if caption is None else text == caption
 
 
 __all__ = ["measure_capfilt", "measure_captions", "measure_retrieval", "scene_caption_figures"]

@@ -21,6 +21,7 @@ from ..capfilt.scores import RunFolder
 from ..data.records import read_json
 from ..data.scenes import SceneRecord, Scenes
 from ..data.sources import load_pairs
+from ..demo.evaluate import word_accuracy
 from .config import FileData, SceneData
 from .stages import Figures
 
@@ -137,7 +138,11 @@ def write_variant(
             picture are none.
 
     Returns:
-        `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and `share_right` of these, where that is known.
+        `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and, where that is known, `share_right` of these
+        and the mean share of their words that are, `words_right`.
+
+    Raises:
+        ValueError: If nothing is left to train on.
     """
     web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN)
     texts = web.select(["id", "caption"]).append_column("source", pa.array(["web"] * len(web)))
@@ -146,7 +151,7 @@ def write_variant(
     elif variant == "repeated":
         num_wanted = len(_scored_texts(run, "bootstrapped", rule))
         texts = texts.take(pa.array(np.arange(max(num_wanted, len(texts))) % len(texts)))
-    figures = _count(texts, sets / TRUTH)
+    figures = _count(texts, sets)
     rows = pc.index_in(texts["id"], web["id"])
     pairs = pa.table(
         {
@@ -159,6 +164,10 @@ def write_variant(
     both = pairs.select(schema.names).cast(schema)
     if with_human:
         both = pa.concat_tables([both, human.data.table.cast(schema)])
+    if not len(both):
+        raise ValueError(
+            f"The filter keeps no text for {variant!r}, and there are no human pairs. Lower the threshold."
+        )
     if is_drawn:
         captions = both["caption"].combine_chunks().dictionary_encode()
         place = schema.get_field_index("image_id")
@@ -181,6 +190,27 @@ def read_truth(sets: Path) -> dict[str, tuple[bool, str | None]]:
     if not path.is_file():
         return {}
     return {row["id"]: (row["is_right"], row["caption"]) for row in pq.read_table(path).to_pylist()}
+
+
+def is_right_text(source: str, text: str, is_right: bool, caption: str | None) -> bool | None:
+    """Whether a text is true of its picture.
+
+    Args:
+        source (`str`):
+            `"web"` or `"synthetic"`.
+        text (`str`):
+            The text.
+        is_right (`bool`):
+            Whether the web's text of the picture is right.
+        caption (`str`, *optional*):
+            The right one, where it is known.
+
+    Returns:
+        `bool`, *optional*: `None` where it is not known.
+    """
+    if source == "web":
+        return is_right
+    return None if caption is None else text == caption
 
 
 def read_scores(run: Path) -> pa.Table:
@@ -292,20 +322,22 @@ def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
     return texts.take(pa.array(list(first.values()), type=pa.int64()))
 
 
-def _count(texts: pa.Table, truth_path: Path) -> Figures:
+def _count(texts: pa.Table, sets: Path) -> Figures:
     sources = texts["source"].to_pylist()
     figures: Figures = {f"train_{source}": sources.count(source) for source in ("web", "synthetic")}
-    truth = read_truth(truth_path.parent)
-    verdicts = [
-        is_right if source == "web" else (None if right is None else text == right)
-        for text, source, (is_right, right) in (
-            (text, source, truth[id_])
-            for id_, text, source in zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), sources, strict=True)
-            if truth
-        )
+    truth = read_truth(sets)
+    if not truth or not sources:
+        return figures
+    rows = [
+        (source, text, *truth[id_])
+        for id_, text, source in zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), sources, strict=True)
     ]
-    known = [verdict for verdict in verdicts if verdict is not None]
-    return figures | ({"share_right": sum(known) / len(known)} if known else {})
+    verdicts = [is_right_text(*row) for row in rows]
+    if None not in verdicts:
+        figures["share_right"] = sum(verdicts) / len(verdicts)
+    if all(caption is not None for *_, caption in rows):
+        figures["words_right"] = sum(word_accuracy(text, caption) for _, text, _, caption in rows) / len(rows)
+    return figures
 
 
 __all__ = [
@@ -313,6 +345,7 @@ __all__ = [
     "EVAL",
     "HUMAN",
     "WEB",
+    "is_right_text",
     "read_scores",
     "read_truth",
     "read_web",

@@ -23,6 +23,7 @@ RESULTS, TABLE = "results.json", "table.md"
 _MODEL_ROWS = {
     "train_pairs": "pairs to train on",
     "share_right": "... of the texts, not human, that are right",
+    "words_right": "... of their words that are right",
     "image_to_text_r@1": "picture to text, R@1",
     "image_to_text_r@5": "R@5",
     "image_to_text_r@10": "R@10",
