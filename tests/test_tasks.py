@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
-from blip_hf.cli import evaluate, finetune, pretrain
+from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.options import build_parser
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
@@ -62,7 +62,7 @@ def pretrained(tmp_path_factory):
 
 
 def run(command, capsys, *argv):
-    assert command.main([str(word) for word in argv]) == 0
+    assert main([command, *map(str, argv)]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -82,7 +82,7 @@ FIGURES = {
 def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
     argv += ["--queue_size", "8"] if task == "retrieval" else []
-    trained = run(finetune, capsys, *argv)
+    trained = run("finetune", capsys, *argv)
     answers = tmp_path / "answers.json"
     argv = [
         task,
@@ -97,7 +97,7 @@ def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretr
         "--output",
         answers,
     ]
-    figures = run(evaluate, capsys, *argv, "--device", "cpu", "--no_progress")
+    figures = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress")
     assert FIGURES[task] in figures
     shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
     assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
@@ -112,7 +112,7 @@ def test_a_fine_tuned_model_opens_in_plain_transformers(task, pretrained, tmp_pa
         "vqa": transformers.BlipForQuestionAnswering,
     }
     argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
-    run(finetune, capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
+    run("finetune", capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
     _, info = classes[task].from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -125,7 +125,7 @@ def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
     if task == "vqa":
         (tmp_path / "answers.json").write_text(json.dumps(["red", "blue", "yes", "no", "2"]))
         argv += ["--answer_list", tmp_path / "answers.json"]
-    metrics = run(finetune, capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
+    metrics = run("finetune", capsys, *argv, *(["--queue_size", "8"] if task == "retrieval" else []))
     assert metrics["train_loss"] > 0
     assert f"eval_{FIGURES[task]}" in metrics
     assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 48
@@ -170,9 +170,9 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     flags = ["--answer_sets", "--blind", "--answer_list", tmp_path / "answers.json"]
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
-    metrics = run(finetune, capsys, *argv)
+    metrics = run("finetune", capsys, *argv)
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
     # Blind, all pictures are one, so that even a file that is not there does not matter.
     (tmp_path / "a.png").unlink()
-    again = run(evaluate, capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
+    again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
