@@ -25,6 +25,7 @@ LAYERS = (
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),
     ("demo", "tasks", "capfilt"),
+    ("bootstrap",),
     ("cli", "__main__"),
 )
 # What a part may import from outside the package and the standard library, where design.md narrows it.
