@@ -185,7 +185,7 @@ class Answering:
     answer_list: str | None = field(
         default=None,
         metadata={
-            "help": "JSON list of answers to rank. Default: answers are generated, or for scenes all that occur."
+            "help": "JSON list of answers to rank. Default: answers are written word by word."
         },
     )
     num_candidates: int = field(
