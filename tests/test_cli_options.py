@@ -54,9 +54,7 @@ def test_a_yaml_file_that_does_not_fit_says_why(tmp_path, text, message):
 def test_help_lists_every_option(capsys):
     assert parse_options(pretrain.COMMAND, ["--help"]) is None
     listed = capsys.readouterr().out
-    assert [
-        option.name for option in dataclasses.fields(pretrain.COMMAND.options) if option.name not in listed
-    ] == []
+    assert [option.name for option in dataclasses.fields(pretrain.COMMAND.options) if option.name not in listed] == []
     assert set(COMMON_TRAINER_FLAGS) <= {option.name for option in dataclasses.fields(BlipTrainingArguments)}
 
 

@@ -184,9 +184,7 @@ class Answering:
 
     answer_list: str | None = field(
         default=None,
-        metadata={
-            "help": "JSON list of answers to rank. Default: answers are written word by word."
-        },
+        metadata={"help": "JSON list of answers to rank. Default: answers are written word by word."},
     )
     num_candidates: int = field(
         default=128, metadata={"help": "Answers of the list that are ranked in full (salesforce/BLIP)."}
