@@ -159,7 +159,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """States of the images, features of images and texts, and the same features of the momentum towers."""
         image_embeds = self.vision_model(pixel_values).last_hidden_state
         image_features = project_first(image_embeds, self.vision_proj)
-        text_embeds = self.text_encoder(input_ids, attention_mask).last_hidden_state
+        text_embeds = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
         text_features = project_first(text_embeds, self.text_proj)
         if self.config.momentum:
             keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
@@ -219,7 +219,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """Matching scores of texts, which begin with [CLS], for the images that `BlipTextModel` pairs them with."""
         input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
         states = self.text_encoder(
-            input_ids, attention_mask, image_memory=memory, image_index=image_index
+            input_ids, attention_mask, image_memory=memory, image_index=image_index, first_only=True
         ).last_hidden_state
         return self.itm_head(states[:, 0])
 

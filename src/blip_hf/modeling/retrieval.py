@@ -73,7 +73,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(m, d)`: Unit vectors.
         """
-        return project_first(self.text_encoder(input_ids, attention_mask).last_hidden_state, self.text_proj)
+        states = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
+        return project_first(states, self.text_proj)
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of matching passes.
@@ -115,8 +116,10 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(n * g, 2)`: Scores of unmatched and matched.
         """
-        states = self.get_multimodal_embeds(image_memory, input_ids, attention_mask, image_index, itm_start_token)
-        return self.itm_head(states[:, 0])
+        text = self._grounded_states(
+            image_memory, input_ids, attention_mask, image_index, itm_start_token, first_only=True
+        )
+        return self.itm_head(text.last_hidden_state[:, 0])
 
     def get_multimodal_embeds(
         self,
@@ -218,6 +221,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         attention_mask: Tensor | None,
         image_index: Tensor | None,
         itm_start_token: str | None,
+        *,
+        first_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> object:
         start = itm_start_token if itm_start_token is not None else self.config.itm_start_token
@@ -225,7 +230,9 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
-        return self.text_encoder(input_ids, attention_mask, image_memory=memory, image_index=image_index, **kwargs)
+        return self.text_encoder(
+            input_ids, attention_mask, image_memory=memory, image_index=image_index, first_only=first_only, **kwargs
+        )
 
 
 def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:

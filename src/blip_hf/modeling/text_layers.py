@@ -46,12 +46,14 @@ class BlipTextSelfAttention(nn.Module):
         past_key_values: Cache | None,
         is_causal: bool,
         output_attentions: bool,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`(b, t, d)` -> `(b, t, d)` and the probabilities of shape `(b, h, t, keys)` where asked for."""
+        """`(b, t, d)` -> `(b, t or 1, d)` and the probabilities of shape `(b, h, t or 1, keys)` where asked for."""
         num_heads = self.config.num_attention_heads
-        query, key, value = (
-            split_heads(project(hidden_states), num_heads) for project in (self.query, self.key, self.value)
-        )
+        query = split_heads(self.query(hidden_states[:, :1] if first_only else hidden_states), num_heads)
+        if first_only and attention_mask is not None and attention_mask.dim() == 4:
+            attention_mask = attention_mask[:, :, :1]
+        key, value = (split_heads(project(hidden_states), num_heads) for project in (self.key, self.value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         return attend(
@@ -139,9 +141,9 @@ class BlipTextAttention(nn.Module):
         self.output = BlipTextResidualOutput(config, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, *args: Tensor | None, **kwargs: object) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`."""
+        """`(b, t, d)` -> `(b, t, d)`, or as many positions as the attention answers for."""
         context, _ = self.self(hidden_states, *args, **kwargs)
-        return self.output(context, hidden_states)
+        return self.output(context, hidden_states[:, : context.shape[1]])
 
 
 class BlipTextIntermediate(nn.Module):
@@ -181,14 +183,16 @@ class BlipTextLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None,
         is_causal: bool,
         output_attentions: bool,
+        first_only: bool,
     ) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`."""
+        """`(b, t, d)` -> `(b, t, d)`, with `first_only` -> `(b, 1, d)`."""
         hidden_states = self.attention(
             hidden_states,
             attention_mask,
             past_key_values=past_key_values,
             is_causal=is_causal,
             output_attentions=output_attentions,
+            first_only=first_only,
         )
         if memory_key is not None:
             hidden_states = self.crossattention(

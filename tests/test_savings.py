@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What models leave out: each saving against the whole computation, in value and gradient."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipTextModel
+
+from .twins import tiny_batch, tiny_config, tiny_pretraining_config
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def text_states(model, inputs, **options):
+    """Position 0 of the last layer, and the gradients of all that it depends on."""
+    images = inputs["encoder_hidden_states"]
+    leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if images is not None:
+        images = images.clone().requires_grad_()
+        leaves.append(images)
+    states = model(**inputs | {"encoder_hidden_states": images}, **options).last_hidden_state[:, 0]
+    weights = torch.randn(states.shape, generator=draws())
+    return states, torch.autograd.grad((states * weights).sum(), leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("mask", [None, "padding", "square"])
+@pytest.mark.parametrize("has_images", [False, True])
+def test_first_only_equals_position_0_of_the_whole_in_value_and_gradient(implementation, mask, has_images):
+    model = BlipTextModel(tiny_config().text_config, add_pooling_layer=False).train()
+    model.set_attn_implementation(implementation)
+    batch = tiny_batch(lengths=(7, 5, 6, 4))
+    masks = {
+        None: None,
+        "padding": batch["attention_mask"],
+        "square": torch.ones(7, 7, dtype=torch.bool).tril(2).expand(4, 1, 7, 7),
+    }
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": masks[mask],
+        "encoder_hidden_states": torch.randn(2, 5, 24) if has_images else None,
+    }
+    states, gradients = text_states(model, inputs, first_only=True)
+    expected_states, expected_gradients = text_states(model, inputs)
+    assert_close(states, expected_states, atol=1e-5, rtol=1e-5)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert (gradient is None) == (expected is None)
+        if gradient is not None:
+            assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_layer_computes_position_0_only_where_features_and_scores_read_no_more():
+    matcher = BlipForImageTextRetrieval(tiny_config()).eval()
+    lengths = []
+    for layer in matcher.text_encoder.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    batch = tiny_batch()
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    memory = matcher.get_image_memory(batch["pixel_values"])
+    matcher.get_text_features(**text)
+    matcher.get_itm_logits(memory, **text)
+    assert lengths == [7, 1] * 2
+    assert matcher.get_multimodal_embeds(memory, **text).shape == (3, 7, 16)
+    assert matcher(**batch).question_embeds.shape == (3, 7, 16)
+
+
+def test_a_training_step_runs_whole_texts_through_the_last_layer_for_language_modelling_only():
+    model = BlipForPreTraining(tiny_pretraining_config()).train()
+    shapes = []
+    for tower in (model.text_encoder, model.text_decoder.bert):
+        tower.encoder.layer[-1].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
+    model(**tiny_batch())
+    assert shapes == [(3, 1, 16), (9, 1, 16), (3, 7, 16)]  # contrast, matching, language modelling
+
+
+def test_a_decoder_refuses_first_only():
+    model = BlipTextModel(tiny_config().text_config)
+    with pytest.raises(ValueError, match="first_only is for encoders"):
+        model(tiny_batch()["input_ids"], is_decoder=True, first_only=True)
