@@ -3,11 +3,12 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipTextModel
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining, BlipTextModel
 
-from .twins import tiny_batch, tiny_config, tiny_pretraining_config
+from .twins import DEC, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 def draws(seed=0):
@@ -67,16 +68,43 @@ def test_the_last_layer_computes_position_0_only_where_features_and_scores_read_
     assert matcher(**batch).question_embeds.shape == (3, 7, 16)
 
 
-def test_a_training_step_runs_whole_texts_through_the_last_layer_for_language_modelling_only():
+def test_a_training_step_runs_all_but_the_last_token_through_the_last_layer_for_language_modelling_only():
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     shapes = []
     for tower in (model.text_encoder, model.text_decoder.bert):
         tower.encoder.layer[-1].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
     model(**tiny_batch())
-    assert shapes == [(3, 1, 16), (9, 1, 16), (3, 7, 16)]  # contrast, matching, language modelling
+    assert shapes == [(3, 1, 16), (9, 1, 16), (3, 6, 16)]  # contrast, matching, language modelling
 
 
 def test_a_decoder_refuses_first_only():
     model = BlipTextModel(tiny_config().text_config)
     with pytest.raises(ValueError, match="first_only is for encoders"):
         model(tiny_batch()["input_ids"], is_decoder=True, first_only=True)
+
+
+def test_the_loss_equals_that_of_shifted_logits_in_value_and_gradient():
+    model = BlipForConditionalGeneration(tiny_config(label_smoothing=0.1)).train()
+    batch = tiny_batch(first=DEC)
+    targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
+    output = model(**batch, labels=batch["input_ids"])
+    assert output.logits.shape == (3, 7, VOCAB_SIZE)
+    expected = cross_entropy(output.logits[:, :-1].flatten(0, 1), targets.flatten(), label_smoothing=0.1)
+    assert_close(output.loss, expected)
+    gradients = torch.autograd.grad(output.loss, list(model.parameters()), retain_graph=True)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, list(model.parameters())), strict=True):
+        assert_close(gradient, reference, atol=1e-6, rtol=1e-4)
+
+
+def test_language_modelling_without_the_last_token_equals_that_of_whole_captions_in_value_and_gradient():
+    model = BlipForPreTraining(tiny_pretraining_config()).train()
+    batch = tiny_batch()
+    output = model(**batch, generator=draws())
+    assert output.lm_logits.shape == (3, 6, VOCAB_SIZE)
+    whole = model.export_captioner()(**batch, labels=batch["input_ids"])
+    assert_close(output.lm_logits, whole.logits[:, :-1], atol=1e-5, rtol=1e-5)
+    assert_close(output.loss_lm, whole.loss)
+    leaves = [*model.text_decoder.parameters(), *model.vision_model.parameters()]
+    gradients = torch.autograd.grad(output.loss_lm, leaves, allow_unused=True)
+    for gradient, expected in zip(gradients, torch.autograd.grad(whole.loss, leaves, allow_unused=True), strict=True):
+        assert_close(gradient, expected, atol=1e-6, rtol=1e-4)

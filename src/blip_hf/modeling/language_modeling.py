@@ -179,11 +179,11 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             return logits[:, :-1].contiguous()
         loss = None
         if labels is not None:
-            aligned = logits if shift_labels is not None else logits[:, :-1]
-            targets = shift_labels if shift_labels is not None else labels[:, 1:]
+            # Labels are shifted and not logits, which would be copied: all of them, and their gradient too.
+            shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             loss = captioning_loss(
-                aligned,
-                targets,
+                logits,
+                shifted if shift_labels is None else shift_labels,
                 label_smoothing=self.config.label_smoothing,
                 reduction=reduction,
                 num_items=num_items_in_batch,

@@ -159,7 +159,8 @@ class BlipForPreTraining(BlipContrastiveModel):
                 Tells Trainer that this model has a loss without labels. There is nothing to return without it.
 
         Returns:
-            `BlipPreTrainingOutput`: Losses, logits and features.
+            `BlipPreTrainingOutput`: Losses, logits and features. `lm_logits` are those that predict a token, of shape
+            `(b, t - 1, v)`.
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         config = self.config
@@ -197,13 +198,16 @@ class BlipForPreTraining(BlipContrastiveModel):
         )
 
     def _caption(self, memory: ImageMemory, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """LM of every caption given its image; all its tokens are targets, [SEP] included."""
+        """LM of every caption given its image; all its tokens are targets, [SEP] included. The last predicts none."""
         config = self.config.text_config
         targets = input_ids.masked_fill(attention_mask == 0, -100)[:, 1:]
         lm_logits = self.text_decoder(
-            with_first_token(input_ids, config.bos_token_id), attention_mask, image_memory=memory, use_cache=False
-        ).logits
-        return captioning_loss(lm_logits[:, :-1], targets, label_smoothing=config.label_smoothing), lm_logits
+            with_first_token(input_ids, config.bos_token_id)[:, :-1],
+            attention_mask[:, :-1],
+            image_memory=memory,
+            use_cache=False,
+        ).logits  # (b, t - 1, v)
+        return captioning_loss(lm_logits, targets, label_smoothing=config.label_smoothing), lm_logits
 
 
 __all__ = ["SHARED_TEXT_PARTS", "BlipForPreTraining"]
