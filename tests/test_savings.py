@@ -6,9 +6,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining, BlipTextModel
+from blip_hf import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+    BlipTextModel,
+)
 
-from .twins import DEC, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
+from .twins import DEC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 def draws(seed=0):
@@ -108,3 +114,33 @@ def test_language_modelling_without_the_last_token_equals_that_of_whole_captions
     gradients = torch.autograd.grad(output.loss_lm, leaves, allow_unused=True)
     for gradient, expected in zip(gradients, torch.autograd.grad(whole.loss, leaves, allow_unused=True), strict=True):
         assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_answers_without_their_last_tokens_equal_whole_ones_in_value_and_gradient():
+    model = BlipForQuestionAnswering(tiny_config())
+    inputs = tiny_batch() | {"labels": tiny_batch(lengths=(4, 3, 5), seed=1)["input_ids"]}
+    inputs["decoder_attention_mask"] = (inputs["labels"] != PAD).long()
+    short, whole = model.train()(**inputs), model.eval()(**inputs)
+    assert short.logits.shape == (3, 4, VOCAB_SIZE)
+    assert_close(short.logits, whole.logits[:, :-1], atol=1e-5, rtol=1e-5)
+    assert_close(short.answer_losses, whole.answer_losses, atol=1e-5, rtol=1e-5)
+    leaves = list(model.parameters())
+    gradients = torch.autograd.grad(short.loss, leaves)
+    for gradient, expected in zip(gradients, torch.autograd.grad(whole.loss, leaves), strict=True):
+        assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_candidates_are_scored_without_padding_and_without_their_last_tokens():
+    model = BlipForQuestionAnswering(tiny_config(label_smoothing=0.1)).eval()
+    batch = tiny_batch(lengths=(7, 5))
+    answer_ids = tiny_batch(lengths=(3, 3, 6, 4), seed=1)["input_ids"]
+    shapes = []
+    model.text_decoder.bert.embeddings.word_embeddings.register_forward_hook(
+        lambda _, inputs, __: shapes.append(tuple(inputs[0].shape))
+    )
+    ranking = model.rank_answers(**batch, answer_ids=answer_ids)
+    assert shapes == [(2, 1), (4, 2), (2, 3), (2, 5)]  # the first tokens, then candidates of 3, 4 and 6 tokens
+    with torch.no_grad():
+        labels = answer_ids[ranking.candidates.flatten()]
+        whole = model(**batch, labels=labels).answer_losses
+    assert_close(ranking.scores, -whole.view(2, 4), atol=1e-5, rtol=1e-5)

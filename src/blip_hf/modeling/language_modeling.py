@@ -114,6 +114,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         image_index: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        skip_last: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """Scores the next token of each position, and the loss where labels are given.
@@ -153,12 +154,18 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
                 Labels that the caller has already aligned with the logits.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Labelled tokens of the whole optimiser step; the summed loss is divided by it (gradient accumulation).
+            skip_last (`bool`, *optional*, defaults to `False`):
+                Whether to leave out the last token where labels are given, as it predicts none of them. The logits are then
+                of shape `(b, t - 1, v)`. Not with `position_ids`, `inputs_embeds` or `shift_labels`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
             `CausalLMOutputWithCrossAttentions`: `loss` and `logits` of shape `(b, t, v)`.
         """
+        if skip_last and labels is not None:
+            input_ids, shift_labels = input_ids[:, :-1], labels[:, 1:]
+            attention_mask = None if attention_mask is None else attention_mask[:, :-1]
         outputs = self.bert(
             input_ids,
             attention_mask=attention_mask,

@@ -10,7 +10,6 @@ from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipPreTrainingConfig
 from ..momentum import known_image_ids
-from ..objectives import captioning_loss
 from .attention import ImageMemory
 from .captioning import BlipForConditionalGeneration
 from .contrast import BlipContrastiveModel
@@ -198,16 +197,15 @@ class BlipForPreTraining(BlipContrastiveModel):
         )
 
     def _caption(self, memory: ImageMemory, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """LM of every caption given its image; all its tokens are targets, [SEP] included. The last predicts none."""
-        config = self.config.text_config
-        targets = input_ids.masked_fill(attention_mask == 0, -100)[:, 1:]
-        lm_logits = self.text_decoder(
-            with_first_token(input_ids, config.bos_token_id)[:, :-1],
-            attention_mask[:, :-1],
+        """LM of every caption given its image; all its tokens are targets, [SEP] included."""
+        outputs = self.text_decoder(
+            with_first_token(input_ids, self.config.text_config.bos_token_id),
+            attention_mask,
+            labels=input_ids.masked_fill(attention_mask == 0, -100),
             image_memory=memory,
-            use_cache=False,
-        ).logits  # (b, t - 1, v)
-        return captioning_loss(lm_logits, targets, label_smoothing=config.label_smoothing), lm_logits
+            skip_last=True,
+        )
+        return outputs.loss, outputs.logits
 
 
 __all__ = ["SHARED_TEXT_PARTS", "BlipForPreTraining"]

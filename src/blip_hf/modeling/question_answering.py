@@ -25,6 +25,9 @@ from .vision import BlipVisionModel
 
 logger = logging.get_logger(__name__)
 
+# Bounds the scores of the vocabulary that exist at once while candidates are ranked.
+_CANDIDATES_AT_ONCE = 512
+
 
 class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     """Answers questions about images, by writing or by choosing from a list.
@@ -183,7 +186,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BlipQuestionAnsweringOutput`: Loss, logits, and the states of images and questions.
+            `BlipQuestionAnsweringOutput`: Loss, logits (in training with labels those that predict a token, of shape
+            `(m, t - 1, v)`), and the states of images and questions.
 
         Raises:
             ValueError: If there are no answers, or they do not divide among the questions.
@@ -207,6 +211,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             image_index=answer_owner,
             labels=labels,
             reduction="none",
+            skip_last=self.training,
             **kwargs,
         )
         return BlipQuestionAnsweringOutput(
@@ -314,18 +319,26 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         # An answer's first token decides for all answers that share it; the softmax would not change their order.
         candidates = first_logits[:, answer_ids[:, 1]].topk(num_candidates, dim=1).indices  # (b, k)
 
-        rows = candidates.flatten()  # (b * k,)
-        labels = answer_ids.masked_fill(answer_ids == self.config.text_config.pad_token_id, -100)
-        losses = self.text_decoder(
-            input_ids=self._with_dec(answer_ids)[rows],
-            attention_mask=None if answer_attention_mask is None else answer_attention_mask[rows],
-            image_memory=memory,
-            labels=labels[rows],
-            reduction="none",
-        ).loss
-        scores = -losses.unflatten(0, candidates.shape)  # (b, k)
+        if answer_attention_mask is None:
+            answer_attention_mask = answer_ids != self.config.text_config.pad_token_id
+        scores = -self._candidate_losses(memory, answer_ids, answer_attention_mask.sum(dim=1), candidates)  # (b, k)
         best = candidates.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]  # (b,)
         return BlipAnswerRankingOutput(best=best, candidates=candidates, scores=scores)
+
+    def _candidate_losses(
+        self, memory: ImageMemory, answer_ids: Tensor, lengths: Tensor, candidates: Tensor
+    ) -> Tensor:
+        """Losses of candidates, `(b, k)` -> `(b, k)`: those of one length at a time, so that none is padded."""
+        answers = candidates.flatten()  # (b * k,)
+        owners = torch.arange(len(candidates), device=answers.device).repeat_interleave(candidates.shape[1])
+        losses = torch.zeros(len(answers), device=answers.device)
+        options = {"image_memory": memory, "reduction": "none", "skip_last": True}
+        for length in lengths[answers].unique().tolist():
+            for rows in (lengths[answers] == length).nonzero()[:, 0].split(_CANDIDATES_AT_ONCE):
+                texts = answer_ids[answers[rows], :length]
+                outputs = self.text_decoder(self._with_dec(texts), labels=texts, image_index=owners[rows], **options)
+                losses[rows] = outputs.loss
+        return losses.view_as(candidates)
 
     def _read_questions(
         self,
