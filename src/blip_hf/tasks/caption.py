@@ -96,7 +96,6 @@ def evaluate(options: CaptionEvaluateOptions) -> dict[str, float]:
         options,
         options.batch_size,
         repetition_penalty=options.repetition_penalty,
-        tokenizer=options.tokenizer,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
@@ -121,6 +120,8 @@ def _evaluate(
         max_length=options.max_length,
         min_length=options.min_length,
         batch_size=batch_size,
+        tokenizer=options.tokenizer_of_metrics,
+        metrics=options.metrics,
         **settings,
     )
 

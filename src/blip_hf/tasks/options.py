@@ -141,18 +141,30 @@ class CaptionLengths:
 
 
 @dataclass
-class CaptionFinetuneOptions(CaptionLengths, FinetuneOptions):
+class CaptionMetrics:
+    """How captions are compared with people's."""
+
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Of bleu, rouge_l, cider, meteor and spice. Default: the first three, and meteor with Java."
+        },
+    )
+    tokenizer_of_metrics: str = field(
+        default="treebank", metadata={"help": "Theirs: treebank, or ptb, the official one, which needs Java."}
+    )
+
+
+@dataclass
+class CaptionFinetuneOptions(CaptionMetrics, CaptionLengths, FinetuneOptions):
     """Fine-tuning of a captioner."""
 
 
 @dataclass
-class CaptionEvaluateOptions(CaptionLengths, EvaluateOptions):
+class CaptionEvaluateOptions(CaptionMetrics, CaptionLengths, EvaluateOptions):
     """Evaluation of a captioner."""
 
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 a word is less likely to come twice."})
-    tokenizer: str = field(
-        default="treebank", metadata={"help": "Of the metrics: treebank, or ptb, the official one, which needs Java."}
-    )
 
 
 @dataclass
