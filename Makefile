@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,9 +25,12 @@ format: $(INSTALLED)  ## Repair style and formatting in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(INSTALLED)  ## Time every job beside its rivals at base size (hours on a CPU); results in benchmarks/results
+	$(BIN)/python -m benchmarks --size base
+
 clean:  ## Remove caches and build products; .venv and runs stay
 	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an installation that was cut short starts again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

@@ -10,7 +10,7 @@ from transformers import BlipImageProcessorPil
 from transformers.image_utils import SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
-from .data.images import open_image
+from .data.images import open_image, view_image
 
 
 class BlipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -88,7 +88,7 @@ class BlipImageProcessor(BlipImageProcessorPil):
             `np.ndarray`: the picture, channels first.
         """
         if do_convert_rgb and isinstance(image, Image.Image):
-            image = open_image(image)
+            image = view_image(image)
             size = kwargs.get("size")
             if kwargs.get("do_resize") and size is not None and size.height and size.width:
                 image = image.resize(

@@ -43,7 +43,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             sides keep as many pixels. Without it, pictures have the size they are stored in.
 
     Returns:
-        `PIL.Image.Image`: in mode `RGB`, with no file behind it.
+        `PIL.Image.Image`: in mode `RGB`, with no open file behind it.
 
     Raises:
         UnreadableImageError: If the picture cannot be read.
@@ -52,18 +52,38 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
         >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
         (3, 2)
     """
+    image = view_image(source, name=name, min_size=min_size)
+    return image.copy() if image is source else image
+
+
+def view_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
+    """As `open_image`, but gives a PIL image itself, not a copy, where it is upright 8-bit RGB already.
+
+    Args:
+        source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
+            The picture.
+        name (`str`, *optional*):
+            What errors call the picture.
+        min_size (`int`, *optional*):
+            As in `open_image`.
+
+    Returns:
+        `PIL.Image.Image`: to be read and not changed.
+
+    Raises:
+        UnreadableImageError: If the picture cannot be read.
+    """
     source, default_name = _unwrap(source)
     name = name or default_name
     try:
         if isinstance(source, Image.Image):
             source.load()
-            image = _to_rgb(_upright(source))
-            return image.copy() if image is source else image
+            return _to_rgb(_upright(source))
         with _open(source) as image:
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             image.load()
-            return _detached(_to_rgb(_upright(image)))
+            return _to_rgb(_upright(image))
     except Exception as error:
         # Decoders raise whatever they stumble over in a broken file: OSError, SyntaxError, struct.error and more.
         raise UnreadableImageError(
@@ -95,11 +115,6 @@ def _open(source: Any) -> Image.Image:
     if source is None or isinstance(source, (list, tuple, int, float)):
         raise ValueError(f"got {type(source).__name__}")
     return Image.open(source)
-
-
-def _detached(image: Image.Image) -> Image.Image:
-    """The same pixels, copied only out of what a file has been read into."""
-    return image.copy() if isinstance(image, ImageFile.ImageFile) else image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -141,4 +156,4 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-__all__ = ["ImageSource", "UnreadableImageError", "open_image"]
+__all__ = ["ImageSource", "UnreadableImageError", "open_image", "view_image"]

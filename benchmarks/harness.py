@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Times ways of doing the same job side by side, with their memory and the job's physical limit.
+
+All ways run in one process on the same inputs and in turn, so that a slow minute of the machine is everybody's. The
+first way is ours. A job is a module with a function `cases`; its last line of output is JSON.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from .environment import describe
+from .limit import DemandCounter, measure_rates, synchronize
+from .sizes import SIZES, Size
+
+
+Way = Callable[[], Any]
+OURS = "blip_hf"
+# Width of the matrices that show what the machine can do.
+RATE_WIDTHS = {"base": 2048, "small": 1024, "tiny": 128}
+_MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, as the command line says it."""
+
+    size_name: str
+    device: torch.device
+    rounds: int
+
+    @property
+    def size(self) -> Size:
+        """How large the models are."""
+        return SIZES[self.size_name]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Args:
+        name (`str`):
+            What is done, with its sizes.
+        ways (`dict[str, Callable]`):
+            The ways of doing it by name, ours first. They are called again and again.
+        targets (`dict[str, float]`):
+            By rival, how many times as fast as it ours must be.
+        memory_targets (`dict[str, float]`):
+            By rival, the largest share of its memory that ours may take.
+        dtype (`torch.dtype`):
+            What our products are computed in, for the limit.
+        check (`Callable`, *optional*):
+            Gets what each way has returned, by name, and raises where they disagree.
+        prepare_memory (`Callable`, *optional*):
+            Is called before memory is measured, and takes what is not to be counted.
+        has_tensors (`bool`):
+            Whether there are tensors whose memory and limit can be measured.
+        note (`str`):
+            What a reader of the figures must know.
+    """
+
+    name: str
+    ways: dict[str, Way]
+    targets: dict[str, float] = field(default_factory=dict)
+    memory_targets: dict[str, float] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    check: Callable[[Mapping[str, Any]], None] | None = None
+    prepare_memory: Callable[[], None] | None = None
+    has_tensors: bool = True
+    note: str = ""
+
+
+@contextmanager
+def small_heap() -> Iterator[None]:
+    """Leaves what is there already, libraries above all, out of garbage collection, which then is quick between ways."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def measure_seconds(ways: Mapping[str, Way], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round, all ways taking turns. The caller has warmed up.
+
+    Args:
+        ways (mapping of `str` to `Callable`):
+            The ways.
+        device (`torch.device`):
+            What they run on; it is waited for.
+        rounds (`int`):
+            Times that each is run.
+
+    Returns:
+        `dict[str, list[float]]`: by way, `rounds` durations.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            gc.collect()
+            synchronize(device)
+            start = time.perf_counter()
+            way()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 10th and 90th percentile.
+
+    Args:
+        seconds (sequence of `float`):
+            At least one duration.
+
+    Returns:
+        `dict[str, float]`: `median`, `p10` and `p90`.
+
+    Example:
+        >>> summarize([3.0, 1.0, 2.0])
+        {'median': 2.0, 'p10': 1.2, 'p90': 2.8}
+    """
+    if len(seconds) == 1:
+        return dict.fromkeys(("median", "p10", "p90"), seconds[0])
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+    summary = {"median": statistics.median(seconds), "p10": tenths[0], "p90": tenths[-1]}
+    return {name: round(value, 6) for name, value in summary.items()}
+
+
+def peak_memory(way: Way, device: torch.device) -> int:
+    """Most bytes of tensors that a way holds beyond those that were there before it.
+
+    CUDA's allocator says it; on CPUs every allocation of a tensor is recorded. What Pillow and numpy take is not seen.
+
+    Args:
+        way (`Callable`):
+            What to run; it has been run before.
+        device (`torch.device`):
+            What it runs on.
+
+    Returns:
+        `int`: bytes.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        way()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        way()  # what it leaves behind and the next call frees is known only if the profiler has seen it made
+        with torch.profiler.record_function(_MEASURED):
+            way()
+    events = profile.profiler.kineto_results.events()
+    start = next(event.start_ns() for event in events if event.name() == _MEASURED)
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peak = level = sum(change for moment, change in changes if moment < start)
+    before = level
+    for _, change in (item for item in changes if item[0] >= start):
+        level += change
+        peak = max(peak, level)
+    return peak - before
+
+
+def count_synchronizations(way: Way) -> int:
+    """How many times a way makes the host wait for CUDA.
+
+    Args:
+        way (`Callable`):
+            What to run.
+
+    Returns:
+        `int`: the number of operations that torch knows to wait.
+    """
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            way()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def run_case(case: Case, options: Options) -> dict[str, Any]:
+    """Everything that is measured of a case.
+
+    Args:
+        case (`Case`):
+            The case.
+        options (`Options`):
+            How to measure.
+
+    Returns:
+        `dict`: a row of the table.
+    """
+    results = {name: way() for name, way in case.ways.items()}  # warms up too
+    if case.check is not None:
+        case.check(results)
+    del results
+    seconds = measure_seconds(case.ways, options.device, options.rounds)
+    medians = {name: statistics.median(durations) for name, durations in seconds.items()}
+    row = {
+        "case": case.name,
+        "note": case.note,
+        "seconds": {name: summarize(durations) for name, durations in seconds.items()},
+        "speedup": {name: round(value / medians[OURS], 3) for name, value in medians.items() if name != OURS},
+        "targets": case.targets,
+        "peak_bytes": {},
+        "memory_targets": case.memory_targets,
+        "limit": None,
+    }
+    if case.has_tensors:
+        row |= measure_tensors(case, options, medians[OURS])
+    return row | {"met": is_met(row)}
+
+
+def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, Any]:
+    """The share of the limit that ours reaches, the peak memory of all ways and, on CUDA, how often they wait.
+
+    Args:
+        case (`Case`):
+            The case.
+        options (`Options`):
+            How to measure.
+        seconds (`float`):
+            What ours takes.
+
+    Returns:
+        `dict`: part of a row of the table.
+    """
+    device = options.device
+    rates = measure_rates(device, case.dtype, RATE_WIDTHS[options.size_name])
+    with DemandCounter(rates) as counter:
+        case.ways[OURS]()
+    measured = {"limit": {**asdict(counter.demand()), **asdict(rates), "share": round(counter.seconds / seconds, 3)}}
+    if case.prepare_memory is not None:
+        case.prepare_memory()
+    measured["peak_bytes"] = {name: peak_memory(way, device) for name, way in case.ways.items()}
+    if device.type == "cuda":
+        measured["synchronizations"] = {name: count_synchronizations(way) for name, way in case.ways.items()}
+    return measured
+
+
+def is_met(row: Mapping[str, Any]) -> bool | None:
+    """Whether a row reaches its targets of speed and memory; `None` where it has none.
+
+    Args:
+        row (mapping):
+            A row as `run_case` makes it.
+
+    Returns:
+        `bool` or `None`: the verdict.
+    """
+    if not row["targets"] and not row["memory_targets"]:
+        return None
+    is_fast = all(row["speedup"][rival] >= least for rival, least in row["targets"].items())
+    memory = row["peak_bytes"]
+    return is_fast and all(memory[OURS] <= share * memory[rival] for rival, share in row["memory_targets"].items())
+
+
+def run(job: str, cases: Callable[[Options], Iterable[Case]], argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command of a job: runs its cases, prints a line for each way and, last, JSON.
+
+    Args:
+        job (`str`):
+            Name of the job.
+        cases (`Callable`):
+            Makes the cases, one at a time, so that one's models are gone before the next one's come.
+        argv (sequence of `str`, *optional*):
+            Arguments in place of those of the command line.
+
+    Returns:
+        `dict`: what was printed as JSON.
+    """
+    options = parse_options(argv)
+    transformers.logging.set_verbosity_error()
+    rows = []
+    with small_heap():
+        for case in cases(options):
+            rows.append(run_case(case, options))
+            print_row(rows[-1])
+    return finish(job, options, rows)
+
+
+def finish(job: str, options: Options, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Prints the result of a job as JSON, with where and when it was measured, and returns it."""
+    result = {
+        "job": job,
+        "size": options.size_name,
+        "rounds": options.rounds,
+        **describe(options.device),
+        "rows": rows,
+    }
+    print(json.dumps(result))
+    return result
+
+
+def parse_options(argv: Sequence[str] | None = None) -> Options:
+    """Reads the arguments that all jobs share.
+
+    Args:
+        argv (sequence of `str`, *optional*):
+            Arguments in place of those of the command line.
+
+    Returns:
+        `Options`: what to measure.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=SIZES, default="small", help="how large the models are")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each way is run, after one to warm up")
+    parsed = parser.parse_args(argv)
+    return Options(parsed.size, torch.device(parsed.device), parsed.rounds)
+
+
+def print_row(row: Mapping[str, Any]) -> None:
+    """Prints a row for people."""
+    print(f"{row['case']}  (share of the limit: {row['limit']['share']:.0%})" if row["limit"] else row["case"])
+    for name, summary in row["seconds"].items():
+        ratio = "" if name == OURS else f"  {OURS} is {row['speedup'][name]:6.2f} times as fast"
+        target = f", wanted {row['targets'][name]}" if name in row["targets"] else ""
+        peak = row["peak_bytes"].get(name)
+        memory = "" if peak is None else f"  peak {peak / 2**20:9.1f} MiB"
+        print(f"  {name:>28}  {summary['median']:10.4f} s{memory}{ratio}{target}")
+
+
+__all__ = [
+    "OURS",
+    "Case",
+    "Options",
+    "count_synchronizations",
+    "finish",
+    "is_met",
+    "measure_seconds",
+    "parse_options",
+    "peak_memory",
+    "print_row",
+    "run",
+    "run_case",
+    "small_heap",
+    "summarize",
+]

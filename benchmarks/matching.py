@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Matching one image against many captions: one image memory, beside transformers' pairs and the original's copies."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from blip_hf import BlipConfig, BlipForImageTextRetrieval
+
+from . import original
+from .harness import OURS, Case, Options, run
+from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_twin
+
+
+NUM_CAPTIONS = {"base": 64, "small": 32, "tiny": 4}
+CAPTION_LENGTH = 12
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """One case, with [CLS] first for all, as transformers has it."""
+    size, device, count = options.size, options.device, NUM_CAPTIONS[options.size_name]
+    ours = build(BlipForImageTextRetrieval, BlipConfig(**config_fields(size), itm_start_token="cls"), device)
+    theirs = upstream_twin(ours)
+    pixels = random_pixels(1, size.image_size, device)
+    captions = random_captions(count, CAPTION_LENGTH, size, device)
+    mask = torch.ones_like(captions)
+    padded, padded_mask = pad_to(captions, original.RETRIEVAL_LENGTH)
+
+    @torch.no_grad()
+    def match_once() -> Tensor:
+        return ours(captions, pixels, attention_mask=mask).itm_logits
+
+    @torch.no_grad()
+    def match_pairs() -> Tensor:
+        # Its model pairs texts with images one to one: the image comes once a text.
+        return theirs(captions, pixels.repeat(count, 1, 1, 1), attention_mask=mask).itm_score
+
+    @torch.no_grad()
+    def match_copies() -> Tensor:
+        states = ours.vision_model(pixels).last_hidden_state
+        return original.match(ours, states.repeat(count, 1, 1), padded, padded_mask)
+
+    yield Case(
+        f"match one image against {count} captions, {size.image_size} px, {CAPTION_LENGTH} tokens",
+        {OURS: match_once, "transformers": match_pairs, "original": match_copies},
+        targets={"transformers": 15, "original": 4},
+        check=same_as_transformers,
+        note="The original begins texts with [ENC] and so has other scores; the tests compare them.",
+    )
+
+
+def same_as_transformers(results: Mapping[str, Tensor]) -> None:
+    """Raises `AssertionError` unless the scores are those of transformers."""
+    assert_close(results[OURS], results["transformers"], atol=1e-4, rtol=1e-4)
+
+
+if __name__ == "__main__":
+    run("matching", cases)

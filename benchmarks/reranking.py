@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two-stage retrieval: encoding, and re-ranking the best of each query, beside the original's procedure.
+
+Both ways are linear in queries, and whole they take an hour at base size. So a share of the queries is timed: its
+images and texts are encoded and its candidates, found among all, re-ranked.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from blip_hf import BlipConfig, BlipForImageTextRetrieval
+from blip_hf.evaluation.features import TokenizedTexts, encode_texts
+from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
+
+from . import original
+from .harness import OURS, Case, Options, run
+from .sizes import build, config_fields, pad_to, random_captions, random_pixels
+
+
+# Images, captions, candidates of a query, and the share of the queries that is timed.
+PROBLEMS = {"base": (200, 1000, 32, 0.02), "small": (40, 200, 16, 0.1), "tiny": (4, 8, 2, 0.5)}
+CAPTION_LENGTH = 12
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """One case."""
+    num_images, num_texts, k, share = PROBLEMS[options.size_name]
+    size, device = options.size, options.device
+    model = build(BlipForImageTextRetrieval, BlipConfig(**config_fields(size)), device)
+    similarity = torch.rand(num_images, num_texts, generator=torch.Generator().manual_seed(3)).to(device)
+    own_images, own_texts = int(num_images * share), int(num_texts * share)
+    pixels = random_pixels(own_images, size.image_size, device)
+    captions = random_captions(num_texts, CAPTION_LENGTH, size, device)
+    rows = TokenizedTexts(captions, torch.full((num_texts,), CAPTION_LENGTH))
+    padded, padded_mask = pad_to(captions, original.RETRIEVAL_LENGTH)
+    wanted_images, wanted_texts = pairs_of_first_images(similarity, k, own_images)
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        states = model.vision_model(pixels).last_hidden_state
+        encode_texts(model, rows, torch.arange(own_texts), batch_size=256)
+        images = EncodedImages(torch.arange(own_images), torch.empty(0), dict(enumerate(states)))
+        score = matching_scores(model, images, rows, batch_size=256, show_progress=False)
+        return score(wanted_images, wanted_texts)
+
+    @torch.no_grad()
+    def theirs() -> tuple[Tensor, Tensor]:
+        states = model.vision_model(pixels).last_hidden_state
+        model.get_text_features(padded[:own_texts], padded_mask[:own_texts])
+        # A text's candidates may be any images; those that were not encoded are stood in for by those that were.
+        all_states = states.repeat(-(-num_images // own_images), 1, 1)[:num_images]
+        return original.rerank(model, all_states, padded, padded_mask, similarity, k, (own_images, own_texts))
+
+    yield Case(
+        f"two-stage retrieval, {num_images} images x {num_texts} captions, k = {k}",
+        {OURS: ours, "original": theirs},
+        targets={"original": 4},
+        note=f"a share of {share} of the queries is timed on both sides",
+    )
+
+
+def pairs_of_first_images(similarity: Tensor, k: int, num_images: int) -> tuple[Tensor, Tensor]:
+    """The pairs that a whole evaluation wants of the first images, each once.
+
+    Args:
+        similarity (`torch.Tensor` of shape `(n, m)`):
+            Cosines.
+        k (`int`):
+            Candidates a query.
+        num_images (`int`):
+            How many images.
+
+    Returns:
+        `tuple`: numbers of images and of texts, of shape `(u,)` each.
+    """
+    found = []
+
+    def remember(images: Tensor, texts: Tensor) -> Tensor:
+        found.extend([images, texts])
+        return torch.zeros(len(images), device=images.device)
+
+    rerank(similarity, k, remember)
+    images, texts = found
+    return images[images < num_images], texts[images < num_images]
+
+
+if __name__ == "__main__":
+    run("reranking", cases)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Models of three sizes with random weights, and inputs for them."""
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from blip_hf import BlipConfig
+
+
+PAD, CLS, SEP = 0, 101, 102
+PATCH_SIZE = 16
+HEAD_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the towers are. `image_size` is that of captioning and matching; jobs name others."""
+
+    image_size: int
+    vision_width: int
+    vision_layers: int
+    text_width: int
+    text_layers: int
+    vocab_size: int
+
+
+SIZES = {
+    "base": Size(384, 768, 12, 768, 12, 30_524),
+    "small": Size(224, 384, 6, 384, 6, 8_000),
+    "tiny": Size(32, 64, 2, 64, 2, 200),
+}
+
+
+def config_fields(size: Size, image_size: int | None = None) -> dict[str, dict[str, object]]:
+    """Fields of both towers, for any of the configurations. There is no dropout, so that ways can be compared.
+
+    Args:
+        size (`Size`):
+            How large.
+        image_size (`int`, *optional*, defaults to the size's):
+            Pixels a side.
+
+    Returns:
+        `dict`: `text_config` and `vision_config`.
+    """
+    text = {
+        "vocab_size": size.vocab_size,
+        "bos_token_id": size.vocab_size - 2,
+        "enc_token_id": size.vocab_size - 1,
+        "cls_token_id": CLS,
+        "sep_token_id": SEP,
+        "eos_token_id": SEP,
+        "pad_token_id": PAD,
+        "encoder_hidden_size": size.vision_width,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "label_smoothing": 0.1,
+    }
+    vision = {"image_size": image_size or size.image_size, "patch_size": PATCH_SIZE}
+    return {
+        "text_config": text | _widths(size.text_width, size.text_layers),
+        "vision_config": vision | _widths(size.vision_width, size.vision_layers),
+    }
+
+
+def _widths(width: int, num_layers: int) -> dict[str, int]:
+    heads = {"num_attention_heads": width // HEAD_SIZE, "num_hidden_layers": num_layers}
+    return {"hidden_size": width, "intermediate_size": 4 * width, **heads}
+
+
+def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.device) -> PreTrainedModel:
+    """A model with the same random weights each time, in evaluation mode.
+
+    Args:
+        model_class (`type`):
+            Class of the model.
+        config (`BlipConfig`):
+            Its configuration.
+        device (`torch.device`):
+            Where it is to be.
+
+    Returns:
+        `PreTrainedModel`: the model.
+    """
+    torch.manual_seed(0)
+    return model_class(config).eval().to(device)
+
+
+def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The class of transformers that has the same name, with the same weights.
+
+    Args:
+        model (`PreTrainedModel`):
+            A model of this package.
+
+    Returns:
+        `PreTrainedModel`: its twin, in evaluation mode on the same device.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    fields = model.config.to_dict()
+    config = transformers.BlipConfig(
+        text_config=fields["text_config"],
+        vision_config=fields["vision_config"],
+        image_text_hidden_size=fields["image_text_hidden_size"],
+    )
+    twin = getattr(transformers, type(model).__name__)(config)
+    missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
+    if missing or unexpected:
+        raise ValueError(f"{type(model).__name__} and its twin differ: missing {missing}, unexpected {unexpected}.")
+    return twin.eval().to(model.device)
+
+
+def random_pixels(count: int, image_size: int, device: torch.device) -> Tensor:
+    """Normalised pixels of shape `(count, 3, image_size, image_size)`."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, image_size, image_size, generator=generator).to(device)
+
+
+def random_captions(count: int, length: int, size: Size, device: torch.device) -> Tensor:
+    """Rows `[CLS] words [SEP]` of shape `(count, length)`."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(SEP + 1, size.vocab_size - 2, (count, length), generator=generator)
+    rows[:, 0], rows[:, -1] = CLS, SEP
+    return rows.to(device)
+
+
+def pad_to(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Rows padded to `length` tokens, and their mask, of shape `(b, length)` each."""
+    padded = nn.functional.pad(rows, (0, length - rows.shape[1]), value=PAD)
+    return padded, (padded != PAD).long()
+
+
+__all__ = [
+    "PAD",
+    "SIZES",
+    "Size",
+    "build",
+    "config_fields",
+    "pad_to",
+    "random_captions",
+    "random_pixels",
+    "upstream_twin",
+]
