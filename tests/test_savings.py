@@ -144,3 +144,25 @@ def test_candidates_are_scored_without_padding_and_without_their_last_tokens():
         labels = answer_ids[ranking.candidates.flatten()]
         whole = model(**batch, labels=labels).answer_losses
     assert_close(ranking.scores, -whole.view(2, 4), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_momentum_pass_records_nothing_and_computes_in_the_precision_of_the_step(dtype):
+    model = BlipForPreTraining(tiny_pretraining_config()).train()
+    saved, dtypes = [], set()
+
+    def record(tensor):
+        saved.append(tensor)
+        return tensor
+
+    for module in model.momentum_towers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
+    recorder = torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), recorder:
+        keys = model.momentum_towers(**tiny_batch())
+        assert saved == []
+        model.get_input_embeddings()(tiny_batch()["input_ids"]) * model.temp  # the recorder records
+    assert saved
+    assert dtypes == {dtype}
+    assert not any(key.requires_grad for key in keys)
