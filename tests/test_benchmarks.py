@@ -4,7 +4,9 @@
 import io
 import json
 import pickle
+import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,7 @@ from blip_hf.modeling.retrieval import with_first_token
 from .twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 
 
+ROOT = Path(__file__).parents[1]
 TINY = ["--size", "tiny", "--device", "cpu", "--rounds", "1"]
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 CPU = torch.device("cpu")
@@ -276,6 +279,15 @@ def test_all_jobs_are_written_to_one_report(tmp_path, capsys, monkeypatch):
 
 def test_help_runs_in_a_fresh_process():
     assert 0 < imports.help_seconds() < 60
+
+
+def test_the_page_of_performance_names_jobs_that_exist():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    called = set(re.findall(r"python -m benchmarks\.(\w+)", page))
+    assert called
+    assert called <= set(everything.JOBS)
+    in_table = set(re.findall(r"`(\w+)\.py`", page))
+    assert in_table == set(everything.JOBS)
 
 
 # ---- The processor's fast decoding
