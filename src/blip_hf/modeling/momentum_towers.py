@@ -28,7 +28,7 @@ class MomentumTowers(nn.Module):
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Momentum image and text features, each of shape `(b, d)`."""
         image_embeds = self.vision_model(pixel_values).last_hidden_state
-        text_embeds = self.text_encoder(input_ids, attention_mask).last_hidden_state
+        text_embeds = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
         return project_first(image_embeds, self.vision_proj), project_first(text_embeds, self.text_proj)
 
 

@@ -126,8 +126,8 @@ class BlipPreTrainingOutput(BlipContrastiveOutput):
     Args:
         loss_lm (`torch.Tensor`, *optional*):
             Language modelling. `None` where its weight is 0.
-        lm_logits (`torch.Tensor` of shape `(b, t, v)`, *optional*):
-            Scores of the next token.
+        lm_logits (`torch.Tensor` of shape `(b, t - 1, v)`, *optional*):
+            Scores of the next token; the last token predicts none.
     """
 
     loss_lm: Tensor | None = None
@@ -174,7 +174,7 @@ class BlipQuestionAnsweringOutput(ModelOutput):
         attentions (`tuple`, *optional*):
             Self-attention probabilities of each vision layer.
         logits (`torch.Tensor` of shape `(m, t, v)`, *optional*):
-            Scores of each answer's next token.
+            Scores of each answer's next token, in training with labels of shape `(m, t - 1, v)`: the last predicts none.
         answer_losses (`torch.Tensor` of shape `(m,)`, *optional*):
             Loss of each answer, the sum over its tokens, where labels were given.
         question_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):

@@ -103,10 +103,16 @@ class BlipTwinTextLayer(GradientCheckpointingLayer):
         second_value: Tensor,
         *,
         output_attentions: bool,
+        first_only: bool,
     ) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`."""
+        """`(b, t, d)` -> `(b, t, d)`, with `first_only` -> `(b, 1, d)`."""
         hidden_states = self.attention(
-            hidden_states, attention_mask, past_key_values=None, is_causal=False, output_attentions=output_attentions
+            hidden_states,
+            attention_mask,
+            past_key_values=None,
+            is_causal=False,
+            output_attentions=output_attentions,
+            first_only=first_only,
         )
         hidden_states = self.crossattention(
             hidden_states, first_key, first_value, second_key, second_value, output_attentions=output_attentions
@@ -180,6 +186,7 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         image_memories: ImageMemoryPair,
+        first_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes texts, each grounded in a pair of images.
@@ -191,6 +198,8 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
                 0 for padding.
             image_memories (`tuple[ImageMemory, ImageMemory]`):
                 Result of `build_image_memories` for `n` pairs.
+            first_only (`bool`, *optional*, defaults to `False`):
+                As in `BlipTextModel`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
@@ -224,8 +233,15 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         )
         first, second = image_memories
         memory_tensors = zip(first.keys, first.values, second.keys, second.values, strict=True)
-        for layer, tensors in zip(self.encoder.layer, memory_tensors, strict=True):
-            hidden_states = layer(hidden_states, mask, *tensors, output_attentions=output_attentions)
+        last = len(self.encoder.layer) - 1
+        for idx, (layer, tensors) in enumerate(zip(self.encoder.layer, memory_tensors, strict=True)):
+            hidden_states = layer(
+                hidden_states,
+                mask,
+                *tensors,
+                output_attentions=output_attentions,
+                first_only=first_only and idx == last,
+            )
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states)
 
 

@@ -161,6 +161,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             with_first_token(input_ids, self.config.text_config.enc_token_id),
             attention_mask,
             self.text_encoder.build_image_memories(first, second),
+            first_only=not kwargs.get("output_attentions"),  # attentions that are asked for are those of all tokens
             **kwargs,
         )
         logits = self.cls_head(text.last_hidden_state[:, 0])  # (n * g, 2)
