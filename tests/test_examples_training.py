@@ -6,6 +6,8 @@ import runpy
 import shlex
 from pathlib import Path
 
+import pytest
+import torch
 import transformers
 from PIL import Image
 from torch.testing import assert_close
@@ -134,3 +136,20 @@ def test_pretrain_command_goes_on_from_its_own_output(tmp_path, capsys):
     assert (second.config.itm_weight, second.config.lm_weight) == (1.0, 1.0)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         assert_close(after, before, rtol=0, atol=1e-6, msg=name)
+
+
+def test_pretrain_command_leaves_frozen_layers_as_they_were(tmp_path):
+    argv = ["--data", "scenes", "--num_scenes", "8", *TINY]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "first")]) == 0
+    argv += ["--model", str(tmp_path / "first"), "--freeze_vision_layers", "1"]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    first, second = (BlipForPreTraining.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    same = {
+        name
+        for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True)
+        if name.startswith("vision_model.") and torch.equal(before, after)
+    }
+    lower = tuple(f"vision_model.{part}." for part in ("embeddings", "encoder.layers.0"))
+    assert same == {name for name, _ in first.named_parameters() if name.startswith(lower)}
+    with pytest.raises(ValueError, match="cannot freeze 9 layers"):
+        second.vision_model.freeze_first_layers(9)

@@ -197,6 +197,23 @@ class BlipVisionModel(BlipPreTrainedModel):
         """Position embeddings of shape `(1, p, d)`."""
         return self.embeddings.position_embedding
 
+    def freeze_first_layers(self, num_layers: int) -> None:
+        """Keeps the embeddings and the first layers as they are: a step then costs less, and small data is less learnt by heart.
+
+        Args:
+            num_layers (`int`):
+                Layers to freeze, 0 for none at all.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        if not 0 <= num_layers <= len(self.encoder.layers):
+            raise ValueError(f"cannot freeze {num_layers} layers, the image encoder has {len(self.encoder.layers)}.")
+        if num_layers:
+            self.embeddings.requires_grad_(False)
+        for layer in self.encoder.layers[:num_layers]:
+            layer.requires_grad_(False)
+
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Resizes the position embeddings to another image size, bicubically.
 

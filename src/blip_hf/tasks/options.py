@@ -65,6 +65,9 @@ class PretrainOptions:
     vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision."})
     text_width: int = field(default=768, metadata={"help": "Width of the text transformer, without --text."})
     text_layers: int = field(default=12, metadata={"help": "Layers of the text transformer, without --text."})
+    freeze_vision_layers: int = field(
+        default=0, metadata={"help": "First layers of the image encoder to leave as --vision or --model has them."}
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer."})
     feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
     queue_size: int = field(

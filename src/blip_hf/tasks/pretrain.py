@@ -162,7 +162,14 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
         "lm_weight": options.lm_weight,
     }
     if options.model is not None:
-        return BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
+        model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
+    else:
+        model = _from_towers(options, token_ids, state)
+    model.vision_model.freeze_first_layers(options.freeze_vision_layers)
+    return model
+
+
+def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dict[str, Any]) -> BlipForPreTraining:
     vision_sizes, text_sizes = {}, {}
     if options.vision is None:
         vision_sizes = _tower_sizes(options.vision_width, options.vision_layers) | {"patch_size": options.patch_size}
