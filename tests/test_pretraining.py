@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,6 +153,28 @@ def test_contrast_equals_plain_arithmetic(model, batch):
         targets = 0.25 * (teachers @ keys.T / model.temp).softmax(-1) + 0.75 * torch.eye(4, 16)
         losses.append(cross_entropy(queries @ keys.T / model.temp, targets))
     assert_close(output.loss_itc, sum(losses) / 2)
+
+
+def test_negatives_are_drawn_by_a_temperature_of_their_own(batch, monkeypatch):
+    drawn_by = {}
+
+    def keep(name):
+        def draw(logits, *arguments):
+            drawn_by.setdefault(name, []).append(logits.detach())
+            return sample_hard_negatives(logits, *arguments)
+
+        return draw
+
+    paper = BlipForPreTraining(tiny_pretraining_config()).eval()
+    easier = BlipForPreTraining(tiny_pretraining_config(negative_temperature=0.7)).eval()
+    easier.load_state_dict(paper.state_dict())
+    for name, model in (("paper", paper), ("easier", easier)):
+        monkeypatch.setattr(contrast, "sample_hard_negatives", keep(name))
+        model(**batch)
+    for by_the_paper, by_its_own in zip(drawn_by["paper"], drawn_by["easier"], strict=True):
+        assert_close(by_its_own, by_the_paper / 10)  # 0.07 / 0.7
+    with pytest.raises(StrictDataclassClassValidationError, match="negative_temperature is 0"):
+        tiny_pretraining_config(negative_temperature=0.0)
 
 
 def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):

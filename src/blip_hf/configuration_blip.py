@@ -177,15 +177,21 @@ class BlipContrastiveConfig(BlipConfig):
             Share of the momentum towers' distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
             First value of the learnable temperature, which stays within [0.001, 0.5].
+        negative_temperature (`float`, *optional*):
+            Temperature by which negatives of the matching are drawn. By default that of the contrast, as in the paper. A
+            higher one draws easier negatives, with which a matching head that is at chance may start to learn.
     """
 
     queue_size: int = 57600
     momentum: float = 0.995
     alpha: float = 0.4
     temperature_init_value: float = 0.07
+    negative_temperature: float | None = None
 
     def validate_ranges(self) -> None:
         """Refuses values outside of what the objectives can use."""
+        if self.negative_temperature is not None and self.negative_temperature <= 0:
+            raise ValueError(f"negative_temperature is {self.negative_temperature}, expected more than 0.")
         if self.queue_size < 0:
             raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) or more.")
         for name in ("momentum", "alpha"):

@@ -204,14 +204,25 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         if num_pairs == 1:
             logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
             return logits[0].sum() * 0, None, None
-        hard_texts, has_text = sample_hard_negatives(logits[0], positives, generator)
-        hard_images, has_image = sample_hard_negatives(logits[1], positives, generator)
+        (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=input_ids.device)
         # Row order: for each image its text and a hard text, which read the memory in order; then each text for a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
         itm_logits = self._score_pairs(memory, input_ids[texts], attention_mask[texts], hard_images)
         return matching_outcome(itm_logits, has_text, has_image)
+
+    def _draw_negatives(
+        self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A text for each image and an image for each text, as `sample_hard_negatives` gives them."""
+        if self.config.negative_temperature is not None:
+            scale = self._clamped_temperature().detach() / self.config.negative_temperature
+            logits = (logits[0] * scale, logits[1] * scale)
+        return (
+            sample_hard_negatives(logits[0], positives, generator),
+            sample_hard_negatives(logits[1], positives, generator),
+        )
 
     def _score_pairs(
         self, memory: ImageMemory, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor

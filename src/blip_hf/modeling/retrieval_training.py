@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 from ..configuration_blip import BlipRetrievalTrainingConfig
 from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from ..momentum import known_image_ids
-from ..objectives import matching_pairs, sample_hard_negatives
+from ..objectives import matching_pairs
 from .contrast import BlipContrastiveModel, matching_outcome
 from .outputs import BlipContrastiveOutput
 from .pretraining import SHARED_TEXT_PARTS
@@ -180,8 +180,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         own_start = first_row(input_ids)
         positives = matching_pairs(image_ids, rows[:, 0], first_key=own_start)  # (b, m)
         logits = self._online_logits(features, gather(torch.cat(features, dim=1)).chunk(2, dim=1))
-        hard_texts, has_text = sample_hard_negatives(logits[0], positives, generator)
-        hard_images, has_image = sample_hard_negatives(logits[1], positives, generator)
+        (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
         # Of all images only those that are read are projected, and each text reads its own and a hard one in order; then

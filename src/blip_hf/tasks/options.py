@@ -75,6 +75,12 @@ class PretrainOptions:
     )
     momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers."})
     temperature: float = field(default=0.07, metadata={"help": "First value of the contrastive temperature."})
+    negative_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature to draw negatives of the matching by. Default: that of the contrast; 1: any pairs."
+        },
+    )
     itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast in the loss."})
     itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching; 0 leaves it out."})
     lm_weight: float = field(default=1.0, metadata={"help": "Weight of language modelling; 0 leaves it out."})

@@ -157,6 +157,7 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
         "momentum": options.momentum,
         "alpha": options.alpha,
         "temperature_init_value": options.temperature,
+        "negative_temperature": options.negative_temperature,
         "itc_weight": options.itc_weight,
         "itm_weight": options.itm_weight,
         "lm_weight": options.lm_weight,
