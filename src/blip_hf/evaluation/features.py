@@ -120,7 +120,8 @@ def text_features(
 
 def encode_texts(model: BlipForImageTextRetrieval, rows: TokenizedTexts, index: Tensor, batch_size: int) -> Tensor:
     """Features of shape `(r, d)` of the texts that `index` of shape `(r,)` names."""
-    features = torch.empty(len(index), model.config.image_text_hidden_size, device=model.device)
+    width = model.config.image_text_hidden_size
+    features = torch.empty(len(index), width, device=model.device, dtype=torch.float32)
     for position in rows.by_length(index, batch_size):
         features[position.to(model.device)] = model.get_text_features(*rows.batch(index[position]))
     return features

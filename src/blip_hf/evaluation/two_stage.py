@@ -168,7 +168,7 @@ def encode_images(
     """
     width = model.config.image_text_hidden_size
     numbers, states, skips = [], [], SkipReporter()
-    features = [torch.empty(0, width, device=model.device)]
+    features = [torch.empty(0, width, device=model.device, dtype=torch.float32)]
     own = Subset(items, range(rank(), len(items), world_size()))
     loader = DataLoader(own, batch_size, num_workers=num_workers, collate_fn=list)
     for batch in logging.tqdm(loader, desc="Encoding images", disable=not show_progress):
@@ -234,7 +234,7 @@ def matching_scores(
         starts = torch.searchsorted(image_index.cpu(), torch.arange(len(images.numbers) + 1)).tolist()
         text_index = text_index.cpu()
         places = [torch.empty(0, dtype=torch.long)]
-        scores = [torch.empty(0, device=model.device)]
+        scores = [torch.empty(0, device=model.device, dtype=torch.float32)]
         for number in logging.tqdm(sorted(images.states), desc="Re-ranking", disable=not show_progress):
             states = images.states.pop(number)[None].to(model.device, model.vision_proj.weight.dtype)
             memory = model.text_encoder.build_image_memory(states)

@@ -177,8 +177,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """ITC; also the in-batch logits (image to text, text to image) and which of them are positives."""
         alpha = self.config.alpha if alpha is None else alpha
         temperature = self._clamped_temperature()
-        all_images = torch.cat([keys[0], self.queue.image_features])  # (k, d)
-        all_texts = torch.cat([keys[1], self.queue.text_features])  # (k, d)
+        all_images = torch.cat([keys[0], self.queue.image_features.to(keys[0].dtype)])  # (k, d)
+        all_texts = torch.cat([keys[1], self.queue.text_features.to(keys[1].dtype)])  # (k, d)
         positives = matching_pairs(image_ids, torch.cat([image_ids, self.queue.image_ids]))  # (b, k)
 
         losses, batch_logits = [], []

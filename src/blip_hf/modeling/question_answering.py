@@ -331,7 +331,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         """Losses of candidates, `(b, k)` -> `(b, k)`: those of one length at a time, so that none is padded."""
         answers = candidates.flatten()  # (b * k,)
         owners = torch.arange(len(candidates), device=answers.device).repeat_interleave(candidates.shape[1])
-        losses = torch.zeros(len(answers), device=answers.device)
+        losses = torch.zeros(len(answers), device=answers.device, dtype=torch.float32)
         options = {"image_memory": memory, "reduction": "none", "skip_last": True}
         for length in lengths[answers].unique().tolist():
             for rows in (lengths[answers] == length).nonzero()[:, 0].split(_CANDIDATES_AT_ONCE):
