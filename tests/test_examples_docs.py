@@ -8,13 +8,16 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from blip_hf.cli import evaluate, finetune, pretrain
+from blip_hf.bootstrap.config import LoopSettings
+from blip_hf.cli import bootstrap, capfilt, evaluate, finetune, pretrain
 from blip_hf.cli.options import build_parser, parse_options
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHERS = ("torchrun", "accelerate")
 TASK_COMMANDS = {"finetune": finetune.COMMANDS, "evaluate": evaluate.COMMANDS}
 
 
@@ -59,6 +62,51 @@ def test_commands_of_tasks_parse(monkeypatch, capsys):
         parse_options(TASK_COMMANDS[command][task], [*arguments, *use_cpu])
         found.add((command, task))
     assert found == {(command, task) for command, tasks in TASK_COMMANDS.items() for task in tasks}
+
+
+def test_commands_of_pre_training_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain" and "$COMMON" not in words]
+    assert found
+    for arguments in found:
+        parse_options(pretrain.COMMAND, arguments if "--help" in arguments else [*arguments, "--use_cpu"])
+
+
+def test_commands_of_capfilt_parse(monkeypatch):
+    asked = []
+    for task in capfilt.COMMANDS:
+        monkeypatch.setattr(capfilt, task, lambda options, task=task: asked.append((task, options)))
+    launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in commands(name)]
+    assert launched
+    for words in [*commands("blip-hf"), *launched]:
+        if words[0] == "capfilt":
+            capfilt.main(words[1:])
+    for task, options in asked:
+        assert task == "report" or options.rule().sources
+    assert {task for task, _ in asked} == set(capfilt.COMMANDS)
+
+
+def test_commands_and_settings_of_the_loop_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed = [
+        bootstrap.build_parser().parse_args(words[1:]) for words in commands("blip-hf") if words[0] == "bootstrap"
+    ]
+    assert {options.config for options in parsed} > {None}
+    assert all(options.config is None or options.config.is_file() for options in parsed)
+    (settings,) = blocks(ROOT / "docs" / "capfilt.md", "yaml")
+    LoopSettings.from_mapping({**yaml.safe_load(settings), "device": "cpu"}).check()
+
+
+def test_options_that_the_page_of_capfilt_names_exist():
+    text = (ROOT / "docs" / "capfilt.md").read_text()
+    commands_of_page = [*capfilt.COMMANDS.values(), pretrain.COMMAND]
+    known = {
+        flag
+        for command in commands_of_page
+        for action in build_parser(command)._actions
+        for flag in action.option_strings
+    }
+    assert sorted(set(re.findall(r"`(--\w+)", text)) - known - {"--config", "--max_restarts"}) == []
 
 
 def test_options_that_the_page_of_tasks_names_exist():
