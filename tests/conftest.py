@@ -26,6 +26,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def _without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On by default for convolutions, and so for the patch embedding.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real photos; tests that need it skip where it is absent."""

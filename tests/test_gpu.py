@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForPreTraining
-from blip_hf.modeling import pretraining
+from blip_hf.modeling import contrast
 from blip_hf.objectives import sample_hard_negatives
 
 from .twins import DEC, tiny_batch, tiny_config, tiny_pretraining_config
@@ -15,9 +15,10 @@ from .twins import DEC, tiny_batch, tiny_config, tiny_pretraining_config
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.usefixtures("_without_tf32"),
 ]
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
-# fp32 with other kernels and another order of summation; TF32 is off by default.
+# fp32 with other kernels and another order of summation.
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -69,7 +70,7 @@ def test_pretraining_step_equals_the_cpu(monkeypatch):
         _, has_negative = sample_hard_negatives(logits, positives, generator)
         return logits.masked_fill(positives, float("-inf")).argmax(dim=-1), has_negative
 
-    monkeypatch.setattr(pretraining, "sample_hard_negatives", hardest)
+    monkeypatch.setattr(contrast, "sample_hard_negatives", hardest)
     model, batch = BlipForPreTraining(tiny_pretraining_config()), tiny_batch(lengths=(7, 5, 6, 4))
     batch["image_ids"] = torch.tensor([1, 1, 2, 3])
     expected = model(**batch)
