@@ -42,7 +42,7 @@ class BlipTrainingArguments(TrainingArguments):
         metadata={"help": "Decay norms, biases, embeddings and the temperature too, as salesforce/BLIP does."},
     )
     num_train_epochs: float = field(default=20.0, metadata={"help": "Number of epochs (paper, section 4.1)."})
-    lr_scheduler_type: SchedulerType | str = field(
+    lr_scheduler_type: str = field(
         default=BLIP_SCHEDULE,
         metadata={
             "help": "`blip`: linear warm-up and a factor an epoch, as the paper pre-trains; `blip_cosine`: half a cosine"
@@ -143,7 +143,7 @@ class BlipFinetuningArguments(BlipTrainingArguments):
         default=1e-5, metadata={"help": "Peak learning rate (paper, table 14: 1e-5 for ViT-B, 5e-6 for ViT-L)."}
     )
     num_train_epochs: float = field(default=6.0, metadata={"help": "Number of epochs (paper, table 14)."})
-    lr_scheduler_type: SchedulerType | str = field(
+    lr_scheduler_type: str = field(
         default=BLIP_COSINE_SCHEDULE,
         metadata={"help": "As in pre-training; `blip_cosine` is half a cosine with one value an epoch."},
     )
