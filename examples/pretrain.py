@@ -46,16 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"])
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
 
-    # A model from random weights; `from_vision_text_pretrained` starts from a ViT and a BERT.
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": num_layers}
-    config = BlipPreTrainingConfig(
-        vision_config={**sizes, "num_attention_heads": 4, "image_size": image_size, "patch_size": 8},
-        text_config={**sizes, "num_attention_heads": 4, **processor.config_token_ids()},
-        image_text_hidden_size=width,
-        queue_size=min(4096, len(train_dataset) // 2),
-    )
     trainer = BlipTrainer(
-        BlipForPreTraining(config),
+        make_model(processor, width, num_layers, queue_size=min(4096, len(train_dataset) // 2)),
         BlipTrainingArguments(
             options.output_dir,
             num_train_epochs=num_epochs,
@@ -74,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=processor,
     )
     trainer.train()
-
     trainer.save_model()
     # What is inside opens in plain transformers too.
     folder, model = Path(options.output_dir), trainer.model
@@ -82,6 +73,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     print(f"Wrote {folder}, {folder / 'captioner'} and {folder / 'retriever'}")
+
+
+def make_model(processor: BlipProcessor, width: int, num_layers: int, queue_size: int) -> BlipForPreTraining:
+    """A model of random weights; `from_vision_text_pretrained` starts from a ViT and a BERT."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": num_layers}
+    sizes["num_attention_heads"] = 4
+    picture = {"image_size": processor.image_processor.size["height"], "patch_size": 8}
+    fields = {"image_text_hidden_size": width, "queue_size": queue_size}
+    text = {**sizes, **processor.config_token_ids()}
+    return BlipForPreTraining(BlipPreTrainingConfig(vision_config={**sizes, **picture}, text_config=text, **fields))
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

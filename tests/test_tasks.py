@@ -178,3 +178,17 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     (tmp_path / "a.png").unlink()
     again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
+@pytest.mark.parametrize("source", ["nowhere", "here/not_there", "./nowhere"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    argv = [command, "vqa", "--model", source, "--data", "scenes"]
+    assert main(argv + (["--output_dir", "out", "--use_cpu"] if command == "finetune" else [])) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"blip-hf {command}: error: {source} is no folder here. Pass a folder with a saved model, or a model id such as"
+        " owner/name."
+    )

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from .data.images import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
-from .modeling.captioning import BlipForConditionalGeneration
+from .modeling.captioning import BlipForConditionalGeneration, score_sequences
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
@@ -324,34 +323,6 @@ class BlipCaptioner:
         memory = self.matcher.get_image_memory(inputs["pixel_values"])
         logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
         return logits.float().softmax(dim=-1)[:, 1].tolist()
-
-
-def score_sequences(
-    model: BlipForConditionalGeneration, memory: ImageMemory, sequences: Tensor, num_context: int
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of captions given their pictures: the model's own, whatever search or sampling wrote them.
-
-    Args:
-        model (`BlipForConditionalGeneration`):
-            The captioner.
-        memory (`ImageMemory`):
-            `n` encoded pictures.
-        sequences (`torch.Tensor` of shape `(n * g, t)`):
-            What `generate` has returned, `g` neighbouring rows a picture, padded on the right.
-        num_context (`int`):
-            Tokens before the caption: `[DEC]` and the prompt.
-
-    Returns:
-        `tuple`: sums over each caption, up to and with its first `[SEP]`, and numbers of tokens in them, both of shape
-        `(n * g,)`.
-    """
-    # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
-    logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
-    targets = sequences[:, num_context:]  # (n * g, t)
-    log_probabilities = -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-    is_end = targets == model.config.text_config.sep_token_id
-    is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
-    return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 
+_MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
+
+
 @contextmanager
 def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to, which takes the place of `path` when all went well.
@@ -74,4 +77,29 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         beside.write_text(json.dumps(content), encoding="utf-8")
 
 
-__all__ = ["remove_unfinished", "unfinished", "write_json"]
+def require_checkpoint(source: str) -> None:
+    """Raises on what is neither a folder nor can be a model id, before minutes are spent on asking the Hub for it.
+
+    Args:
+        source (`str`):
+            A folder with a saved model, or a model id on the Hub.
+
+    Raises:
+        ValueError: If there is no such folder, and the name is no `owner/name` or starts with a folder that is here.
+
+    Example:
+        >>> require_checkpoint("Salesforce/blip-vqa-base")
+        >>> require_checkpoint("nowhere")
+        Traceback (most recent call last):
+        ...
+        ValueError: nowhere is no folder here. Pass a folder with a saved model, or a model id such as owner/name.
+    """
+    if Path(source).is_dir():
+        return
+    if not re.fullmatch(_MODEL_ID, source) or Path(source).parent.is_dir():
+        raise ValueError(
+            f"{source} is no folder here. Pass a folder with a saved model, or a model id such as owner/name."
+        )
+
+
+__all__ = ["remove_unfinished", "require_checkpoint", "unfinished", "write_json"]

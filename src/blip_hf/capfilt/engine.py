@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 
-from ..captioner import score_sequences
 from ..data.images import UnreadableImageError
 from ..data.text import pre_caption
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
+from ..files import require_checkpoint
 from ..modeling.attention import ImageMemory
-from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.captioning import BlipForConditionalGeneration, score_sequences
 from ..modeling.retrieval import BlipForImageTextRetrieval, project_first
 from ..processing_blip import BlipProcessor
 from .samples import Fault, Sample, Shard
@@ -123,6 +123,8 @@ class CapFilt:
         Returns:
             `CapFilt`: ready to run.
         """
+        for source in (captioner, matcher):
+            require_checkpoint(str(source))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(

@@ -38,6 +38,9 @@ class RunFolder:
     scores/<shard>.parquet scores of all texts, kept or not: a shard is done when this is there
     faults/<shard>.json    what was left out
     pairs/<shard>.*        the pairs that were kept
+    summary.json           the totals, when all shards are done
+    report.html, .json     what `write_report` makes of it
+    claims.lock            which shards processes are at
     ```
 
     Args:

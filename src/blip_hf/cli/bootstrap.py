@@ -54,9 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blip-hf bootstrap",
         description="Pre-trains on noisy pairs, fine-tunes a captioner and a filter on clean ones, cleans the noisy pairs"
-        " with them, pre-trains again from scratch, and compares the models. Without --config it runs on drawn scenes, in"
-        " some ten minutes on two cores. The same command again goes on where it was interrupted, and does again only"
-        " what changed settings change.",
+        " with them, pre-trains again from scratch, and compares the models. Without --config it runs on drawn scenes. The"
+        " same command again goes on where it was interrupted, and does again only what changed settings change.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML file; examples/recipes has some (default: drawn scenes)")

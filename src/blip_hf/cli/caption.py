@@ -5,19 +5,17 @@ import argparse
 import contextlib
 import csv
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..files import unfinished
+from ..files import require_checkpoint, unfinished
 
 
 if TYPE_CHECKING:
     from ..captioner import BlipCaptioner, Caption
 
-_MODEL_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -129,10 +127,7 @@ def load_captioner(arguments: argparse.Namespace) -> "BlipCaptioner":
         ValueError: If a model is neither a folder nor a possible model id, or the device cannot be used.
     """
     for name in filter(None, (arguments.model, arguments.matcher)):
-        if not Path(name).is_dir() and not re.fullmatch(_MODEL_ID, name):
-            raise ValueError(
-                f"{name} is no folder. Pass a folder with a saved model, or a model id such as owner/name."
-            )
+        require_checkpoint(name)
 
     import torch
     from transformers.utils import logging

@@ -121,7 +121,13 @@ def build_help_parser(command: Command) -> argparse.ArgumentParser:
         default = "" if option.default in (None, MISSING) else f" Default: {option.default}."
         metavar = "SOURCE" if "data" in option.name else option.name.rpartition("_")[2].upper()
         help_text = (option.metadata["help"] + default).replace("%", "%%")
-        parser.add_argument(f"--{option.name}", metavar=metavar, help=help_text)
+        is_flag = option.type in (bool, "bool")
+        parser.add_argument(
+            f"--{option.name}",
+            nargs="?" if is_flag else None,
+            metavar="True|False" if is_flag else metavar,
+            help=help_text,
+        )
     return parser
 
 
@@ -188,9 +194,12 @@ def read_yaml(path: Path) -> Any:
         Anything: its content.
 
     Raises:
-        ValueError: If it cannot be parsed.
+        ValueError: If there is no such file, or it cannot be parsed.
     """
     import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. Pass a YAML file of options; examples/recipes has some.")
 
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

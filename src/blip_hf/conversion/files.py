@@ -178,10 +178,10 @@ def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as tensors ({reason}). If you trust where it comes from, load it with"
-            " `torch.load(..., weights_only=False)` and save its 'model' entry alone."
+            f"{path} cannot be read as tensors. Pass a .pth of tensors or a .safetensors file. If it holds more and you"
+            " trust where it comes from, load it with `torch.load(..., weights_only=False)` and save its 'model' entry"
+            " alone."
         ) from error
     tensors = contents.get("model", contents) if isinstance(contents, Mapping) else contents
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):

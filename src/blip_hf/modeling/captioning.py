@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -220,9 +221,37 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         return torch.full((memory.num_images, 1), bos_token_id, device=memory.keys[0].device)
 
 
+def score_sequences(
+    model: BlipForConditionalGeneration, memory: ImageMemory, sequences: Tensor, num_context: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of captions given their pictures: the model's own, whatever search or sampling wrote them.
+
+    Args:
+        model (`BlipForConditionalGeneration`):
+            The captioner.
+        memory (`ImageMemory`):
+            `n` encoded pictures.
+        sequences (`torch.Tensor` of shape `(n * g, t)`):
+            What `generate` has returned, `g` neighbouring rows a picture, padded on the right.
+        num_context (`int`):
+            Tokens before the caption: `[DEC]` and the prompt.
+
+    Returns:
+        `tuple`: sums over each caption, up to and with its first `[SEP]`, and numbers of tokens in them, both of shape
+        `(n * g,)`.
+    """
+    # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
+    logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
+    targets = sequences[:, num_context:]  # (n * g, t)
+    log_probabilities = -cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    is_end = targets == model.config.text_config.sep_token_id
+    is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
+    return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
+
+
 def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:
     if (pixel_values is None) == (image_memory is None):
         raise ValueError("pass either pixel_values, the processor's output for the images, or image_memory.")
 
 
-__all__ = ["BlipForConditionalGeneration"]
+__all__ = ["BlipForConditionalGeneration", "score_sequences"]

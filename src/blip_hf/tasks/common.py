@@ -15,6 +15,7 @@ from ..data.pairs import PairDataset
 from ..data.scenes import Scenes
 from ..data.sources import load_pairs
 from ..data.transforms import TrainTransform
+from ..files import require_checkpoint
 from ..processing_blip import BlipProcessor
 from ..training import BlipTaskTrainer
 from .options import SCENES, EvaluateOptions, FinetuneOptions
@@ -33,6 +34,7 @@ def checkpoint_type(source: str) -> str:
     Returns:
         `str`: as its `config.json` has it.
     """
+    require_checkpoint(source)
     path = cached_file(source, CONFIG_NAME)
     return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type", "")
 
@@ -68,6 +70,7 @@ def read_config(config_class: type[BlipConfig], options: FinetuneOptions, **fiel
     Returns:
         `BlipConfig`: the configuration.
     """
+    require_checkpoint(options.model)
     config = config_class.from_pretrained(options.model, **fields)
     if options.drop_path is not None:
         config.vision_config.drop_path_rate = options.drop_path
@@ -86,6 +89,7 @@ def load_processor(source: str, image_size: int | None = None) -> BlipProcessor:
     Returns:
         `BlipProcessor`: the processor.
     """
+    require_checkpoint(source)
     processor = BlipProcessor.from_pretrained(source)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
@@ -197,6 +201,7 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple[Pr
     """
     if options.dtype not in DTYPES:
         raise ValueError(f"dtype is {options.dtype!r}, expected one of {', '.join(DTYPES)}.")
+    require_checkpoint(options.model)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
     return model, load_processor(options.model)

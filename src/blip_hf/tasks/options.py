@@ -183,6 +183,12 @@ class RetrievalFinetuneOptions(FinetuneOptions):
     queue_size: int = field(default=57_600, metadata={"help": "Pairs in the queue (salesforce/BLIP)."})
     momentum: float = field(default=0.995, metadata={"help": "Decay of the momentum towers (salesforce/BLIP)."})
     alpha: float = field(default=0.4, metadata={"help": "Full share of the momentum towers in contrastive targets."})
+    negative_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature to draw negatives of the matching by. Default: that of the contrast; 1: any pairs."
+        },
+    )
     negative_all_rank: bool = field(
         default=False, metadata={"help": "Draw hard negatives from all processes, as for COCO (salesforce/BLIP)."}
     )

@@ -17,7 +17,7 @@ from ..data.vocabulary import train_wordpiece_tokenizer
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training import BlipTrainer, BlipTrainingArguments
-from .common import one_or_several, train_and_save
+from .common import load_processor, one_or_several, train_and_save
 from .options import SCENES, PretrainOptions
 
 
@@ -123,7 +123,7 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
         `BlipProcessor`: the processor.
     """
     if options.model is not None:
-        return BlipProcessor.from_pretrained(options.model)
+        return load_processor(options.model)
     source = options.tokenizer or options.text
     if source is not None:
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -45,6 +45,7 @@ def load_model(options: RetrievalFinetuneOptions) -> BlipForRetrievalTraining:
         queue_size=options.queue_size,
         momentum=options.momentum,
         alpha=options.alpha,
+        negative_temperature=options.negative_temperature,
         negative_all_rank=options.negative_all_rank,
     )
     model = BlipForRetrievalTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
