@@ -29,6 +29,15 @@ SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_worker
 RULE = Rule(threshold=0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Runs of this process sum as those of the processes it starts: several threads end in other last digits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
