@@ -14,8 +14,10 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
 from blip_hf.cli import pretrain
-from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.tasks.options import PretrainOptions
+from blip_hf.tasks.pretrain import make_model, make_processor
 
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,21 @@ def test_finetune_captioner_example(tmp_path, capsys):
     run_example("finetune_captioner", "--tiny", "--output_dir", str(tmp_path))
     assert "is captioned" in capsys.readouterr().out
     BlipForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_random_towers_have_the_heads_and_the_spread_that_were_asked_for():
+    options = PretrainOptions(
+        data=["scenes"], num_scenes=8, image_size=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1,
+        feature_width=8, queue_size=0, head_width=16, initializer_range=0.06,
+    )  # fmt: skip
+    model = make_model(options, make_processor(options, Scenes(8)))
+    for config in (model.config.text_config, model.config.vision_config):
+        assert config.num_attention_heads == 4
+    for weight in (
+        model.text_encoder.encoder.layer[0].intermediate.dense.weight,
+        model.vision_model.encoder.layers[0].mlp.fc1.weight,
+    ):
+        assert weight.std().item() == pytest.approx(0.06, rel=0.05)
 
 
 def test_pretrain_command_on_scenes(tmp_path, capsys):

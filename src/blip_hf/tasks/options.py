@@ -68,6 +68,10 @@ class PretrainOptions:
     freeze_vision_layers: int = field(
         default=0, metadata={"help": "First layers of the image encoder to leave as --vision or --model has them."}
     )
+    head_width: int = field(default=64, metadata={"help": "Width of an attention head of random towers."})
+    initializer_range: float = field(
+        default=0.02, metadata={"help": "Standard deviation of random weights; narrow towers learn from wider ones."}
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer."})
     feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
     queue_size: int = field(

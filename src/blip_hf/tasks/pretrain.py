@@ -21,10 +21,6 @@ from .common import load_processor, one_or_several, train_and_save
 from .options import SCENES, PretrainOptions
 
 
-# Width of an attention head in BERT and ViT of all sizes.
-HEAD_WIDTH = 64
-
-
 def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict[str, float]:
     """Pre-trains a model, evaluates it where there is a set for that, and saves it with its processor.
 
@@ -173,10 +169,10 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
 def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dict[str, Any]) -> BlipForPreTraining:
     vision_sizes, text_sizes = {}, {}
     if options.vision is None:
-        vision_sizes = _tower_sizes(options.vision_width, options.vision_layers) | {"patch_size": options.patch_size}
-        vision_sizes["image_size"] = options.image_size
+        vision_sizes = _tower_fields(options, options.vision_width, options.vision_layers)
+        vision_sizes |= {"patch_size": options.patch_size, "image_size": options.image_size}
     if options.text is None:
-        text_sizes = _tower_sizes(options.text_width, options.text_layers)
+        text_sizes = _tower_fields(options, options.text_width, options.text_layers)
     dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
     return BlipForPreTraining.from_vision_text_pretrained(
         options.vision,
@@ -204,12 +200,13 @@ def save_parts(model: BlipForPreTraining, processor: BlipProcessor, output_dir: 
         processor.save_pretrained(output_dir / name)
 
 
-def _tower_sizes(width: int, num_layers: int) -> dict[str, int]:
+def _tower_fields(options: PretrainOptions, width: int, num_layers: int) -> dict[str, int | float]:
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "num_attention_heads": max(1, width // options.head_width),
+        "initializer_range": options.initializer_range,
     }
 
 
