@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
 from blip_hf.cli import finetune, main, pretrain
@@ -105,6 +107,16 @@ def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretr
     shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
     assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
     assert json.loads(answers.read_text())
+
+
+@pytest.mark.parametrize("task", FIGURES)
+def test_frozen_image_layers_stay_as_they_were(task, pretrained, tmp_path, capsys):
+    argv = [task, "--model", pretrained, *TRAINING, "--freeze_vision_layers", 1, "--output_dir", tmp_path]
+    run("finetune", capsys, *argv, *SHORT.get(task, []))
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path))
+    same = {name for name in before if name.startswith("vision_model.") and torch.equal(before[name], after[name])}
+    lower = tuple(f"vision_model.{part}." for part in ("embeddings", "encoder.layers.0"))
+    assert same == {name for name in before if name.startswith(lower)}
 
 
 @pytest.mark.parametrize("task", ["caption", "retrieval", "vqa"])

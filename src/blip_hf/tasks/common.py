@@ -40,7 +40,7 @@ def checkpoint_type(source: str) -> str:
 
 
 def prepare_for_training(model: PreTrainedModel, options: FinetuneOptions) -> PreTrainedModel:
-    """Puts a model to train in training mode, at the image size of the options.
+    """Puts a model to train in training mode, at the image size and with the frozen layers of the options.
 
     Args:
         model (`PreTrainedModel`):
@@ -50,9 +50,13 @@ def prepare_for_training(model: PreTrainedModel, options: FinetuneOptions) -> Pr
 
     Returns:
         `PreTrainedModel`: the same.
+
+    Raises:
+        ValueError: If there are fewer layers than are to be frozen.
     """
     if options.image_size is not None:
         model.resize_position_embeddings(options.image_size)
+    model.vision_model.freeze_first_layers(options.freeze_vision_layers)
     return model.train()
 
 

@@ -120,6 +120,9 @@ class FinetuneOptions:
     drop_path: float | None = field(
         default=None, metadata={"help": "Drop-path rate of the image encoder. Default: the checkpoint's."}
     )
+    freeze_vision_layers: int = field(
+        default=0, metadata={"help": "First layers of the image encoder to leave as the checkpoint has them."}
+    )
     num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
 
