@@ -3,9 +3,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["matplotlib"]
 # ///
-"""Plot the three losses of a pre-training run from what the trainer wrote down.
+"""Plot the three losses of a pre-training run, or of several that go on from each other, from what the trainer wrote down.
 
 python examples/plot_losses.py runs/pretrain/trainer_state.json losses.png
+python examples/plot_losses.py runs/contrast/trainer_state.json runs/joint/trainer_state.json losses.png
 """
 
 import argparse
@@ -20,19 +21,32 @@ LOSSES = {"loss_itc": "contrastive (ITC)", "loss_itm": "matching (ITM)", "loss_l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the log, writes the picture."""
+    """Reads the logs, writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("state", type=Path, help="trainer_state.json of the run")
+    parser.add_argument("states", type=Path, nargs="+", help="trainer_state.json of the run, or of each in turn")
     parser.add_argument("picture", type=Path, help="file to write, such as losses.png")
     options = parser.parse_args(argv)
 
-    logs = [log for log in json.loads(options.state.read_text())["log_history"] if "loss_itc" in log]
+    logs, ends = read_logs(options.states)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axis, (name, title) in zip(figure.subplots(1, len(LOSSES)), LOSSES.items(), strict=True):
-        axis.plot([log["step"] for log in logs], [log[name] for log in logs])
-        axis.set(title=title, xlabel="step")
+        known = [(step, log[name]) for step, log in logs if name in log]
+        axis.plot(*zip(*known, strict=True))
+        for end in ends[:-1]:
+            axis.axvline(end, color="grey", linestyle=":", linewidth=1)
+        axis.set(title=title, xlabel="step", xlim=(0, ends[-1]))
         axis.grid(alpha=0.3)
     figure.savefig(options.picture, dpi=110)
+
+
+def read_logs(states: Sequence[Path]) -> tuple[list[tuple[int, dict[str, float]]], list[int]]:
+    """The logs of training with their steps, counted through all runs, and the step that each run ends at."""
+    logs, ends = [], [0]
+    for path in states:
+        state = json.loads(path.read_text())
+        logs += [(ends[-1] + log["step"], log) for log in state["log_history"] if "loss" in log]
+        ends.append(ends[-1] + state["global_step"])
+    return logs, ends[1:]
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def test_pretrain_command_on_scenes(tmp_path, capsys):
     assert pretrain.main([*argv, "--output_dir", str(tmp_path)]) == 0
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert metrics["eval_text_to_image_r@5"] == 1.0  # among four
-    run_example("plot_losses", str(tmp_path / "trainer_state.json"), str(tmp_path / "losses.png"))
+    state = str(tmp_path / "trainer_state.json")
+    run_example("plot_losses", state, state, str(tmp_path / "losses.png"))  # as if two runs
     with Image.open(tmp_path / "losses.png") as picture:
         assert picture.size == (1320, 396)  # 12 x 3.6 inches at 110 dots an inch
     assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
