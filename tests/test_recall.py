@@ -172,6 +172,15 @@ def test_ranks_in_a_short_list_are_those_with_all_others_last(k: int) -> None:
     assert torch.equal(ranks, best_ranks(full, relevance))
 
 
+def test_scores_that_are_nan_have_no_rank() -> None:
+    scores = SCORES.clone()
+    scores[1, 2:] = torch.nan
+    relevance = relevance_matrix(TEXT_TO_IMAGE, 3)
+    for rank in (best_ranks, lambda *given: listed_ranks(*given, num_irrelevant=3)):
+        with pytest.raises(ValueError, match=r"2 of 12 scores are NaN.*try float32"):
+            rank(scores, relevance)
+
+
 @pytest.mark.parametrize(
     ("scores", "arguments", "message"),
     [

@@ -252,6 +252,15 @@ def test_what_cannot_be_evaluated_is_refused(model, processor, pairs, change, op
         evaluate_retrieval(model, processor, [{**pair, **change} for pair in pairs], **options)
 
 
+@pytest.mark.parametrize("broken", ["vision_proj", "itm_head"])
+def test_a_model_that_became_nan_has_no_recalls(broken, processor, pairs):
+    model = make_model(processor)
+    with torch.no_grad():
+        getattr(model, broken).weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="scores are NaN"):
+        evaluate_retrieval(model, processor, pairs, k=3)
+
+
 class TwoRanks:
     """Two threads that see what two processes would. (That processes gather so is tested with `gather` itself.)"""
 

@@ -167,8 +167,19 @@ def best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
 
     Returns:
         `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
+
+    Raises:
+        `ValueError`: if a score is NaN.
     """
     rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    # Nothing compares with NaN, so that it would rank first.
+    num_nan = sum(block.isnan().sum().item() for block in scores.split(rows))
+    if num_nan:
+        raise ValueError(
+            f"{num_nan} of {scores.numel()} scores are NaN, which has no rank. If a model gave them, its weights are"
+            " broken, as of a run that diverged, or its dtype overflows: try float32. Use -inf for pairs that were not"
+            " compared."
+        )
     ranks = []
     for block, relevant in zip(scores.split(rows), relevance.split(rows), strict=True):
         best = block.masked_fill(~relevant, -math.inf).amax(dim=1, keepdim=True)  # (q, 1)
@@ -191,6 +202,9 @@ def listed_ranks(scores: Tensor, relevance: Tensor, num_irrelevant: Tensor | int
 
     Returns:
         `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
+
+    Raises:
+        `ValueError`: if a score is NaN.
 
     Example:
         >>> scores = torch.tensor([[0.2, 0.9], [0.8, 0.1]])
@@ -229,9 +243,6 @@ def _checked_scores(scores: Tensor | np.ndarray) -> Tensor:
         raise ValueError(
             f"scores must be a floating-point matrix (images, texts), got {scores.dtype} of shape {tuple(scores.shape)}"
         )
-    num_nan = scores.isnan().sum().item()
-    if num_nan:
-        raise ValueError(f"{num_nan} of {scores.numel()} scores are NaN, which has no rank; use -inf for no score")
     return scores
 
 

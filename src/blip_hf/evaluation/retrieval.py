@@ -121,7 +121,7 @@ def evaluate_retrieval(
         `RetrievalResult`: metrics of both stages, and the ranked candidates.
 
     Raises:
-        ValueError: If there are no pairs, none can be used, or `k` is below one.
+        ValueError: If there are no pairs, none can be used, a score is NaN, or `k` is below one.
 
     Example:
         >>> result = evaluate_retrieval(model, processor, load_pairs("test.json"), k=256)  # doctest: +SKIP
@@ -193,7 +193,7 @@ def evaluate_two_stages(
         `RetrievalResult`: metrics of both stages, and the ranked candidates.
 
     Raises:
-        ValueError: If nothing can be used, or `k` is below one.
+        ValueError: If nothing can be used, a score is NaN, or `k` is below one.
     """
     if k < 1:
         raise ValueError(f"k={k} is too small: pass the number of candidates to re-rank, 1 or more.")
@@ -213,13 +213,14 @@ def evaluate_two_stages(
         text_to_image = torch.arange(len(image_ids)).repeat_interleave(counts)  # (m,)
         rows = TokenizedTexts.from_texts(processor, texts, model.device)
         similarity = _cosines(images.features, _shared_text_features(model, rows, text_batch_size))
+        cosine_ranks = _cosine_ranks(similarity, text_to_image.to(similarity.device))
         scorer = matching_scores(model, images, rows, batch_size=text_batch_size, show_progress=show_progress)
         of_images, of_texts, num_pairs = rerank(similarity, k, scorer)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
     itc, reranked = (
         rank_metrics(dict(zip(direction_names, ranks, strict=True)), ks=ks)
         for ranks in (
-            _cosine_ranks(similarity, text_to_image.to(similarity.device)),
+            cosine_ranks,
             _listed_ranks(of_images, of_texts, text_to_image, counts),
         )
     )
