@@ -80,6 +80,16 @@ def test_nlvr2_lines_name_their_pictures(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("start", ["\ufeff", "\n  \n", "\ufeff\n"])
+def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start):
+    lines, whole = tmp_path / "lines.json", tmp_path / "list.json"
+    record = json.dumps({**OFFICIAL, "sentence": "two\u2028dogs"}, ensure_ascii=False)
+    lines.write_text(f"{start}{record}\n\n{record}\n", encoding="utf-8")
+    whole.write_text(f"{start}[{record}, {record}]", encoding="utf-8")
+    assert load_reasoning(lines) == load_reasoning(whole)
+    assert [read["sentence"] for read in load_reasoning(lines)] == ["two\u2028dogs"] * 2
+
+
 def test_blip_lists_start_from_their_own_folder(tmp_path):
     path = tmp_path / "nlvr_dev.json"
     path.write_text(json.dumps([OURS, OURS | {"label": True}]))

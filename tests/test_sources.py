@@ -103,6 +103,21 @@ def test_joined_lists_are_numbered_by_picture(tmp_path):
     assert columns(load_pairs([one, str(two)])) == (["x", "y", "z"], [0, 1, 0])
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_json_lines_end_at_line_feeds_alone(separator, tmp_path):
+    captions = [f"a{separator}b", "c"]
+    lines = [json.dumps({"image": "a.jpg", "caption": caption}, ensure_ascii=False) for caption in captions]
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(("\ufeff" + "\r\n\r\n".join(lines) + "\n \n").encode())
+    assert load_pairs(path)["caption"][:] == captions
+
+
+def test_a_byte_order_mark_begins_a_json_list_too(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"image": "a.jpg", "caption": "a"}]), encoding="utf-8-sig")
+    assert load_pairs(path)["caption"][:] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -14,7 +14,7 @@ from ..processing_blip import BlipProcessor
 from .collators import PairCollator
 from .images import open_image
 from .pairs import PairDataset
-from .records import Record, check_record, misfit, read_json, read_text
+from .records import Record, check_record, first_character, misfit, read_json, read_text
 from .scenes import ReasoningRecord, Scenes
 from .transforms import FlipMode, TrainTransform, mirror_caption
 
@@ -64,21 +64,13 @@ def load_reasoning(
     """
     path = Path(path)
     root = path.parent if image_root is None else Path(image_root)
-    content = read_json(path, is_lines=_is_lines(path))
+    content = read_json(path, is_lines=first_character(path) == "{")
     if not isinstance(content, list) or not content:
         raise ValueError(
             f"{path} holds {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
             " 'identifier' or 'images', 'sentence' and 'label'."
         )
     return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
-
-
-def _is_lines(path: Path) -> bool:
-    """Whether a file holds JSON lines, whatever it is called: a list would start with a bracket."""
-    if not path.is_file():
-        return False  # `read_json` says so
-    with path.open(encoding="utf-8") as file:
-        return file.read(1) == "{"
 
 
 def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:

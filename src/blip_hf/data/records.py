@@ -21,7 +21,7 @@ class CaptionGroup(TypedDict):
 
 
 def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
-    """Content of a JSON file; JSON lines are a list.
+    """Content of a JSON file; JSON lines are a list, without those that are empty.
 
     Args:
         path (`Path`):
@@ -36,16 +36,38 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
         ValueError: If there is no such file, or it cannot be parsed.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist. Pass the path of a JSON file (.json, .jsonl).")
-    text = path.read_text(encoding="utf-8")
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {state}. Pass the path of a JSON file (.json, .jsonl).")
+    text = path.read_text(encoding="utf-8-sig")
     is_lines = path.suffix == ".jsonl" if is_lines is None else is_lines
     try:
-        return [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)
+        if is_lines:
+            # Not `splitlines`: texts may hold what it takes for the end of a line, such as U+2028.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} cannot be parsed ({error}). Expected is JSON in a .json file, such as a list of records, and one"
             " record a line in a .jsonl file."
         ) from error
+
+
+def first_character(path: Path) -> str:
+    """The first character of a file that is no white space, which tells a JSON list from an object or from JSON lines.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        `str`: the character, empty where there is none or no such file.
+    """
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8-sig") as file:
+        while (character := file.read(1)).isspace():
+            pass
+    return character
 
 
 def check_record(record: Any, where: str, field: str) -> Record:
@@ -155,6 +177,7 @@ __all__ = [
     "CaptionGroup",
     "Record",
     "check_record",
+    "first_character",
     "misfit",
     "read_captions",
     "read_id",
