@@ -63,6 +63,16 @@ def test_lists_give_each_persons_answer_its_share_and_visual_genome_a_fifth(tmp_
     }
 
 
+def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path, processor):
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+    asked = {name: value for name, value in VG_RECORD.items() if name != "answer"}
+    questions = load_questions(write(tmp_path, [{**asked, "answer": ["here", "there"]}, asked]))
+    assert questions["weights"][:] == [[0.1, 0.1], []]
+    batch = BlipQuestionCollator(processor)([QuestionDataset(questions)[i] for i in range(2)])
+    assert_close(batch["answer_weights"], torch.tensor([0.1, 0.1]))
+    assert batch["answers_per_question"].tolist() == [2, 0]
+
+
 def test_each_data_set_may_have_a_folder_of_its_own(tmp_path):
     paths = [write(tmp_path, [RECORD], "vqa.json"), write(tmp_path, [VG_RECORD], "vg.json")]
     roots = {"vqa": "/coco", "vg": "/genome"}

@@ -21,7 +21,7 @@ from .scenes import Scenes
 PathLike = str | os.PathLike[str]
 AnswerLists = Literal["votes", "set"]
 
-# salesforce/BLIP, data/vqa_dataset.py: Visual Genome's answers, of which a question has one, count less than VQA's.
+# salesforce/BLIP, data/vqa_dataset.py: what all answers to a question count, of Visual Genome less than of VQA.
 VISUAL_GENOME_WEIGHT = 0.2
 SHAPES = (
     'a list of {"image", "question", "question_id", "answer"}, Visual Genome\'s list of {"qas": [...]}, or VQA\'s'
@@ -58,7 +58,8 @@ def load_questions(
     | `question_answers.json`            |                                                                          |
     | [`Scenes`]                         | their questions, ids from 0                                              |
 
-    Weights are those of the paper's code: `1 / n` for each of `n` answers, 0.2 for Visual Genome's only one.
+    Weights are those of the paper's code: `1 / n` for each of `n` answers, of Visual Genome `0.2 / n`, where `n` is 1 as
+    published.
 
     Args:
         source (`str`, `Path`, a list of them, or [`Scenes`]):
@@ -201,32 +202,37 @@ def _kind(content: Any) -> str:
     return "an empty list" if content == [] else f"a {type(content).__name__}"
 
 
+def _weights(answers: Sequence[str], total: float = 1.0) -> list[float]:
+    """Equal shares of what all answers to a question count."""
+    return [total / len(answers) for _ in answers]
+
+
 # BLIP's lists
 
 
 def _read_record(record: Any, where: str, roots: _Roots, answer_lists: AnswerLists) -> Question:
     check_record(record, where, "question")
     dataset = record.get("dataset")
-    answers, weights = _read_answer(record, where, answer_lists)
+    answers = _read_answer(record, where, answer_lists)
     return {
         "image": os.path.join(roots.of(dataset, where), read_path(record, "image", where)),
         "question": read_text(record, "question", where),
         "question_id": read_id(record, "question_id", where),
         "answers": answers,
-        "weights": [VISUAL_GENOME_WEIGHT] if dataset == "vg" else weights,
+        "weights": _weights(answers, VISUAL_GENOME_WEIGHT if dataset == "vg" else 1.0),
     }
 
 
-def _read_answer(record: Record, where: str, answer_lists: AnswerLists) -> tuple[list[str], list[float]]:
+def _read_answer(record: Record, where: str, answer_lists: AnswerLists) -> list[str]:
     if "answer" not in record:
-        return [], []
+        return []
     answer = record["answer"]
     answers = [answer] if isinstance(answer, str) else answer
     if not isinstance(answers, list) or not answers or not all(isinstance(item, str) for item in answers):
         raise misfit(record, "answer", where, "str or list of str")
     if answer_lists == "set":
         answers = [", ".join(sorted(set(answers)))]
-    return answers, [1 / len(answers)] * len(answers)
+    return answers
 
 
 # VQA v2
@@ -253,7 +259,7 @@ def _read_official(
             "question": read_text(record, "question", where),
             "question_id": question_id,
             "answers": answers,
-            "weights": [1 / len(answers) for _ in answers],
+            "weights": _weights(answers),
         }
 
 
@@ -290,12 +296,13 @@ def _read_visual_genome(content: list[Any], path: Path, roots: _Roots) -> Iterat
         for i, pair in enumerate(pairs):
             which = f"{where}, qas {i}"
             check_record(pair, which, "question")
+            answers = [read_text(pair, "answer", which)]
             yield {
                 "image": image,
                 "question": read_text(pair, "question", which),
                 "question_id": read_id(pair, "qa_id", which),
-                "answers": [read_text(pair, "answer", which)],
-                "weights": [VISUAL_GENOME_WEIGHT],
+                "answers": answers,
+                "weights": _weights(answers, VISUAL_GENOME_WEIGHT),
             }
 
 
