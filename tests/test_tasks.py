@@ -192,6 +192,18 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
+    for command in ("finetune", "evaluate"):
+        assert main([command, task, "--help"]) == 0
+        listed = capsys.readouterr().out
+        assert "split" not in listed
+        assert "folder, the name of a data set" not in " ".join(listed.split())
+    argv = ["finetune", task, "--model", pretrained, "--data", tmp_path, "--output_dir", tmp_path / "out", "--use_cpu"]
+    assert main(list(map(str, argv))) == 2
+    assert f"{tmp_path} is a folder. Pass the path of a JSON file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["nowhere", "here/not_there", "./nowhere"])
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
 def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, monkeypatch, capsys):

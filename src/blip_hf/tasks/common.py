@@ -18,7 +18,7 @@ from ..data.transforms import TrainTransform
 from ..files import require_checkpoint
 from ..processing_blip import BlipProcessor
 from ..training import BlipTaskTrainer
-from .options import SCENES, EvaluateOptions, FinetuneOptions
+from .options import SCENES, EvaluateOptions, FinetuneOptions, PairEvaluateOptions, PairFinetuneOptions
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -105,11 +105,11 @@ def image_size_of(model: PreTrainedModel) -> int:
     return model.config.vision_config.image_size
 
 
-def training_pairs(options: FinetuneOptions, image_size: int, seed: int) -> PairDataset:
+def training_pairs(options: PairFinetuneOptions, image_size: int, seed: int) -> PairDataset:
     """Reads the pairs to train on; drawn pictures are taken as they are.
 
     Args:
-        options (`FinetuneOptions`):
+        options (`PairFinetuneOptions`):
             Options of the command.
         image_size (`int`):
             Side of the pictures in pixels.
@@ -135,11 +135,11 @@ def training_transform(options: FinetuneOptions, image_size: int) -> TrainTransf
     return TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
 
 
-def evaluation_pairs(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Any:
+def evaluation_pairs(options: PairFinetuneOptions | PairEvaluateOptions, image_size: int) -> Any:
     """Reads the pairs to evaluate on.
 
     Args:
-        options (`FinetuneOptions` or `EvaluateOptions`):
+        options (`PairFinetuneOptions` or `PairEvaluateOptions`):
             Options of the command.
         image_size (`int`):
             Side of drawn pictures in pixels.
@@ -147,17 +147,16 @@ def evaluation_pairs(options: FinetuneOptions | EvaluateOptions, image_size: int
     Returns:
         `datasets.Dataset` or `Scenes`: records of pairs.
     """
-    source, split = evaluation_source(options)
+    source = evaluation_source(options)
     if source == [SCENES]:
         return evaluation_scenes(options, image_size)
+    split = options.eval_split if isinstance(options, PairFinetuneOptions) else options.split
     return load_pairs(one_or_several(source), image_root=options.image_root, split=split)
 
 
-def evaluation_source(options: FinetuneOptions | EvaluateOptions) -> tuple[list[str], str]:
-    """What to evaluate on, and its split."""
-    if isinstance(options, FinetuneOptions):
-        return options.eval_data, options.eval_split
-    return options.data, options.split
+def evaluation_source(options: FinetuneOptions | EvaluateOptions) -> list[str]:
+    """What to evaluate on."""
+    return options.eval_data if isinstance(options, FinetuneOptions) else options.data
 
 
 def evaluation_scenes(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Scenes:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 
 SCENES = "scenes"
-DATA_HELP = "Annotation file(s) as published or in BLIP's form, a folder, the name of a data set, or `scenes`."
+FILES_HELP = "annotation file(s) as published or in BLIP's form, or `scenes`."
+PAIRS_HELP = "annotation file(s) as published or in BLIP's form, a folder, the name of a data set, or `scenes`."
+SPLIT_HELP = "of a source that has several: a file of Karpathy, a folder, a data set."
 
 
 @dataclass
@@ -100,12 +102,10 @@ class FinetuneOptions:
             "help": "Checkpoint with its processor to start from: of the task itself, or of BLIP's pre-training."
         }
     )
-    data: list[str] = field(metadata={"help": f"Training set: {DATA_HELP}"})
+    data: list[str] = field(metadata={"help": f"Training set: {FILES_HELP}"})
     eval_data: list[str] | None = field(
         default=None, metadata={"help": "Set to evaluate on after training, as --data, or `scenes`."}
     )
-    split: str = field(default="train", metadata={"help": "Split of --data, where it has several."})
-    eval_split: str = field(default="val", metadata={"help": "Split of --eval_data, where it has several."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
     image_size: int | None = field(
         default=None,
@@ -132,8 +132,7 @@ class EvaluateOptions:
     """What every evaluation takes."""
 
     model: str = field(metadata={"help": "Checkpoint with its processor."})
-    data: list[str] = field(metadata={"help": f"Set to evaluate on: {DATA_HELP}"})
-    split: str = field(default="test", metadata={"help": "Split of --data, where it has several."})
+    data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}"})
     image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
     batch_size: int = field(default=32, metadata={"help": "Pictures of one batch."})
     device: str | None = field(default=None, metadata={"help": "Where to run. Default: CUDA where there is one."})
@@ -142,6 +141,23 @@ class EvaluateOptions:
     num_scenes: int = field(default=500, metadata={"help": "Number of drawn pictures to evaluate on."})
     output: str | None = field(default=None, metadata={"help": "File for the answers of the model, one a record."})
     no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
+
+
+@dataclass
+class PairFinetuneOptions(FinetuneOptions):
+    """Fine-tuning on image-text pairs, which come from more sources than other records and may have splits."""
+
+    data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}"})
+    split: str = field(default="train", metadata={"help": f"Split of --data, {SPLIT_HELP}"})
+    eval_split: str = field(default="val", metadata={"help": f"Split of --eval_data, {SPLIT_HELP}"})
+
+
+@dataclass
+class PairEvaluateOptions(EvaluateOptions):
+    """Evaluation on image-text pairs likewise."""
+
+    data: list[str] = field(metadata={"help": f"Set to evaluate on: {PAIRS_HELP}"})
+    split: str = field(default="test", metadata={"help": f"Split of --data, {SPLIT_HELP}"})
 
 
 @dataclass
@@ -172,19 +188,19 @@ class CaptionMetrics:
 
 
 @dataclass
-class CaptionFinetuneOptions(CaptionMetrics, CaptionLengths, FinetuneOptions):
+class CaptionFinetuneOptions(CaptionMetrics, CaptionLengths, PairFinetuneOptions):
     """Fine-tuning of a captioner."""
 
 
 @dataclass
-class CaptionEvaluateOptions(CaptionMetrics, CaptionLengths, EvaluateOptions):
+class CaptionEvaluateOptions(CaptionMetrics, CaptionLengths, PairEvaluateOptions):
     """Evaluation of a captioner."""
 
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 a word is less likely to come twice."})
 
 
 @dataclass
-class RetrievalFinetuneOptions(FinetuneOptions):
+class RetrievalFinetuneOptions(PairFinetuneOptions):
     """Fine-tuning of a matcher."""
 
     queue_size: int = field(default=57_600, metadata={"help": "Pairs in the queue (salesforce/BLIP)."})
@@ -203,7 +219,7 @@ class RetrievalFinetuneOptions(FinetuneOptions):
 
 
 @dataclass
-class RetrievalEvaluateOptions(EvaluateOptions):
+class RetrievalEvaluateOptions(PairEvaluateOptions):
     """Two-stage evaluation of a matcher."""
 
     k_test: int = field(
@@ -265,6 +281,8 @@ __all__ = [
     "CaptionFinetuneOptions",
     "EvaluateOptions",
     "FinetuneOptions",
+    "PairEvaluateOptions",
+    "PairFinetuneOptions",
     "PretrainOptions",
     "ReasoningEvaluateOptions",
     "ReasoningFinetuneOptions",

@@ -108,7 +108,7 @@ def _training_set(options: ReasoningFinetuneOptions, image_size: int, seed: int)
 
 
 def _evaluation_records(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Sequence[Mapping[str, Any]]:
-    source, _ = evaluation_source(options)
+    source = evaluation_source(options)
     if source == [SCENES]:
         scenes = evaluation_scenes(options, image_size)
         return SceneReasoning(len(scenes), start=scenes.start, image_size=image_size)

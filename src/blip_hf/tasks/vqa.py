@@ -19,6 +19,7 @@ from ..training import BlipFinetuningArguments, BlipTaskTrainer
 from .common import (
     checkpoint_type,
     evaluation_scenes,
+    evaluation_source,
     image_size_of,
     load_for_evaluation,
     load_processor,
@@ -138,10 +139,8 @@ def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequenc
 
 
 def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[Question]:
-    if isinstance(options, VqaFinetuneOptions):
-        source, annotations = options.eval_data, options.eval_annotations
-    else:
-        source, annotations = options.data, options.annotations
+    source = evaluation_source(options)
+    annotations = options.eval_annotations if isinstance(options, VqaFinetuneOptions) else options.annotations
     if source == [SCENES]:
         return _seen(load_questions(evaluation_scenes(options, image_size)), options)
     return _seen(_load(source, annotations, options), options)
