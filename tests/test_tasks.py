@@ -16,6 +16,8 @@ from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.options import build_parser, parse_options
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.tasks.common import warn_of_training_data
+from blip_hf.tasks.options import CaptionFinetuneOptions, VqaFinetuneOptions
 
 
 # Those of the whole loop, bootstrap_*.yaml, are of another form.
@@ -171,7 +173,7 @@ def test_the_commands_defaults_are_the_recipes(pretrained):
         assert getattr(arguments, option) == values[option]
 
 
-def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys):
+def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys, caplog):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     records = [
         {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
@@ -185,11 +187,45 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
     metrics = run("finetune", capsys, *argv)
+    assert f"evaluated on {source}, which it is trained on too" in caplog.text
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
     # Blind, all pictures are one, so that even a file that is not there does not matter.
     (tmp_path / "a.png").unlink()
     again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
+def test_the_recipe_of_vqa_evaluates_on_nothing_that_it_trains_on():
+    recipe = next(path for path in RECIPES if path.stem == "vqa")
+    options, _ = parse_options(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
+    assert "vqa_val.json" in options.data
+    assert options.eval_data is None
+
+
+LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
+
+
+@pytest.mark.parametrize(
+    ("options_class", "content", "fields", "is_warned_of"),
+    [
+        (VqaFinetuneOptions, LIST, {}, True),
+        (VqaFinetuneOptions, KARPATHY, {}, True),
+        (CaptionFinetuneOptions, LIST, {}, True),
+        (CaptionFinetuneOptions, KARPATHY, {}, False),
+        (CaptionFinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
+    ],
+)
+def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(content)
+    data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
+    same = str(tmp_path / "sub" / ".." / "a.json")
+    warn_of_training_data(options_class("model", data, [same, "scenes"], **fields))
+    assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
+    caplog.clear()
+    warn_of_training_data(options_class("model", data[:1], [same], **fields))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])

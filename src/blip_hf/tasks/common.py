@@ -2,16 +2,18 @@
 """What the tasks share: checkpoints to start from, pairs, one course of training, and results in files."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..configuration_blip import BlipConfig
 from ..data.pairs import PairDataset
+from ..data.records import first_character
 from ..data.scenes import Scenes
 from ..data.sources import load_pairs
 from ..data.transforms import TrainTransform
@@ -20,6 +22,8 @@ from ..processing_blip import BlipProcessor
 from ..training import BlipTaskTrainer
 from .options import SCENES, EvaluateOptions, FinetuneOptions, PairEvaluateOptions, PairFinetuneOptions
 
+
+logger = logging.get_logger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -159,6 +163,26 @@ def evaluation_source(options: FinetuneOptions | EvaluateOptions) -> list[str]:
     return options.eval_data if isinstance(options, FinetuneOptions) else options.data
 
 
+def warn_of_training_data(options: FinetuneOptions) -> None:
+    """Warns of sources to evaluate on that are trained on too.
+
+    A source that has splits may be both, one split of it each; a list has none.
+
+    Args:
+        options (`FinetuneOptions`):
+            Options of the command, with a set to evaluate on.
+    """
+    trained_on = set(map(os.path.realpath, options.data))
+    shared = [source for source in options.eval_data if source != SCENES and os.path.realpath(source) in trained_on]
+    if isinstance(options, PairFinetuneOptions) and options.split != options.eval_split:
+        shared = [source for source in shared if source.endswith(".jsonl") or first_character(Path(source)) == "["]
+    if shared:
+        logger.warning(
+            f"The model is evaluated on {', '.join(shared)}, which it is trained on too, so that the figures say nothing"
+            " of other data. Leave it out of `data` or of `eval_data`."
+        )
+
+
 def evaluation_scenes(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Scenes:
     """Drawn pictures to evaluate on: behind those of training, or those that an evaluation names."""
     if isinstance(options, FinetuneOptions):
@@ -231,4 +255,5 @@ __all__ = [
     "training_pairs",
     "training_scenes",
     "training_transform",
+    "warn_of_training_data",
 ]

@@ -29,6 +29,7 @@ from .common import (
     prepare_for_training,
     read_config,
     train_and_save,
+    warn_of_training_data,
 )
 from .options import SCENES, EvaluateOptions, FinetuneOptions, ReasoningEvaluateOptions, ReasoningFinetuneOptions
 
@@ -64,6 +65,8 @@ def finetune(options: ReasoningFinetuneOptions, arguments: BlipFinetuningArgumen
     Returns:
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
+    if options.eval_data is not None:
+        warn_of_training_data(options)
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_set = None if options.eval_data is None else ReasoningDataset(_evaluation_records(options, image_size))

@@ -21,6 +21,7 @@ from .common import (
     read_config,
     train_and_save,
     training_pairs,
+    warn_of_training_data,
 )
 from .options import RetrievalEvaluateOptions, RetrievalFinetuneOptions
 
@@ -66,6 +67,8 @@ def finetune(options: RetrievalFinetuneOptions, arguments: BlipFinetuningArgumen
     Returns:
         `dict[str, float]`: metrics of training, and of two-stage evaluation as `eval_...`.
     """
+    if options.eval_data is not None:
+        warn_of_training_data(options)
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)

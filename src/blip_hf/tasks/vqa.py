@@ -30,6 +30,7 @@ from .common import (
     train_and_save,
     training_scenes,
     training_transform,
+    warn_of_training_data,
 )
 from .options import SCENES, VqaEvaluateOptions, VqaFinetuneOptions
 
@@ -86,6 +87,8 @@ def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) ->
         `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, with that of the training set's most
         common answer to every question beside it.
     """
+    if options.eval_data is not None:
+        warn_of_training_data(options)
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     questions = _training_questions(options, image_size)
