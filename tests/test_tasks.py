@@ -228,6 +228,31 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        ("caption", ["--metrics", "spice"], "'spice' needs Java"),
+        ("caption", ["--metrics", "blue"], "metrics=['blue'] is unknown"),
+        ("retrieval", ["--k_test", "0"], "k=0 is too small"),
+        ("vqa", ["--answer_list", "lost.json"], "lost.json does not exist"),
+        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 leaves nothing"),
+    ],
+)
+def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    (tmp_path / "answers.json").write_text('["red"]')
+    # Not even the model has been looked for.
+    assert main(["finetune", task, "--model", "lost", *TRAINING, "--output_dir", "out", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_not_asked_for_is_not_checked(pretrained, tmp_path, capsys):
+    argv = ["vqa", "--model", pretrained, *TRAINING, "--answer_list", "lost.json", "--output_dir", tmp_path]
+    start = argv.index("--eval_data")
+    assert run("finetune", capsys, *argv[:start], *argv[start + 2 :])["train_loss"] > 0
+
+
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
     for command in ("finetune", "evaluate"):

@@ -195,8 +195,7 @@ def evaluate_two_stages(
     Raises:
         ValueError: If nothing can be used, a score is NaN, or `k` is below one.
     """
-    if k < 1:
-        raise ValueError(f"k={k} is too small: pass the number of candidates to re-rank, 1 or more.")
+    check_num_candidates(k)
     ids = list(captions)
     with evaluating(model):
         images = encode_images(
@@ -235,6 +234,20 @@ def evaluate_two_stages(
         image_candidates=of_images,
         text_candidates=of_texts,
     )
+
+
+def check_num_candidates(k: int) -> None:
+    """Refuses at once a number of candidates that an evaluation would refuse.
+
+    Args:
+        k (`int`):
+            Candidates of a query that are re-ranked.
+
+    Raises:
+        ValueError: If it is below one.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} is too small: pass the number of candidates to re-rank, 1 or more.")
 
 
 def usable_captions(captions: Sequence[str], normalize: bool) -> list[str]:
@@ -276,4 +289,10 @@ def _listed_ranks(
     )
 
 
-__all__ = ["RetrievalResult", "evaluate_retrieval", "evaluate_two_stages", "usable_captions"]
+__all__ = [
+    "RetrievalResult",
+    "check_num_candidates",
+    "evaluate_retrieval",
+    "evaluate_two_stages",
+    "usable_captions",
+]

@@ -188,8 +188,10 @@ def evaluate_vqa(
         `VqaResult`: accuracy and answers. A question whose picture cannot be read is left out of both, with a warning.
 
     Raises:
-        ValueError: If there are no questions or none can be used, two have the same id, or the list is empty.
+        ValueError: If there are no questions or none can be used, two have the same id, or as of `check_choice`.
     """
+    if answer_list is not None:
+        check_choice(answer_list, num_candidates)
     dataset = QuestionDataset(questions, normalize_questions=normalize_questions)
     collate = _EvaluationCollator(BlipQuestionCollator(processor))
     batches = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
@@ -210,6 +212,27 @@ def evaluate_vqa(
         )
     accuracy = sum(accuracies) / len(accuracies) if accuracies else None
     return VqaResult(accuracy, predictions, num_scored=len(accuracies), num_skipped=dataset.num_skipped)
+
+
+def check_choice(answer_list: Sequence[str], num_candidates: int) -> None:
+    """Refuses at once what answers cannot be chosen from.
+
+    Args:
+        answer_list (sequence of `str`):
+            As of `evaluate_vqa`.
+        num_candidates (`int`):
+            As of `evaluate_vqa`.
+
+    Raises:
+        ValueError: If the list is empty or holds anything but text, or `num_candidates` is below one.
+    """
+    is_list = isinstance(answer_list, Sequence) and not isinstance(answer_list, str)
+    if not is_list or not all(isinstance(answer, str) for answer in answer_list):
+        raise ValueError("answer_list is no list of texts; pass answers to choose from, each a str.")
+    if not answer_list:
+        raise ValueError("answer_list is empty; pass answers to choose from, or None to write them.")
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates={num_candidates} leaves nothing to choose from; pass 1 or more.")
 
 
 def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathLike[str]) -> None:
@@ -293,10 +316,8 @@ def _choose(
 
 
 def _tokenize(processor: BlipProcessor, answer_list: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    if not answer_list:
-        raise ValueError("answer_list is empty; pass answers to choose from, or None to write them.")
     rows = processor(text=list(answer_list), role="lm", max_length=MAX_ANSWER_LENGTH, return_tensors="pt").to(device)
     return {"answer_ids": rows["input_ids"], "answer_attention_mask": rows["attention_mask"]}
 
 
-__all__ = ["VqaResult", "evaluate_vqa", "normalize_answer", "vqa_accuracy", "write_vqa_results"]
+__all__ = ["VqaResult", "check_choice", "evaluate_vqa", "normalize_answer", "vqa_accuracy", "write_vqa_results"]

@@ -7,6 +7,7 @@ from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
 from ..data.collators import BlipCaptioningCollator
 from ..data.pairs import PairDataset
 from ..data.sources import group_captions
+from ..evaluation.caption_metrics import resolve_metrics
 from ..evaluation.captions import CaptionResult, evaluate_captions, write_caption_results
 from ..modeling.captioning import BlipForConditionalGeneration
 from ..modeling.pretraining import BlipForPreTraining
@@ -62,6 +63,9 @@ def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments
     """
     if options.eval_data is not None:
         warn_of_training_data(options)
+        resolve_metrics(
+            options.metrics, options.tokenizer_of_metrics
+        )  # before the long run that a failure would waste
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)

@@ -6,7 +6,7 @@ import torch
 from ..configuration_blip import BlipRetrievalTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.pairs import PairDataset
-from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
 from ..files import write_json
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.retrieval_training import BlipForRetrievalTraining
@@ -69,6 +69,7 @@ def finetune(options: RetrievalFinetuneOptions, arguments: BlipFinetuningArgumen
     """
     if options.eval_data is not None:
         warn_of_training_data(options)
+        check_num_candidates(options.k_test)
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)

@@ -11,7 +11,7 @@ from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
 from ..data.question_collators import BlipQuestionCollator, QuestionDataset
 from ..data.questions import Question, load_questions, most_common_answers
 from ..data.records import read_json
-from ..evaluation.vqa import VqaResult, evaluate_vqa, vqa_accuracy, write_vqa_results
+from ..evaluation.vqa import VqaResult, check_choice, evaluate_vqa, vqa_accuracy, write_vqa_results
 from ..modeling.pretraining import BlipForPreTraining
 from ..modeling.question_answering import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
@@ -87,8 +87,10 @@ def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) ->
         `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, with that of the training set's most
         common answer to every question beside it.
     """
+    answer_list = None
     if options.eval_data is not None:
         warn_of_training_data(options)
+        answer_list = read_answer_list(options)
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     questions = _training_questions(options, image_size)
@@ -103,7 +105,14 @@ def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) ->
     )
     metrics = train_and_save(trainer)
     if eval_questions is not None and trainer.is_world_process_zero():
-        result = _evaluate(model, processor, eval_questions, options, arguments.per_device_eval_batch_size)
+        result = evaluate_vqa(
+            model,
+            processor,
+            eval_questions,
+            answer_list=answer_list,
+            num_candidates=options.num_candidates,
+            batch_size=arguments.per_device_eval_batch_size,
+        )
         metrics |= prefixed(_table(result))
         (guess,) = most_common_answers(questions, 1)
         accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
@@ -122,12 +131,41 @@ def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
     Returns:
         `dict[str, float]`: the accuracy, where the questions have answers, and counts.
     """
+    answer_list = read_answer_list(options)
     model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
     questions = _evaluation_questions(options, image_size_of(model))
-    result = _evaluate(model, processor, questions, options, options.batch_size, show_progress=not options.no_progress)
+    result = evaluate_vqa(
+        model,
+        processor,
+        questions,
+        answer_list=answer_list,
+        num_candidates=options.num_candidates,
+        batch_size=options.batch_size,
+        show_progress=not options.no_progress,
+    )
     if options.output is not None:
         write_vqa_results(result.predictions, options.output)
     return _table(result)
+
+
+def read_answer_list(options: VqaFinetuneOptions | VqaEvaluateOptions) -> list[str] | None:
+    """Reads the answers to choose from, and refuses what an evaluation would refuse after a long run.
+
+    Args:
+        options (`VqaFinetuneOptions` or `VqaEvaluateOptions`):
+            Options of the command.
+
+    Returns:
+        `list[str]`, *optional*: the answers, or `None` where they are to be written.
+
+    Raises:
+        ValueError: If the file cannot be read or holds no list of answers, or there are too few candidates.
+    """
+    if options.answer_list is None:
+        return None
+    answers = read_json(Path(options.answer_list))
+    check_choice(answers, options.num_candidates)
+    return answers
 
 
 def _transform(options: VqaFinetuneOptions, image_size: int) -> object | None:
@@ -164,28 +202,9 @@ def _seen(questions: Sequence[Question], options: VqaFinetuneOptions | VqaEvalua
     return BlindQuestions(questions) if options.blind else questions
 
 
-def _evaluate(
-    model: BlipForQuestionAnswering,
-    processor: BlipProcessor,
-    questions: Sequence[Question],
-    options: VqaFinetuneOptions | VqaEvaluateOptions,
-    batch_size: int,
-    **settings: object,
-) -> VqaResult:
-    return evaluate_vqa(
-        model,
-        processor,
-        questions,
-        answer_list=None if options.answer_list is None else read_json(Path(options.answer_list)),
-        num_candidates=options.num_candidates,
-        batch_size=batch_size,
-        **settings,
-    )
-
-
 def _table(result: VqaResult) -> dict[str, float]:
     accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
     return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
 
 
-__all__ = ["BlindQuestions", "evaluate", "finetune", "load_model"]
+__all__ = ["BlindQuestions", "evaluate", "finetune", "load_model", "read_answer_list"]
