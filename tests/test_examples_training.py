@@ -12,12 +12,18 @@ import transformers
 from PIL import Image
 from torch.testing import assert_close
 
-from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipProcessor
+from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.cli import pretrain
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.tasks.options import PretrainOptions
-from blip_hf.tasks.pretrain import make_model, make_processor
+from blip_hf.tasks.pretrain import (
+    image_size_of_run,
+    make_model,
+    make_processor,
+    read_evaluation_set,
+    read_training_set,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +160,39 @@ def test_pretrain_command_goes_on_from_its_own_output(tmp_path, capsys):
     assert (second.config.itm_weight, second.config.lm_weight) == (1.0, 1.0)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         assert_close(after, before, rtol=0, atol=1e-6, msg=name)
+
+
+def test_pretrain_command_takes_the_sizes_of_its_checkpoint(tmp_path):
+    argv = ["--data", "scenes", "--num_scenes", "8", *TINY]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "first")]) == 0
+    sizes = argv.index("--image_size"), argv.index("--queue_size")
+    argv = [*argv[: sizes[0]], *argv[sizes[1] :], "--eval_data", "scenes", "--num_eval_scenes", "4"]
+    argv += ["--model", str(tmp_path / "first"), "--queue_size", "4"]
+    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    config = BlipPreTrainingConfig.from_pretrained(tmp_path / "second")
+    assert (config.image_text_hidden_size, config.vision_config.image_size, config.queue_size) == (8, 32, 4)
+
+
+def test_pretraining_goes_on_at_the_size_of_the_checkpoint_or_another(tmp_path):
+    sizes = {"vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1, "feature_width": 8}
+    options = PretrainOptions(data=["scenes"], num_scenes=8, image_size=32, queue_size=0, **sizes)
+    first = make_model(options, make_processor(options, Scenes(8)))
+    first.save_pretrained(tmp_path)
+    make_processor(options, Scenes(8)).save_pretrained(tmp_path)
+    pictures = {"data": ["scenes"], "eval_data": ["scenes"], "num_scenes": 8, "model": str(tmp_path)}
+    for image_size, num_patches in ((None, 4), (48, 9)):
+        options = PretrainOptions(**pictures, image_size=image_size, queue_size=0)
+        expected = image_size or 32
+        scenes, training_set = read_training_set(options, seed=0)
+        assert training_set[0]["image"].size == read_evaluation_set(options)[0]["image"].size == (expected, expected)
+        processor = make_processor(options, scenes)
+        assert processor.image_processor.size["height"] == expected
+        model = make_model(options, processor)
+        assert model.config.vision_config.image_size == expected
+        for tower in (model.vision_model, model.momentum_towers.vision_model):
+            assert tower.embeddings.position_embedding.shape == (1, 1 + num_patches, 32)
+    assert PretrainOptions(data=["scenes"]).image_size is None
+    assert image_size_of_run(PretrainOptions(data=["scenes"])) == 224
 
 
 def test_pretrain_command_leaves_frozen_layers_as_they_were(tmp_path):

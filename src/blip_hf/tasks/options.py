@@ -34,7 +34,8 @@ class PretrainOptions:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "BlipForPreTraining checkpoint, with its processor, to go on from; the sizes below are its own."
+            "help": "BlipForPreTraining checkpoint, with its processor, to go on from. Widths, layers, patches, feature width"
+            " and dropout are its own, whatever is said below."
         },
     )
     augment: bool = field(
@@ -55,7 +56,12 @@ class PretrainOptions:
         metadata={"help": "BERT tokenizer. Default: that of --text, or else one trained on the captions."},
     )
     vocab_size: int = field(default=30_522, metadata={"help": "Upper limit of a vocabulary trained on the captions."})
-    image_size: int = field(default=224, metadata={"help": "Side of the pictures in pixels."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the pictures in pixels; position embeddings are resized. Default: that of --model, or 224."
+        },
+    )
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Mean of each channel that --vision was trained with. Default: CLIP's."}
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, set_seed
 
+from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.encoded import EncodedPairs, encoded_or
 from ..data.pairs import PairDataset
@@ -14,11 +15,16 @@ from ..data.scenes import Scenes, scene_vocabulary_texts
 from ..data.sources import load_pairs
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
+from ..files import require_checkpoint
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training import BlipTrainer, BlipTrainingArguments
 from .common import load_processor, one_or_several, train_and_save
 from .options import SCENES, PretrainOptions
+
+
+# Side in pixels of the pictures of pre-training (paper, section 4.1).
+IMAGE_SIZE = 224
 
 
 def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict[str, float]:
@@ -60,6 +66,24 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
     return metrics
 
 
+def image_size_of_run(options: PretrainOptions) -> int:
+    """Side in pixels of the pictures that a run takes.
+
+    Args:
+        options (`PretrainOptions`):
+            Options of the command.
+
+    Returns:
+        `int`: that of the options, or else of the checkpoint to go on from, or else the paper's.
+    """
+    if options.image_size is not None:
+        return options.image_size
+    if options.model is None:
+        return IMAGE_SIZE
+    require_checkpoint(options.model)
+    return BlipPreTrainingConfig.from_pretrained(options.model).vision_config.image_size
+
+
 def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, PairDataset]:
     """Reads the training pairs.
 
@@ -75,14 +99,15 @@ def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, PairDat
     Raises:
         ValueError: If pairs are to be kept in memory and augmented.
     """
+    image_size = image_size_of_run(options)
     if options.data == [SCENES]:
         # Crops, flips and warps would move what the captions speak of.
-        scenes = Scenes(options.num_scenes, image_size=options.image_size)
+        scenes = Scenes(options.num_scenes, image_size=image_size)
         return scenes, PairDataset(scenes)
     if options.in_memory and options.augment:
         raise ValueError("in_memory keeps one view of each picture, and augment wants many. Set one of them to False.")
     pairs = load_pairs(one_or_several(options.data), image_root=options.image_root)
-    transform = TrainTransform(options.image_size, min_scale=options.min_scale) if options.augment else None
+    transform = TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
     return pairs, PairDataset(pairs, transform, seed=seed)
 
 
@@ -100,8 +125,8 @@ def read_evaluation_set(options: PretrainOptions) -> PairDataset | None:
         return None
     if options.eval_data == [SCENES]:
         # Behind those of training.
-        start, image_size = options.num_scenes, options.image_size
-        return PairDataset(Scenes(options.num_eval_scenes, start=start, image_size=image_size))
+        image_size = image_size_of_run(options)
+        return PairDataset(Scenes(options.num_eval_scenes, start=options.num_scenes, image_size=image_size))
     source = one_or_several(options.eval_data)
     return PairDataset(load_pairs(source, image_root=options.image_root, split=options.eval_split))
 
@@ -119,7 +144,7 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
         `BlipProcessor`: the processor.
     """
     if options.model is not None:
-        return load_processor(options.model)
+        return load_processor(options.model, options.image_size)
     source = options.tokenizer or options.text
     if source is not None:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -130,7 +155,10 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
         # The prompt of captioning, which captions may not hold.
         tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
-        tokenizer, image_size=options.image_size, image_mean=options.image_mean, image_std=options.image_std
+        tokenizer,
+        image_size=image_size_of_run(options),
+        image_mean=options.image_mean,
+        image_std=options.image_std,
     )
 
 
@@ -148,7 +176,6 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
     """
     token_ids = processor.config_token_ids()
     state = {
-        "image_text_hidden_size": options.feature_width,
         "queue_size": options.queue_size,
         "momentum": options.momentum,
         "alpha": options.alpha,
@@ -160,6 +187,8 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
     }
     if options.model is not None:
         model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
+        if options.image_size is not None:
+            model.resize_position_embeddings(options.image_size)
     else:
         model = _from_towers(options, token_ids, state)
     model.vision_model.freeze_first_layers(options.freeze_vision_layers)
@@ -167,19 +196,20 @@ def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPre
 
 
 def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dict[str, Any]) -> BlipForPreTraining:
-    vision_sizes, text_sizes = {}, {}
+    vision_sizes, text_sizes, image_size = {}, {}, image_size_of_run(options)
     if options.vision is None:
         vision_sizes = _tower_fields(options, options.vision_width, options.vision_layers)
-        vision_sizes |= {"patch_size": options.patch_size, "image_size": options.image_size}
+        vision_sizes |= {"patch_size": options.patch_size, "image_size": image_size}
     if options.text is None:
         text_sizes = _tower_fields(options, options.text_width, options.text_layers)
     dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
     return BlipForPreTraining.from_vision_text_pretrained(
         options.vision,
         options.text,
-        image_size=options.image_size,
+        image_size=image_size,
         vision_fields=vision_sizes,
         text_fields={**token_ids, **dropout, **text_sizes},
+        image_text_hidden_size=options.feature_width,
         **state,
     )
 
@@ -210,4 +240,12 @@ def _tower_fields(options: PretrainOptions, width: int, num_layers: int) -> dict
     }
 
 
-__all__ = ["make_model", "make_processor", "pretrain", "read_evaluation_set", "read_training_set", "save_parts"]
+__all__ = [
+    "image_size_of_run",
+    "make_model",
+    "make_processor",
+    "pretrain",
+    "read_evaluation_set",
+    "read_training_set",
+    "save_parts",
+]

@@ -14,7 +14,6 @@ from ..data.records import read_json
 from ..evaluation.vqa import VqaResult, check_choice, evaluate_vqa, vqa_accuracy, write_vqa_results
 from ..modeling.pretraining import BlipForPreTraining
 from ..modeling.question_answering import BlipForQuestionAnswering
-from ..processing_blip import BlipProcessor
 from ..training import BlipFinetuningArguments, BlipTaskTrainer
 from .common import (
     checkpoint_type,
