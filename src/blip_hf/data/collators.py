@@ -2,8 +2,9 @@
 """From a list of pairs to the inputs of a model: one collator for each role of the text transformer.
 
 All of them take items of [`~blip_hf.data.pairs.PairDataset`], where `None` is left out, and raw records with a picture
-in any form that [`~blip_hf.data.images.open_image`] takes, where one that cannot be read is left out with a warning.
-Captions are taken as they are, and rows are padded to the longest of the batch.
+in any form that [`~blip_hf.data.images.open_image`] takes, where one that cannot be read is left out with a warning. A
+batch needs a usable record; in training [`~blip_hf.data.pairs.FilledBatches`] sees to that. Captions are taken as they
+are, and rows are padded to the longest of the batch.
 
 With transformers' `Trainer`, set `remove_unused_columns=False`: it would otherwise drop the columns of pairs, which no
 model has as arguments, before a collator sees them.

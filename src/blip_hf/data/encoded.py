@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import default_data_collator
 
 from .collators import PairCollator
-from .pairs import PairDataset
+from .pairs import PairDataset, next_usable
 
 
 _CHUNK_SIZE = 256
@@ -26,12 +26,17 @@ class EncodedPairs(Dataset[Batch]):
             Pairs without a random transform, of which one view would be kept.
         collator (`PairCollator`):
             What makes tensors of them.
+
+    Raises:
+        ValueError: If none of the first 100 pairs can be used.
     """
 
     def __init__(self, pairs: PairDataset, collator: PairCollator) -> None:
         padding = {"input_ids": collator.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        next_usable(pairs, start=0)  # or a wrong folder would be told of after the whole set
         starts = range(0, len(pairs), _CHUNK_SIZE)
-        chunks = [collator([pairs[i] for i in range(start, min(start + _CHUNK_SIZE, len(pairs)))]) for start in starts]
+        items = ([pairs[i] for i in range(start, min(start + _CHUNK_SIZE, len(pairs)))] for start in starts)
+        chunks = [collator(chunk) for chunk in items if any(pair is not None for pair in chunk)]
         self.columns = {
             name: _stack([chunk[name] for chunk in chunks], padding.get(name)) for name in chunks[0]
         }  # (n, ...) each

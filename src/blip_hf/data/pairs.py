@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 NUM_NAMED_SKIPS = 3
+# So many unusable records in a row are no broken pictures, but a wrong folder.
+MAX_MISSES = 100
 
 
 class Pair(TypedDict):
@@ -36,7 +38,9 @@ class PairDataset(Dataset):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item a caption.
 
     A record whose picture cannot be read, or whose caption is empty once normalised, does not stop a run. Its item is
-    `None`, which the collators leave out, a warning names the first few of them, and `num_skipped` counts them.
+    `None`, which the collators leave out, a warning names the first few of them, and `num_skipped` counts them. For a
+    batch of nothing but such records, [`BlipTaskTrainer`] and [`BlipTrainer`] have another one ready; a stock `Trainer`
+    has it from [`FilledBatches`].
 
     The randomness of item `i` depends on the seed, the epoch and `i` alone: not on the order in which items are fetched,
     nor on the number of workers or processes.
@@ -141,6 +145,78 @@ class PairDataset(Dataset):
             self._skips.report(f"record {index}: {reason}")
 
 
+class FilledBatches(Dataset):
+    """Pairs to train on of which no batch is empty: where no record of one can be used, the next usable one is there.
+
+    The stand-in depends on the indices of the batch alone, so that a run can be repeated and resumed, and a process of
+    several has a batch whenever the others have. [`BlipTaskTrainer`] and [`BlipTrainer`] do this to their training set.
+
+    Args:
+        pairs ([`PairDataset`]):
+            The pairs.
+
+    Example:
+        >>> lost = {"image": "lost.jpg", "caption": "a grey square", "image_id": 4}
+        >>> pairs = PairDataset([lost, {"image": Image.new("L", (8, 8)), "caption": "a square", "image_id": 5}])
+        >>> batch = next(iter(torch.utils.data.DataLoader(FilledBatches(pairs), batch_size=1, collate_fn=list)))
+        >>> [pair["image_id"] for pair in batch], pairs.num_skipped
+        ([5], 1)
+    """
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> Pair | None:
+        return self.pairs[i]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Pair | None]:
+        # Data loaders call this with the indices of a batch.
+        items = [self.pairs[i] for i in indices]
+        return items if any(item is not None for item in items) else [next_usable(self.pairs, indices[-1] + 1)]
+
+    @property
+    def num_skipped(self) -> int:
+        """As [`PairDataset.num_skipped`]."""
+        return self.pairs.num_skipped
+
+    def caption_lengths(self) -> list[int]:
+        """As [`PairDataset.caption_lengths`]."""
+        return self.pairs.caption_lengths()
+
+    def set_epoch(self, epoch: int) -> None:
+        """As [`PairDataset.set_epoch`]."""
+        self.pairs.set_epoch(epoch)
+
+
+def next_usable(dataset: Dataset, start: int) -> Any:
+    """The first item from an index on that is not left out, round the end of the set.
+
+    Args:
+        dataset (`Dataset`):
+            Map-style, with `None` for records that are left out.
+        start (`int`):
+            Where to begin.
+
+    Returns:
+        The item.
+
+    Raises:
+        ValueError: If there is none among the next 100.
+    """
+    num_tries = min(MAX_MISSES, len(dataset))
+    for i in range(start, start + num_tries):
+        item = dataset[i % len(dataset)]
+        if item is not None:
+            return item
+    raise ValueError(
+        f"None of the {num_tries} records from number {start % len(dataset)} on can be used; the warnings say why."
+        " Check that picture paths start from the right folder (`image_root` of `load_pairs`)."
+    )
+
+
 def _captions(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return pairs.captions() if isinstance(pairs, Scenes) else [pair["caption"] for pair in pairs]
 
@@ -160,4 +236,4 @@ class SkipReporter:
             logger.warning(f"Left out {self.num_reports} records so far (in this process), the latest {reason}")
 
 
-__all__ = ["Pair", "PairDataset", "PairTransform", "SkipReporter"]
+__all__ = ["FilledBatches", "Pair", "PairDataset", "PairTransform", "SkipReporter", "next_usable"]

@@ -201,15 +201,15 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass."""
         num_pairs = len(input_ids)
-        if num_pairs == 1:
-            logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
-            return logits[0].sum() * 0, None, None
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=input_ids.device)
         # Row order: for each image its text and a hard text, which read the memory in order; then each text for a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
         itm_logits = self._score_pairs(memory, input_ids[texts], attention_mask[texts], hard_images)
+        if num_pairs == 1:
+            logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
+            return itm_logits.sum() * 0, None, None  # with gradients, for which data parallelism waits
         return matching_outcome(itm_logits, has_text, has_image)
 
     def _draw_negatives(

@@ -30,14 +30,16 @@ class RunningMeans:
         weight = torch.ones_like(value) * weight
         self._sums[name] = self._sums.get(name, 0) + torch.stack([value * weight, weight])
 
-    def add_output(self, output: BlipContrastiveOutput) -> None:
+    def add_output(self, output: BlipContrastiveOutput, weight: int = 1) -> None:
         """Adds the losses of a batch and its matching accuracy.
 
         Args:
             output (`BlipContrastiveOutput`):
-                What the model returned. What it left out, such as the matching loss of one pair, adds nothing.
+                What the model returned. What it left out, such as the matching loss of one pair, counts nothing.
+            weight (`int`, *optional*, defaults to 1):
+                How much each pair counts; with 0 the names are there for the other processes.
         """
-        num_pairs = len(output.image_features)
+        num_pairs = weight * len(output.image_features)
         for name in ("loss_itc", "loss_lm"):
             if name in output:
                 self.add(name, output[name], num_pairs)
@@ -45,14 +47,17 @@ class RunningMeans:
             is_made = output.itm_labels != -100
             is_right = is_made & (output.itm_logits.argmax(dim=-1) == output.itm_labels)
             self.add("loss_itm", output.loss_itm, num_pairs)
-            self.add("itm_accuracy", is_right.sum() / is_made.sum(), is_made.sum())
+            self.add("itm_accuracy", is_right.sum() / is_made.sum(), weight * is_made.sum())
+        elif output.loss_itm is not None:  # one pair; processes gather the same names, whatever their batches
+            self.add("loss_itm", output.loss_itm, 0)
+            self.add("itm_accuracy", output.loss_itm, 0)
 
     def pop(self) -> dict[str, float]:
-        """Returns the means since the last call, over all processes, and starts afresh."""
+        """Returns the means since the last call, over all processes, and starts afresh; of no weight there is none."""
         if not self._sums:
             return {}
-        sums = gather(torch.stack(list(self._sums.values()))[None]).sum(dim=0)  # (names, 2)
-        means = dict(zip(self._sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+        sums = gather(torch.stack(list(self._sums.values()))[None]).sum(dim=0).tolist()  # (names, 2)
+        means = {name: total / weight for name, (total, weight) in zip(self._sums, sums, strict=True) if weight}
         self._sums = {}
         return means
 

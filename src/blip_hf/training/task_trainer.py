@@ -2,19 +2,24 @@
 """Trainer of the heads of single tasks: what the paper's recipes have and transformers' Trainer has not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..data.pairs import FilledBatches, PairDataset
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
+from .evaluation_set import IS_COUNTED, MarkingCollator
+from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
 
@@ -42,8 +47,9 @@ class BlipTaskTrainer(Trainer):
     """Trains a model with a loss of its own: a captioner, one that answers questions, one that judges pictures.
 
     On top of `transformers.Trainer`: the paper's learning-rate schedules and weight decay, batches of captions of about
-    one length on request, a data set that knows its epoch and whose left-out records are counted in each log, and a
-    refusal to train half-precision weights. The models train with a stock `Trainer` too.
+    one length on request, a data set that knows its epoch and whose left-out records are counted in each log, no batch
+    that is empty for their sake, losses of evaluation to which each record adds once, and a refusal to train
+    half-precision weights. The models train with a stock `Trainer` too.
 
     Args:
         model (`PreTrainedModel`):
@@ -62,6 +68,9 @@ class BlipTaskTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
         _check_precision(model)
         super().__init__(model, args, **kwargs)
+        if args.label_names is None:
+            # Trainer reports a loss only where all labels of a signature are given; these replace `labels`.
+            self.label_names = [name for name in self.label_names if name != "shift_labels"]
         self.add_callback(EpochCallback())
         self._steps_per_epoch = 1
 
@@ -166,13 +175,78 @@ class BlipTaskTrainer(Trainer):
             logs["num_skipped"] = self.train_dataset.num_skipped
         super().log(logs, start_time)
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        # Trainer would drop the last pairs of an evaluation too.
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
-        dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        self.args.dataloader_drop_last = drop_last
-        return dataloader
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As `Trainer.prediction_step`; keeps the loss, weighted by the rows of the batch.
+
+        Args:
+            model (`nn.Module`):
+                The model, wrapped as the run needs it.
+            inputs (`dict`):
+                A batch.
+            prediction_loss_only (`bool`):
+                As in the base class.
+            ignore_keys (`list[str]`, *optional*):
+                As in the base class.
+
+        Returns:
+            `tuple`: Loss, logits and labels.
+        """
+        self._is_counted = inputs.pop(IS_COUNTED, True)
+        num_rows = find_batch_size(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None:
+            self._eval_means.add("loss", loss, num_rows * self._is_counted)
+        return loss, logits, labels
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`, with the loss as the mean over the records that are not left out.
+
+        Args:
+            dataloader (`DataLoader`):
+                Of the set.
+            description (`str`):
+                Its name in messages.
+            prediction_loss_only (`bool`, *optional*):
+                As in the base class.
+            ignore_keys (`list[str]`, *optional*):
+                As in the base class.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                What the names of the metrics start with.
+
+        Returns:
+            `EvalLoopOutput`: What the base class returns.
+        """
+        self._eval_means = RunningMeans()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_means.pop().items()})
+        return output
+
+    def _get_dataloader(self, dataset: Dataset, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        if is_training:
+            if isinstance(dataset, PairDataset):
+                dataset = FilledBatches(dataset)
+            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last = False  # Trainer would drop the last pairs of an evaluation too
+        if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+            self.data_collator = MarkingCollator(collator, dataset)
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
 
 def _check_precision(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from ..data.pairs import PairDataset
+from ..distributed import gather
 from ..files import unfinished
 from ..modeling.contrast import BlipContrastiveModel
 from ..modeling.outputs import BlipContrastiveOutput
@@ -119,10 +120,11 @@ class BlipTrainer(BlipTaskTrainer):
             self._train_means.add_output(output)
         else:
             output = model(**inputs, generator=self._eval_generator)
-            self._eval_means.add_output(output)
+            self._eval_means.add_output(output, weight=int(self._is_counted))
             image_ids = known_image_ids(output.image_ids, output.image_features)
             features = (output.image_features.float(), output.text_features.float(), image_ids)
-            self._eval_features.append(self.accelerator.gather_for_metrics(features))
+            num_rows = len(image_ids) if self._is_counted else 0
+            self._eval_features.append([column[:num_rows] for column in features])
         return (output.loss, output) if return_outputs else output.loss
 
     def evaluation_loop(
@@ -150,17 +152,16 @@ class BlipTrainer(BlipTaskTrainer):
         Returns:
             `EvalLoopOutput`: What the base class returns.
         """
-        self._eval_means = RunningMeans()
-        self._eval_features: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._eval_features: list[list[Tensor]] = []
         # The same hard negatives at each evaluation, drawn without touching the random numbers of training; a data
         # loader draws one too.
         self._eval_generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         with torch.random.fork_rng(devices=[]):
             # Losses only: without labels there is nothing to hold the logits of a whole set against.
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        columns = [torch.cat(column) for column in zip(*self._eval_features, strict=True)]
-        metrics = self._eval_means.pop() | recalls_in_set(*columns)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        columns = [gather(torch.cat(column)) for column in zip(*self._eval_features, strict=True)]
+        recalls = recalls_in_set(*columns)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in recalls.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
