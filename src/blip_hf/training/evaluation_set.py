@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each record of an evaluation counts once, whatever is left out."""
+"""Each record of an evaluation counts once, whatever is left out and however many processes share the set."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +11,27 @@ from ..data.pairs import next_usable
 
 # Key of a batch that says whether it counts; the trainer takes it out.
 IS_COUNTED = "is_counted"
+
+
+class WholeRounds(Dataset):
+    """A set padded with `None`, which is left out, in place of the copies of its first records that accelerate adds.
+
+    Args:
+        dataset (`Dataset`):
+            Map-style.
+        round_size (`int`):
+            Records that all processes together take at a time; the length is a multiple of it.
+    """
+
+    def __init__(self, dataset: Dataset, round_size: int) -> None:
+        self.dataset = dataset
+        self.round_size = round_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.round_size) * self.round_size
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[i] if i < len(self.dataset) else None
 
 
 class MarkingCollator:
@@ -47,4 +68,4 @@ class MarkingCollator:
         return {**batch, IS_COUNTED: bool(usable)}
 
 
-__all__ = ["IS_COUNTED", "MarkingCollator"]
+__all__ = ["IS_COUNTED", "MarkingCollator", "WholeRounds"]

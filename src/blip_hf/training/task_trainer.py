@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.pairs import FilledBatches, PairDataset
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
-from .evaluation_set import IS_COUNTED, MarkingCollator
+from .evaluation_set import IS_COUNTED, MarkingCollator, WholeRounds
 from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
@@ -175,6 +175,31 @@ class BlipTaskTrainer(Trainer):
             logs["num_skipped"] = self.train_dataset.num_skipped
         super().log(logs, start_time)
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """As `Trainer.compute_loss`; in evaluation a process's loss is that of its own batch.
+
+        Args:
+            model (`nn.Module`):
+                The model, wrapped as the run needs it.
+            inputs (`dict`):
+                Arguments of the model's `forward`.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the output too.
+            num_items_in_batch (`int`, *optional*):
+                Labelled tokens of all processes' batches, by which Trainer would weigh in evaluation too.
+
+        Returns:
+            `torch.Tensor` or `tuple`: The loss, with `return_outputs` and the output.
+        """
+        num_items = num_items_in_batch if model.training else None
+        return super().compute_loss(model, inputs, return_outputs, num_items)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -243,6 +268,8 @@ class BlipTaskTrainer(Trainer):
         self.args.dataloader_drop_last = False  # Trainer would drop the last pairs of an evaluation too
         if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
             self.data_collator = MarkingCollator(collator, dataset)
+            if self.args.world_size > 1:
+                dataset = WholeRounds(dataset, self.args.eval_batch_size * self.args.world_size)
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two processes train and evaluate as one does, whatever is left out of the data or of the losses."""
+
+import os
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.testing import assert_close
+
+from blip_hf.data.pairs import PairDataset
+
+from .test_left_out_records import make_captioning, make_contrastive, make_records
+
+
+WORLD_SIZE = 2
+
+
+def evaluate(folder, make):
+    # Five records in batches of one: the second process has a last round without any. Two of five are lost.
+    metrics = {}
+    for name, broken in (("whole", ()), ("lost", (1, 2))):
+        trainer = make(folder, evaluate=PairDataset(make_records(5, broken)), per_device_eval_batch_size=1)
+        metrics[name] = trainer.evaluate()
+    return metrics
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    results = {"contrastive": evaluate(folder, make_contrastive), "captioning": evaluate(folder, make_captioning)}
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes finds."""
+    if not distributed.is_available():
+        pytest.skip("this build of torch has no torch.distributed")
+    folder = tmp_path_factory.mktemp("trainer_distributed")
+    multiprocessing.spawn(run_rank, args=(str(folder),), nprocs=WORLD_SIZE)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+@pytest.mark.parametrize("data", ["whole", "lost"])
+def test_an_evaluation_counts_each_usable_record_once(ranks, tmp_path, data):
+    for task, make in (("contrastive", make_contrastive), ("captioning", make_captioning)):
+        expected = evaluate(tmp_path, make)[data]
+        names = [name for name in expected if "loss" in name or "r@" in name]
+        assert "eval_loss" in names
+        for rank in ranks:
+            assert_close([rank[task][data][name] for name in names], [expected[name] for name in names])
