@@ -34,10 +34,10 @@ def make_arguments(folder, **fields):
     return BlipTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **fields})
 
 
-def make_contrastive(folder, train=None, evaluate=None, **fields):
+def make_contrastive(folder, train=None, evaluate=None, weights=None, **fields):
     torch.manual_seed(0)
     _, processor, *_ = tiny_capfilt()
-    config = tiny_pretraining_config(queue_size=4)
+    config = tiny_pretraining_config(queue_size=4, **(weights or {}))
     for name, value in processor.config_token_ids().items():
         setattr(config.text_config, name, value)
     return BlipTrainer(

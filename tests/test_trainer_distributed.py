@@ -14,6 +14,12 @@ from .test_left_out_records import make_captioning, make_contrastive, make_recor
 
 
 WORLD_SIZE = 2
+WEIGHTS = {
+    "all": {},
+    "no itm": {"itm_weight": 0.0},
+    "no lm": {"lm_weight": 0.0},
+    "itc": {"itm_weight": 0.0, "lm_weight": 0.0},
+}
 
 
 def evaluate(folder, make):
@@ -25,12 +31,24 @@ def evaluate(folder, make):
     return metrics
 
 
+def train(folder, weights):
+    # One record is lost, so that a process is left with a batch of one pair, which has no negatives.
+    fields = {"per_device_train_batch_size": 2, "max_steps": 4}
+    trainer = make_contrastive(folder, PairDataset(make_records(8, broken=(3,))), weights=weights, **fields)
+    start = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    end = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
+    still = [name for name in end if torch.equal(start[name], end[name]) and not name.startswith("momentum_towers.")]
+    return {"still": still, "end": end, "num_steps": trainer.state.global_step}
+
+
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
     results = {"contrastive": evaluate(folder, make_contrastive), "captioning": evaluate(folder, make_captioning)}
+    results |= {name: train(folder, weights) for name, weights in WEIGHTS.items()}
     torch.save(results, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
@@ -53,3 +71,21 @@ def test_an_evaluation_counts_each_usable_record_once(ranks, tmp_path, data):
         assert "eval_loss" in names
         for rank in ranks:
             assert_close([rank[task][data][name] for name in names], [expected[name] for name in names])
+
+
+@pytest.mark.parametrize("losses", WEIGHTS)
+def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
+    first, second = (rank[losses] for rank in ranks)
+    assert first["num_steps"] == 4
+    assert_close(first["end"], second["end"], rtol=0, atol=0)
+
+    def is_still(name):
+        if ".crossattention." in name:
+            return losses == "itc"
+        if name.startswith("itm_head."):
+            return losses in ("no itm", "itc")
+        own = (".attention.", ".cls.")
+        return losses in ("no lm", "itc") and name.startswith("text_decoder.") and any(part in name for part in own)
+
+    # Weight decay moves none of them either.
+    assert first["still"] == [name for name in first["end"] if is_still(name)]

@@ -131,6 +131,14 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """
         self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
 
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no loss of the configuration has a gradient for, such as the head of one with weight 0.
+
+        Returns:
+            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
+        """
+        return []
+
     def training_state_dict(self) -> dict[str, Tensor]:
         """Momentum towers and queue by name: what `save_pretrained` leaves out and a resumed run needs."""
         return {name: value for name, value in self.state_dict().items() if name.startswith(_STATE_PREFIXES)}

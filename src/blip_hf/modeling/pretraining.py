@@ -120,6 +120,23 @@ class BlipForPreTraining(BlipContrastiveModel):
         """Replaces the vocabulary projection and its bias."""
         self.text_decoder.set_output_embeddings(new_embeddings)
 
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no loss has a gradient for: those that matching or language modelling of weight 0 has alone.
+
+        Returns:
+            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
+        """
+        named = list(self.named_parameters(remove_duplicate=False))
+        used = {id(parameter) for name, parameter in named if self._is_used(name)}  # by any of its names
+        return [parameter for parameter in self.parameters() if id(parameter) not in used]
+
+    def _is_used(self, name: str) -> bool:
+        if name.startswith("text_decoder."):
+            return self.config.lm_weight > 0
+        if name.startswith("itm_head.") or (name.startswith("text_encoder.") and ".crossattention." in name):
+            return self.config.itm_weight > 0
+        return True
+
     def export_captioner(self) -> BlipForConditionalGeneration:
         """The captioner inside, sharing its weights with this model.
 

@@ -20,7 +20,7 @@ class BlipTrainingArguments(TrainingArguments):
     and `lr_scheduler_type` are the paper's, `max_grad_norm=0` because the original clips nothing,
     `remove_unused_columns=False` because collators read columns that no model takes, `dataloader_drop_last=True`
     (training only) because a last batch of one pair has no negatives, `ddp_broadcast_buffers=False` because the queue is
-    the same on each process, `ddp_find_unused_parameters=False` because all are used, and
+    the same on each process, `ddp_find_unused_parameters=False` because the trainer freezes those that no loss reads, and
     `logging_nan_inf_filter=False` because the filter waits for the device at each step.
 
     Raises:

@@ -78,6 +78,8 @@ class BlipTrainer(BlipTaskTrainer):
 
     def __init__(self, model: BlipContrastiveModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
         model.temp.requires_grad_(args.learn_temperature)
+        for parameter in model.unused_parameters():
+            parameter.requires_grad_(False)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.add_callback(MomentumCallback())
