@@ -172,6 +172,14 @@ def test_arguments_survive_their_dictionary(tmp_path):
     assert BlipTrainingArguments(**args.to_dict()).lr_scheduler_type == "blip"
 
 
+def test_a_set_smaller_than_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has 3 records and a step takes 4 .*Lower `per_device_train_batch_size`"):
+        make_trainer(tmp_path, train_dataset=Pairs(3)).train()
+    trainer = make_trainer(tmp_path, train_dataset=Pairs(3), dataloader_drop_last=False, max_steps=1)
+    trainer.train()
+    assert trainer.model.queue.num_enqueued == 3
+
+
 def test_every_parameter_moves(tmp_path):
     model = make_model(queue_size=4)
     before = parameters_of(model)

@@ -90,6 +90,24 @@ class BlipTaskTrainer(Trainer):
         self._steps_per_epoch = values[1]
         return values
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer.get_train_dataloader`, for a training set that makes at least one batch.
+
+        Returns:
+            `DataLoader`: Of the training set.
+
+        Raises:
+            ValueError: If the set is smaller than a batch of all processes, and incomplete batches are dropped.
+        """
+        size = self._train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < size:
+            raise ValueError(
+                f"The training set has {len(self.train_dataset)} records and a step takes {size} (a batch of"
+                f" {self._train_batch_size} on each of {self.args.world_size} processes), so that nothing would be"
+                " trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
+            )
+        return super().get_train_dataloader()
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "caption_lengths"):
