@@ -124,6 +124,34 @@ def test_ids_do_not_depend_on_the_size_of_shards(tmp_path):
     assert read(source, shard_size=1) == read(source, shard_size=2) == read(source)
 
 
+@pytest.mark.parametrize("image_id", [7, ""])
+def test_different_pictures_of_one_id_stay_apart_with_their_texts(image_id, tmp_path):
+    write_pictures(tmp_path, "red", "lime")
+    records = [{"image": f"{c}.png", "caption": c, "image_id": image_id} for c in ("red", "lime", "lime")]
+    pq.write_table(
+        pa.table(
+            {
+                "image": [encoded("red"), encoded("lime")],
+                **{name: [record[name] for record in records[:2]] for name in ("caption", "image_id")},
+            }
+        ),
+        tmp_path / "x.parquet",
+    )
+    in_list = read(write_json(tmp_path / "l.json", records), shard_size=1)
+    assert [(color_of(sample), sample.texts) for sample in in_list] == [
+        ((255, 0, 0), ("red",)),
+        ((0, 255, 0), ("lime", "lime")),
+    ]
+    in_table = read(tmp_path / "x.parquet")
+    assert [(color_of(sample), sample.texts) for sample in in_table] == [
+        ((255, 0, 0), ("red",)),
+        ((0, 255, 0), ("lime",)),
+    ]
+    # An empty id is none.
+    ids = [sample.image_id for sample in (*in_list, *in_table)]
+    assert ids == (["7"] * 4 if image_id else ["red.png", "lime.png", "x/00000000", "x/00000001"])
+
+
 def test_json_lines_go_on_behind_a_broken_one(tmp_path):
     write_pictures(tmp_path, "red")
     good = json.dumps({"image": "red.png", "caption": "a line\u2028separator"}, ensure_ascii=False)

@@ -88,8 +88,7 @@ def _picture_of(record: Any, image_field: str) -> Any:
     """What neighbours of the same picture have in common, whether or not the record is sound."""
     if not isinstance(record, dict):
         return None
-    image_id = record.get("image_id")
-    return record.get(image_field) if image_id is None else image_id
+    return record.get("image_id"), record.get(image_field)
 
 
 def _cuts(pictures: Sequence[Any], shard_size: int) -> list[tuple[int, int]]:

@@ -41,7 +41,7 @@ def find_shards(source: Source, *, image_root: PathLike | None = None, shard_siz
     | folder of such files          | of one kind, in the order of their names          | as these have it         |
     | `scenes:NUMBER[:NOISE]`       | a drawn scene, see [`~blip_hf.data.scenes.Scenes`] | `shard_size` scenes     |
 
-    Neighbours with the same `image_id` are one sample with several texts. A sample is called
+    Neighbours of the same picture and `image_id` are one sample with several texts. A sample is called
     `<file>/<key, id or number>`, so its id depends on its place in the source and not on `shard_size`. What is wrong
     with a file or a list as a whole is raised here or when it is read; what is wrong with a record is a fault.
 

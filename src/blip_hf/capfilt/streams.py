@@ -94,7 +94,7 @@ class Shard:
     read: Callable[[], Stream]
 
     def samples(self) -> Stream:
-        """Its samples and faults in order, neighbours of the same picture as one sample, each id once.
+        """Its samples and faults in order, neighbours of the same id and picture as one sample, each id once.
 
         Of a picture only the header is read here, so [`Sample.picture`] may still raise.
 
@@ -150,7 +150,7 @@ def _merge_neighbours(items: Stream) -> Stream:
     for item in items:
         if isinstance(item, Fault):
             faults.append(item)
-        elif held is not None and item.image_id == held.image_id:
+        elif held is not None and (item.image_id, item.image) == (held.image_id, held.image):
             held = replace(held, texts=held.texts + item.texts)
         else:
             yield from [held, *faults] if held else faults

@@ -13,11 +13,11 @@ CAPTION_FIELDS = ("caption", "captions", "text")
 
 
 class CaptionGroup(TypedDict):
-    """A picture with all of its captions."""
+    """A picture with all of its captions, under its source's own id."""
 
     image: Any
     captions: list[str]
-    image_id: int
+    image_id: int | str
 
 
 def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
@@ -143,7 +143,7 @@ def read_id(record: Record, field: str, where: str) -> int | str:
 
 def read_optional_id(record: Record, field: str, where: str) -> int | str | None:
     """As `read_id`, but `None` where the field is missing or empty."""
-    return None if record.get(field) is None else read_id(record, field, where)
+    return None if record.get(field) in (None, "") else read_id(record, field, where)
 
 
 def misfit(record: Record, field: str, where: str, expected: str) -> ValueError:
