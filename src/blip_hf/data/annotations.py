@@ -6,6 +6,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from .records import (
 
 
 SHAPES = 'COCO\'s {"images": [...], "annotations": [...]} or Karpathy\'s {"images": [{"sentences": [...]}]}'
+
+
+# Names of pictures in the sets of 2014 and of 2017. No id has more than six digits.
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?0{6}(\d{6})\.jpg")
 
 
 class NoCapsPicture(CaptionGroup):
@@ -79,6 +84,24 @@ def standard_records(content: Mapping[str, Any], name: str, split: str) -> list[
         for image_id, image in images.items()
         if image_id in captions
     ]
+
+
+def coco_image_id(path: str) -> int | None:
+    """COCO's id of a picture, which the names of its files hold and BLIP's lists for evaluation leave to them.
+
+    Args:
+        path (`str`):
+            Path of the picture.
+
+    Returns:
+        `int`, *optional*: the id, or `None` where the name is not of COCO.
+
+    Example:
+        >>> coco_image_id("val2014/COCO_val2014_000000391895.jpg"), coco_image_id("images/dog.jpg")
+        (391895, None)
+    """
+    match = _COCO_NAME.fullmatch(os.path.basename(path))
+    return None if match is None else int(match[1])
 
 
 def read_metadata_csv(path: Path) -> list[Record]:
@@ -215,4 +238,4 @@ def _karpathy_record(image: Record, where: str) -> Record:
     }
 
 
-__all__ = ["NoCapsPicture", "load_nocaps", "read_metadata_csv", "standard_records"]
+__all__ = ["NoCapsPicture", "coco_image_id", "load_nocaps", "read_metadata_csv", "standard_records"]

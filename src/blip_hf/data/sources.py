@@ -2,20 +2,21 @@
 """Where image-text pairs come from: JSON files, image folders and `datasets`, all read into one record form.
 
 A source has one record a picture or one a caption. Pairs have one row a caption, with the columns `image` (not decoded),
-`caption` and `image_id`. They are Arrow tables: a million pairs of paths take some 150 MB, pictures inside a data set
-stay memory-mapped where they are, and a picture with five captions is stored once.
+`caption`, `image_id` (a number, to tell pictures apart) and `source_id` (what the source calls the picture). They are
+Arrow tables: a million pairs of paths take some 200 MB, pictures inside a data set stay memory-mapped where they are, and
+a picture with five captions is stored once.
 """
 
 import operator
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset, DatasetDict
 
-from .annotations import SHAPES, read_metadata_csv, standard_records
+from .annotations import SHAPES, coco_image_id, read_metadata_csv, standard_records
 from .records import (
     CAPTION_FIELDS,
     CaptionGroup,
@@ -57,6 +58,11 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
     otherwise numbered from 0 by the source's own ids; by picture path where a record lacks one, or where several files
     are joined, whose ids may clash; by record where pictures inside a data set have no id.
 
+    `source_id`s are what results are written under: the source's own ids, numbers or text as they are. A picture without
+    one goes by COCO's number where its file name holds it, as in BLIP's lists for evaluation, and otherwise by its path
+    as the source has it; inside a data set by its row. Where two pictures would share an id, as of joined files, all go
+    by their full paths.
+
     Args:
         source (`str`, `Path`, a list of them, `Dataset` or `DatasetDict`):
             Files, a folder, a data set, or the name of one on the Hub.
@@ -67,7 +73,8 @@ def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split:
             one folder a split, or a file of Karpathy, whose `"train"` includes `restval`.
 
     Returns:
-        `datasets.Dataset`: one row a caption, in the order of the source.
+        `datasets.Dataset`: one row a caption, in the order of the source, with the columns `image`, `caption`, `image_id`
+        and `source_id`.
 
     Raises:
         ValueError: If there is no such source or it does not fit; the message names the record and the field.
@@ -108,10 +115,12 @@ def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[Cap
 
     Args:
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}`. Their pictures are fetched only when an item is.
+            Records `{"image", "caption", "image_id"}`, optionally with `source_id`. Their pictures are fetched only when
+            an item is.
 
     Returns:
-        `Sequence[CaptionGroup]`: items `{"image", "captions", "image_id"}`.
+        `Sequence[CaptionGroup]`: items `{"image", "captions", "image_id"}`, whose `image_id` is the `source_id` where
+        pairs have one.
 
     Example:
         >>> pairs = [{"image": "a.jpg", "caption": text, "image_id": 7} for text in ("a cat", "an animal")]
@@ -140,7 +149,8 @@ class _CaptionGroups(Sequence):
     def __getitem__(self, i: int) -> CaptionGroup:
         record = self.pairs[self.first_rows[operator.index(i)]]
         image_id = record["image_id"]
-        return {"image": record["image"], "captions": self.captions[image_id], "image_id": image_id}
+        own_id = record.get("source_id", image_id)
+        return {"image": record["image"], "captions": self.captions[image_id], "image_id": own_id}
 
 
 def _ids_and_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Iterable[tuple[int, str]]:
@@ -189,7 +199,7 @@ def _load_from_hub(name: str, split: str) -> Dataset:
 def _pairs_of_files(paths: list[Path], image_root: PathLike | None, split: str) -> Dataset:
     if not paths:
         raise ValueError(f"The list of files is empty; pass {SOURCES}.")
-    images, captions, image_ids = [], [], []
+    images, captions, image_ids, names = [], [], [], []
     for path in paths:
         root = path.parent if image_root is None else image_root
         records = _read_file(path, split)
@@ -197,22 +207,21 @@ def _pairs_of_files(paths: list[Path], image_root: PathLike | None, split: str) 
         if records != [] or len(paths) == 1:
             records = _non_empty(records, path)
         rows = _read_records(records, str(path), "image", root)
-        for column, values in zip((images, captions, image_ids), rows, strict=True):
+        for column, values in zip((images, captions, image_ids, names), rows, strict=True):
             column.extend(values)
     if not images:
         raise ValueError(f"All of the {len(paths)} lists are empty; pass {SOURCES}.")
     if len(paths) > 1 or None in image_ids:
         image_ids = images
-    return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids)
+    return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids, names)
 
 
 def _pairs_of_metadata(path: Path, image_root: PathLike | None) -> Dataset:
     records = read_metadata_csv(path) if path.suffix == ".csv" else read_json(path)
     root = path.parent if image_root is None else image_root
-    images, captions, image_ids = _read_records(_non_empty(records, path), str(path), "file_name", root)
-    return _one_row_a_caption(
-        Dataset.from_dict({"image": images}), captions, images if None in image_ids else image_ids
-    )
+    images, captions, image_ids, names = _read_records(_non_empty(records, path), str(path), "file_name", root)
+    image_ids = images if None in image_ids else image_ids
+    return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids, names)
 
 
 def _read_file(path: Path, split: str) -> Any:
@@ -232,16 +241,26 @@ def _non_empty(records: Any, path: Path) -> list[Any]:
 
 def _read_records(
     records: Iterable[Any], name: str, image_field: str, root: PathLike
-) -> tuple[list[str], list[list[str]], list[int | str | None]]:
-    """Paths, captions and ids of the pictures."""
-    images, captions, image_ids = [], [], []
+) -> tuple[list[str], list[list[str]], list[int | str | None], list[int | str]]:
+    """Paths, captions and ids of the pictures, and what to call them."""
+    images, captions, image_ids, names = [], [], [], []
     for number, record in enumerate(records):
         where = f"{name}, record {number}"
         check_record(record, where, image_field)
-        images.append(os.path.join(root, read_path(record, image_field, where)))
+        path = read_path(record, image_field, where)
+        images.append(os.path.join(root, path))
         captions.append(read_captions(record, where))
         image_ids.append(read_optional_id(record, "image_id", where))
-    return images, captions, image_ids
+        names.append(_name(image_ids[-1], path))
+    return images, captions, image_ids, names
+
+
+def _name(image_id: int | str | None, path: str | int) -> int | str:
+    """What to call a picture of an own id or none, that lies at a path or in a row."""
+    if image_id is not None:
+        return image_id
+    coco_id = coco_image_id(path) if isinstance(path, str) else None
+    return path if coco_id is None else coco_id
 
 
 def _pairs_of_dataset(dataset: Dataset, image_root: PathLike | None) -> Dataset:
@@ -265,15 +284,16 @@ def _pairs_of_dataset(dataset: Dataset, image_root: PathLike | None) -> Dataset:
         paths = _read_all(
             lambda record, where: read_path(record, "image", where), dataset.select_columns("image"), name
         )
-        paths = [os.path.join(image_root or "", path) for path in paths]
-        pictures = Dataset.from_dict({"image": paths})
+        places = [os.path.join(image_root or "", path) for path in paths]
+        pictures = Dataset.from_dict({"image": places})
     else:
         pictures = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
-        paths = _paths_of_pictures(pictures)
-    return _one_row_a_caption(pictures, captions, paths if None in image_ids else image_ids)
+        places = paths = list(_paths_of_pictures(pictures))
+    names = list(map(_name, image_ids, paths))
+    return _one_row_a_caption(pictures, captions, places if None in image_ids else image_ids, names)
 
 
-def _paths_of_pictures(pictures: Dataset) -> Sequence[Hashable]:
+def _paths_of_pictures(pictures: Dataset) -> Sequence[int | str]:
     """What tells undecoded pictures apart: their paths, or row numbers where one has its bytes in the data set."""
     columns = pictures.flatten()
     # Beside bytes a path is no more than a name, and two pictures may share it.
@@ -281,19 +301,22 @@ def _paths_of_pictures(pictures: Dataset) -> Sequence[Hashable]:
     return columns["image.path"] if has_only_paths else range(len(pictures))
 
 
-def _one_row_a_caption(pictures: Dataset, captions: list[list[str]], image_ids: Sequence[Hashable]) -> Dataset:
+def _one_row_a_caption(
+    pictures: Dataset, captions: list[list[str]], image_ids: Sequence[int | str], names: Sequence[int | str]
+) -> Dataset:
     """Pairs of records with any number of captions, without a copy of a picture.
 
     The table is stacked once for each rank of caption, so that all stacks share the column of pictures, and the rows are
     then picked in the order of the records.
     """
     pictures = pictures.add_column("image_id", _number(image_ids))
+    pictures = pictures.add_column("source_id", _source_ids(image_ids, names))
     depth = max(map(len, captions))
     stacks = [
         pictures.add_column("caption", [own[rank] if rank < len(own) else "" for own in captions])
         for rank in range(depth)
     ]
-    pairs = datasets.concatenate_datasets(stacks).select_columns(["image", "caption", "image_id"])
+    pairs = datasets.concatenate_datasets(stacks).select_columns(["image", "caption", "image_id", "source_id"])
     if depth == 1:
         return pairs
     return pairs.select(
@@ -301,13 +324,26 @@ def _one_row_a_caption(pictures: Dataset, captions: list[list[str]], image_ids: 
     )
 
 
-def _number(image_ids: Iterable[Hashable]) -> list[int]:
+def _number(image_ids: Sequence[int | str]) -> list[int]:
     """The ids themselves if they are numbers from 0 up (below, they would clash with empty places of a queue)."""
-    image_ids = list(image_ids)
     if all(isinstance(image_id, int) and image_id >= 0 for image_id in image_ids):
-        return image_ids
-    numbers: dict[Hashable, int] = {}
+        return list(image_ids)
+    numbers: dict[int | str, int] = {}
     return [numbers.setdefault(image_id, len(numbers)) for image_id in image_ids]
+
+
+def _source_ids(image_ids: Sequence[int | str], names: Sequence[int | str]) -> Sequence[int | str]:
+    """Names by picture, the first where a picture has several; the ids themselves if two pictures share a name."""
+    name_of: dict[int | str, int | str] = {}
+    for image_id, name in zip(image_ids, _of_one_type(names), strict=True):
+        name_of.setdefault(image_id, name)
+    is_clear = len(set(name_of.values())) == len(name_of)
+    return [name_of[image_id] for image_id in image_ids] if is_clear else _of_one_type(image_ids)
+
+
+def _of_one_type(ids: Sequence[int | str]) -> Sequence[int | str]:
+    """The ids as a column can hold them: as text, unless all are numbers."""
+    return ids if all(isinstance(own, int) for own in ids) else list(map(str, ids))
 
 
 def _read_all(read: Callable[[Record, str], Value], records: Iterable[Record], name: str) -> list[Value]:

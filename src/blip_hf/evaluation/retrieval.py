@@ -34,8 +34,8 @@ class RetrievalResult:
             Pictures that were left out, with their captions, as they could not be read.
         num_pairs (`int`):
             Pairs that went through the matching head, each once.
-        image_ids (`list[int]`):
-            Id of each picture.
+        image_ids (`list[int | str]`):
+            Id of each picture, its source's own where pairs have it as `source_id`.
         texts (`list[str]`):
             The captions, as the model read them.
         text_to_image (`torch.Tensor` of shape `(m,)`):
@@ -50,7 +50,7 @@ class RetrievalResult:
     reranked: dict[str, float]
     num_skipped: int
     num_pairs: int
-    image_ids: list[int] = field(repr=False)
+    image_ids: list[int | str] = field(repr=False)
     texts: list[str] = field(repr=False)
     text_to_image: Tensor = field(repr=False)
     image_candidates: Candidates = field(repr=False)
@@ -149,7 +149,7 @@ def evaluate_retrieval(
 def evaluate_two_stages(
     model: BlipForImageTextRetrieval,
     processor: BlipProcessor,
-    captions: Mapping[int, Sequence[str]],
+    captions: Mapping[int | str, Sequence[str]],
     read: Callable[[int], Tensor],
     *,
     direction_names: tuple[str, str],
@@ -168,7 +168,7 @@ def evaluate_two_stages(
             The model.
         processor (`BlipProcessor`):
             Its processor.
-        captions (mapping of `int` to sequence of `str`):
+        captions (mapping of `int` or `str` to sequence of `str`):
             By id, the captions of each picture or video. One without captions is left out.
         read (`Callable`):
             Maps a position in `captions` to `pixel_values` of shape `(f, 3, height, width)`, all with the same `f`.
