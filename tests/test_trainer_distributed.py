@@ -42,6 +42,22 @@ def train(folder, weights):
     return {"still": still, "end": end, "num_steps": trainer.state.global_step}
 
 
+def batches_until(folder, num_steps, resume_from_checkpoint=None):
+    """Image ids of the batches of one process: three steps an epoch, and a checkpoint within the second one."""
+    fields = {"per_device_train_batch_size": 2, "train_sampling_strategy": "group_by_length"}
+    fields |= {"max_steps": num_steps, "save_strategy": "steps", "save_steps": 4}
+    trainer = make_contrastive(f"{folder}/resumed", PairDataset(make_records(12)), **fields)
+    collator, batches = trainer.data_collator, []
+
+    def collate(records):
+        batches.append([record["image_id"] for record in records])
+        return collator(records)
+
+    trainer.data_collator = collate
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    return batches
+
+
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
@@ -49,6 +65,8 @@ def run_rank(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
     results = {"contrastive": evaluate(folder, make_contrastive), "captioning": evaluate(folder, make_captioning)}
     results |= {name: train(folder, weights) for name, weights in WEIGHTS.items()}
+    results["batches"] = batches_until(folder, 6)
+    results["resumed"] = batches_until(folder, 6, f"{folder}/resumed/checkpoint-4")
     torch.save(results, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
@@ -89,3 +107,12 @@ def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
 
     # Weight decay moves none of them either.
     assert first["still"] == [name for name in first["end"] if is_still(name)]
+
+
+def test_batches_by_length_go_on_where_a_run_is_resumed(ranks):
+    for rank in ranks:
+        epochs = rank["batches"][:3], rank["batches"][3:]
+        assert epochs[0] != epochs[1]
+        assert rank["resumed"] == epochs[1][1:]
+    first_epoch = [image_id for rank in ranks for batch in rank["batches"][:3] for image_id in batch]
+    assert sorted(first_epoch) == list(range(12))

@@ -28,7 +28,10 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set the epoch."""
+    """Tells the data set the epoch, and the sampler that the trainer leaves here."""
+
+    def __init__(self) -> None:
+        self.sampler: CaptionLengthSampler | None = None
 
     def on_epoch_begin(
         self,
@@ -39,8 +42,9 @@ class EpochCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Accelerate does this too, but not on several processes or in the epoch that a run is resumed in (1.15)."""
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(int(state.epoch))
+        for part in (train_dataloader.dataset, self.sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch))
 
 
 class BlipTaskTrainer(Trainer):
@@ -71,7 +75,8 @@ class BlipTaskTrainer(Trainer):
         if args.label_names is None:
             # Trainer reports a loss only where all labels of a signature are given; these replace `labels`.
             self.label_names = [name for name in self.label_names if name != "shift_labels"]
-        self.add_callback(EpochCallback())
+        self._epoch_callback = EpochCallback()
+        self.add_callback(self._epoch_callback)
         self._steps_per_epoch = 1
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple[Any, ...]:
@@ -113,7 +118,8 @@ class BlipTaskTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "caption_lengths"):
             return super()._get_train_sampler(train_dataset)
         pairs_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
+        self._epoch_callback.sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
+        return self._epoch_callback.sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         # With batches by length the base class would look for lengths in the items of an evaluation too.
