@@ -17,7 +17,7 @@ from ..modeling.captioning import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .config import EvaluationSettings
-from .sets import is_right_text, read_scores
+from .sets import Truth, read_scores
 from .stages import Figures
 
 
@@ -108,14 +108,14 @@ def scene_caption_figures(written: Mapping[int, str], references: Mapping[int, s
     }
 
 
-def measure_capfilt(run: Path, truth: Mapping[str, tuple[bool, str | None]], rule: Rule) -> Figures:
+def measure_capfilt(run: Path, truth: Truth, rule: Rule) -> Figures:
     """Shares that a rule keeps of a CapFilt run, and how right it is where the truth is known.
 
     Args:
         run (`Path`):
             Folder of the run.
-        truth (`Mapping`):
-            What [`~blip_hf.bootstrap.sets.read_truth`] returns.
+        truth (`Truth`):
+            What is known of the web.
         rule (`Rule`):
             The rule.
 
@@ -126,14 +126,14 @@ def measure_capfilt(run: Path, truth: Mapping[str, tuple[bool, str | None]], rul
     table = read_scores(run)
     mask = kept(table, rule)
     scores = table[rule.by].to_numpy()
-    sources, ids, texts = (table[name].to_pylist() for name in ("source", "id", "text"))
+    sources, image_ids, texts = (table[name].to_pylist() for name in ("source", "image_id", "text"))
     figures: Figures = {}
     for source in ("web", "synthetic"):
         rows = [row for row, own in enumerate(sources) if own == source]
         if not rows:
             continue
         figures |= {f"{source}_texts": len(rows), f"{source}_kept": float(mask[rows].mean())}
-        labels = [is_right_text(source, texts[row], *truth[ids[row]]) if truth else None for row in rows]
+        labels = [truth.is_right(source, image_ids[row], texts[row]) for row in rows]
         if None not in labels:
             metrics = filter_metrics(scores[rows], np.array(labels, dtype=int), kept=mask[rows])
             figures[f"{source}_right"] = metrics["num_right"] / len(rows)

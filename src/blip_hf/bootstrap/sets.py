@@ -5,7 +5,8 @@ A set for training or evaluation is a data set saved with `save_to_disk`, as eve
 Parquet files, as CapFilt streams it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,47 @@ _SHARD_ROWS = 1000
 # A picture is bytes where it was drawn, and a path, which nothing copies or opens, where it is a file.
 _IMAGE = {True: datasets.Image(), False: datasets.Value("string")}
 _PAIR = {"caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
-_TRUTH_SCHEMA = pa.schema([("id", pa.string()), ("is_right", pa.bool_()), ("caption", pa.string())])
+_TRUTH_SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("text", pa.string()), ("is_right", pa.bool_()), ("caption", pa.string())]
+)
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the web's texts; nothing, where it has no labels.
+
+    Args:
+        labels (`Mapping[tuple[str, str], bool]`, *optional*):
+            By id of a picture and text, whether that text of the web is right.
+        captions (`Mapping[str, str]`, *optional*):
+            By id of a picture, the one right caption, where that is known.
+
+    Example:
+        >>> truth = Truth({("7", "a ring"): False}, {"7": "a star"})
+        >>> truth.is_right("web", "7", "a ring"), truth.is_right("synthetic", "7", "a star")
+        (False, True)
+    """
+
+    labels: Mapping[tuple[str, str], bool] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def is_right(self, source: str, image_id: str, text: str) -> bool | None:
+        """Whether a text is true of its picture, `None` where that is not known.
+
+        Args:
+            source (`str`):
+                `"web"` or `"synthetic"`.
+            image_id (`str`):
+                The picture.
+            text (`str`):
+                The text.
+        """
+        if source == "web":
+            return self.labels.get((image_id, text.strip()))
+        caption = self.captions.get(image_id)
+        return None if caption is None else text == caption
 
 
 def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
@@ -62,7 +101,12 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
     distinct = [rest[i] for i in _first_of_each_caption(rest, data.num_eval)]
     save_pairs(list(map(_encoded, distinct)), folder / EVAL, is_drawn=True)
     truth = [
-        {"id": str(scenes.start + i), "is_right": caption == scenes.true_caption(i), "caption": scenes.true_caption(i)}
+        {
+            "image_id": str(scenes.start + i),
+            "text": caption,
+            "is_right": caption == scenes.true_caption(i),
+            "caption": scenes.true_caption(i),
+        }
         for scenes in (web, check)
         for i, caption in enumerate(scenes.captions())
     ]
@@ -110,7 +154,14 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
     save_pairs(list(map(_with_full_path, human)), folder / HUMAN, is_drawn=False)
     save_pairs(list(map(_with_full_path, evaluation)), folder / EVAL, is_drawn=False)
     if labels is not None:
-        truth = [{"id": record["id"], "is_right": bool(labels[int(record["id"])]), "caption": None} for record in web]
+        truth = [
+            {
+                "image_id": str(record["image_id"]),
+                "text": record["caption"].strip(),
+                "is_right": bool(labels[int(record["id"])]),
+            }
+            for record in web
+        ]
         pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA), folder / TRUTH)
     return {"num_web": len(web), "num_human": len(human), "num_eval": len(evaluation), "num_check": 0}
 
@@ -151,7 +202,6 @@ def write_variant(
     elif variant == "repeated":
         num_wanted = len(_scored_texts(run, "bootstrapped", rule))
         texts = texts.take(pa.array(np.arange(max(num_wanted, len(texts))) % len(texts)))
-    figures = _count(texts, sets)
     rows = pc.index_in(texts["id"], web["id"])
     pairs = pa.table(
         {
@@ -160,6 +210,7 @@ def write_variant(
             "image_id": web["image_id"].take(rows),
         }
     )
+    figures = _count(texts, pairs["image_id"].cast(pa.string()).to_pylist(), read_truth(sets))
     schema = human.features.arrow_schema
     both = pairs.select(schema.names).cast(schema)
     if with_human:
@@ -176,41 +227,24 @@ def write_variant(
     return {"train_pairs": len(both), **figures}
 
 
-def read_truth(sets: Path) -> dict[str, tuple[bool, str | None]]:
-    """What is known of the web.
+def read_truth(sets: Path) -> Truth:
+    """What is known of the web. Of equal texts of a picture the first counts.
 
     Args:
         sets (`Path`):
             Folder of the sets.
 
     Returns:
-        `dict`: by id, whether its caption is right, and the right one where that is known. Empty without labels.
+        `Truth`: empty without labels.
     """
     path = sets / TRUTH
     if not path.is_file():
-        return {}
-    return {row["id"]: (row["is_right"], row["caption"]) for row in pq.read_table(path).to_pylist()}
-
-
-def is_right_text(source: str, text: str, is_right: bool, caption: str | None) -> bool | None:
-    """Whether a text is true of its picture.
-
-    Args:
-        source (`str`):
-            `"web"` or `"synthetic"`.
-        text (`str`):
-            The text.
-        is_right (`bool`):
-            Whether the web's text of the picture is right.
-        caption (`str`, *optional*):
-            The right one, where it is known.
-
-    Returns:
-        `bool`, *optional*: `None` where it is not known.
-    """
-    if source == "web":
-        return is_right
-    return None if caption is None else text == caption
+        return Truth()
+    rows = pq.read_table(path).to_pylist()[::-1]
+    return Truth(
+        {(row["image_id"], row["text"]): row["is_right"] for row in rows},
+        {row["image_id"]: row["caption"] for row in rows if row["caption"] is not None},
+    )
 
 
 def read_scores(run: Path) -> pa.Table:
@@ -322,21 +356,17 @@ def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
     return texts.take(pa.array(list(first.values()), type=pa.int64()))
 
 
-def _count(texts: pa.Table, sets: Path) -> Figures:
-    sources = texts["source"].to_pylist()
+def _count(texts: pa.Table, image_ids: Sequence[str], truth: Truth) -> Figures:
+    captions, sources = texts["caption"].to_pylist(), texts["source"].to_pylist()
     figures: Figures = {f"train_{source}": sources.count(source) for source in ("web", "synthetic")}
-    truth = read_truth(sets)
-    if not truth or not sources:
+    if not sources:
         return figures
-    rows = [
-        (source, text, *truth[id_])
-        for id_, text, source in zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), sources, strict=True)
-    ]
-    verdicts = [is_right_text(*row) for row in rows]
+    verdicts = [truth.is_right(*row) for row in zip(sources, image_ids, captions, strict=True)]
     if None not in verdicts:
         figures["share_right"] = sum(verdicts) / len(verdicts)
-    if all(caption is not None for *_, caption in rows):
-        figures["words_right"] = sum(word_accuracy(text, caption) for _, text, _, caption in rows) / len(rows)
+    if truth.captions.keys() >= set(image_ids):
+        words = [word_accuracy(text, truth.captions[id_]) for text, id_ in zip(captions, image_ids, strict=True)]
+        figures["words_right"] = sum(words) / len(words)
     return figures
 
 
@@ -345,7 +375,7 @@ __all__ = [
     "EVAL",
     "HUMAN",
     "WEB",
-    "is_right_text",
+    "Truth",
     "read_scores",
     "read_truth",
     "read_web",
