@@ -253,6 +253,22 @@ def test_an_evaluation_that_is_not_asked_for_is_not_checked(pretrained, tmp_path
     assert run("finetune", capsys, *argv[:start], *argv[start + 2 :])["train_loss"] > 0
 
 
+def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tmp_path, capsys):
+    names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
+    for name in names:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": ["a red square"]} for name in names]))
+    source = ["--data", tmp_path / "list.json", "--device", "cpu", "--no_progress", "--output", tmp_path / "out.json"]
+    whole, processor = BlipForPreTraining.from_pretrained(pretrained), BlipProcessor.from_pretrained(pretrained)
+    for task, model in (("caption", whole.export_captioner()), ("retrieval", whole.export_retriever())):
+        model.save_pretrained(tmp_path / task)
+        processor.save_pretrained(tmp_path / task)
+        run("evaluate", capsys, task, "--model", tmp_path / task, *source, *SHORT_TESTS.get(task, []))
+        written = json.loads((tmp_path / "out.json").read_text())
+        ids = [record["image_id"] for record in written] if task == "caption" else written["image_ids"]
+        assert ids == [391895, 42]
+
+
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
     for command in ("finetune", "evaluate"):
