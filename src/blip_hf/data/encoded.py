@@ -14,6 +14,7 @@ from .pairs import PairDataset, next_usable
 
 
 _CHUNK_SIZE = 256
+_TEXT_COLUMNS = ("input_ids", "attention_mask", "labels")  # (n, t) each
 
 Batch = dict[str, Tensor]
 
@@ -47,9 +48,13 @@ class EncodedPairs(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         return {name: column[i] for name, column in self.columns.items()}
 
+    def caption_lengths(self) -> list[int]:
+        """Tokens of each text, by which batches can be grouped."""
+        return self.columns["attention_mask"].sum(dim=1).tolist()
+
 
 def encoded_or(collator: PairCollator) -> Callable[[Sequence[Any]], Batch]:
-    """A collator that stacks items of [`EncodedPairs`] and hands all others to the one given.
+    """A collator that stacks items of [`EncodedPairs`], cut to the longest text among them, and hands on all others.
 
     Args:
         collator (`PairCollator`):
@@ -61,9 +66,15 @@ def encoded_or(collator: PairCollator) -> Callable[[Sequence[Any]], Batch]:
 
     def collate(items: Sequence[Any]) -> Batch:
         is_encoded = items[0] is not None and isinstance(items[0].get("pixel_values"), Tensor)
-        return default_data_collator(items) if is_encoded else collator(items)
+        return _cut(default_data_collator(items)) if is_encoded else collator(items)
 
     return collate
+
+
+def _cut(batch: Batch) -> Batch:
+    """The batch without the columns of text that are padding in all rows."""
+    length = int(batch["attention_mask"].sum(dim=1).max())
+    return {name: column[:, :length] if name in _TEXT_COLUMNS else column for name, column in batch.items()}
 
 
 def _stack(rows: list[Tensor], padding: int | None) -> Tensor:

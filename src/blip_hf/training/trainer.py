@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..data.pairs import PairDataset
+from ..data.encoded import EncodedPairs
+from ..data.pairs import FilledBatches, PairDataset
 from ..distributed import gather
 from ..files import unfinished
 from ..modeling.contrast import BlipContrastiveModel
@@ -222,7 +223,10 @@ class BlipTrainer(BlipTaskTrainer):
 
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
-    knows_images = isinstance(train_dataset, PairDataset)  # a pair that comes again is then no negative of itself
+    # A pair that comes again is then no negative of itself.
+    knows_images = isinstance(train_dataset, PairDataset | FilledBatches) or (
+        isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
+    )
     if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not knows_images:
         logger.warning(
             f"The queue holds {queue_size} pairs and the training set {len(train_dataset)}, so that each pair is among"
