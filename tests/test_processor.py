@@ -438,6 +438,22 @@ def test_image_options_can_be_changed_on_loading(processor, tmp_path: Path):
     assert "size" not in loaded.tokenizer.init_kwargs
 
 
+@pytest.mark.parametrize("loader", [BlipProcessor, transformers.BlipProcessor])
+def test_what_was_called_before_saving_changes_nothing(processor, tmp_path: Path, loader):
+    processor(text=CAPTIONS, role="captioning")
+    processor.save_pretrained(tmp_path)
+    contents = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (contents["truncation"], contents["padding"]) == (None, None)
+    assert len(loader.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
+
+
+def test_a_length_that_an_earlier_call_left_in_a_file_is_not_read(processor, upstream, tmp_path: Path):
+    upstream(text=CAPTIONS, padding=True, truncation=True, max_length=35)
+    upstream.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 35
+    assert len(BlipProcessor.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
+
+
 def test_survives_pickling(processor):
     again = pickle.loads(pickle.dumps(processor))
     assert again(text="a dog", role="lm") == processor(text="a dog", role="lm")

@@ -58,6 +58,7 @@ class BlipProcessor(UpstreamBlipProcessor):
 
     def __init__(self, image_processor: BlipImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         _add_role_tokens(tokenizer)
+        _drop_read_lengths(tokenizer)
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -81,6 +82,21 @@ class BlipProcessor(UpstreamBlipProcessor):
         config = AutoConfig.for_model("blip")
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
         return cls(image_processor, tokenizer)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
+        """Saves image options and tokenizer, to be loaded here or by transformers.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                A folder, made where there is none.
+            **kwargs:
+                Options of `ProcessorMixin.save_pretrained`.
+
+        Returns:
+            `list[str]`: the files that were written.
+        """
+        _forget_last_call(self.tokenizer)
+        return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_bert_tokenizer(
@@ -285,6 +301,21 @@ def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"bos_token": DEC_TOKEN})
     if ENC_TOKEN not in tokenizer.extra_special_tokens:
         tokenizer.add_special_tokens({"extra_special_tokens": [ENC_TOKEN]}, replace_extra_special_tokens=False)
+
+
+def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Unsets truncation and padding, which a fast tokenizer keeps from its last call and would write to its file."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
+def _drop_read_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Unsets a length that such a file holds: transformers' processors would cut every text at it."""
+    if tokenizer.is_fast and tokenizer.backend_tokenizer.truncation is not None:
+        if tokenizer.init_kwargs.get("max_length") == tokenizer.backend_tokenizer.truncation["max_length"]:
+            del tokenizer.init_kwargs["max_length"]
+        _forget_last_call(tokenizer)
 
 
 def _check_text(text: Any, role: Role | None) -> None:
