@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer
+from transformers import BertTokenizer, GenerationConfig
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.captioner import BlipCaptioner
 from blip_hf.data.images import UnreadableImageError
+
+from .twins import write_as_transformers_4
 
 
 WORDS = tuple("abcdefghijklmnopqr")
@@ -130,6 +132,29 @@ def test_the_model_s_generation_config_wins_over_the_recipe_and_arguments_over_b
         assert num_tokens(BlipCaptioner(model, processor, **options, max_length=8), pictures[0]) == 7
     finally:
         model.generation_config.max_new_tokens = None
+
+
+def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, processor, pictures):
+    never_ends = {"suppress_tokens": [processor.tokenizer.sep_token_id]}
+    own = GenerationConfig(max_new_tokens=2, **never_ends)
+    assert num_tokens(BlipCaptioner(model, processor, generation_config=own), pictures[0]) == 2
+    assert num_tokens(BlipCaptioner(model, processor, generation_config=own, max_new_tokens=3), pictures[0]) == 3
+    assert (
+        num_tokens(BlipCaptioner(model, processor, generation_config=GenerationConfig(**never_ends)), pictures[0])
+        == 20
+    )
+
+
+def test_defaults_that_transformers_4_wrote_down_leave_the_recipe_in_force(model, processor, pictures, tmp_path):
+    expected = BlipCaptioner(model, processor)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    write_as_transformers_4(tmp_path)
+    captioner = BlipCaptioner.from_pretrained(tmp_path, device="cpu")
+    assert captioner(pictures) == expected(pictures)
+    assert len(captioner.caption(pictures[:1], num_return_sequences=3)) == 3
+    captioner.model.save_pretrained(tmp_path)
+    assert BlipCaptioner.from_pretrained(tmp_path, device="cpu")(pictures) == expected(pictures)
 
 
 def test_the_prompt_conditions_the_caption_and_is_not_part_of_it(model, processor, pictures):

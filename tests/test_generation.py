@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
 
-from .twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config
+from .twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
 
 
 MAX_NEW = 6
@@ -109,6 +109,20 @@ def test_the_models_generation_config_is_honoured_and_saved(model, prompts, tmp_
     assert loaded.generate(prompts["pixel_values"], max_new_tokens=2, min_new_tokens=2).shape == (3, 3)
     own = GenerationConfig(max_new_tokens=5, min_new_tokens=5)
     assert loaded.generate(prompts["pixel_values"], generation_config=own).shape == (3, 6)
+
+
+def test_defaults_that_transformers_4_wrote_down_limit_no_prompt_and_choices_do(model, tmp_path):
+    batch = tiny_batch(lengths=(25, 25))
+    model.save_pretrained(tmp_path)
+    write_as_transformers_4(tmp_path)
+    loaded = BlipForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.generation_config.max_length is None
+    assert loaded.generate(**batch, max_new_tokens=2, min_new_tokens=2).shape == (2, 24 + 2)
+    model.save_pretrained(tmp_path)
+    write_as_transformers_4(tmp_path, max_length=6, num_beams=2)
+    chosen = BlipForConditionalGeneration.from_pretrained(tmp_path)
+    assert (chosen.generation_config.max_length, chosen.generation_config.num_beams) == (6, 2)
+    assert chosen.generate(batch["pixel_values"]).shape[1] <= 6
 
 
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(model):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Tiny random models that the tests share."""
 
+import json
+
 import torch
 from transformers import BertTokenizer
 
@@ -98,3 +100,39 @@ def tiny_capfilt(image_size=32):
     unwanted = [number for number in processor.tokenizer.all_special_ids if number != processor.tokenizer.sep_token_id]
     captioner.text_decoder.cls.predictions.bias.data[unwanted] = -100
     return captioner, processor, matcher, processor
+
+
+# Settings of generation that transformers 4 wrote into every sub-configuration: its defaults, as in the released files.
+LEGACY_GENERATION = {
+    "bad_words_ids": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+
+
+def write_as_transformers_4(folder, **text_fields):
+    """Makes the configuration of a saved captioner look like that of the released ones."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"] |= (
+        LEGACY_GENERATION | {"eos_token_id": 2, "transformers_version": "4.26.0.dev0"} | text_fields
+    )
+    path.write_text(json.dumps(settings))
+    (folder / "generation_config.json").unlink()

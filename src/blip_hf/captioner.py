@@ -72,9 +72,9 @@ class Caption:
 class BlipCaptioner:
     """Writes captions for pictures in any form, in batches and in order.
 
-    Settings of generation are taken from the first that has them: `generation_settings`, the model's
-    `generation_config`, and the paper's recipe: 3 beams, or with `do_sample=True` nucleus sampling at `top_p=0.9`, and at
-    most 20 new tokens. Beams are raised to the number of captions asked for, unless they were set.
+    Settings of generation are taken from the first that has them: `generation_settings`, the `generation_config` among
+    them or else the model's, and the paper's recipe: 3 beams, or with `do_sample=True` nucleus sampling at `top_p=0.9`,
+    and at most 20 new tokens. Beams are raised to the number of captions asked for, unless they were set.
 
     Args:
         model (`BlipForConditionalGeneration`):
@@ -300,7 +300,8 @@ class BlipCaptioner:
         prompts = {}
         if self.prompt is not None:
             prompts = self.processor(text=[self.prompt] * len(pixel_values), return_tensors="pt").to(device)
-        settings = _with_recipe(self.generation_settings, self.model.generation_config, num_return_sequences)
+        given = self.generation_settings.get("generation_config") or self.model.generation_config
+        settings = _with_recipe(self.generation_settings, given, num_return_sequences)
         # The first picture's number makes the batches of one call differ, and a batch the same in each call.
         with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
             memory = self.model.get_image_memory(pixel_values)

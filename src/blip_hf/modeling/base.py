@@ -3,9 +3,11 @@
 
 from typing import Any
 
+from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from ..configuration_blip import BlipConfig
+from .prompts import unset_library_defaults
 
 
 # Which sub-modules each class is made of: the fingerprint by which a checkpoint's own class is found.
@@ -74,7 +76,10 @@ class BlipPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def _finish_loading(self) -> None:
-        """Sets what a checkpoint leaves out and its weights determine."""
+        """Sets what a checkpoint leaves out and its weights determine, and unsets what says nothing."""
+        for module in self.modules():
+            if isinstance(module, GenerationMixin):
+                unset_library_defaults(module.generation_config)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Resizes the image encoder's position embeddings to another image size, bicubically.

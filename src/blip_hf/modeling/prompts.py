@@ -41,6 +41,22 @@ def resolve_settings(
     return settings, remaining
 
 
+def unset_library_defaults(settings: GenerationConfig) -> None:
+    """Unsets what only repeats transformers' defaults, where settings were made of a model's configuration.
+
+    Up to version 4, transformers wrote its defaults of generation into each `config.json`, those of the released
+    checkpoints among them, and it reads them back as if someone had chosen them.
+
+    Args:
+        settings (`GenerationConfig`):
+            As loaded. Changed in place.
+    """
+    if settings._from_model_config:
+        for name, default in settings._get_default_generation_params().items():
+            if getattr(settings, name, None) == default:
+                setattr(settings, name, None)
+
+
 def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: BlipTextConfig) -> tuple[Tensor, Tensor]:
     """Prompts as the decoder continues them: without [SEP], [DEC] first, padded on the left.
 
@@ -142,4 +158,11 @@ def _for_beams(lengths: Tensor, input_ids: Tensor) -> Tensor:
     return lengths.repeat_interleave(len(input_ids) // len(lengths))
 
 
-__all__ = ["MaxLengthOfRows", "MinLengthOfRows", "align_prompts", "limit_each_row", "resolve_settings"]
+__all__ = [
+    "MaxLengthOfRows",
+    "MinLengthOfRows",
+    "align_prompts",
+    "limit_each_row",
+    "resolve_settings",
+    "unset_library_defaults",
+]
