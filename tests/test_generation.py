@@ -125,6 +125,44 @@ def test_defaults_that_transformers_4_wrote_down_limit_no_prompt_and_choices_do(
     assert chosen.generate(batch["pixel_values"]).shape[1] <= 6
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_end_tokens_of_a_generation_config_are_honoured(model, prompts, num_beams):
+    pixel_values = prompts["pixel_values"]
+    settings = {"max_new_tokens": MAX_NEW, "num_beams": num_beams}
+    plain = model.generate(pixel_values, **settings)
+    word = int(plain[0, 2])
+    expected = model.generate(pixel_values, eos_token_id=[SEP, word], **settings)
+    assert expected.tolist() != plain.tolist()
+    own = GenerationConfig(eos_token_id=[SEP, word], **settings)
+    assert_close(model.generate(pixel_values, generation_config=own), expected)
+    model.generation_config.eos_token_id = [SEP, word]
+    assert_close(model.generate(pixel_values, **settings), expected)
+
+
+def test_several_end_tokens_wait_for_the_shortest_length_of_each_row(model, prompts):
+    ends = [SEP, *range(4, 20)]
+    sequences = model.generate(**prompts, eos_token_id=ends, min_length=10, max_length=12)
+    prompt_lengths = (prompts["attention_mask"].sum(dim=1) - 1).tolist()  # [DEC] in, [CLS] and [SEP] out
+    for row, num_prompt in zip(sequences, prompt_lengths, strict=True):
+        ids = row[int((row == DEC).nonzero()[0]) :].tolist()
+        assert not set(ids[num_prompt:9]) & set(ends)
+
+
+def test_what_is_given_as_none_is_the_model_s_own(model, prompts):
+    expected = model.generate(**prompts, min_length=8, max_length=10)
+    nothing = {"eos_token_id": None, "logits_processor": None, "stopping_criteria": None}
+    assert_close(model.generate(**prompts, min_length=8, max_length=10, **nothing), expected)
+
+
+def test_the_wrong_end_token_of_the_released_files_is_not_taken(model, prompts, tmp_path):
+    expected = model.generate(**prompts, max_new_tokens=MAX_NEW)
+    model.save_pretrained(tmp_path)
+    write_as_transformers_4(tmp_path)
+    loaded = BlipForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.generation_config.eos_token_id == 2
+    assert_close(loaded.generate(**prompts, max_new_tokens=MAX_NEW), expected)
+
+
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(model):
     batch = tiny_batch(lengths=(5, 5))  # [CLS], three words, [SEP]
     assert model.generate(**batch, max_length=9, min_length=9).shape == (2, 9)

@@ -185,7 +185,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, in place of `pixel_values`.
             **generate_kwargs:
-                Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ...
+                Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ... A
+                caption ends with [SEP], unless `eos_token_id` is one or several other tokens.
 
         Returns:
             `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or the output object of `generate` where it is asked
@@ -204,8 +205,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
         processors, criteria = limit_each_row(settings, (attention_mask == 0).sum(dim=1))
-        processors.extend(decoder_kwargs.pop("logits_processor", []))
-        criteria.extend(decoder_kwargs.pop("stopping_criteria", []))
+        processors.extend(decoder_kwargs.pop("logits_processor", None) or [])
+        criteria.extend(decoder_kwargs.pop("stopping_criteria", None) or [])
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -26,16 +26,19 @@ def resolve_settings(
         options (`dict`):
             Keyword arguments of the call.
         config (`BlipTextConfig`):
-            Whose tokens these are: a text ends with [SEP].
+            Whose tokens these are: a text ends with [SEP] where no other end tokens are chosen.
 
     Returns:
         `tuple`: the settings, and the options that are none and go on to the decoder's `generate`.
     """
     settings = copy.deepcopy(settings)
-    settings.update(
-        bos_token_id=config.bos_token_id, eos_token_id=config.sep_token_id, pad_token_id=config.pad_token_id
-    )
+    if settings.eos_token_id == config.eos_token_id:
+        # Read off the model's configuration and chosen by nobody; released files hold a wrong one.
+        settings.eos_token_id = None
+    settings.update(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id)
     remaining = settings.update(**options)
+    if settings.eos_token_id is None:
+        settings.eos_token_id = config.sep_token_id
     if settings.max_new_tokens is None and settings.max_length is None:
         settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
     return settings, remaining
@@ -112,7 +115,9 @@ def limit_each_row(
         criteria.append(MaxLengthOfRows(settings.max_length + num_padding))
         settings.max_length += longest
     if settings.min_length and settings.min_new_tokens is None:
-        processors.append(MinLengthOfRows(settings.min_length + num_padding, settings.eos_token_id))
+        ends = settings.eos_token_id
+        end_ids = [ends] if isinstance(ends, int) else ends
+        processors.append(MinLengthOfRows(settings.min_length + num_padding, end_ids))
     return processors, criteria
 
 
@@ -138,19 +143,19 @@ class MinLengthOfRows(LogitsProcessor):
     Args:
         lengths (`torch.Tensor` of shape `(b,)`):
             Tokens a row, padding included; beams of one row share it.
-        eos_token_id (`int`):
-            The token that ends a caption.
+        end_ids (`list[int]`):
+            The tokens that end a caption.
     """
 
-    def __init__(self, lengths: Tensor, eos_token_id: int) -> None:
+    def __init__(self, lengths: Tensor, end_ids: list[int]) -> None:
         self.lengths = lengths
-        self.eos_token_id = eos_token_id
+        self.end_ids = end_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of the next token: `(rows, v)` -> `(rows, v)`."""
-        is_short = input_ids.shape[1] < _for_beams(self.lengths, input_ids)
+        is_short = input_ids.shape[1] < _for_beams(self.lengths, input_ids)  # (rows,)
         scores = scores.clone()
-        scores[:, self.eos_token_id] = scores[:, self.eos_token_id].masked_fill(is_short, -torch.inf)
+        scores[:, self.end_ids] = scores[:, self.end_ids].masked_fill(is_short[:, None], -torch.inf)
         return scores
 
 
