@@ -9,12 +9,26 @@ from blip_hf import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+    BlipForRetrievalTraining,
+    BlipForVisualReasoning,
     BlipTextModel,
     BlipVisionConfig,
     BlipVisionModel,
 )
 
-from .twins import CLS, DEC, PAD, VISION, tiny_batch, tiny_config
+from .twins import (
+    CLS,
+    DEC,
+    PAD,
+    VISION,
+    tiny_batch,
+    tiny_config,
+    tiny_pretraining_config,
+    tiny_reasoning_config,
+    tiny_retrieval_config,
+)
 
 
 @pytest.fixture
@@ -38,6 +52,30 @@ def test_attentions_come_back_with_sdpa_configured(captioner):
     for attention in output.cross_attentions:
         assert_close(attention.sum(-1), torch.ones(3, 2, 7))
     assert_close(output.logits, captioner(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: BlipForConditionalGeneration(tiny_config()),
+        lambda: BlipForImageTextRetrieval(tiny_config()),
+        lambda: BlipForQuestionAnswering(tiny_config()),
+        lambda: BlipForPreTraining(tiny_pretraining_config()),
+        lambda: BlipForRetrievalTraining(tiny_retrieval_config()),
+        lambda: BlipForVisualReasoning(tiny_reasoning_config()),
+        lambda: BlipVisionModel(BlipVisionConfig(**VISION)),
+    ],
+)
+def test_attention_is_switched_in_all_parts(build):
+    model = build()
+    model.set_attn_implementation("eager")
+    configs = {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
+    assert configs == {"eager"}
+    assert {config._attn_implementation for config in (model.config, *sub_configs(model.config))} == {"eager"}
+
+
+def sub_configs(config):
+    return [getattr(config, name) for name in config.sub_configs]
 
 
 def test_grouped_cross_attentions_belong_to_their_rows(matcher):

@@ -40,6 +40,8 @@ class BlipPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["BlipVisionLayer", "BlipTextLayer"]
+    # Transformers guesses it from the source of each class's module, and guesses wrong where layers call a shared function.
+    _can_set_attn_implementation_cached_value = True
     _skip_keys_device_placement = ["past_key_values", "image_memory"]
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]
     # What to do, in an error's words, with a checkpoint that lacks parts of a class.
