@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import GenerationConfig
+from transformers import BertTokenizer, GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
 
@@ -179,6 +179,20 @@ def test_cache_changes_nothing(model, prompts, num_beams):
 def test_static_cache_gives_the_same_tokens(model, prompts):
     expected = model.generate(**prompts, max_new_tokens=MAX_NEW)
     assert_close(model.generate(**prompts, max_new_tokens=MAX_NEW, cache_implementation="static"), expected)
+
+
+def test_stop_strings_end_a_caption(model, prompts):
+    pixel_values = prompts["pixel_values"]
+    # Transformers spells "abcdef" with the tokenizer to learn how it joins tokens.
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "abcdef", *(f"w{number}" for number in range(5, DEC))]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    full = model.generate(pixel_values, max_new_tokens=MAX_NEW)[0].tolist()
+    stop = next(number for number in full[1:] if number > 4)
+    stopped = model.generate(
+        pixel_values[:1], max_new_tokens=MAX_NEW, stop_strings=[words[stop]], tokenizer=tokenizer
+    )[0]
+    assert stopped.tolist() == full[: full.index(stop) + 1]
+    assert len(stopped) < len(full)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image-grounded text decoder with its language-modelling head."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -93,6 +96,24 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         """Replaces the vocabulary projection and its bias."""
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Inputs of one step of generation.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(rows, t)`):
+                Tokens so far.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                What `generate` needs for `stop_strings` and hands on to each step, which does not.
+            **kwargs:
+                As `GenerationMixin.prepare_inputs_for_generation`.
+
+        Returns:
+            `dict`: Arguments of `forward`.
+        """
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     @can_return_tuple
     def forward(
