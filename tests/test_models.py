@@ -4,6 +4,8 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+from transformers.utils.generic import find_labels
 
 from blip_hf import (
     BlipConfig,
@@ -17,6 +19,7 @@ from blip_hf import (
     BlipVisionConfig,
     BlipVisionModel,
 )
+from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
 
 from .twins import (
     CLS,
@@ -200,6 +203,36 @@ def test_shift_labels_are_not_shifted_again(captioner):
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     assert_close(captioner(**batch, labels=labels, shift_labels=shifted).loss, captioner(**batch, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        BlipForConditionalGeneration,
+        BlipForImageTextRetrieval,
+        BlipForQuestionAnswering,
+        BlipForVisualReasoning,
+        BlipTextLMHeadModel,
+    ],
+)
+def test_labels_are_all_that_trainer_looks_for_in_a_batch(model_class):
+    assert find_labels(model_class) == ["labels"]
+
+
+def test_a_plain_trainer_reports_the_loss_and_metrics_of_an_evaluation(captioner, tmp_path):
+    batch = tiny_batch(lengths=(6, 6), first=DEC)
+    batch["labels"] = batch["input_ids"]
+    records = [{name: value[row] for name, value in batch.items()} for row in range(2)]
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        captioner,
+        arguments,
+        eval_dataset=records,
+        compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(captioner(**batch).loss.item(), rel=1e-5)
+    assert metrics["eval_rows"] == 2
 
 
 def test_label_smoothing_reaches_the_decoder_from_the_top_level():

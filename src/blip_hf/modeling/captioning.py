@@ -87,7 +87,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
-        shift_labels: Tensor | None = None,
         image_memory: ImageMemory | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipCaptioningOutput:
@@ -109,16 +108,17 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Last positions to score; 0 for all.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Labelled tokens of the whole optimiser step, which Trainer passes under gradient accumulation.
-            shift_labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Labels already aligned with the logits.
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, in place of `pixel_values`; the output then has no image states.
             **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
+                `output_attentions`, `output_hidden_states`, `return_dict`; and `shift_labels` of shape `(n * g, t)`, labels
+                already aligned with the logits.
 
         Returns:
             `BlipCaptioningOutput`: Loss, logits, and the image's states.
         """
+        # In the signature, Trainer would take it for a label that each batch must have, and report no loss without.
+        shift_labels = kwargs.pop("shift_labels", None)
         refuse_unknown(kwargs, self)
         text_config = self.config.text_config
         _require_one_image_source(pixel_values, image_memory)

@@ -133,7 +133,6 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         image_memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         skip_last: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -171,19 +170,19 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
                 Result of `BlipTextModel.build_image_memory`, in place of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Images read by the last `r` rows.
-            shift_labels (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Labels that the caller has already aligned with the logits.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Labelled tokens of the whole optimiser step; the summed loss is divided by it (gradient accumulation).
             skip_last (`bool`, *optional*, defaults to `False`):
                 Whether to leave out the last token where labels are given, as it predicts none of them. The logits are then
                 of shape `(b, t - 1, v)`. Not with `position_ids`, `inputs_embeds` or `shift_labels`.
             **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
+                `output_attentions`, `output_hidden_states`, `return_dict`; and `shift_labels` of shape `(b, t)`, labels that
+                the caller has already aligned with the logits.
 
         Returns:
             `CausalLMOutputWithCrossAttentions`: `loss` and `logits` of shape `(b, t, v)`.
         """
+        shift_labels = kwargs.pop("shift_labels", None)  # no parameter: Trainer takes those for labels of the batch
         if skip_last and labels is not None:
             input_ids, shift_labels = input_ids[:, :-1], labels[:, 1:]
             attention_mask = None if attention_mask is None else attention_mask[:, :-1]
