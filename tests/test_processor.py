@@ -135,6 +135,15 @@ def test_texts_of_unequal_length_are_padded_where_transformers_fails(processor, 
     assert inputs.attention_mask.sum(1).tolist() == [7, 4]
 
 
+@pytest.mark.parametrize("role", [None, "matching"])
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(processor, role):
+    expected = processor(text=CAPTIONS, role=role, return_tensors="pt")
+    processor.tokenizer.padding_side = "left"
+    inputs = processor(text=CAPTIONS, role=role, return_tensors="pt")
+    assert torch.equal(inputs.input_ids, expected.input_ids)
+    assert torch.equal(inputs.attention_mask, expected.attention_mask)
+
+
 def test_an_option_given_nested_and_flat_is_an_error(processor):
     with pytest.raises(TypeError, match="padding"):
         processor(text="a dog", padding=True, text_kwargs={"padding": False})
@@ -350,6 +359,8 @@ def test_a_role_changes_no_pixel(processor):
         ({"text": 3, "role": "lm"}, "`text` is a int, expected a str or a list of str"),
         ({"text": ["a dog", None]}, "`text` is a list of NoneType, str"),
         ({"text": "a dog", "role": "lm", "padding_side": "left", "padding": "max_length"}, "padding_side='left'"),
+        ({"text": CAPTIONS, "text_kwargs": {"padding_side": "left"}}, "padding_side='left' moves texts away"),
+        ({"text": "a dog", "role": "lm", "add_special_tokens": False}, "a row starts with another token"),
         ({"text": "a dog", "role": "captioning", "prompt": "a big red photo", "max_length": 4}, "Raise max_length"),
     ],
 )

@@ -167,7 +167,7 @@ class BlipProcessor(UpstreamBlipProcessor):
         """Prepares pictures, text or both.
 
         Without a role the result is that of transformers' processor, rows `[CLS] ... [SEP]`; several texts asked for as
-        tensors are padded to the longest. With one, text always comes back as rows, padded to the longest, truncated to
+        tensors are padded to the longest, on the right whatever the tokenizer's side. With one, text always comes back as rows, padded to the longest, truncated to
         the role's length with `[SEP]` kept, and with the role's token in place of `[CLS]` (salesforce/BLIP):
 
         | `role`         | position 0 | longest row | labels                                   |
@@ -196,8 +196,8 @@ class BlipProcessor(UpstreamBlipProcessor):
             of shape `(b, t)`, not shifted, -100 where there is no target.
 
         Raises:
-            ValueError: If the role is unknown, comes without text or with a prompt it has no use for, or if the prompt
-                cannot be told from the caption in a tokenized row.
+            ValueError: If the role is unknown, comes without text or with a prompt it has no use for, if the prompt
+                cannot be told from the caption in a tokenized row, or if padding is asked for on the left.
             UnreadableImageError: If a picture cannot be read.
         """
         if role is not None and role not in _MAX_LENGTHS:
@@ -209,6 +209,12 @@ class BlipProcessor(UpstreamBlipProcessor):
         _check_text(text, role)
         # transformers takes text options nested or flat; flat they can be looked up. An option given twice is an error.
         options = dict(**kwargs.pop("text_kwargs", {}), **kwargs)
+        # The tokenizer's own side is not asked: position 0 says what a text is for, and its state is what is compared.
+        if options.setdefault("padding_side", "right") != "right":
+            raise ValueError(
+                f"padding_side={options['padding_side']!r} moves texts away from position 0, which BLIP reads. Leave it"
+                " out: `generate` moves the padding of prompts itself."
+            )
         if role is None:
             if isinstance(text, list) and options.get("return_tensors") is not None:
                 options.setdefault("padding", True)
@@ -232,7 +238,7 @@ class BlipProcessor(UpstreamBlipProcessor):
         if any(row[0] != self.tokenizer.cls_token_id for row in rows):
             raise ValueError(
                 f"role={role!r} replaces [CLS] at position 0, but a row starts with another token. Leave out"
-                " padding_side='left' and add_special_tokens=False, and use a BERT tokenizer."
+                " add_special_tokens=False, and use a BERT tokenizer."
             )
         if role in _ROLES_WITH_LABELS:
             num_context = 1 + (0 if prompt is None else self._count_prompt_tokens(prompt, rows))

@@ -111,7 +111,8 @@ class BlipTextModel(BlipTextPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Token ids; or give `inputs_embeds` or `encoder_embeds`.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                1 for tokens, 0 for padding, on either side.
+                1 for tokens, 0 for padding, which comes after them: before them it shifts their positions, unless
+                `position_ids` are given.
             position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Positions, where they are not those of unpadded rows.
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
