@@ -15,6 +15,7 @@ from blip_hf import (
     BlipForQuestionAnswering,
     BlipForRetrievalTraining,
     BlipForVisualReasoning,
+    BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
     BlipVisionModel,
@@ -25,6 +26,7 @@ from .twins import (
     CLS,
     DEC,
     PAD,
+    TEXT,
     VISION,
     tiny_batch,
     tiny_config,
@@ -343,6 +345,23 @@ def test_defaults_are_blips_and_are_written_out(tmp_path):
 def test_conflicting_label_smoothing_is_refused():
     with pytest.raises(ValueError, match=r"0\.1 in BlipConfig and 0\.2 in its text_config"):
         BlipConfig(label_smoothing=0.1, text_config={"label_smoothing": 0.2})
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"label_smoothing": 0.0}, {"text_config": {"label_smoothing": 0.0}}, {"text_config": BlipTextConfig}]
+)
+def test_label_smoothing_given_on_loading_is_in_force_and_saved(captioner, tmp_path, overrides):
+    captioner.save_pretrained(tmp_path / "first")
+    if overrides == {"text_config": BlipTextConfig}:
+        overrides = {"text_config": BlipTextConfig(**TEXT, encoder_hidden_size=24, label_smoothing=0.0)}
+    model = BlipForConditionalGeneration.from_pretrained(tmp_path / "first", **overrides)
+    model.save_pretrained(tmp_path / "second")
+    for config in (model.config, BlipConfig.from_pretrained(tmp_path / "second")):
+        assert (config.label_smoothing, config.text_config.label_smoothing) == (0.0, 0.0)
+        assert config.text_config.hidden_size == TEXT["hidden_size"]
+    assert model.text_decoder.config.label_smoothing == 0.0
+    with pytest.raises(ValueError, match=r"0\.3 in BlipConfig and 0\.2 in its text_config"):
+        BlipConfig.from_pretrained(tmp_path / "first", label_smoothing=0.3, text_config={"label_smoothing": 0.2})
 
 
 def test_a_config_without_heads_is_told_about(caplog):

@@ -156,10 +156,17 @@ class BlipConfig(UpstreamBlipConfig):
         """
         config_dict = dict(config_dict)
         _warn_about_guesses(config_dict)
-        text_config = config_dict.get("text_config")
-        if isinstance(text_config, dict) and "label_smoothing" in text_config:
+        text_config = _as_dict(config_dict.get("text_config"))
+        if "label_smoothing" in text_config:
             # Upstream ignores the top-level value, so files where the two differ are about: the text value is in force.
             config_dict.pop("label_smoothing", None)
+        # Upstream sets overrides on the finished configuration, where one of the two values would not follow the other.
+        overrides = _as_dict(kwargs.pop("text_config", None))
+        label_smoothing = kwargs.pop("label_smoothing", None)
+        if label_smoothing is not None:
+            config_dict["label_smoothing"] = label_smoothing
+            overrides = {"label_smoothing": label_smoothing, **overrides}
+        config_dict["text_config"] = text_config | overrides
         return super().from_dict(config_dict, **kwargs)
 
 
@@ -295,6 +302,12 @@ def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
             " Choose a number of heads that divides the width."
         )
+
+
+def _as_dict(config: dict[str, Any] | UpstreamBlipTextConfig | None) -> dict[str, Any]:
+    if config is None or isinstance(config, dict):
+        return config or {}
+    return config.to_dict()
 
 
 def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
