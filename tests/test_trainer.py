@@ -303,6 +303,19 @@ def test_evaluation_uses_all_pairs(tmp_path):
     assert metrics["eval_text_to_image_r@5"] == 1.0
 
 
+@pytest.mark.parametrize("queue_size", [0, 12])
+def test_pictures_of_an_evaluation_are_none_of_the_queue(tmp_path, queue_size):
+    trainer = make_trainer(tmp_path, make_model(queue_size=queue_size))
+    trainer.train()
+    assert trainer.model.queue.image_ids.tolist()[:8].count(-100) == 0  # the queue has pictures 0 to 7
+    ids = [0, 0, 3, -100]
+    metrics = [trainer.evaluate(Pairs(4, [i if i < 0 else i + offset for i in ids])) for offset in (0, 5, 1000)]
+    for name in ("eval_loss", "eval_loss_itc", "eval_text_to_image_r@1"):
+        assert metrics[0][name] == metrics[1][name] == metrics[2][name]
+    if queue_size:  # the captions of one picture are positives still
+        assert trainer.evaluate(Pairs(4, [0, 1, 3, -100]))["eval_loss_itc"] != metrics[0]["eval_loss_itc"]
+
+
 def test_evaluation_changes_no_state(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=Pairs(6))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}

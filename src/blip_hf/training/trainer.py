@@ -122,6 +122,8 @@ class BlipTrainer(BlipTaskTrainer):
             self.model.enqueue(output)
             self._train_means.add_output(output)
         else:
+            if inputs.get("image_ids") is not None:
+                inputs = {**inputs, "image_ids": _ids_of_other_images(inputs["image_ids"], self.model.queue.image_ids)}
             output = model(**inputs, generator=self._eval_generator)
             self._eval_means.add_output(output, weight=int(self._is_counted))
             image_ids = known_image_ids(output.image_ids, output.image_features)
@@ -220,6 +222,13 @@ class BlipTrainer(BlipTaskTrainer):
         expected = {*self.model._keys_to_ignore_on_save, *self.model.all_tied_weights_keys}
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
         super()._issue_warnings_after_load(load_result)
+
+
+def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
+    """Ids of an evaluation set past those of the training set in the queue, which is numbered from 0 too."""
+    if not len(queue_ids):
+        return image_ids
+    return torch.where(image_ids < 0, image_ids, image_ids + queue_ids.max().clamp(min=-1) + 1)
 
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
