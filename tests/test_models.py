@@ -8,14 +8,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils.generic import find_labels
 
 from blip_hf import (
-    BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForQuestionAnswering,
     BlipForRetrievalTraining,
     BlipForVisualReasoning,
-    BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
     BlipVisionModel,
@@ -26,7 +24,6 @@ from .twins import (
     CLS,
     DEC,
     PAD,
-    TEXT,
     VISION,
     tiny_batch,
     tiny_config,
@@ -125,9 +122,43 @@ def test_rows_may_pick_other_images(matcher):
     assert_close(matcher.get_itm_logits(memory.select(picks), **text), expected)
 
 
+def repeated(batch):
+    """Three images, and the first text: once, and once an image."""
+    once = {key: batch[key][:1, :6] for key in ("input_ids", "attention_mask")}
+    return batch["pixel_values"], once, {key: value.repeat(3, 1) for key, value in once.items()}
+
+
+def test_one_text_meets_each_image(matcher, captioner):
+    pixel_values, once, thrice = repeated(tiny_batch(lengths=(5, 7, 7)))
+    assert_close(
+        matcher(pixel_values=pixel_values, **once).itm_logits, matcher(pixel_values=pixel_values, **thrice)[0]
+    )
+    memory = matcher.get_image_memory(pixel_values)
+    assert_close(matcher.get_itm_logits(memory, **once), matcher.get_itm_logits(memory, **thrice))
+    labels = {"labels": once["input_ids"]}, {"labels": thrice["input_ids"]}
+    single, several = captioner(pixel_values, **once, **labels[0]), captioner(pixel_values, **thrice, **labels[1])
+    assert_close((single.loss, single.logits), (several.loss, several.logits))
+    settings = {"num_beams": 2, "max_new_tokens": 4}
+    assert_close(
+        captioner.generate(pixel_values, **once, **settings), captioner.generate(pixel_values, **thrice, **settings)
+    )
+
+
+def test_one_question_is_asked_about_each_image():
+    model = BlipForQuestionAnswering(tiny_config()).eval()
+    pixel_values, once, thrice = repeated(tiny_batch(lengths=(5, 7, 7)))
+    answers = {"labels": tiny_batch(first=DEC, seed=1)["input_ids"]}
+    assert_close(
+        model(pixel_values=pixel_values, **once, **answers).loss,
+        model(pixel_values=pixel_values, **thrice, **answers).loss,
+    )
+    expected = model.generate(pixel_values=pixel_values, **thrice, max_new_tokens=4)
+    assert_close(model.generate(pixel_values=pixel_values, **once, max_new_tokens=4), expected)
+
+
 def test_texts_that_do_not_divide_among_images_are_refused(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
-    with pytest.raises(ValueError, match="3 text rows do not divide among 2 images"):
+    with pytest.raises(ValueError, match=r"3 text rows do not divide among 2 images.*or one text for all of them"):
         matcher(batch["input_ids"], batch["pixel_values"][:2])
 
 
@@ -328,48 +359,3 @@ def test_both_encoders_compile_without_graph_breaks(matcher):
     text = torch.compile(matcher.text_encoder, fullgraph=True, backend="aot_eager")
     expected = matcher.text_encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     assert_close(text(batch["input_ids"], batch["attention_mask"]).last_hidden_state, expected)
-
-
-def test_defaults_are_blips_and_are_written_out(tmp_path):
-    config = BlipConfig()
-    config.save_pretrained(tmp_path)
-    for loaded in (config, BlipConfig.from_pretrained(tmp_path)):
-        text, vision = loaded.text_config, loaded.vision_config
-        assert (text.num_attention_heads, vision.num_attention_heads) == (12, 12)
-        assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob) == (0.1, 0.1)
-        assert (text.layer_norm_eps, vision.layer_norm_eps) == (1e-12, 1e-6)
-        assert (text.initializer_range, vision.initializer_range) == (0.02, 0.02)
-        assert (text.bos_token_id, text.enc_token_id, loaded.label_smoothing) == (30522, 30523, 0.1)
-
-
-def test_conflicting_label_smoothing_is_refused():
-    with pytest.raises(ValueError, match=r"0\.1 in BlipConfig and 0\.2 in its text_config"):
-        BlipConfig(label_smoothing=0.1, text_config={"label_smoothing": 0.2})
-
-
-@pytest.mark.parametrize(
-    "overrides", [{"label_smoothing": 0.0}, {"text_config": {"label_smoothing": 0.0}}, {"text_config": BlipTextConfig}]
-)
-def test_label_smoothing_given_on_loading_is_in_force_and_saved(captioner, tmp_path, overrides):
-    captioner.save_pretrained(tmp_path / "first")
-    if overrides == {"text_config": BlipTextConfig}:
-        overrides = {"text_config": BlipTextConfig(**TEXT, encoder_hidden_size=24, label_smoothing=0.0)}
-    model = BlipForConditionalGeneration.from_pretrained(tmp_path / "first", **overrides)
-    model.save_pretrained(tmp_path / "second")
-    for config in (model.config, BlipConfig.from_pretrained(tmp_path / "second")):
-        assert (config.label_smoothing, config.text_config.label_smoothing) == (0.0, 0.0)
-        assert config.text_config.hidden_size == TEXT["hidden_size"]
-    assert model.text_decoder.config.label_smoothing == 0.0
-    with pytest.raises(ValueError, match=r"0\.3 in BlipConfig and 0\.2 in its text_config"):
-        BlipConfig.from_pretrained(tmp_path / "first", label_smoothing=0.3, text_config={"label_smoothing": 0.2})
-
-
-def test_a_config_without_heads_is_told_about(caplog):
-    import logging
-
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    BlipConfig.from_dict({"text_config": {"hidden_size": 768}, "vision_config": {"layer_norm_eps": 1e-5}})
-    logger.removeHandler(caplog.handler)
-    logging.getLogger("blip_hf").removeHandler(caplog.handler)
-    assert "text_config.num_attention_heads" in caplog.text

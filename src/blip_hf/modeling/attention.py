@@ -48,6 +48,11 @@ class ImageMemory:
         )
 
 
+def share_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
+    """One text for several images: each tensor of shape `(1, t)` becomes `(num_images, t)`, others stay as they are."""
+    return tuple(row if row is None or len(row) != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
+
+
 def eager_attention(
     module: nn.Module,
     query: Tensor,
@@ -271,5 +276,6 @@ __all__ = [
     "eager_attention",
     "memory_mask",
     "self_attention_mask",
+    "share_text",
     "split_heads",
 ]

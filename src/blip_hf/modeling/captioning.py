@@ -12,11 +12,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipConfig
-from .attention import ImageMemory
+from .attention import ImageMemory, share_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipCaptioningOutput
-from .prompts import align_prompts, limit_each_row, resolve_settings
+from .prompts import align_prompts, limit_each_row, resolve_settings, start_tokens
 from .vision import BlipVisionModel
 
 
@@ -96,7 +96,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
                 Normalised pixels; or give `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Captions, `g` neighbouring rows an image. Without them the decoder sees [DEC] alone. With labels, a [CLS]
+                Captions, `g` neighbouring rows an image or one for all images. Without them the decoder sees [DEC] alone. With labels, a [CLS]
                 at position 0 is read as [DEC], the token that generation starts from.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
@@ -127,7 +127,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             image_memory = self.text_decoder.bert.build_image_memory(vision.last_hidden_state)
         if input_ids is None:
-            input_ids = self._start_tokens(image_memory)
+            input_ids = start_tokens(image_memory, text_config)
+        input_ids, attention_mask, labels = share_text(image_memory.num_images, input_ids, attention_mask, labels)
         if labels is not None:
             first = input_ids[:, :1]
             first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
@@ -175,7 +176,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
                 Normalised pixels; or give `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Prompts as the processor gives them, `g` neighbouring rows an image. They are not changed.
+                Prompts as the processor gives them, `g` neighbouring rows an image or one for all. They are not changed.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -196,11 +197,13 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         if image_memory is None:
             image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
         if input_ids is None:
-            input_ids = self._start_tokens(image_memory)
+            input_ids = start_tokens(image_memory, self.config.text_config)
             attention_mask = torch.ones_like(input_ids)
         else:
             input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
-            input_ids, attention_mask = align_prompts(input_ids, attention_mask, self.config.text_config)
+            input_ids, attention_mask = share_text(
+                image_memory.num_images, *align_prompts(input_ids, attention_mask, self.config.text_config)
+            )
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
@@ -216,10 +219,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             stopping_criteria=criteria,
             **decoder_kwargs,
         )
-
-    def _start_tokens(self, memory: ImageMemory) -> Tensor:
-        bos_token_id = self.config.text_config.bos_token_id
-        return torch.full((memory.num_images, 1), bos_token_id, device=memory.keys[0].device)
 
 
 def score_sequences(

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..configuration_blip import BlipTextConfig
+from .attention import ImageMemory
 
 
 # Length of a text where neither the caller nor the checkpoint says: what transformers falls back to, with a warning.
@@ -93,6 +94,11 @@ def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: Blip
     return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
 
 
+def start_tokens(memory: ImageMemory, config: BlipTextConfig) -> Tensor:
+    """[DEC] for each image, or question, of a memory: `(n, 1)`."""
+    return torch.full((memory.num_images, 1), config.bos_token_id, device=memory.keys[0].device)
+
+
 def limit_each_row(
     settings: GenerationConfig, num_padding: Tensor
 ) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
@@ -169,5 +175,6 @@ __all__ = [
     "align_prompts",
     "limit_each_row",
     "resolve_settings",
+    "start_tokens",
     "unset_library_defaults",
 ]

@@ -12,12 +12,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..configuration_blip import BlipConfig, BlipTextConfig
-from .attention import ImageMemory
+from .attention import ImageMemory, share_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
 from .pretraining import BlipForPreTraining
-from .prompts import resolve_settings
+from .prompts import resolve_settings, start_tokens
 from .retrieval import with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
@@ -140,6 +140,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Returns:
             `ImageMemory`: Of `b` questions in place of images, for `text_decoder`.
         """
+        input_ids, attention_mask = share_text(len(pixel_values), input_ids, attention_mask)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         question = self._read_questions(vision.last_hidden_state, input_ids, attention_mask)
         return self.text_decoder.bert.build_image_memory(question.last_hidden_state, attention_mask)
@@ -163,7 +164,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`):
                 Questions, [CLS] first and padded on the right. `b` is a multiple of the `n` images, the questions of one
-                image being neighbours.
+                image being neighbours, or one for all of them.
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             decoder_input_ids (`torch.Tensor` of shape `(m, t)`, *optional*, defaults to the labels):
@@ -200,6 +201,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             raise ValueError("pass labels or decoder_input_ids to score answers, or call generate for an answer.")
         if decoder_input_ids is None:
             decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
+        input_ids, attention_mask = share_text(len(pixel_values), input_ids, attention_mask)
         answer_owner = _answer_owner(answers_per_question, len(input_ids), len(decoder_input_ids))
 
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -263,7 +265,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
-        start = self._start_tokens(memory)
+        start = start_tokens(memory, self.config.text_config)
         return self.text_decoder.generate(
             input_ids=start,
             attention_mask=torch.ones_like(start),
@@ -315,7 +317,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         if num_candidates < 1:
             raise ValueError(f"{num_candidates} candidates leave nothing to choose from; pass a list, and 1 or more.")
         memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
-        first_logits = self.text_decoder(self._start_tokens(memory), image_memory=memory).logits[:, 0]  # (b, v)
+        start = start_tokens(memory, self.config.text_config)
+        first_logits = self.text_decoder(start, image_memory=memory).logits[:, 0]  # (b, v)
         # An answer's first token decides for all answers that share it; the softmax would not change their order.
         candidates = first_logits[:, answer_ids[:, 1]].topk(num_candidates, dim=1).indices  # (b, k)
 
@@ -358,10 +361,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         first = answer_ids[:, :1]
         is_start = (first == config.cls_token_id) | (first == config.pad_token_id)
         return torch.cat([first.masked_fill(is_start, config.bos_token_id), answer_ids[:, 1:]], dim=1)
-
-    def _start_tokens(self, memory: ImageMemory) -> Tensor:
-        bos_token_id = self.config.text_config.bos_token_id
-        return torch.full((memory.num_images, 1), bos_token_id, device=memory.keys[0].device)
 
 
 def _decoder_config(text_config: BlipTextConfig) -> BlipTextConfig:

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
-from .attention import ImageMemory
+from .attention import ImageMemory, share_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipMatchingOutput
 from .text import BlipTextModel
@@ -105,7 +105,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             image_memory (`ImageMemory`):
                 Result of `get_image_memory` for `n` images.
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` neighbouring texts an image: pairs (`g = 1`), or one image against many texts (`n = 1`).
+                Token ids, `g` neighbouring texts an image: pairs (`g = 1`), or one image against many texts (`n = 1`). A
+                single text is read against each image.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
@@ -168,7 +169,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(m, t)`):
                 Token ids, [CLS] first.
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels. For the matching head `m` is a multiple of `n`, the texts of one image being neighbours.
+                Normalised pixels. For the matching head `m` is a multiple of `n`, the texts of one image being neighbours,
+                or one text that meets each image.
             use_itm_head (`bool`, *optional*, defaults to `True`):
                 Whether to run the matching head; otherwise the cosines of every image with every text are returned.
             attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
@@ -230,6 +232,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
+        if image_index is None:
+            input_ids, attention_mask = share_text(memory.num_images, input_ids, attention_mask)
         return self.text_encoder(
             input_ids, attention_mask, image_memory=memory, image_index=image_index, first_only=first_only, **kwargs
         )

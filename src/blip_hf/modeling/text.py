@@ -213,7 +213,7 @@ def _check_rows(hidden_states: Tensor, image_memory: ImageMemory | None, image_i
     if num_grouped < 0 or num_grouped % image_memory.num_images:
         raise ValueError(
             f"{num_grouped} text rows do not divide among {image_memory.num_images} images. Pass one text an image, the"
-            " same number for each image (the texts of one image next to each other), or name images by image_index."
+            " same number for each image (the texts of one image next to each other), or one text for all of them."
         )
 
 
