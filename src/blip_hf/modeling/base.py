@@ -67,7 +67,7 @@ class BlipPreTrainedModel(PreTrainedModel):
             `BlipPreTrainedModel`: The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
 
         Raises:
-            ValueError: If the checkpoint lacks whole parts of this class.
+            ValueError: If the checkpoint lacks whole parts of this class, or all of a tower.
         """
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
@@ -125,12 +125,15 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
     for name in model.state_dict():
         parameters.setdefault(name.split(".")[0], []).append(name)
     tied = set(model.all_tied_weights_keys)
-    required = _CLASS_PARTS.get(type(model).__name__, set())
+    heads = [name for name in (base.__name__ for base in type(model).__mro__) if name in _CLASS_PARTS]
+    required = _CLASS_PARTS[heads[0]] if heads else set(parameters)
     untied = {part: set(names) - tied for part, names in parameters.items() if part in required}
     lacking = {part: names & missing for part, names in untied.items() if names & missing}
     if not lacking:
         return
     absent = {part for part, names in lacking.items() if names == untied[part]}
+    if not heads and len(absent) < len(untied):
+        return  # a tower may lack a part of its own, as BERT's pooler
     unexpected = {key.split(".")[0] for key in info["unexpected_keys"]}
     present = (set(parameters) - absent) | unexpected
     fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]

@@ -159,6 +159,8 @@ class BlipVisionEncoder(nn.Module):
 class BlipVisionModel(BlipPreTrainedModel):
     """Image encoder: pixels to one state for [CLS] and each patch.
 
+    `from_pretrained` also takes it out of a checkpoint of a whole model.
+
     Example:
         >>> import torch
         >>> from blip_hf import BlipVisionConfig, BlipVisionModel
@@ -170,6 +172,7 @@ class BlipVisionModel(BlipPreTrainedModel):
     """
 
     config: BlipVisionConfig
+    base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _can_record_outputs = {"hidden_states": BlipVisionLayer, "attentions": BlipVisionAttention}
