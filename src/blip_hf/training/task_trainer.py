@@ -72,9 +72,6 @@ class BlipTaskTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
         _check_precision(model)
         super().__init__(model, args, **kwargs)
-        if args.label_names is None:
-            # Trainer reports a loss only where all labels of a signature are given; these replace `labels`.
-            self.label_names = [name for name in self.label_names if name != "shift_labels"]
         self._epoch_callback = EpochCallback()
         self.add_callback(self._epoch_callback)
         self._steps_per_epoch = 1
