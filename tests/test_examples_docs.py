@@ -25,11 +25,20 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def shell_lines(block):
+    """Lines of a shell block, with the variables that it sets in their places."""
+    values = {}
+    for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            values[assignment[1]] = assignment[2]
+        else:
+            yield line
+
+
 def commands(program):
     """Words of each line of the pages' shell blocks that starts with a program, comments left out."""
-    lines = [
-        line for page in PAGES for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()
-    ]
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
@@ -66,7 +75,7 @@ def test_commands_of_tasks_parse(monkeypatch, capsys):
 
 def test_commands_of_pre_training_parse(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain" and "$COMMON" not in words]
+    found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain"]
     assert found
     for arguments in found:
         parse_options(pretrain.COMMAND, arguments if "--help" in arguments else [*arguments, "--use_cpu"])
