@@ -11,7 +11,7 @@ import yaml
 
 from blip_hf.bootstrap.config import SCENE_SECTIONS, VARIANTS, FileData, LoopSettings
 from blip_hf.bootstrap.loop import SeedResult
-from blip_hf.bootstrap.stages import run_stage
+from blip_hf.bootstrap.stages import run_stage, source_digests
 from blip_hf.bootstrap.table import render, summarise
 from blip_hf.cli import bootstrap
 from blip_hf.training import BlipTaskTrainer
@@ -59,12 +59,16 @@ STAGES = [
     "pretrain-noisy",
     "captioner",
     "filter",
+    "evaluate-captioner",
+    "evaluate-filter",
     "capfilt",
+    "measure-capfilt",
     "evaluate-noisy",
     "pairs-bootstrapped",
     "pretrain-bootstrapped",
     "evaluate-bootstrapped",
     "check",
+    "measure-check",
 ]
 
 
@@ -108,7 +112,34 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
 
     assert run_loop(whole, capfd) == (table, [])
     _, done = run_loop(whole, capfd, filter={**TINY["filter"], "learning_rate": 1e-4})
-    assert done == ["filter", *(stage for stage in STAGES[6:] if stage != "evaluate-noisy")]
+    unchanged = ("evaluate-captioner", "evaluate-noisy")
+    assert done == ["filter", *(stage for stage in STAGES[6:] if stage not in unchanged)]
+
+    # Other judgement costs no training before it, and what changes no score costs nothing.
+    judged = {"evaluation": {**TINY["evaluation"], "batch_size": 3}, "rule": {"threshold": 0.3}}
+    _, done = run_loop(
+        whole,
+        capfd,
+        filter={**TINY["filter"], "learning_rate": 1e-4},
+        capfilt={**TINY["capfilt"], "num_workers": 0, "batch_size": 3},
+        **judged,
+    )
+    assert done == [stage for stage in STAGES[6:] if stage not in ("capfilt", "check")]
+
+
+def test_content_of_files_and_folders_is_digested(tmp_path):
+    folder = tmp_path / "web"
+    (folder / "train").mkdir(parents=True)
+    (folder / "a.png").write_text("a picture")
+    (folder / "metadata.jsonl").write_text("one")
+    (folder / "train" / "data-00000.arrow").write_text("two")
+    before = source_digests(folder)
+    assert list(before) == ["metadata.jsonl", "train/data-00000.arrow"]
+    (folder / "metadata.jsonl").write_text("another")
+    after = source_digests(folder)
+    assert {name for name in before if before[name] != after[name]} == {"metadata.jsonl"}
+    assert list(source_digests(folder / "metadata.jsonl").values()) == [after["metadata.jsonl"]]
+    assert source_digests("owner/name") == {}
 
 
 # Settings

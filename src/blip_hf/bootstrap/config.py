@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..capfilt.settings import CapFiltSettings
+
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -23,6 +25,8 @@ VARIANTS = MappingProxyType(
         "bootstrapped": "the texts of both that the filter keeps: CapFilt",
     }
 )
+# Those whose pairs depend on the rule.
+RULED = frozenset({"repeated", "filtered", "bootstrapped"})
 TRAINING_SECTIONS = ("pretrain", "captioner", "filter")
 # What the loop itself says to each stage.
 OWN_OPTIONS = frozenset({"model", "data", "eval_data", "output_dir", "seed", "use_cpu", "resume_from_checkpoint"})
@@ -251,16 +255,35 @@ class LoopSettings:
             ValueError: If an option is unknown or does not fit.
         """
         from ..capfilt.rules import Rule
-        from ..capfilt.settings import CapFiltSettings
 
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
-        _build(CapFiltSettings, self.capfilt, "capfilt")
+        self.capfilt_settings(0)
         _build(Rule, self.rule, "rule")
         if self.is_drawn:
             self.demo_settings(0)
         elif self.model:
             raise ValueError("model is for drawn scenes; sizes for files are options of pretrain. Move them there.")
+
+    @property
+    def prompt(self) -> str:
+        """What captions start with, as the captioner learns it."""
+        return self.captioner.get("prompt", CapFiltSettings.prompt)
+
+    def capfilt_settings(self, seed: int) -> CapFiltSettings:
+        """Settings of the CapFilt runs.
+
+        Args:
+            seed (`int`):
+                The seed.
+
+        Returns:
+            [`~blip_hf.capfilt.settings.CapFiltSettings`]: with the captioner's prompt.
+
+        Raises:
+            ValueError: If a value is unknown or does not fit.
+        """
+        return _build(CapFiltSettings, {**self.capfilt, "prompt": self.prompt, "seed": seed}, "capfilt")
 
     @property
     def is_drawn(self) -> bool:
@@ -346,6 +369,7 @@ def _refuse_numbers_as_text(values: Section, section: str) -> None:
 
 __all__ = [
     "OWN_OPTIONS",
+    "RULED",
     "SCENE_SECTIONS",
     "TRAINING_SECTIONS",
     "VARIANTS",

@@ -16,13 +16,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..capfilt.engine import CapFilt
 from ..capfilt.rules import Rule
 from ..capfilt.runner import run_capfilt
-from ..capfilt.settings import CapFiltSettings
+from ..capfilt.settings import FREE_SETTINGS
 from ..configuration_blip import BlipPreTrainingConfig
 from ..demo.pretrain import build_config, build_processor
 from ..modeling.pretraining import BlipForPreTraining
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
-from .config import LoopSettings
+from .config import RULED, LoopSettings
 from .measure import measure_capfilt, measure_captions, measure_retrieval
 from .sets import (
     CHECK,
@@ -35,7 +35,7 @@ from .sets import (
     write_scene_sets,
     write_variant,
 )
-from .stages import Figures, Report, Stage, file_digest, run_stage
+from .stages import Figures, Report, Stage, run_stage, source_digests
 
 
 TRAINER_STATE = "trainer_state.json"
@@ -108,22 +108,19 @@ class _SeedLoop:
         start = self._start(sets)
         noisy = self._pretrain("noisy", sets, start, None)
         captioner, matcher = self._finetune("captioner", sets, noisy), self._finetune("filter", sets, noisy)
+        captioning = self._evaluate("captioner", sets, captioner, self._measure_captioner)
+        matching = self._evaluate("filter", sets, matcher, self._measure_filter)
         run = self._capfilt("capfilt", WEB, sets, captioner, matcher)
-        models = {"noisy": self._evaluate("noisy", sets, noisy)}
+        capfilt = self._apply_rule("capfilt", sets, run)
+        models = {"noisy": self._evaluate("noisy", sets, noisy, self._measure_pretrained)}
         for variant in self.settings.variants[1:]:
-            models[variant] = self._evaluate(variant, sets, self._pretrain(variant, sets, start, run))
+            model = self._pretrain(variant, sets, start, run)
+            models[variant] = self._evaluate(variant, sets, model, self._measure_pretrained)
         check: Figures = {}
         if (sets.folder / CHECK).is_dir():
-            check = self._capfilt("check", CHECK, sets, captioner, matcher).figures
-        return SeedResult(
-            self.seed,
-            models,
-            captioner.figures,
-            matcher.figures,
-            run.figures,
-            check,
-            sum(stage.minutes for stage in self.stages),
-        )
+            check = self._apply_rule("check", sets, self._capfilt("check", CHECK, sets, captioner, matcher))
+        minutes = sum(stage.minutes for stage in self.stages)
+        return SeedResult(self.seed, models, captioning, matching, capfilt, check, minutes)
 
     def _run(
         self, name: str, settings: dict[str, Any], inputs: list[Stage], action: Callable[[Path], Figures]
@@ -136,9 +133,8 @@ class _SeedLoop:
         data = self.settings.data
         if self.settings.is_drawn:
             return self._run("sets", asdict(data), [], lambda work: write_scene_sets(data, self.seed, work))
-        files = [path for path in (data.web, data.human, data.eval, data.web_labels) if path is not None]
-        digests = {path: file_digest(path) for path in files if Path(path).is_file()}
-        known = {**asdict(data), "files": digests}
+        sources = [path for path in (data.web, data.human, data.eval, data.web_labels) if path is not None]
+        known = {**asdict(data), "files": {path: source_digests(path) for path in sources}}
         return self._run("sets", known, [], lambda work: write_file_sets(data, self.seed, work))
 
     def _start(self, sets: Stage) -> Stage:
@@ -167,8 +163,8 @@ class _SeedLoop:
 
     def _pretrain(self, variant: str, sets: Stage, start: Stage, run: Stage | None) -> Stage:
         """Puts together the pairs of a variant, and pre-trains on them from the start."""
-        known = {"with_human": self.settings.with_human}
-        if run is not None:
+        known: dict[str, Any] = {"with_human": self.settings.with_human}
+        if variant in RULED:
             known["rule"] = asdict(self.rule)
         pairs = self._run(
             f"pairs-{variant}",
@@ -200,55 +196,61 @@ class _SeedLoop:
         return self._run(f"pretrain-{variant}", dict(self.settings.pretrain), [start, pairs], action)
 
     def _finetune(self, section: str, sets: Stage, noisy: Stage) -> Stage:
-        """Fine-tunes captioner or filter on the human set, and measures it on pictures that nothing is trained on."""
-        evaluation, is_drawn = self.settings.evaluation, self.settings.is_drawn
+        """Fine-tunes captioner or filter on the human set."""
+        task = caption if section == "captioner" else retrieval
 
         def action(work: Path) -> Figures:
             options, arguments = self.settings.options(section, self._own(work, noisy, sets.folder / HUMAN))
-            task = caption if section == "captioner" else retrieval
             figures = _length(task.finetune(options, arguments))
-            if section == "filter":
-                figures |= measure_retrieval(work, sets.folder / EVAL, evaluation, self.device)
-            else:
-                figures |= measure_captions(
-                    work, sets.folder / EVAL, evaluation, self.device, prompt=options.prompt, is_drawn=is_drawn
-                )
             _drop_checkpoints(work)
             return figures
 
-        known = {**getattr(self.settings, section), "evaluation": asdict(evaluation)}
-        return self._run(section, known, [sets, noisy], action)
+        return self._run(section, dict(getattr(self.settings, section)), [sets, noisy], action)
 
     def _capfilt(self, name: str, pictures: str, sets: Stage, captioner: Stage, matcher: Stage) -> Stage:
-        """Captions pictures and scores all of their texts."""
-        # Captions start as the captioner has learnt it.
-        prompt = {name: value for name, value in self.settings.captioner.items() if name == "prompt"}
-        settings, rule = CapFiltSettings(**self.settings.capfilt, **prompt, seed=self.seed), self.rule
+        """Captions pictures and scores all of their texts, on which the loop's own rule has no effect."""
+        settings = self.settings.capfilt_settings(self.seed)
 
         def action(work: Path) -> Figures:
             engine = CapFilt.from_pretrained(captioner.folder, matcher.folder, device=self.device, settings=settings)
-            run_capfilt(engine, sets.folder / pictures, work, rule=rule, show_progress=sys.stderr.isatty())
-            return measure_capfilt(work, read_truth(sets.folder), rule)
+            run_capfilt(engine, sets.folder / pictures, work, show_progress=sys.stderr.isatty())
+            return {}
 
-        known = {"capfilt": asdict(settings), "rule": asdict(rule)}
+        known = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
         return self._run(name, known, [sets, captioner, matcher], action)
 
-    def _evaluate(self, variant: str, sets: Stage, model: Stage) -> Figures:
-        evaluation, is_drawn = self.settings.evaluation, self.settings.is_drawn
-        pairs = sets.folder / EVAL
+    def _apply_rule(self, name: str, sets: Stage, run: Stage) -> Figures:
+        """What the rule keeps of a run, and how right that is."""
+        known = {"rule": asdict(self.rule)}
+        return self._run(
+            f"measure-{name}",
+            known,
+            [sets, run],
+            lambda _: measure_capfilt(run.folder, read_truth(sets.folder), self.rule),
+        ).figures
 
-        def action(_: Path) -> Figures:
-            # In pre-training captions have no prompt.
-            written = measure_captions(
-                model.folder / "captioner", pairs, evaluation, self.device, prompt=None, is_drawn=is_drawn
-            )
-            return {
-                **model.figures,
-                **written,
-                **measure_retrieval(model.folder / "retriever", pairs, evaluation, self.device),
-            }
+    def _evaluate(self, name: str, sets: Stage, model: Stage, measure: Callable[[Path, Path], Figures]) -> Figures:
+        """Measures a model on pictures that nothing is trained on."""
+        known = asdict(self.settings.evaluation)
+        return self._run(
+            f"evaluate-{name}",
+            known,
+            [sets, model],
+            lambda _: {**model.figures, **measure(model.folder, sets.folder / EVAL)},
+        ).figures
 
-        return self._run(f"evaluate-{variant}", asdict(evaluation), [sets, model], action).figures
+    def _measure_captioner(self, folder: Path, pairs: Path, *, has_prompt: bool = True) -> Figures:
+        prompt = self.settings.prompt if has_prompt else None
+        is_drawn = self.settings.is_drawn
+        return measure_captions(folder, pairs, self.settings.evaluation, self.device, prompt=prompt, is_drawn=is_drawn)
+
+    def _measure_filter(self, folder: Path, pairs: Path) -> Figures:
+        return measure_retrieval(folder, pairs, self.settings.evaluation, self.device)
+
+    def _measure_pretrained(self, folder: Path, pairs: Path) -> Figures:
+        # In pre-training captions have no prompt.
+        written = self._measure_captioner(folder / "captioner", pairs, has_prompt=False)
+        return {**written, **self._measure_filter(folder / "retriever", pairs)}
 
     def _own(self, work: Path, model: Stage, pairs: Path) -> dict[str, Any]:
         """What the loop says to a stage that trains; it goes on from a checkpoint that is whole."""

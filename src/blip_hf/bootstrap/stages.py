@@ -15,6 +15,9 @@ from ..files import write_json
 
 RECORD = "stage.json"
 
+# Of an image folder, and of what `datasets` saves.
+_SOURCE_FILES = ("metadata.*", "*.parquet", "*.arrow", "state.json", "dataset_dict.json")
+
 Figures = dict[str, Any]
 Report = Callable[[str], None]
 
@@ -107,17 +110,26 @@ def read_record(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def file_digest(path: str | Path) -> str:
-    """A digest of a file's content.
+def source_digests(path: str | Path) -> dict[str, str]:
+    """Digests of the content of a source of pairs, to see whether it was changed.
 
     Args:
         path (`str` or `Path`):
-            The file.
+            A file, or a folder, of which pictures do not count.
 
     Returns:
-        `str`: 16 hexadecimal digits.
+        `dict[str, str]`: by name within the folder, of the file alone by `""`. Empty where nothing is there, as of a name
+        on the Hub.
     """
-    with Path(path).open("rb") as file:
+    path = Path(path)
+    if path.is_file():
+        return {"": _file_digest(path)}
+    files = sorted(file for pattern in _SOURCE_FILES for file in path.rglob(pattern))
+    return {file.relative_to(path).as_posix(): _file_digest(file) for file in files}
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
@@ -125,4 +137,4 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-__all__ = ["RECORD", "Figures", "Report", "Stage", "file_digest", "read_record", "run_stage"]
+__all__ = ["RECORD", "Figures", "Report", "Stage", "read_record", "run_stage", "source_digests"]

@@ -29,13 +29,11 @@ from .report import build_report
 from .rules import Rule, find_cutoffs, kept
 from .samples import PathLike, Shard, find_shards
 from .scores import RunFolder, write_scores
+from .settings import FREE_SETTINGS
 from .writers import SUFFIXES, PairFormat, write_pairs
 
 
 Totals = dict[str, Any]
-
-# What a run may be continued with another value of.
-_FREE_SETTINGS = ("capfilt.batch_size", "capfilt.num_workers")
 
 
 def run_capfilt(
@@ -223,10 +221,11 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
         write_json({**settings, "versions": versions}, path)
         return
     old, new = (_flat(values) for values in (json.loads(path.read_text(encoding="utf-8")), settings))
+    free = {f"capfilt.{name}" for name in FREE_SETTINGS}
     differences = [
         f"{name} was {old.get(name)!r}, is {value!r}"
         for name, value in new.items()
-        if value != old.get(name) and name not in _FREE_SETTINGS
+        if value != old.get(name) and name not in free
     ]
     if differences:
         raise ValueError(

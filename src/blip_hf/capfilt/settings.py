@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+# What changes no more than the last digits of a score: a run may go on with another value.
+FREE_SETTINGS = ("batch_size", "num_workers")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CapFiltSettings:
     """Settings of a CapFilt run (paper, section 4: one caption a picture, by nucleus sampling at 0.9).
@@ -45,4 +49,4 @@ class CapFiltSettings:
             )
 
 
-__all__ = ["CapFiltSettings"]
+__all__ = ["FREE_SETTINGS", "CapFiltSettings"]
