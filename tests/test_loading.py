@@ -9,12 +9,13 @@ from torch.testing import assert_close
 from blip_hf import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
+    BlipForPreTraining,
     BlipTextModel,
     BlipVisionModel,
 )
 from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
 
-from .twins import tiny_batch, tiny_config
+from .twins import tiny_batch, tiny_config, tiny_pretraining_config
 
 
 class OwnMatcher(BlipForImageTextRetrieval):
@@ -68,3 +69,27 @@ def test_text_towers_load_what_they_saved_and_a_decoder_without_its_head(caption
     assert_close(decoder(ids).logits, captioner.text_decoder(ids).logits)
     states = BlipTextModel.from_pretrained(tmp_path)(ids).last_hidden_state
     assert_close(states, captioner.text_decoder.bert(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("attn_implementation", [None, "eager"])
+def test_a_configuration_object_of_transformers_is_taken(captioner, captioner_path, attn_implementation):
+    config = transformers.AutoConfig.from_pretrained(captioner_path)
+    assert type(config) is transformers.BlipConfig
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    loaded = BlipForConditionalGeneration.from_pretrained(captioner_path, config=config, **options)
+    batch = tiny_batch()
+    assert_close(loaded(**batch).logits, captioner(**batch).logits)
+    assert loaded.vision_model.config._attn_implementation == (attn_implementation or "sdpa")
+    for tower, part in ((BlipVisionModel, config.vision_config), (BlipTextModel, config.text_config)):
+        assert isinstance(tower(part).config, tower.config_class)
+
+
+def test_an_exported_head_has_the_configuration_of_its_parts():
+    model = BlipForPreTraining(tiny_pretraining_config())
+    for head in (model.export_captioner(), model.export_retriever()):
+        assert head.config.vision_config is head.vision_model.config
+    captioner, retriever = model.export_captioner(), model.export_retriever()
+    assert captioner.config.text_config is captioner.text_decoder.config
+    assert retriever.config.text_config is retriever.text_encoder.config
+    captioner.resize_position_embeddings(48)
+    assert captioner.config.vision_config.image_size == 48

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
@@ -50,6 +51,9 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(_own_config(config, self.config_class))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint, and raises where it was made for another class.
@@ -91,12 +95,19 @@ class BlipPreTrainedModel(PreTrainedModel):
                 The new image size in pixels, a multiple of the patch size; it is written into the configuration.
         """
         self.vision_model.resize_position_embeddings(new_num_position_embeddings)
-        # An exported head shares its image encoder with another model, whose configuration the encoder has.
-        self.config.vision_config.image_size = new_num_position_embeddings
 
     def get_position_embeddings(self) -> Any:
         """The image encoder's position embeddings, of shape `(1, p, d)`."""
         return self.vision_model.get_position_embeddings()
+
+
+def _own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """A configuration of transformers, such as `AutoConfig` gives, as one of ours; others as they are."""
+    if isinstance(config, config_class) or getattr(config, "model_type", None) != config_class.model_type:
+        return config
+    converted = config_class.from_dict(config.to_dict())
+    converted._attn_implementation = config._attn_implementation
+    return converted
 
 
 def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:

@@ -42,6 +42,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_decoder = BlipTextLMHeadModel(config.text_config)
         self.post_init()

@@ -259,6 +259,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         }
         with torch.device("meta"):
             head = head_class(BlipConfig.from_dict(fields))
+        # The parts go on reading these.
+        head.config.text_config, head.config.vision_config = self.config.text_config, self.config.vision_config
         for part in parts:
             setattr(head, part, getattr(self, part))
         head.train(self.training)

@@ -70,6 +70,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.bert = BlipTextModel(config, add_pooling_layer=False)
         self.cls = BlipTextOnlyMLMHead(config)
         self.post_init()

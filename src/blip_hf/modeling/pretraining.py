@@ -51,6 +51,7 @@ class BlipForPreTraining(BlipContrastiveModel):
 
     def __init__(self, config: BlipPreTrainingConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self.text_decoder = BlipTextLMHeadModel(config.text_config)

@@ -57,6 +57,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self.text_decoder = BlipTextLMHeadModel(_decoder_config(config.text_config))

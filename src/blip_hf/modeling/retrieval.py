@@ -31,6 +31,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)

@@ -58,6 +58,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
 
     def __init__(self, config: BlipRetrievalTrainingConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self._add_contrastive_parts()

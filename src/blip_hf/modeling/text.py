@@ -53,6 +53,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
 
     def __init__(self, config: BlipTextConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
+        config = self.config
         self.embeddings = BlipTextEmbeddings(config)
         self.encoder = BlipTextEncoder(config)
         self.pooler = BlipTextPooler(config) if add_pooling_layer else None

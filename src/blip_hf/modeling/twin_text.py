@@ -150,6 +150,7 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
 
     def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
         super().__init__(config)
+        config = self.config
         self.embeddings = BlipTextEmbeddings(config)
         self.encoder = BlipTwinTextEncoder(config, merge_from_layer)
         self.post_init()

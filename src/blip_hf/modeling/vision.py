@@ -179,6 +179,7 @@ class BlipVisionModel(BlipPreTrainedModel):
 
     def __init__(self, config: BlipVisionConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.embeddings = BlipVisionEmbeddings(config)
         self.encoder = BlipVisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

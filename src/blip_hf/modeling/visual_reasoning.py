@@ -51,6 +51,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
     def __init__(self, config: BlipVisualReasoningConfig) -> None:
         super().__init__(config)
+        config = self.config
         width = config.text_config.hidden_size
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTwinTextModel(config.text_config, config.merge_from_layer)
