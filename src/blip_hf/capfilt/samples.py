@@ -78,9 +78,11 @@ def find_shards(source: Source, *, image_root: PathLike | None = None, shard_siz
         "parquet": lambda path, name: parquet_shards(path, name, image_root),
         "list": lambda path, name: list_shards(path, name, image_root, shard_size),
     }
-    return [
+    shards = [
         shard for path, name in zip(files, _names(files), strict=True) for shard in readers[_kind(path)](path, name)
     ]
+    _refuse_doubles([shard.name for shard in shards])  # web.jsonl has a part that is called as web-00000.parquet
+    return shards
 
 
 def parse_scenes(source: str) -> Scenes:
@@ -145,10 +147,14 @@ def _names(files: Sequence[Path]) -> list[str]:
         common = os.path.commonpath([path.absolute().parent for path in files])
         names = [_without_suffix(os.path.relpath(path.absolute(), common)) for path in files]
     names = [re.sub(r"[^\w.-]", "_", name) for name in names]
+    _refuse_doubles(names)
+    return names
+
+
+def _refuse_doubles(names: Sequence[str]) -> None:
     clashing = [name for name, count in Counter(names).items() if count > 1]
     if clashing:
         raise ValueError(f"Several sources are called {clashing[0]!r}. Pass each file once, and rename one of them.")
-    return names
 
 
 def _without_suffix(name: str) -> str:

@@ -38,6 +38,7 @@ class _Members:
     image: bytes | None = None
     text: bytes | None = None
     record: bytes | None = None
+    dotted: dict[str, None] = field(default_factory=dict)  # names of members with a further suffix, in order
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -77,7 +78,10 @@ def _stream(path: Path, name: str) -> Stream:
 
 
 def _read_members(path: Path) -> Iterator[tuple[str, str, bytes | int]]:
-    """Key, suffix and content of each member of use, or in its place the size of one that is too large."""
+    """Key, suffix and content of each member of use, or in its place the size of one that is too large.
+
+    A key ends at the first dot. Of members with a further suffix, such as `001.seg.png`, the content is not read.
+    """
     # "r|*" goes forward only, and bytes of a name that are no UTF-8 must not get into a table.
     with tarfile.open(path, "r|*", tarinfo=_StrictMember, errors="replace") as tar:
         for member in tar:
@@ -85,15 +89,21 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes | int]]:
             folder, _, base = member.name.removeprefix("./").rpartition("/")
             stem, _, suffix = base.partition(".")
             suffix = suffix.lower()
-            if not member.isfile() or not stem or suffix not in (*PICTURES, "txt", "json"):
+            _, dot, last = suffix.rpartition(".")
+            if not member.isfile() or not stem or last not in (*PICTURES, "txt", "json"):
                 continue
-            limit = MAX_IMAGE_BYTES if suffix in PICTURES else MAX_TEXT_BYTES
-            content = member.size if member.size > limit else tar.extractfile(member).read()
-            yield f"{folder}/{stem}" if folder else stem, suffix, content
+            limit = MAX_IMAGE_BYTES if last in PICTURES else MAX_TEXT_BYTES
+            key = f"{folder}/{stem}" if folder else stem
+            if dot:
+                yield key, suffix, b""
+            else:
+                yield key, suffix, member.size if member.size > limit else tar.extractfile(member).read()
 
 
 def _add(members: _Members, suffix: str, content: bytes | int) -> None:
-    if isinstance(content, int):
+    if "." in suffix:
+        members.dotted[f"{members.sample_id}.{suffix.rpartition('.')[0]}"] = None
+    elif isinstance(content, int):
         reason = "huge_image" if suffix in PICTURES else "huge_text"
         members.faults.append(Fault(members.sample_id, reason, f"its {suffix} has {content} bytes"))
     elif suffix == "txt":
@@ -107,6 +117,11 @@ def _add(members: _Members, suffix: str, content: bytes | int) -> None:
 def _sample(members: _Members) -> Stream:
     if members.faults:
         yield from members.faults
+        return
+    if members.dotted and members.image is members.text is members.record is None:
+        # Beside a sample they are further members of it; alone they are samples that are named otherwise.
+        detail = "its name has a dot before its suffix, where a key ends. Rename it"
+        yield from (Fault(name, "bad_record", detail) for name in members.dotted)
         return
     sample_id = members.sample_id
     try:
