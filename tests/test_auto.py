@@ -21,13 +21,16 @@ def test_auto_classes_are_ours_only_when_asked(tmp_path):
     code = f"""
         import blip_hf
         from transformers import AutoModel, AutoModelForImageTextToText
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
         print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
         blip_hf.register_auto_classes()
         print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
         print(type(AutoModel.from_pretrained({str(tmp_path / "reasoner")!r})).__module__)
+        print(len(PROCESSOR_MAPPING._extra_content))
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    before, after, reasoner = result.stdout.split()
+    before, after, reasoner, num_processors = result.stdout.split()
     assert before.startswith("transformers.")
     assert after == "blip_hf.modeling.captioning"
+    assert num_processors == "0"  # as they would have no effect
     assert reasoner == "blip_hf.modeling.visual_reasoning"

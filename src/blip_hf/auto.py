@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Registration in transformers' Auto classes, for who wants it; importing the package never does."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .configuration_blip import (
     BlipConfig,
@@ -13,14 +13,14 @@ from .modeling.captioning import BlipForConditionalGeneration
 from .modeling.pretraining import BlipForPreTraining
 from .modeling.retrieval_training import BlipForRetrievalTraining
 from .modeling.visual_reasoning import BlipForVisualReasoning
-from .processing_blip import BlipProcessor
 
 
 def register_auto_classes() -> None:
     """Makes the Auto classes of this process return this package's classes for BLIP checkpoints.
 
-    `AutoModelForImageTextToText` and `AutoProcessor` then load `model_type: "blip"` here in place of transformers' own,
-    and `AutoModel` knows `"blip_pretraining"`, `"blip_retrieval_training"` and `"blip_visual_reasoning"`.
+    `AutoModelForImageTextToText` then loads `model_type: "blip"` here in place of transformers' own, and `AutoModel`
+    knows `"blip_pretraining"`, `"blip_retrieval_training"` and `"blip_visual_reasoning"`. `AutoProcessor` cannot be told:
+    it finds transformers' class by the name in the files. Use `BlipProcessor.from_pretrained`.
     """
     AutoConfig.register("blip", BlipConfig, exist_ok=True)
     AutoConfig.register("blip_pretraining", BlipPreTrainingConfig, exist_ok=True)
@@ -30,7 +30,6 @@ def register_auto_classes() -> None:
     AutoModel.register(BlipRetrievalTrainingConfig, BlipForRetrievalTraining, exist_ok=True)
     AutoModel.register(BlipVisualReasoningConfig, BlipForVisualReasoning, exist_ok=True)
     AutoModelForImageTextToText.register(BlipConfig, BlipForConditionalGeneration, exist_ok=True)
-    AutoProcessor.register(BlipConfig, BlipProcessor, exist_ok=True)
 
 
 __all__ = ["register_auto_classes"]
