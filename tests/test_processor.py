@@ -465,6 +465,13 @@ def test_a_length_that_an_earlier_call_left_in_a_file_is_not_read(processor, ups
     assert len(BlipProcessor.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
 
 
+def test_pillow_may_be_asked_for_and_nothing_else(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    assert type(BlipProcessor.from_pretrained(tmp_path, backend="pil").image_processor) is BlipImageProcessor
+    with pytest.raises(ValueError, match="backend='torchvision', but pictures are read with Pillow alone"):
+        BlipProcessor.from_pretrained(tmp_path, backend="torchvision")
+
+
 def test_survives_pickling(processor):
     again = pickle.loads(pickle.dumps(processor))
     assert again(text="a dog", role="lm") == processor(text="a dog", role="lm")

@@ -73,7 +73,15 @@ class BlipProcessor(UpstreamBlipProcessor):
 
         Returns:
             `BlipProcessor`: with a [`BlipImageProcessor`] and a tokenizer that knows `[DEC]` and `[ENC]`.
+
+        Raises:
+            ValueError: If another `backend` than `"pil"` is asked for.
         """
+        backend = kwargs.pop("backend", "pil")
+        if backend != "pil":
+            raise ValueError(
+                f"backend={backend!r}, but pictures are read with Pillow alone. Pass 'pil' or leave it out."
+            )
         # Upstream's method asks the Auto classes, which know only the image processor of transformers.
         image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_options = BlipImageProcessor.valid_kwargs.__annotations__
