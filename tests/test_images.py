@@ -192,6 +192,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
         open_image(tmp_path)
 
 
+def test_a_picture_in_place_of_a_path_is_not_quoted_whole():
+    with pytest.raises(UnreadableImageError, match=r"AAAA\.\.\. \(100000 characters\): File name too long") as caught:
+        open_image("A" * 100_000)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_lazily_opened_broken_file_is_named(tmp_path: Path):
     path = tmp_path / "late.png"
     path.write_bytes(encode(Image.fromarray(NOISE))[:2000])

@@ -18,6 +18,10 @@ _ACCEPTED = (
 )
 
 
+# Longer names are cut in errors: they may be pictures in base64, which are to come as `data:` URLs or bytes.
+_LONGEST_NAME = 300
+
+
 class UnreadableImageError(ValueError):
     """A picture that cannot be used: missing, broken, too large, or not a picture. The message names it."""
 
@@ -100,7 +104,8 @@ def _unwrap(source: ImageSource) -> tuple[Any, str]:
     if isinstance(source, ImageFile.ImageFile):
         return source, str(source.filename or f"of class {type(source).__name__}")
     if isinstance(source, (str, os.PathLike)):
-        return source, str(source)
+        path = str(source)
+        return source, path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}... ({len(path)} characters)"
     return source, f"of type {type(source).__name__}"
 
 
@@ -153,6 +158,8 @@ def _reason(error: Exception) -> str:
         return "it is a folder"
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is empty or not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the name, which the message has
     return str(error).rstrip(".") or type(error).__name__
 
 
