@@ -161,7 +161,8 @@ class MinLengthOfRows(LogitsProcessor):
         """Scores of the next token: `(rows, v)` -> `(rows, v)`."""
         is_short = input_ids.shape[1] < _for_beams(self.lengths, input_ids)  # (rows,)
         scores = scores.clone()
-        scores[:, self.end_ids] = scores[:, self.end_ids].masked_fill(is_short[:, None], -torch.inf)
+        for end_id in self.end_ids:  # a list as an index would be copied to the device at each token
+            scores[:, end_id] = scores[:, end_id].masked_fill(is_short, -torch.inf)
         return scores
 
 
