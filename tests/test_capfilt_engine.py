@@ -11,6 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopPLogitsWarper
 
+from blip_hf.capfilt import engine
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings, fingerprint
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed, gumbel_noise
 from blip_hf.capfilt.streams import Fault, Sample, Shard
@@ -68,6 +69,26 @@ def test_another_batch_size_changes_no_text_and_only_the_last_digits_of_a_score(
             scores = torch.tensor([[row[name] for row in rows] for rows in (actual, expected)])
             assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
             assert scores[0].std() > 0.01
+
+
+def test_many_texts_are_judged_in_passes_of_bounded_size(parts, samples, monkeypatch):
+    many = [*samples, Sample("s/many", samples[0].image, tuple(f"a {text}" for text in "bcdefghijkl"), "many")]
+    expected, _ = run(parts, many, num_captions=0, batch_size=9)
+    logits, num_rows = parts[2].get_itm_logits, []
+
+    def counting_logits(memory, input_ids, mask):
+        num_rows.append(len(input_ids))
+        return logits(memory, input_ids, mask)
+
+    monkeypatch.setattr(parts[2], "get_itm_logits", counting_logits)
+    monkeypatch.setattr(engine, "MAX_ROWS", 4)
+    actual, _ = run(parts, many, num_captions=0, batch_size=9)
+    assert max(num_rows) == 4
+    assert sum(num_rows) == len(expected)
+    assert texts_of(actual) == texts_of(expected)
+    for name in ("itm", "itc"):
+        scores = torch.tensor([[row[name] for row in rows] for rows in (actual, expected)])
+        assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
 
 
 def test_a_caption_depends_on_seed_and_sample_and_not_on_its_neighbours(parts, samples):

@@ -36,6 +36,9 @@ from .scores import SCHEMA
 from .settings import CapFiltSettings
 
 
+MAX_ROWS = 1024
+"""Texts that are judged at once."""
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -243,10 +246,7 @@ class CapFilt:
         states = matcher.vision_model(pixel_values.to(matcher.device, matcher.dtype)).last_hidden_state
         image_features = project_first(states, matcher.vision_proj)  # (n, d)
         memory = matcher.text_encoder.build_image_memory(states)
-        # Rows of one image must be as many as those of another to be folded: one pass for each number of texts.
-        for count in sorted({len(own) for own in rows} - {0}):
-            index = [i for i, own in enumerate(rows) if len(own) == count]
-            group = [row for i in index for row in rows[i]]
+        for index, group in _passes(rows):
             texts = TokenizedTexts.from_texts(
                 self.matcher_processor, [pre_caption(row["text"]) for row in group], matcher.device
             )
@@ -255,10 +255,26 @@ class CapFilt:
             own_memory = memory if len(index) == len(rows) else memory.select(images)
             logits = matcher.get_itm_logits(own_memory, *texts.batch(everything))  # (m, 2)
             text_features = encode_texts(matcher, texts, everything, len(group))  # (m, d)
-            cosines = (image_features[images].repeat_interleave(count, dim=0) * text_features).sum(dim=1)
+            cosines = (image_features[images].repeat_interleave(len(group) // len(index), dim=0) * text_features).sum(
+                dim=1
+            )
             matched = logits.float().softmax(dim=1)[:, 1]
             for row, itm, itc in zip(group, matched.tolist(), cosines.tolist(), strict=True):
                 row.update(itm=itm, itc=itc)
+
+
+def _passes(rows: list[list[dict[str, Any]]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Pictures and texts to judge at once, the same number of texts of each, so that they can be folded.
+
+    There is one pass for each number of texts, unless that were more than `MAX_ROWS`.
+    """
+    for count in sorted({len(own) for own in rows} - {0}):
+        index = [i for i, own in enumerate(rows) if len(own) == count]
+        num_pictures = max(1, MAX_ROWS // count)
+        for first in range(0, len(index), num_pictures):
+            some = index[first : first + num_pictures]
+            for start in range(0, count, MAX_ROWS):
+                yield some, [row for i in some for row in rows[i][start : start + MAX_ROWS]]
 
 
 @dataclass(frozen=True)
