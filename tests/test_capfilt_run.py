@@ -209,6 +209,17 @@ def test_a_share_is_kept_of_all_shards_together(engine, tmp_path):
     assert pq.read_table(tmp_path / "pairs").num_rows == NUM_IMAGES // 2
 
 
+def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "web.json").write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    (tmp_path / "below").mkdir()
+    for folder, source in ((tmp_path, "web.json"), (tmp_path / "below", "../web.json")):
+        monkeypatch.chdir(folder)
+        run(engine, "out", source)
+    assert contents(tmp_path / "out") == contents(tmp_path / "below" / "out")
+    assert pq.read_table(tmp_path / "out" / "scores")["image"][0].as_py() == str(tmp_path / "a.png")
+
+
 def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
     records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(7)]
     for record in records[1:]:

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -226,6 +227,30 @@ def test_pictures_of_a_list_that_was_cut_short_are_replaced(tmp_path):
     assert not (tmp_path / "scenes-00000" / "stale.png").exists()
 
 
+def test_a_list_does_not_outlive_its_pictures(tmp_path, monkeypatch):
+    written, shard, table = write_all(tmp_path, "json")
+
+    def killed(path):
+        rmtree(path)
+        raise KeyboardInterrupt
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr("blip_hf.capfilt.writers.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(shard.samples(), table, tmp_path / shard.name, "json")
+    assert not written.exists()
+
+
+def test_a_picture_counts_once_for_each_of_its_pairs(tmp_path, monkeypatch):
+    (shard,) = find_shards("scenes:1")
+    (sample,) = shard.samples()
+    row = scored(shard).slice(0, 1)
+    monkeypatch.setattr("blip_hf.capfilt.writers._GROUP_BYTES", 3 * len(sample.image))
+    written = write_pairs([sample], pa.concat_tables([row] * 7), tmp_path / "a", "parquet")
+    file = pq.ParquetFile(written)
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 1]
+
+
 def test_unknown_formats_are_named(tmp_path):
     with pytest.raises(ValueError, match="format='csv' is unknown; pass one of 'parquet', 'webdataset', 'json'"):
         write_pairs([], SCHEMA.empty_table(), tmp_path / "a", "csv")
@@ -254,6 +279,31 @@ def test_another_rule_keeps_what_a_run_with_it_would(tmp_path):
     other = fake_run(source, tmp_path / "other", Rule(keep_share=0.6), "json")
     refilter(tmp_path / "run", Rule(keep_share=0.6), tmp_path / "again", "json")
     assert files_below(tmp_path / "again") == files_below(other.pairs_folder)
+
+
+@pytest.mark.parametrize("format", list(SUFFIXES))
+def test_what_a_killed_process_left_is_removed(format, tmp_path):
+    fake_run("scenes:2", tmp_path / "run", Rule(), format)
+    out = tmp_path / "again"
+    (out / "scenes-00000.12.part").mkdir(parents=True)
+    (out / f"scenes-00000{SUFFIXES[format]}.12.part").write_text("half")
+    refilter(tmp_path / "run", Rule(), out, format)
+    assert files_below(out) == files_below(tmp_path / "run" / "pairs")
+    assert not list(out.glob("*.part"))
+
+
+def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
+    web = tmp_path / "web"
+    web.mkdir()
+    write_all(web, "parquet")
+    run = fake_run([str(web / "scenes-00000.parquet")], tmp_path / "run", Rule(), "parquet")
+    before = files_below(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder in (web, "web", "run/../web", run.scores_folder, run.faults_folder, run.pairs_folder):
+        with pytest.raises(ValueError, match="holds the source of the run or files of its own"):
+            refilter(tmp_path / "run", Rule(), folder)
+    assert files_below(tmp_path) == before
+    refilter(tmp_path / "run", Rule(), tmp_path / "web" / "kept")
 
 
 def test_a_run_that_is_missing_or_unfinished_is_refused(tmp_path):

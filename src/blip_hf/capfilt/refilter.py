@@ -4,12 +4,13 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from .rules import Rule, find_cutoffs, kept
 from .samples import find_shards
 from .scores import RunFolder, read_scores
-from .writers import PairFormat, write_pairs
+from .writers import PairFormat, remove_unfinished_pairs, write_pairs
 
 
 def refilter(
@@ -36,24 +37,66 @@ def refilter(
         `dict[str, int]`: number of pairs kept, by source.
 
     Raises:
-        ValueError: If there is no such run, or it has not scored all of its shards.
+        ValueError: If there is no such run, it has not scored all of its shards, or `out_dir` holds its source or its own
+            files, which the pairs would replace.
     """
     run = RunFolder(run_dir)
     if not run.settings.is_file():
         raise ValueError(f"{run.settings} does not exist. Pass the folder that `blip-hf capfilt run` wrote to.")
+    _refuse_taken(run, json.loads(run.settings.read_text(encoding="utf-8"))["source"], out_dir)
+    return write_kept(run, rule, out_dir, format)
+
+
+def write_kept(
+    run: RunFolder, rule: Rule, out_dir: str | os.PathLike[str], format: PairFormat = "parquet"
+) -> dict[str, int]:
+    """As [`refilter`], into any folder, that of the run's own pairs too. Nobody else may be writing there.
+
+    Args:
+        run (`RunFolder`):
+            The run.
+        rule (`Rule`):
+            The rule.
+        out_dir (`str` or `Path`):
+            Where the pairs go.
+        format (`str`, *optional*, defaults to `"parquet"`):
+            Of the pairs.
+
+    Returns:
+        `dict[str, int]`: number of pairs kept, by source.
+
+    Raises:
+        ValueError: If the run has not scored all of its shards.
+    """
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
     shards = find_shards(settings["source"], image_root=settings["image_root"], shard_size=settings["shard_size"])
     missing = [shard.name for shard in shards if not run.scores(shard.name).is_file()]
     if missing:
-        raise ValueError(f"{run_dir} lacks the scores of {len(missing)} shards, such as {missing[0]}. Finish the run.")
+        raise ValueError(
+            f"{run.root} lacks the scores of {len(missing)} shards, such as {missing[0]}. Finish the run."
+        )
     cutoffs = find_cutoffs(rule, lambda: (read_scores(run.scores(shard.name)) for shard in shards))
     totals: Counter[str] = Counter(dict.fromkeys(rule.sources, 0))
     for shard in shards:
         table = read_scores(run.scores(shard.name))
         rows = table.filter(kept(table, rule, cutoffs))
         totals.update(rows["source"].to_pylist())
-        write_pairs(shard.samples(), rows, Path(out_dir, shard.name), format, models=settings["models"])
+        path = Path(out_dir, shard.name)
+        remove_unfinished_pairs(path, format)
+        write_pairs(shard.samples(), rows, path, format, models=settings["models"])
     return dict(totals)
 
 
-__all__ = ["refilter"]
+def _refuse_taken(run: RunFolder, source: str | Sequence[str], out_dir: str | os.PathLike[str]) -> None:
+    sources = [source] if isinstance(source, str) else source
+    paths = [Path(path) for path in sources if not path.startswith("scenes:")]
+    taken = [path if path.is_dir() else path.parent for path in paths]
+    taken += [run.scores_folder, run.faults_folder, run.pairs_folder]
+    if Path(out_dir).resolve() in {folder.resolve() for folder in taken}:
+        raise ValueError(
+            f"{out_dir} holds the source of the run or files of its own, which the pairs would replace. Pass a folder"
+            " for these pairs alone."
+        )
+
+
+__all__ = ["refilter", "write_kept"]

@@ -222,7 +222,7 @@ def _edges(name: str) -> list[float]:
 def _count_faults(run: RunFolder) -> dict[str, int]:
     """What was left out, the most frequent reason first."""
     reasons: Counter[str] = Counter()
-    for path in sorted(Path(run.root, "faults").glob("*.json")):
+    for path in sorted(run.faults_folder.glob("*.json")):
         reasons.update(fault["reason"] for fault in json.loads(path.read_text(encoding="utf-8")))
     return dict(reasons.most_common())
 

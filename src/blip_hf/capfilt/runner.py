@@ -24,13 +24,13 @@ from .. import __version__
 from ..files import remove_unfinished, write_json
 from .claims import open_claims
 from .engine import CapFilt, Scored, join_tables
-from .refilter import refilter
+from .refilter import write_kept
 from .report import build_report
 from .rules import Rule, find_cutoffs, kept
 from .samples import PathLike, Shard, find_shards
 from .scores import RunFolder, write_scores
 from .settings import FREE_SETTINGS
-from .writers import SUFFIXES, PairFormat, write_pairs
+from .writers import PairFormat, remove_unfinished_pairs, write_pairs
 
 
 Totals = dict[str, Any]
@@ -86,9 +86,11 @@ def run_capfilt(
     """
     rule = Rule() if rule is None else rule
     run = _Run(engine, RunFolder(out_dir), rule, format)
-    shards = find_shards(source, image_root=image_root, shard_size=shard_size)
+    # Scores hold paths: these must not depend on the folder that a process was started in.
+    locations = _locations(source, image_root)
+    shards = find_shards(locations["source"], image_root=locations["image_root"], shard_size=shard_size)
     settings = {
-        **_locations(source, image_root),
+        **locations,
         "shard_size": shard_size,
         "num_shards": len(shards),
         "models": engine.identities(),
@@ -116,7 +118,7 @@ def run_capfilt(
             if not summary.is_file():
                 remove_unfinished(summary)
                 if rule.keep_share is not None:
-                    refilter(out_dir, rule, run.folder.pairs_folder, format)
+                    write_kept(run.folder, rule, run.folder.pairs_folder, format)
                 write_json(build_report(out_dir)["totals"], summary)
     return json.loads(summary.read_text(encoding="utf-8"))
 
@@ -138,8 +140,9 @@ class _Run:
         scores, faults, pairs = (
             path(shard.name) for path in (self.folder.scores, self.folder.faults, self.folder.pairs)
         )
-        for path in (scores, faults, pairs, pairs.with_name(pairs.name + SUFFIXES[self.format])):
+        for path in (scores, faults):
             remove_unfinished(path)
+        remove_unfinished_pairs(pairs, self.format)
         cutoffs = None if self.rule.keep_share is not None else find_cutoffs(self.rule, list)
         batches = []
         for batch in self.engine.score_batches(shard.samples()):

@@ -56,17 +56,27 @@ class RunFolder:
         return Path(self.root, "run.json")
 
     @property
+    def scores_folder(self) -> Path:
+        """The folder of the scores."""
+        return Path(self.root, "scores")
+
+    @property
+    def faults_folder(self) -> Path:
+        """The folder of the faults."""
+        return Path(self.root, "faults")
+
+    @property
     def pairs_folder(self) -> Path:
         """The folder of the pairs."""
         return Path(self.root, "pairs")
 
     def scores(self, shard_name: str) -> Path:
         """The scores of a shard."""
-        return Path(self.root, "scores", f"{shard_name}.parquet")
+        return self.scores_folder / f"{shard_name}.parquet"
 
     def faults(self, shard_name: str) -> Path:
         """The faults of a shard."""
-        return Path(self.root, "faults", f"{shard_name}.json")
+        return self.faults_folder / f"{shard_name}.json"
 
     def pairs(self, shard_name: str) -> Path:
         """The pairs of a shard, without the suffix that tells their format."""
@@ -74,7 +84,7 @@ class RunFolder:
 
     def score_files(self) -> list[Path]:
         """The scores of all shards that are done, in order."""
-        return sorted(Path(self.root, "scores").glob("*.parquet"))
+        return sorted(self.scores_folder.glob("*.parquet"))
 
     def tables(self) -> Iterator[pa.Table]:
         """The scores of all shards that are done, one after the other."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..files import unfinished
+from ..files import remove_unfinished, unfinished
 from .streams import Fault, Sample
 
 
@@ -104,6 +104,20 @@ def write_pairs(
     return target
 
 
+def remove_unfinished_pairs(path: str | os.PathLike[str], format: PairFormat) -> None:
+    """Removes what processes that were killed have left of the pairs of a shard. None may be writing them.
+
+    Args:
+        path (`str` or `Path`):
+            As of [`write_pairs`].
+        format (`str`):
+            Of the pairs.
+    """
+    path = Path(path)
+    for target in (path, path.with_name(path.name + SUFFIXES[format])):
+        remove_unfinished(target)
+
+
 def _join(samples: Iterable[Sample | Fault], rows: pa.Table, models: Models) -> Iterator[_Picture]:
     """The samples that have rows, with these."""
     identities = {role: f"{model['name']}@{model['fingerprint']}" for role, model in models.items()}
@@ -139,10 +153,12 @@ class _ParquetWriter:
 
     def add(self, picture: _Picture) -> None:
         image = {"bytes": _encoded(picture.sample), "path": None}
-        self.pairs += [{"image": image, **record} for record in picture.records]
-        self.num_bytes += len(image["bytes"])
-        if self.num_bytes >= _GROUP_BYTES or len(self.pairs) >= _GROUP_ROWS:
-            self.flush()
+        for record in picture.records:
+            self.pairs.append({"image": image, **record})
+            # Arrow holds it once a pair, before the file holds it once a group.
+            self.num_bytes += len(image["bytes"])
+            if self.num_bytes >= _GROUP_BYTES or len(self.pairs) >= _GROUP_ROWS:
+                self.flush()
 
     def flush(self) -> None:
         """Writes what was gathered."""
@@ -218,7 +234,8 @@ class _ListWriter:
 
 @contextmanager
 def _json(beside: Path, path: Path) -> Iterator[_Writer]:
-    if path.is_dir():  # of a run that was cut short between folder and list
+    if path.is_dir():  # of an earlier run, whose list must not outlive its pictures
+        path.with_name(path.name + SUFFIXES["json"]).unlink(missing_ok=True)
         shutil.rmtree(path)
     with ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
         file.write("[")
@@ -238,4 +255,4 @@ def _suffix(content: bytes) -> str:
         return {"JPEG": "jpg", "MPO": "jpg"}.get(header.format, header.format.lower())
 
 
-__all__ = ["SUFFIXES", "PairFormat", "write_pairs"]
+__all__ = ["SUFFIXES", "PairFormat", "remove_unfinished_pairs", "write_pairs"]
