@@ -16,6 +16,8 @@ from blip_hf.data.pairs import PairDataset
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.processing_blip import BlipProcessor
 
+from .twins import tiny_capfilt
+
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "red", "square"]
 COLLATORS = [BlipPretrainingCollator, BlipMatchingCollator, BlipCaptioningCollator]
@@ -73,10 +75,19 @@ def test_pretraining_batch_is_that_of_the_docstring(processor, records):
 
 def test_matching_batch_is_that_of_the_docstring(processor, records):
     batch = BlipMatchingCollator(processor)(records)
-    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "image_ids"}
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert_close(batch["input_ids"], torch.tensor([[11, 5, 9, 3, 0], [11, 5, 8, 9, 3]]))
     assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]))
-    assert_close(batch["image_ids"], torch.tensor([7, 9]))
+
+
+def test_a_matching_batch_is_what_its_model_takes():
+    _, processor, matcher, _ = tiny_capfilt()
+    pairs = [{"image": grey(level), "caption": "a b", "label": level % 2} for level in range(3)]
+    batch = BlipMatchingCollator(processor)(pairs)
+    assert batch["labels"].tolist() == [0, 1, 0]
+    assert matcher(**batch).loss > 0
+    del pairs[0]["label"]
+    assert matcher(**BlipMatchingCollator(processor)(pairs)).itm_logits.shape == (3, 2)
 
 
 def test_captioning_batch_is_that_of_the_docstring(processor, records):

@@ -70,28 +70,7 @@ class PairCollator:
         return dict(features)
 
 
-class _IdentifiedPairCollator(PairCollator):
-    """A collator that also says which pairs share a picture."""
-
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        pairs = self._usable_pairs(records)
-        return {**self._encode(pairs), "image_ids": torch.tensor([pair["image_id"] for pair in pairs])}
-
-
-class BlipPretrainingCollator(_IdentifiedPairCollator):
+class BlipPretrainingCollator(PairCollator):
     """Pairs to the inputs of [`BlipForPreTraining`], whose rows start with `[CLS]`: the model puts `[ENC]` and `[DEC]`.
 
     Args:
@@ -131,8 +110,25 @@ class BlipPretrainingCollator(_IdentifiedPairCollator):
     def __init__(self, processor: BlipProcessor, max_length: int = 30) -> None:
         super().__init__(processor, max_length)
 
+    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
+        """Makes a batch.
 
-class BlipMatchingCollator(_IdentifiedPairCollator):
+        Args:
+            records (`Sequence[dict]`):
+                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
+            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
+
+        Raises:
+            ValueError: If no record can be used.
+        """
+        pairs = self._usable_pairs(records)
+        return {**self._encode(pairs), "image_ids": torch.tensor([pair["image_id"] for pair in pairs])}
+
+
+class BlipMatchingCollator(PairCollator):
     """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`], whose rows start with `[ENC]`.
 
     Args:
@@ -142,7 +138,8 @@ class BlipMatchingCollator(_IdentifiedPairCollator):
             Longest row in tokens, `[ENC]` and `[SEP]` included. BLIP's retrieval has 35.
 
     Example:
-        The records of [`BlipPretrainingCollator`] give the same batch but for
+        The records of [`BlipPretrainingCollator`], whose `image_id` is not needed here, give the same batch without
+        `image_ids`, and
 
         ```text
         input_ids       [[11, 5, 9, 3, 0],
@@ -154,6 +151,26 @@ class BlipMatchingCollator(_IdentifiedPairCollator):
 
     def __init__(self, processor: BlipProcessor, max_length: int = 35) -> None:
         super().__init__(processor, max_length)
+
+    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
+        """Makes a batch.
+
+        Args:
+            records (`Sequence[dict]`):
+                Records `{"image", "caption"}`, or `None` for one that is left out. Each may have a `label`: 1 for a pair
+                that matches, 0 for one that does not.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
+            shape `(b, t)`, and, where each record has one, `labels` of shape `(b,)`, int64.
+
+        Raises:
+            ValueError: If no record can be used.
+        """
+        pairs = self._usable_pairs(records)
+        labels = [pair["label"] for pair in pairs if "label" in pair]
+        given = {"labels": torch.tensor(labels)} if len(labels) == len(pairs) else {}
+        return {**self._encode(pairs), **given}
 
 
 class BlipCaptioningCollator(PairCollator):
