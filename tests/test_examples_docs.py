@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.cli import bootstrap, capfilt, evaluate, finetune, pretrain
 from blip_hf.cli.options import build_parser, parse_options
+
+from .twins import tiny_capfilt
 
 
 ROOT = Path(__file__).parents[1]
@@ -139,3 +142,23 @@ def test_python_of_pages_parses_and_imports_what_there_is(page):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("blip_hf"):
                 module = importlib.import_module(node.module)
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_python_of_the_readme_that_uses_checkpoints_runs_as_printed(tmp_path, monkeypatch, capsys):
+    captioner, processor, matcher, _ = tiny_capfilt()
+    models = {
+        "runs/demo/captioner": captioner,
+        "Salesforce/blip-image-captioning-base": captioner,
+        "Salesforce/blip-itm-base-coco": matcher,
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, model in models.items():
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+    for number in (1, 2):
+        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(f"{number}.jpg")
+    used = [block for block in blocks(ROOT / "README.md", "python") if any(f'"{name}"' in block for name in models)]
+    assert {name for name in models if any(name in block for block in used)} == set(models)
+    for block in used:
+        exec(block.replace('"cuda"', '"cpu"'), {})
+    assert "tensor(" in capsys.readouterr().out
