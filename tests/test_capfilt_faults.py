@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is left out of a source, is counted, and stops nothing."""
 
+import errno
 import gzip
+import json
+import os
+import re
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from blip_hf.capfilt import streams
-from blip_hf.capfilt.samples import Fault, Sample
+from blip_hf.capfilt.samples import Fault, Sample, find_shards
 from blip_hf.data.images import UnreadableImageError
 
 from .capfilt_sources import bomb, encoded, read, summary, write_json, write_pictures, write_tar
@@ -147,3 +153,62 @@ def test_parquet_rows_without_a_picture_or_text_are_faults(tmp_path):
     table = pa.table({"image": [None, encoded(), encoded()], "caption": ["a", None, "c"], "id": ["p", "q", "r"]})
     pq.write_table(table, tmp_path / "x.parquet")
     assert summary(read(tmp_path / "x.parquet")) == [("x/p", "bad_record"), ("x/q", "bad_record"), ("x/r", ("c",))]
+
+
+NESTED = "[" * 100_000
+
+
+def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
+    write_pictures(tmp_path, "red")
+    good = {"image": "red.png", "caption": "red"}
+    half = json.dumps({**good, "image_id": "\ud800"})
+    lines = [half, NESTED, json.dumps({**good, "image": "\udc80.png"}), "", json.dumps(good)]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    items = read(tmp_path / "l.jsonl")
+    assert [reason for _, reason in summary(items)] == [*["bad_record"] * 3, ("red",)]
+    json.dumps([asdict(item) for item in items[:3]])
+    members = [("0.png", encoded()), ("0.json", NESTED.encode()), ("1.png", encoded()), ("1.txt", b"fine")]
+    members += [("2.png", encoded()), ("2.json", b'{"caption": "a", "image_id": "\\ud800"}')]
+    assert summary(read(write_tar(tmp_path / "a.tar", members))) == [
+        ("a/0", "bad_record"),
+        ("a/1", ("fine",)),
+        ("a/2", "bad_record"),
+    ]
+    (tmp_path / "n.json").write_text(NESTED)
+    with pytest.raises(ValueError, match="cannot be parsed"):
+        read(tmp_path / "n.json")
+
+
+def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
+    write_pictures(tmp_path, "red")
+    rows = ["file_name,text", "red.png,one", "red.png,two, and a comma", f"red.png,{'x' * 200_000}", "red.png,four"]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    assert summary(read(tmp_path)) == [
+        ("metadata/00000000", ("one", "four")),
+        ("metadata/00000001", "bad_record"),
+        ("metadata/00000002", "bad_record"),
+    ]
+
+
+def test_texts_and_faults_of_a_record_keep_their_order(tmp_path):
+    write_pictures(tmp_path, "red")
+    (shard,) = find_shards(
+        write_json(tmp_path / "l.json", [{"image": "red.png", "caption": ["a", "b", ".", "...", "c"]}])
+    )
+    assert [what for _, what in summary(shard.read())] == [("a", "b"), "empty_text", "empty_text", ("c",)]
+    assert [what for _, what in summary(shard.samples())] == [("a", "b", "c"), "empty_text", "empty_text"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+def test_a_failing_disk_is_no_fault_of_a_picture(number, tmp_path, monkeypatch):
+    write_pictures(tmp_path, "red")
+    (sample,) = read(write_json(tmp_path / "l.json", [{"image": "red.png", "caption": "a"}]))
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        read(tmp_path / "l.json")
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        sample.picture()

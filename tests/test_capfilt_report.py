@@ -163,6 +163,18 @@ def test_labels_stay_with_their_records_when_some_are_left_out(tmp_path):
     assert build_report(run)["filter"] is None
 
 
+def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    record = {"image": "0.png", "caption": ["one", "...", "two"], "image_id": 7}
+    (tmp_path / "web.json").write_text(json.dumps([record]))
+    rows = [("web/00000000", 0, "one", "web", 0.9, 0.0), ("web/00000000", 1, "two", "web", 0.1, 0.0)]
+    table = score_table(rows)
+    table = table.set_column(table.schema.get_field_index("image_id"), SCHEMA.field("image_id"), pa.array(["7", "7"]))
+    run = write_run(tmp_path / "run", {"web-00000": table}, source=str(tmp_path / "web.json"))
+    report = build_report(run, labels=[1, 1, 0])
+    assert report["filter"] == filter_metrics([0.9, 0.1], [1, 0])
+
+
 def test_labels_that_do_not_fit_are_refused(tmp_path):
     run = list_run(tmp_path)
     with pytest.raises(ValueError, match="5 labels, but 6 records"):

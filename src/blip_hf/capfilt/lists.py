@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Shards of JSON lists and image folders, which are read once and cut, and of drawn scenes."""
 
+import csv
 import json
 import os
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..data.annotations import SHAPES, read_metadata_csv, standard_records
+from ..data.annotations import SHAPES, read_metadata_row, standard_records
 from ..data.records import Record, check_record, read_captions, read_json, read_optional_id, read_path
 from ..data.scenes import Scenes
 from ..data.sources import METADATA_FILES
@@ -65,10 +66,10 @@ def scene_shards(scenes: Scenes, shard_size: int) -> list[Shard]:
 
 def _read_records(path: Path) -> Sequence[Any]:
     if path.suffix == ".csv":
-        return read_metadata_csv(path)
+        return _read_rows(path)
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            return [_parse_line(line) for line in lines]
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+            return [_parse_line(line) for line in lines if line.strip()]
     content = read_json(path)
     if isinstance(content, dict):
         return standard_records(content, str(path), split="train")
@@ -77,18 +78,33 @@ def _read_records(path: Path) -> Sequence[Any]:
     return content
 
 
+def _read_rows(path: Path) -> list[Any]:
+    records: list[Any] = []
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.DictReader(file)
+        while True:
+            try:
+                records.append(read_metadata_row(next(rows), f"{path}, record {len(records)}"))
+            except StopIteration:
+                return records
+            except (ValueError, csv.Error) as error:
+                records.append(error)
+
+
 def _parse_line(line: str) -> Any:
+    """A record, or why there is none, which is a fault when its turn comes."""
     try:
         return json.loads(line)
-    except ValueError:
-        return line  # a record that is no object, and a fault when its turn comes
+    except (ValueError, RecursionError) as error:
+        return error
 
 
 def _picture_of(record: Any, image_field: str) -> Any:
     """What neighbours of the same picture have in common, whether or not the record is sound."""
     if not isinstance(record, dict):
         return None
-    return record.get("image_id"), record.get(image_field)
+    values = (record.get("image_id"), record.get(image_field))
+    return tuple(value if isinstance(value, (int, str)) else None for value in values)
 
 
 def _cuts(pictures: Sequence[Any], shard_size: int) -> list[tuple[int, int]]:
@@ -104,6 +120,9 @@ def _stream(
 ) -> Stream:
     for row, record in enumerate(records, first_row):
         sample_id = f"{name}/{row:08d}"
+        if isinstance(record, Exception):
+            yield Fault(sample_id, "bad_record", str(record))
+            continue
         try:
             check_record(record, sample_id, image_field)
             path = read_path(record, image_field, sample_id)

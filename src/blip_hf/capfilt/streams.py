@@ -8,12 +8,14 @@ the data.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
+from itertools import groupby
 from typing import Literal
 
 from PIL import Image
 
-from ..data.images import open_image
+from ..data.images import is_fault_of_machine, open_image
 from ..data.text import pre_caption
 
 
@@ -116,9 +118,10 @@ class Shard:
 
 
 def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_id: str) -> Stream:
-    """A sample with those of its texts that are fit for use, after a fault for each of the others.
+    """A sample with those of its texts that are fit for use, and a fault for each of the others, in their order.
 
-    A sample of which no text is left is left out too.
+    It comes in pieces where a fault is in between, which [`Shard.samples`] puts together. A sample of which no text is
+    left is left out too, and so is one whose id or path no table can hold.
 
     Args:
         sample_id (`str`):
@@ -131,17 +134,17 @@ def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_
             Id of the picture.
 
     Yields:
-        `Sample` or `Fault`: the faults, then the sample.
+        `Sample` or `Fault`: the next one.
     """
-    fit = []
-    for text in texts:
-        fault = _fault_of_text(sample_id, text)
+    for name, value in (("image_id", image_id), ("path", image)):
+        if isinstance(value, str) and not _is_unicode(value):
+            yield Fault(sample_id, "bad_record", f"its {name} is no Unicode: {value!a}")
+            return
+    for fault, run in groupby(texts, key=partial(_fault_of_text, sample_id)):
         if fault is None:
-            fit.append(text.strip())
+            yield Sample(sample_id, image, tuple(text.strip() for text in run), image_id)
         else:
-            yield fault
-    if fit:
-        yield Sample(sample_id, image, tuple(fit), image_id)
+            yield from (fault for _ in run)
 
 
 def _merge_neighbours(items: Stream) -> Stream:
@@ -163,11 +166,14 @@ def _fault_of_text(sample_id: str, text: str) -> Fault | None:
         return Fault(sample_id, "huge_text", f"{len(text)} characters, at most {MAX_TEXT_LENGTH} are taken")
     if not pre_caption(text).strip():
         return Fault(sample_id, "empty_text", f"{text!r} has no words left")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        return Fault(sample_id, "bad_record", f"its text is no Unicode: {error}")
+    if not _is_unicode(text):
+        return Fault(sample_id, "bad_record", f"its text is no Unicode: {text!a}")
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it is what UTF-8 can hold; JSON can spell half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _fault_of_picture(sample: Sample) -> Fault | None:
@@ -181,6 +187,8 @@ def _fault_of_picture(sample: Sample) -> Fault | None:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return Fault(sample.sample_id, "huge_image", str(error))
     except Exception as error:
+        if is_fault_of_machine(error):
+            raise
         # Decoders raise whatever they stumble over in a broken file.
         return Fault(sample.sample_id, "unreadable_image", f"{type(error).__name__}: {error}")
     if width * height > MAX_IMAGE_PIXELS:

@@ -130,7 +130,7 @@ def _sample(members: _Members) -> Stream:
         record = check_record(json.loads(members.record or b"{}"), f"the JSON of {sample_id}", "caption")
         texts = read_captions(record, sample_id) if members.text is None else [members.text.decode()]
         image_id = read_optional_id(record, "image_id", sample_id)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield Fault(sample_id, "bad_record", str(error))
         return
     yield from check_texts(sample_id, members.image, texts, sample_id if image_id is None else str(image_id))

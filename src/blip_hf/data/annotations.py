@@ -118,17 +118,33 @@ def read_metadata_csv(path: Path) -> list[Record]:
         ValueError: If a row has more fields than the head line.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = list(csv.DictReader(file))
-    for number, record in enumerate(records):
-        if None in record:
-            raise ValueError(
-                f"{path}, record {number} has {len(record[None])} more fields than the head line. Put captions with"
-                ' commas in double quotes: "a dog, running".'
-            )
-        if "image_id" in record:
-            image_id = record["image_id"]
-            record["image_id"] = int(image_id) if image_id and image_id.isdecimal() else image_id or None
-    return records
+        return [read_metadata_row(row, f"{path}, record {number}") for number, row in enumerate(csv.DictReader(file))]
+
+
+def read_metadata_row(row: dict[str | None, Any], where: str) -> Record:
+    """A row of a `metadata.csv` as [`read_metadata_csv`] gives it.
+
+    Args:
+        row (`dict`):
+            What `csv.DictReader` makes of it.
+        where (`str`):
+            File and number, for the message.
+
+    Returns:
+        `Record`: the row.
+
+    Raises:
+        ValueError: If it has more fields than the head line.
+    """
+    if None in row:
+        raise ValueError(
+            f"{where} has {len(row[None])} more fields than the head line. Put captions with commas in double quotes:"
+            ' "a dog, running".'
+        )
+    if "image_id" not in row:
+        return row
+    image_id = row["image_id"]
+    return {**row, "image_id": int(image_id) if image_id and image_id.isdecimal() else image_id or None}
 
 
 def load_nocaps(
@@ -238,4 +254,11 @@ def _karpathy_record(image: Record, where: str) -> Record:
     }
 
 
-__all__ = ["NoCapsPicture", "coco_image_id", "load_nocaps", "read_metadata_csv", "standard_records"]
+__all__ = [
+    "NoCapsPicture",
+    "coco_image_id",
+    "load_nocaps",
+    "read_metadata_csv",
+    "read_metadata_row",
+    "standard_records",
+]

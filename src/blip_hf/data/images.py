@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One way to read a picture, whatever holds it: upright, in RGB, with 8 bits a channel."""
 
+import errno
 import os
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,26 @@ _ACCEPTED = (
 
 # Longer names are cut in errors: they may be pictures in base64, which are to come as `data:` URLs or bytes.
 _LONGEST_NAME = 300
+
+
+# What says that a disk or a connection fails, or that the process has too much open: the file may well be sound.
+_FAULTS_OF_MACHINE = frozenset(
+    {
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
+)
 
 
 class UnreadableImageError(ValueError):
@@ -51,6 +72,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 
     Raises:
         UnreadableImageError: If the picture cannot be read.
+        OSError: If the machine is at fault, as a disk that fails, so that another attempt may do better.
 
     Example:
         >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
@@ -75,7 +97,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
         `PIL.Image.Image`: to be read and not changed.
 
     Raises:
-        UnreadableImageError: If the picture cannot be read.
+        UnreadableImageError, OSError: As `open_image`.
     """
     source, default_name = _unwrap(source)
     name = name or default_name
@@ -90,10 +112,29 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             return _to_rgb(_upright(image))
     except Exception as error:
         # Decoders raise whatever they stumble over in a broken file: OSError, SyntaxError, struct.error and more.
+        if is_fault_of_machine(error):
+            raise
         raise UnreadableImageError(
             f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"
             " replace or leave out this picture."
         ) from error
+
+
+def is_fault_of_machine(error: Exception) -> bool:
+    """Whether an error in reading says something of the machine rather than of the file.
+
+    Args:
+        error (`Exception`):
+            What was raised.
+
+    Returns:
+        `bool`: whether another attempt may do better.
+
+    Example:
+        >>> is_fault_of_machine(OSError(errno.EIO, "Input/output error")), is_fault_of_machine(FileNotFoundError())
+        (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in _FAULTS_OF_MACHINE
 
 
 def _unwrap(source: ImageSource) -> tuple[Any, str]:
@@ -163,4 +204,4 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-__all__ = ["ImageSource", "UnreadableImageError", "open_image", "view_image"]
+__all__ = ["ImageSource", "UnreadableImageError", "is_fault_of_machine", "open_image", "view_image"]

@@ -45,7 +45,7 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
             # Not `splitlines`: texts may hold what it takes for the end of a line, such as U+2028.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be parsed ({error}). Expected is JSON in a .json file, such as a list of records, and one"
             " record a line in a .jsonl file."
