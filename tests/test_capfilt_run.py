@@ -250,6 +250,15 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == contents(undisturbed[0])
 
+    # A report that was asked for in the midst of the run is not the last one.
+    last = (out / "report.json").read_bytes()
+    content = json.loads(last)
+    content["totals"]["num_shards"] = 1
+    (out / "report.json").write_text(json.dumps(content))
+    assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
+    assert (out / "report.json").read_bytes() == last
+    capsys.readouterr()
+
     pairs = tmp_path / "pairs"
     assert main(["capfilt", "refilter", str(out), "--output", str(pairs)]) == 0
     kept = json.loads(capsys.readouterr().out.splitlines()[-1])

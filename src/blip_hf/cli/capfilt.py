@@ -4,10 +4,10 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..capfilt.settings import CapFiltSettings
 from .options import Command, parse_task
@@ -165,12 +165,19 @@ def run(options: RunOptions) -> None:
     )
     if process_index > 0:
         return
-    if not Path(options.output, "report.html").is_file():
+    if not _has_report_of(Path(options.output), totals):
         try:
             write_report(options.output)
         except ImportError as error:
             print(f"blip-hf capfilt: no report.html: {error}", file=sys.stderr)
     print(json.dumps(totals))
+
+
+def _has_report_of(folder: Path, totals: Mapping[str, Any]) -> bool:
+    """Whether there is a report with these totals, and not one of the shards that were whole at some time."""
+    figures = folder / "report.json"
+    has_both = figures.is_file() and (folder / "report.html").is_file()
+    return has_both and json.loads(figures.read_text(encoding="utf-8"))["totals"] == totals
 
 
 def refilter(options: RefilterOptions) -> None:
