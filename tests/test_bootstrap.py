@@ -2,6 +2,8 @@
 """`blip-hf bootstrap`: its settings, its stages, its table, and the whole loop in small."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 import transformers
 import yaml
 
-from blip_hf.bootstrap.config import SCENE_SECTIONS, VARIANTS, FileData, LoopSettings
-from blip_hf.bootstrap.loop import SeedResult
+from blip_hf.bootstrap.config import VARIANTS, FileData, LoopSettings
+from blip_hf.bootstrap.loop import SeedResult, drop_checkpoints
+from blip_hf.bootstrap.scene_sections import SCENE_SECTIONS
 from blip_hf.bootstrap.stages import run_stage, source_digests
 from blip_hf.bootstrap.table import render, summarise
 from blip_hf.cli import bootstrap
@@ -180,6 +183,18 @@ def test_recipes_fit(recipe):
         ({"data": {"web": "a.json"}}, "data does not fit FileData"),
         ({"data": {"num_wep": 5}}, "data names num_wep"),
         ({"model": {"width": 5}}, "model names width"),
+        ({"seeds": 3}, r"seeds=3, expected a list"),
+        ({"seeds": ["a"]}, r"seeds=\('a',\), expected a list"),
+        ({"capfilt": {"max_length": 4}}, "capfilt: max_length=4 has no room .* Pass 5 or more"),
+        ({"evaluation": {"max_length": 4}}, "evaluation: max_length=4 has no room .* Pass 5 or more"),
+        ({"captioner": {"prompt": None}}, "capfilt: prompt=None is no text. Pass '' for none"),
+        ({"evaluation": {"num_beams": 0}}, "evaluation: num_beams=0 is too small"),
+        ({"evaluation": {"batch_size": 0}}, "evaluation: batch_size=0 is too small"),
+        ({"evaluation": {"batch_size": "all"}}, "evaluation does not fit"),
+        ({"evaluation": 3}, "evaluation is 3, expected names with values"),
+        ({"data": 3}, "data is 3, expected names with values"),
+        ({"rule": 3}, "rule is 3, expected names with values"),
+        ({"device": "gpu"}, "device='gpu' is unknown; pass 'cpu' or 'cuda'"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_stage(values, message):
@@ -191,6 +206,19 @@ def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process"):
         bootstrap.main([])
+
+
+def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX, 1, 0);"
+        " print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / bootstrap.LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="Another blip-hf bootstrap is at work in"):
+            bootstrap.main(["--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCK]
 
 
 # Stages
@@ -248,6 +276,28 @@ def test_a_stage_that_was_whole_but_not_in_place_is_not_run_again(tmp_path):
     again = run_stage(tmp_path / "stage", {}, [], counting_action(calls, "stage"), print)
     assert (again, calls) == (stage, ["stage"])
     assert stage.folder.is_dir()
+
+
+def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
+    for name, state in (("checkpoint-1", "{}"), ("checkpoint-2", '{"half'), ("checkpoint-3", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    drop_checkpoints(tmp_path, but_whole=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    # Killed while the last one is removed: what is left of it is not taken for whole.
+    with monkeypatch.context() as patch:
+        patch.setattr("blip_hf.bootstrap.loop.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drop_checkpoints(tmp_path)
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
+    drop_checkpoints(tmp_path, but_whole=True)
+    assert not list(tmp_path.iterdir())
 
 
 # Figures

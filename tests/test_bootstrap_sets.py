@@ -90,6 +90,27 @@ def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     assert verdicts == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
 
 
+def test_a_picture_is_the_same_however_its_path_is_spelled(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for name in "abcd":
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{name}.png")
+    lists = {
+        "human": [{"image": f"photos/{name}.png", "caption": name} for name in "abcd"],
+        "web": [
+            {"image": f"{way}/{name}.png", "caption": name} for name in "abcd" for way in ("photos/../photos", "link")
+        ],
+    }
+    for name, content in lists.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    web, human = (str(tmp_path / f"{name}.json") for name in ("web", "human"))
+    figures = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
+    assert (figures["num_web"], figures["num_human"]) == (4, 2)
+    left = read_web(tmp_path / "sets" / WEB)
+    assert set(left["caption"].to_pylist()).isdisjoint(datasets.load_from_disk(tmp_path / "sets" / HUMAN)["caption"])
+    assert len(set(left["image_id"].to_pylist())) == 2
+
+
 def test_each_text_of_a_picture_has_its_own_label(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     web = [{"image": "a.png", "caption": caption} for caption in ("right", "wrong ", "right too")]

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..capfilt.settings import CapFiltSettings
+from ..capfilt.settings import CapFiltSettings, least_length
+from .scene_sections import SCENE_SECTIONS
 
 
 if TYPE_CHECKING:
@@ -30,36 +31,6 @@ RULED = frozenset({"repeated", "filtered", "bootstrapped"})
 TRAINING_SECTIONS = ("pretrain", "captioner", "filter")
 # What the loop itself says to each stage.
 OWN_OPTIONS = frozenset({"model", "data", "eval_data", "output_dir", "seed", "use_cpu", "resume_from_checkpoint"})
-
-# A short course of training of a small model, as the demo's: high rate, fixed temperature, short memory.
-_SMALL = MappingProxyType(
-    {
-        "per_device_train_batch_size": 64,
-        "lr_scheduler_type": "cosine",
-        "learn_temperature": False,
-        "max_grad_norm": 1.0,
-        "augment": False,
-        "logging_steps": 25,
-        "save_steps": 200,
-    }
-)
-_SMALL_CONTRAST = MappingProxyType({**_SMALL, "queue_size": 256, "momentum": 0.98})
-SCENE_SECTIONS: Mapping[str, Section] = MappingProxyType(
-    {
-        "pretrain": {
-            **_SMALL_CONTRAST,
-            "max_steps": 900,
-            "learning_rate": 1e-3,
-            "warmup_steps": 60,
-            "in_memory": True,
-        },
-        "captioner": {**_SMALL, "max_steps": 120, "learning_rate": 3e-4, "warmup_steps": 10},
-        "filter": {**_SMALL_CONTRAST, "max_steps": 120, "learning_rate": 3e-4, "warmup_steps": 10},
-        # A scene has one right caption, so that what sampling adds is no variety but mistakes.
-        "capfilt": {"strategy": "greedy", "max_length": 30, "batch_size": 64},
-        "evaluation": {"k_test": 32, "num_beams": 1, "max_length": 30},
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -143,6 +114,9 @@ class EvaluationSettings:
             Least tokens likewise.
         batch_size (`int`, *optional*, defaults to 32):
             Pictures of one batch.
+
+    Raises:
+        ValueError: If a number is too small.
     """
 
     k_test: int = 128
@@ -150,6 +124,11 @@ class EvaluationSettings:
     max_length: int = 20
     min_length: int = 5
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("k_test", 1), ("num_beams", 1), ("max_length", 1), ("min_length", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is too small. Pass {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -166,7 +145,7 @@ class LoopSettings:
         with_human (`bool`, *optional*, defaults to `True`):
             Whether all models are pre-trained on the human pairs too, as in the paper.
         device (`str`, *optional*):
-            `"cpu"` to stay there. By default the GPU is used if there is one.
+            `"cpu"` to stay there, or `"cuda"`. By default the GPU is used if there is one.
         model (`Mapping`, *optional*):
             For scenes: sizes of the model, fields of [`~blip_hf.demo.pretrain.DemoSettings`]. For files the sizes are
             options of `pretrain`.
@@ -200,9 +179,15 @@ class LoopSettings:
         unknown = [variant for variant in self.variants if variant not in VARIANTS]
         if unknown:
             raise ValueError(f"The variant {unknown[0]!r} is unknown; pass some of {', '.join(VARIANTS)}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}, expected one or several different numbers.")
+        is_list = isinstance(self.seeds, (list, tuple)) and all(type(seed) is int for seed in self.seeds)
+        if not is_list or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds!r}, expected a list of one or several different numbers, as [0, 1].")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"device={self.device!r} is unknown; pass 'cpu' or 'cuda', or leave it out.")
         object.__setattr__(self, "variants", tuple(name for name in VARIANTS if name in {"noisy", *self.variants}))
+        for section in (*TRAINING_SECTIONS, "model", "capfilt", "rule"):
+            if not isinstance(getattr(self, section), Mapping):
+                raise ValueError(f"{section} is {getattr(self, section)!r}, expected names with values.")
         for section in TRAINING_SECTIONS:
             own = sorted(OWN_OPTIONS & set(getattr(self, section)))
             if own:
@@ -237,8 +222,8 @@ class LoopSettings:
             got = ", ".join(sorted(set(values) - known)) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"The settings of the loop name {got}, expected some of {', '.join(sorted(known))}.")
         values = {name: value for name, value in values.items() if value is not None}
-        data = dict(values.pop("data", {}))
-        is_drawn = not {"web", "human", "eval"} & set(data)
+        data = values.pop("data", {})
+        is_drawn = not (isinstance(data, Mapping) and {"web", "human", "eval"} & set(data))
         sections = {name: dict(section) for name, section in (SCENE_SECTIONS if is_drawn else {}).items()}
         for name, value in values.items():
             if isinstance(value, Mapping):
@@ -254,11 +239,20 @@ class LoopSettings:
         Raises:
             ValueError: If an option is unknown or does not fit.
         """
+        import torch
+
         from ..capfilt.rules import Rule
 
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
         self.capfilt_settings(0)
+        if self.evaluation.max_length < least_length(self.prompt):
+            raise ValueError(
+                f"evaluation: max_length={self.evaluation.max_length} has no room for a caption behind the prompt"
+                f" {self.prompt!r}. Pass {least_length(self.prompt)} or more."
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda', but there is no GPU that torch finds. Pass 'cpu', or leave it out.")
         _build(Rule, self.rule, "rule")
         if self.is_drawn:
             self.demo_settings(0)
@@ -349,6 +343,8 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: type, values: Section, section: str) -> Any:
     """An instance of a dataclass, or an error that names what it does not know."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{section} is {values!r}, expected names with values.")
     known = {option.name for option in fields(kind) if option.init}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -357,6 +353,8 @@ def _build(kind: type, values: Section, section: str) -> Any:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{section} does not fit {kind.__name__}: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def _refuse_numbers_as_text(values: Section, section: str) -> None:
@@ -370,7 +368,6 @@ def _refuse_numbers_as_text(values: Section, section: str) -> None:
 __all__ = [
     "OWN_OPTIONS",
     "RULED",
-    "SCENE_SECTIONS",
     "TRAINING_SECTIONS",
     "VARIANTS",
     "EvaluationSettings",

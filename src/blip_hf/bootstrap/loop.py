@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The loop itself: which stage reads what of which others, for each seed."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -190,7 +191,7 @@ class _SeedLoop:
             own = self._own(work, start, pairs.folder)
             options, arguments = self.settings.options("pretrain", {**own, **sizes})
             figures = {**pairs.figures, **_length(pretrain(options, arguments))}
-            _drop_checkpoints(work)
+            drop_checkpoints(work)
             return figures
 
         return self._run(f"pretrain-{variant}", dict(self.settings.pretrain), [start, pairs], action)
@@ -202,7 +203,7 @@ class _SeedLoop:
         def action(work: Path) -> Figures:
             options, arguments = self.settings.options(section, self._own(work, noisy, sets.folder / HUMAN))
             figures = _length(task.finetune(options, arguments))
-            _drop_checkpoints(work)
+            drop_checkpoints(work)
             return figures
 
         return self._run(section, dict(getattr(self.settings, section)), [sets, noisy], action)
@@ -254,7 +255,7 @@ class _SeedLoop:
 
     def _own(self, work: Path, model: Stage, pairs: Path) -> dict[str, Any]:
         """What the loop says to a stage that trains; it goes on from a checkpoint that is whole."""
-        _drop_checkpoints(work, but_whole=True)
+        drop_checkpoints(work, but_whole=True)
         return {
             "model": str(model.folder),
             "data": [str(pairs)],
@@ -268,11 +269,28 @@ def _length(metrics: dict[str, float]) -> Figures:
     return {"train_loss": metrics["train_loss"], "train_minutes": metrics["train_runtime"] / 60}
 
 
-def _drop_checkpoints(folder: Path, *, but_whole: bool = False) -> None:
-    """Removes what a training goes on from: all of it once it is over, or what was cut off while it was written."""
+def drop_checkpoints(folder: Path, *, but_whole: bool = False) -> None:
+    """Removes what a training goes on from: all of it once it is over, or what a kill has left in halves.
+
+    Args:
+        folder (`Path`):
+            Where the training writes.
+        but_whole (`bool`, *optional*, defaults to `False`):
+            Whether to leave checkpoints that are whole.
+    """
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (but_whole and (checkpoint / TRAINER_STATE).is_file()):  # which is written last
+        state = checkpoint / TRAINER_STATE  # what is written last goes first
+        if not (but_whole and _is_json(state)):
+            state.unlink(missing_ok=True)
             shutil.rmtree(checkpoint)
 
 
-__all__ = ["SeedResult", "run_seed"]
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+__all__ = ["SeedResult", "drop_checkpoints", "run_seed"]

@@ -5,6 +5,7 @@ A set for training or evaluation is a data set saved with `save_to_disk`, as eve
 Parquet files, as CapFilt streams it.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -137,19 +138,21 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
         raise ValueError(
             f"{data.web_labels} holds {len(labels)} labels, expected {len(web)}, one a record of the web."
         )
+    # A picture is the same however its path is spelled.
+    web, human = ([{**record, "picture": os.path.realpath(record["image"])} for record in own] for own in (web, human))
     web = [{**record, "id": str(number)} for number, record in enumerate(web)]
     if data.human_share < 1:
-        pictures = list(dict.fromkeys(record["image"] for record in human))
+        pictures = list(dict.fromkeys(record["picture"] for record in human))
         order = np.random.default_rng(seed).permutation(len(pictures))
         chosen = {pictures[i] for i in order[: max(1, round(data.human_share * len(pictures)))]}
-        human = [record for record in human if record["image"] in chosen]
-        web = [record for record in web if record["image"] not in chosen]
+        human = [record for record in human if record["picture"] in chosen]
+        web = [record for record in web if record["picture"] not in chosen]
     if not web:
         raise ValueError(f"human_share={data.human_share} leaves nothing of the web. Pass less.")
     evaluation = load_pairs(data.eval, image_root=data.image_root, split=data.eval_split)
     # Numbers of pictures that web and human have in common.
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(r["image"] for r in [*web, *human]))}
-    web, human = ([{**record, "image_id": numbers[record["image"]]} for record in own] for own in (web, human))
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(r["picture"] for r in [*web, *human]))}
+    web, human = ([{**record, "image_id": numbers[record["picture"]]} for record in own] for own in (web, human))
     write_web(map(_with_full_path, web), folder / WEB, is_drawn=False)
     save_pairs(list(map(_with_full_path, human)), folder / HUMAN, is_drawn=False)
     save_pairs(list(map(_with_full_path, evaluation)), folder / EVAL, is_drawn=False)

@@ -41,6 +41,13 @@ class CapFiltSettings:
         for name, least in (("num_captions", 0), ("num_beams", 1), ("batch_size", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is too small. Pass {least} or more.")
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt={self.prompt!r} is no text. Pass '' for none.")
+        if self.max_length < least_length(self.prompt):
+            raise ValueError(
+                f"max_length={self.max_length} has no room for a caption behind the prompt {self.prompt!r}. Pass"
+                f" {least_length(self.prompt)} or more."
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is no share of the probability. Pass a value in (0, 1].")
         if self.strategy == "greedy" and self.num_captions > 1:
@@ -49,4 +56,21 @@ class CapFiltSettings:
             )
 
 
-__all__ = ["FREE_SETTINGS", "CapFiltSettings"]
+def least_length(prompt: str) -> int:
+    """Tokens of the shortest caption, as far as that can be told without a vocabulary.
+
+    Args:
+        prompt (`str`):
+            What it starts with.
+
+    Returns:
+        `int`: `[DEC]`, at least one for each word of the prompt, and one more.
+
+    Example:
+        >>> least_length("a picture of ")
+        5
+    """
+    return 1 + len(prompt.split()) + 1
+
+
+__all__ = ["FREE_SETTINGS", "CapFiltSettings", "least_length"]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..bootstrap.config import LoopSettings
 
 
+LOCK = "bootstrap.lock"
+"""Empty; the process that is at work in a folder holds it locked."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the loop, or what is left of it, and prints the closing table.
 
@@ -74,8 +78,22 @@ def run(settings: "LoopSettings", output: Path) -> str:
 
     Returns:
         `str`: the closing table.
+
+    Raises:
+        ValueError: If the settings do not fit, or another process is at work in the folder.
     """
+    from ..capfilt.claims import open_claims
+
     settings.check()
+    with open_claims(output / LOCK) as claims, claims.claim(0, wait=False) as is_held:
+        if not is_held:
+            raise ValueError(
+                f"Another blip-hf bootstrap is at work in {output}. Wait for its end, or pass another --output."
+            )
+        return _run_seeds(settings, output)
+
+
+def _run_seeds(settings: "LoopSettings", output: Path) -> str:
     import datasets
     import transformers
 
@@ -91,4 +109,4 @@ def run(settings: "LoopSettings", output: Path) -> str:
     return write_results(settings, results, output)
 
 
-__all__ = ["build_parser", "main", "run"]
+__all__ = ["LOCK", "build_parser", "main", "run"]
