@@ -7,6 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from benchmarks import capfilt as benchmark
 from PIL import Image
 from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopPLogitsWarper
@@ -285,3 +286,12 @@ def test_captions_are_distributed_as_those_that_transformers_samples(parts, samp
     assert likely.sum() >= 3
     # Two shares of 4,000 draws each: a standard error of at most 0.011.
     assert_close(counts[0][likely] / num_draws, counts[1][likely] / num_draws, atol=0.045, rtol=0)
+
+
+def test_the_benchmark_compares_scores_in_the_precision_of_the_weights():
+    rows = [("a ring", 0.5, 0.25)] * benchmark.TEXTS
+    close, far = ([("a ring", 0.5 + gap, 0.25)] * benchmark.TEXTS for gap in (1e-3, 1e-1))
+    benchmark.check_agreement({"blip_hf": rows, "batched": close, "single": rows}, 1, "bfloat16")
+    for other, dtype in ((close, "float32"), (far, "bfloat16")):
+        with pytest.raises(AssertionError):
+            benchmark.check_agreement({"blip_hf": rows, "batched": other, "single": rows}, 1, dtype)
