@@ -13,6 +13,9 @@ from blip_hf.data.pairs import PairDataset
 from .test_left_out_records import make_captioning, make_contrastive, make_records
 
 
+pytestmark = pytest.mark.slow  # starts processes twice: a minute on a busy core
+
+
 WORLD_SIZE = 2
 WEIGHTS = {
     "all": {},
