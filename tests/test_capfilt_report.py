@@ -171,7 +171,7 @@ def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_pat
     table = score_table(rows)
     table = table.set_column(table.schema.get_field_index("image_id"), SCHEMA.field("image_id"), pa.array(["7", "7"]))
     run = write_run(tmp_path / "run", {"web-00000": table}, source=str(tmp_path / "web.json"))
-    report = build_report(run, labels=[1, 1, 0])
+    report = build_report(run, labels=[1, 0, 0])
     assert report["filter"] == filter_metrics([0.9, 0.1], [1, 0])
 
 
