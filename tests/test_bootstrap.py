@@ -75,6 +75,20 @@ STAGES = [
 ]
 
 
+def break_at_step(number, monkeypatch):
+    """Steps of training as they are taken, of which the one of this number is cut off."""
+    step, calls = BlipTaskTrainer.training_step, []
+
+    def breaking_step(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlipTaskTrainer, "training_step", breaking_step)
+    return calls
+
+
 def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
@@ -93,16 +107,7 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
         assert not info["missing_keys"]
 
     # Cut off in the captioner's third step, of which the second was saved.
-    step = BlipTaskTrainer.training_step
-    calls = []
-
-    def breaking_step(self, *args, **kwargs):
-        calls.append(self)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(BlipTaskTrainer, "training_step", breaking_step)
+    calls = break_at_step(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_loop(cut, capfd)
     assert (cut / "out" / "seed-0" / "captioner.part" / "checkpoint-2").is_dir()

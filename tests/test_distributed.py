@@ -3,17 +3,18 @@
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.testing import assert_close
 
 from blip_hf import BlipForRetrievalTraining
 from blip_hf.distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from blip_hf.momentum import FeatureQueue
 
+from .ranks import WORLD_SIZE, run_on_ranks
 from .twins import PAD, tiny_batch, tiny_retrieval_config
 
 
-WORLD_SIZE, BATCH_SIZE, QUEUE_SIZE, WIDTH, NUM_STEPS = 2, 3, 8, 4, 3
+BATCH_SIZE, QUEUE_SIZE, WIDTH, NUM_STEPS = 3, 8, 4, 3
 
 
 def batch_of(step, rank):
@@ -54,9 +55,7 @@ def matching_step(rank, **fields):
     }
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+def run_rank(rank, _):
     queue = FeatureQueue(QUEUE_SIZE, WIDTH)
     without_ids = FeatureQueue(QUEUE_SIZE, WIDTH)
     for step in range(NUM_STEPS):
@@ -67,33 +66,25 @@ def run_rank(rank, folder):
     uneven = torch.ones(rank + 1, 2, requires_grad=True)
     # Loss of this process: each gathered row times its number, from 1, and the whole times the number of the process.
     ((gather_with_gradient(uneven) * torch.arange(1, 4)[:, None]).sum() * (rank + 1)).backward()
-    torch.save(
-        {
-            "queue": queue.state_dict(),
-            "without_ids": without_ids.state_dict(),
-            "gathered": gather(strided),
-            "uneven": gather(torch.full((rank + 1, 2), rank)),
-            "has_gradient": gather(features).requires_grad,
-            "gradient": uneven.grad,
-            "first_row": first_row(uneven),
-            "padded": pad_to_longest(torch.full((1, rank + 1), 7), PAD),
-            "all_ranks": matching_step(rank, negative_all_rank=True),
-            "own_rank": matching_step(rank, negative_all_rank=False),
-            "world_size": world_size(),
-        },
-        f"{folder}/rank{rank}.pt",
-    )
-    distributed.destroy_process_group()
+    return {
+        "queue": queue.state_dict(),
+        "without_ids": without_ids.state_dict(),
+        "gathered": gather(strided),
+        "uneven": gather(torch.full((rank + 1, 2), rank)),
+        "has_gradient": gather(features).requires_grad,
+        "gradient": uneven.grad,
+        "first_row": first_row(uneven),
+        "padded": pad_to_longest(torch.full((1, rank + 1), 7), PAD),
+        "all_ranks": matching_step(rank, negative_all_rank=True),
+        "own_rank": matching_step(rank, negative_all_rank=False),
+        "world_size": world_size(),
+    }
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes has after three steps."""
-    if not distributed.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(run_rank, args=(str(folder),), nprocs=WORLD_SIZE)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+    return run_on_ranks(run_rank, tmp_path_factory.mktemp("distributed"))
 
 
 def test_gather_concatenates_in_rank_order(ranks):

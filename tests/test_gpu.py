@@ -107,6 +107,16 @@ def test_bf16_autocast_step_is_finite(dropout):
     assert output.image_features.dtype == model.queue.image_features.dtype == torch.float32
 
 
+def assert_never_waits(step):
+    """That a step, once warm, makes the host wait for nothing."""
+    step()  # kernels are loaded and memory is taken the first time
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_training_step_never_waits_for_the_device(autocast):
     model, batch = BlipForPreTraining(tiny_pretraining_config()).train().cuda(), on_cuda(tiny_batch())
@@ -119,12 +129,7 @@ def test_training_step_never_waits_for_the_device(autocast):
         model.update_momentum()
         model.enqueue(output)
 
-    step()  # kernels are loaded and memory is taken the first time
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_never_waits(step)
 
 
 def test_the_synchronisation_test_can_fail():

@@ -17,7 +17,7 @@ from blip_hf import (
 from blip_hf.modeling import contrast
 from blip_hf.objectives import sample_hard_negatives
 
-from .test_gpu import TOLERANCE, assert_same_gradients, on_cuda
+from .test_gpu import TOLERANCE, assert_never_waits, assert_same_gradients, on_cuda
 from .twins import (
     tiny_batch,
     tiny_config,
@@ -170,12 +170,7 @@ def test_training_step_never_waits_for_the_device(kind, autocast):
             model.update_momentum()
             model.enqueue(output)
 
-    step()  # kernels are loaded and memory is taken the first time
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_never_waits(step)
 
 
 # Half precision

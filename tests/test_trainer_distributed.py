@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two processes train and evaluate as one does, whatever is left out of the data or of the losses."""
 
-import os
-
 import pytest
 import torch
-from torch import distributed, multiprocessing
 from torch.testing import assert_close
 
 from blip_hf.data.pairs import PairDataset
 
+from .ranks import run_on_ranks
 from .test_left_out_records import make_captioning, make_contrastive, make_records
 
 
-pytestmark = pytest.mark.slow  # starts processes twice: a minute on a busy core
-
-
-WORLD_SIZE = 2
 WEIGHTS = {
     "all": {},
     "no itm": {"itm_weight": 0.0},
@@ -62,26 +56,17 @@ def batches_until(folder, num_steps, resume_from_checkpoint=None):
 
 
 def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
     results = {"contrastive": evaluate(folder, make_contrastive), "captioning": evaluate(folder, make_captioning)}
     results |= {name: train(folder, weights) for name, weights in WEIGHTS.items()}
     results["batches"] = batches_until(folder, 6)
     results["resumed"] = batches_until(folder, 6, f"{folder}/resumed/checkpoint-4")
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes finds."""
-    if not distributed.is_available():
-        pytest.skip("this build of torch has no torch.distributed")
-    folder = tmp_path_factory.mktemp("trainer_distributed")
-    multiprocessing.spawn(run_rank, args=(str(folder),), nprocs=WORLD_SIZE)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+    return run_on_ranks(run_rank, tmp_path_factory.mktemp("trainer_distributed"))
 
 
 @pytest.mark.parametrize("data", ["whole", "lost"])

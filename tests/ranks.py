@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two processes on the CPU, for what several do together."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+
+WORLD_SIZE = 2
+
+
+def run_on_ranks(run: Callable[[int, Path], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What `run(rank, folder)` returns on each of two processes, one thread each."""
+    if not distributed.is_available():
+        pytest.skip("this build of torch has no torch.distributed")
+    multiprocessing.spawn(_run_rank, args=(run, folder), nprocs=WORLD_SIZE)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+def _run_rank(rank: int, run: Callable[[int, Path], dict[str, Any]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    # As a launcher would set it, so that Trainer joins the group in place of making one.
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    torch.save(run(rank, folder), folder / f"rank{rank}.pt")
+    distributed.destroy_process_group()
