@@ -175,8 +175,9 @@ class BlipProcessor(UpstreamBlipProcessor):
         """Prepares pictures, text or both.
 
         Without a role the result is that of transformers' processor, rows `[CLS] ... [SEP]`; several texts asked for as
-        tensors are padded to the longest, on the right whatever the tokenizer's side. With one, text always comes back as rows, padded to the longest, truncated to
-        the role's length with `[SEP]` kept, and with the role's token in place of `[CLS]` (salesforce/BLIP):
+        tensors are padded to the longest, on the right whatever the tokenizer's side. With one, text always comes back as
+        rows, padded to the longest, truncated to the role's length with `[SEP]` kept, and with the role's token in place
+        of `[CLS]` (salesforce/BLIP):
 
         | `role`         | position 0 | longest row | labels                                   |
         |----------------|------------|-------------|------------------------------------------|

@@ -173,7 +173,11 @@ def _fault_of_text(sample_id: str, text: str) -> Fault | None:
 
 def _is_unicode(text: str) -> bool:
     """Whether it is what UTF-8 can hold; JSON can spell half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fault_of_picture(sample: Sample) -> Fault | None:

@@ -97,8 +97,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
                 Normalised pixels; or give `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Captions, `g` neighbouring rows an image or one for all images. Without them the decoder sees [DEC] alone. With labels, a [CLS]
-                at position 0 is read as [DEC], the token that generation starts from.
+                Captions, `g` neighbouring rows an image or one for all images. Without them the decoder sees [DEC] alone.
+                With labels, a [CLS] at position 0 is read as [DEC], the token that generation starts from.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
