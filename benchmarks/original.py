@@ -10,16 +10,32 @@ equal those of this package, as the tests show.
 Letters: `b` batch, `q` queue, `d` width, `t` tokens, `p` image tokens, `k` candidates.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
 
 from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuestionAnswering
+from blip_hf.modeling import text_layers, vision
 
 
 # Lengths that texts are padded to.
 PRETRAINING_LENGTH = 30
 RETRIEVAL_LENGTH = 35
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Layers of this package keep all that they compute for backward, as the original's do."""
+
+    def call(module, function, *arguments):
+        return function(*arguments)
+
+    with patch.object(vision, "recompute_in_backward", call), patch.object(text_layers, "recompute_in_backward", call):
+        yield
 
 
 def pretraining_losses(

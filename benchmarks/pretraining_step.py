@@ -32,7 +32,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield Case(
             f"pre-training step, batch {batch_size}, {image_size} px, {CAPTION_LENGTH} tokens,"
             f" {'fp32' if dtype == torch.float32 else 'bf16 autocast'}",
-            {OURS: steps.ours, "original": steps.theirs},
+            {OURS: steps.ours, "nothing recomputed": steps.ours_keeping_all, "original": steps.theirs},
             targets={"original": target},
             memory_targets={"original": 0.6},
             dtype=dtype,
@@ -86,9 +86,14 @@ class Steps:
         self.model.enqueue(output)
         return output.loss.detach()
 
+    def ours_keeping_all(self) -> Tensor:
+        """The same without what `recompute_in_backward` saves of memory."""
+        with original.nothing_recomputed():
+            return self.ours()
+
     def theirs(self) -> Tensor:
         """A step of the original, whose forward moves averages and fills the queue."""
-        with self.autocast:
+        with self.autocast, original.nothing_recomputed():
             losses = original.pretraining_losses(self.model, self.pixels, self.padded, self.padded_mask, ALPHA)
         loss = sum(losses)
         self._learn(loss, self.plain)

@@ -87,17 +87,24 @@ def test_three_losses_take_one_visual_pass_and_one_projection_a_layer(model, bat
 
 
 def test_matching_is_one_text_pass_of_three_rows_a_pair(model, batch):
-    passes = []
+    looked_up, passes = [], []
+    words = model.get_input_embeddings()
+    words.register_forward_hook(lambda _, inputs, __: looked_up.append(inputs[0]))
     for text_model in (model.text_encoder, model.text_decoder.bert):
-        embeddings = text_model.embeddings.word_embeddings
-        embeddings.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
+        text_model.embeddings.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
     model(**batch)
+    (ids,) = looked_up  # all roles at once, so that there is one gradient as large as the vocabulary
     unimodal, grounded, decoding = passes
-    assert [len(ids) for ids in passes] == [4, 12, 4]
-    assert torch.equal(unimodal, batch["input_ids"])
-    assert (grounded[:, 0] == ENC).all()
-    assert torch.equal(decoding[:, 1:], batch["input_ids"][:, 1:-1])  # the last token predicts none
-    assert (decoding[:, 0] == DEC).all()
+    assert [len(states) for states in passes] == [4, 12, 4]
+    assert torch.equal(ids[0], batch["input_ids"])
+    for role, first in ((1, ENC), (2, DEC)):
+        assert (ids[role, :, 0] == first).all()
+        assert torch.equal(ids[role, :, 1:], batch["input_ids"][:, 1:])
+    assert torch.equal(unimodal, words(ids[0]))
+    assert torch.equal(
+        grounded[0::2][:4], words(ids[1])
+    )  # each image with its text and a hard one in turn, then the rest
+    assert torch.equal(decoding, words(ids[2])[:, :-1])  # the last token predicts none
 
 
 def test_matching_equals_separate_passes_in_value_and_gradient(model, batch):

@@ -13,6 +13,7 @@ from blip_hf import (
     BlipForQuestionAnswering,
     BlipTextModel,
 )
+from blip_hf.modeling import text_layers, vision
 
 from .twins import DEC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
 
@@ -166,3 +167,81 @@ def test_the_momentum_pass_records_nothing_and_computes_in_the_precision_of_the_
     assert saved
     assert dtypes == {dtype}
     assert not any(key.requires_grad for key in keys)
+
+
+def keep_all(monkeypatch):
+    """Layers keep for backward what they would compute again."""
+    for module in (text_layers, vision):
+        monkeypatch.setattr(module, "recompute_in_backward", lambda _, function, *arguments: function(*arguments))
+
+
+def kept_for_backward(model, batch):
+    """Storages, other than weights, that the graph of a training step holds: bytes by address."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch)
+    return {address: size for address, (size, _) in kept.items()}
+
+
+def pretraining_step(dropout=0.1, **fields):
+    torch.manual_seed(0)
+    config = tiny_pretraining_config(**fields)
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = dropout
+    return BlipForPreTraining(config).train(), tiny_batch(lengths=(7, 5, 6, 4))
+
+
+def losses_and_gradients(model, batch):
+    torch.manual_seed(1)  # dropout, and what is drawn again in backward
+    output = model(**batch, generator=draws())
+    output.loss.backward()
+    return output.loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True])  # none, and both kinds for whole layers besides
+def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing):
+    results = []
+    for keeps_all in (False, True):
+        model, batch = pretraining_step()
+        if checkpointing is not None:
+            model.activation_checkpointing_enable({"use_reentrant": checkpointing})
+        with monkeypatch.context() as patched:
+            if keeps_all:
+                keep_all(patched)
+            results.append(losses_and_gradients(model, batch))
+    (loss, gradients), (expected_loss, expected) = results
+    assert torch.equal(loss, expected_loss)
+    assert gradients["vision_model.encoder.layers.0.mlp.fc1.weight"].abs().sum() > 0
+    assert_close(gradients, expected)
+
+
+def test_activations_and_picked_images_are_not_kept(monkeypatch):
+    model, batch = pretraining_step(dropout=0.0)
+    kept = kept_for_backward(model, batch)
+    keep_all(monkeypatch)
+    all_kept = kept_for_backward(model, batch)
+    vision_config, text_config = model.config.vision_config, model.config.text_config
+    rows, patches = len(batch["pixel_values"]), (vision_config.image_size // vision_config.patch_size) ** 2 + 1
+    activations = vision_config.num_hidden_layers * vision_config.intermediate_size
+    picked = text_config.num_hidden_layers * 2 * text_config.hidden_size
+    least = 4 * rows * patches * (activations + picked)
+    assert sum(all_kept.values()) - sum(kept.values()) >= least
+
+
+def test_the_queue_is_not_copied():
+    model, batch = pretraining_step(queue_size=4096)
+    queued = model.queue.image_features.nbytes
+    kept = kept_for_backward(model, batch)
+    large = {address for address, size in kept.items() if size >= queued}
+    assert large == {features.data_ptr() for features in (model.queue.image_features, model.queue.text_features)}
+    output = model(**batch)
+    model.enqueue(output)  # too early, which may not give wrong gradients
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.loss.backward()

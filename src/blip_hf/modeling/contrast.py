@@ -40,8 +40,8 @@ _STATE_PREFIXES = ("momentum_towers.", "queue.")
 class BlipContrastiveModel(BlipPreTrainedModel):
     """Base of the models that learn by contrast and matching (paper, section 3.2).
 
-    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each batch `enqueue(output)`;
-    `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
+    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
+    `enqueue(output)`; `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
     out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
 
     Args:
@@ -123,7 +123,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
-        """Puts the momentum features of a batch into the queue; once after each training batch.
+        """Puts the momentum features of a batch into the queue; once after each training batch and its backward pass.
 
         Args:
             output (`BlipContrastiveOutput`):
@@ -161,13 +161,23 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             return (input_ids != self.config.text_config.pad_token_id).long()
         return attention_mask
 
+    def _embed_words(self, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
+        """Embedded words `(b, t, d)` of the texts as they are, and of the same with each of other first tokens.
+
+        One look-up for all roles has one gradient of the size of the vocabulary, not one a role.
+        """
+        texts = [input_ids, *(with_first_token(input_ids, token) for token in first_tokens)]
+        return self.get_input_embeddings()(torch.stack(texts)).unbind()
+
     def _encode(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, words: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """States of the images, features of images and texts, and the same features of the momentum towers."""
         image_embeds = self.vision_model(pixel_values).last_hidden_state
         image_features = project_first(image_embeds, self.vision_proj)
-        text_embeds = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
+        text_embeds = self.text_encoder(
+            inputs_embeds=words, attention_mask=attention_mask, first_only=True
+        ).last_hidden_state
         text_features = project_first(text_embeds, self.text_proj)
         if self.config.momentum:
             keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
@@ -185,15 +195,15 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """ITC; also the in-batch logits (image to text, text to image) and which of them are positives."""
         alpha = self.config.alpha if alpha is None else alpha
         temperature = self._clamped_temperature()
-        all_images = torch.cat([keys[0], self.queue.image_features.to(keys[0].dtype)])  # (k, d)
-        all_texts = torch.cat([keys[1], self.queue.text_features.to(keys[1].dtype)])  # (k, d)
+        queued = (self.queue.text_features, self.queue.image_features)
         positives = matching_pairs(image_ids, torch.cat([image_ids, self.queue.image_ids]))  # (b, k)
 
         losses, batch_logits = [], []
-        for queries, teachers, all_keys in zip(features, keys, (all_texts, all_images), strict=True):
-            logits = queries @ all_keys.T / temperature  # (b, k)
+        for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
+            logits = _similarities(queries, others, queue) / temperature  # (b, k)
             with torch.no_grad():
-                targets = contrastive_targets(teachers @ all_keys.T / temperature, positives, alpha)
+                teacher_logits = _similarities(teachers, others, queue) / temperature
+                targets = contrastive_targets(teacher_logits, positives, alpha)
             losses.append(contrastive_loss(logits, targets))
             batch_logits.append(logits[:, : len(queries)])
         return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : len(image_ids)]
@@ -201,20 +211,20 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def _match(
         self,
         memory: ImageMemory,
-        input_ids: Tensor,
+        words: Tensor,
         attention_mask: Tensor,
         logits: tuple[Tensor, Tensor],
         positives: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass."""
-        num_pairs = len(input_ids)
+        num_pairs = len(words)
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
-        rows = torch.arange(num_pairs, device=input_ids.device)
+        rows = torch.arange(num_pairs, device=words.device)
         # Row order: for each image its text and a hard text, which read the memory in order; then each text for a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
-        itm_logits = self._score_pairs(memory, input_ids[texts], attention_mask[texts], hard_images)
+        itm_logits = self._score_pairs(memory, words[texts], attention_mask[texts], hard_images)
         if num_pairs == 1:
             logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
             return itm_logits.sum() * 0, None, None  # with gradients, for which data parallelism waits
@@ -232,13 +242,14 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             sample_hard_negatives(logits[1], positives, generator),
         )
 
-    def _score_pairs(
-        self, memory: ImageMemory, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
-    ) -> Tensor:
-        """Matching scores of texts, which begin with [CLS], for the images that `BlipTextModel` pairs them with."""
-        input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
+    def _score_pairs(self, memory: ImageMemory, words: Tensor, attention_mask: Tensor, image_index: Tensor) -> Tensor:
+        """Matching scores of embedded texts, which begin with [ENC], for the images that `BlipTextModel` pairs them with."""
         states = self.text_encoder(
-            input_ids, attention_mask, image_memory=memory, image_index=image_index, first_only=True
+            inputs_embeds=words,
+            attention_mask=attention_mask,
+            image_memory=memory,
+            image_index=image_index,
+            first_only=True,
         ).last_hidden_state
         return self.itm_head(states[:, 0])
 
@@ -285,6 +296,11 @@ def matching_outcome(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) ->
     valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
     labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()
     return matching_loss(itm_logits, labels, valid), itm_logits, labels.masked_fill(~valid, -100)
+
+
+def _similarities(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
+    """Of `(b, d)` to `(b, d)` and to the queue, which is not copied for it, hence no `cat` of features: `(b, k)`."""
+    return torch.cat([queries @ keys.T, queries @ queue.to(queries.dtype).T], dim=1)
 
 
 __all__ = ["BlipContrastiveModel", "matching_outcome"]

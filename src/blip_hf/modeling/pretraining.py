@@ -15,7 +15,6 @@ from .captioning import BlipForConditionalGeneration
 from .contrast import BlipContrastiveModel
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipPreTrainingOutput
-from .retrieval import with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 from .warm_start import copy_into, read_text_tower, read_vision_tower
@@ -33,8 +32,8 @@ SHARED_TEXT_PARTS = (
 class BlipForPreTraining(BlipContrastiveModel):
     """BLIP with its three objectives, momentum towers and feature queue.
 
-    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each batch `enqueue(output)`;
-    `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
+    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
+    `enqueue(output)`; `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
     out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
 
     Args:
@@ -181,7 +180,9 @@ class BlipForPreTraining(BlipContrastiveModel):
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         config = self.config
-        image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask)
+        tokens = config.text_config
+        words, encoder_words, decoder_words = self._embed_words(input_ids, tokens.enc_token_id, tokens.bos_token_id)
+        image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask, words)
         memory = None
         if config.itm_weight or config.lm_weight:
             memory = self.text_decoder.bert.build_image_memory(image_embeds)
@@ -193,11 +194,11 @@ class BlipForPreTraining(BlipContrastiveModel):
         loss_itm = itm_logits = itm_labels = loss_lm = lm_logits = None
         if config.itm_weight:
             loss_itm, itm_logits, itm_labels = self._match(
-                memory, input_ids, attention_mask, logits, positives, generator
+                memory, encoder_words, attention_mask, logits, positives, generator
             )
             loss = loss + config.itm_weight * loss_itm
         if config.lm_weight:
-            loss_lm, lm_logits = self._caption(memory, input_ids, attention_mask)
+            loss_lm, lm_logits = self._caption(memory, decoder_words, input_ids, attention_mask)
             loss = loss + config.lm_weight * loss_lm
         return BlipPreTrainingOutput(
             loss=loss,
@@ -214,14 +215,17 @@ class BlipForPreTraining(BlipContrastiveModel):
             image_ids=image_ids,
         )
 
-    def _caption(self, memory: ImageMemory, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """LM of every caption given its image; all its tokens are targets, [SEP] included."""
+    def _caption(
+        self, memory: ImageMemory, words: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """LM of every caption given its image; all its tokens are targets, [SEP] included, and the last one predicts none."""
+        labels = input_ids.masked_fill(attention_mask == 0, -100)
         outputs = self.text_decoder(
-            with_first_token(input_ids, self.config.text_config.bos_token_id),
-            attention_mask,
-            labels=input_ids.masked_fill(attention_mask == 0, -100),
+            inputs_embeds=words[:, :-1],
+            attention_mask=attention_mask[:, :-1],
+            labels=labels[:, :-1],
+            shift_labels=labels[:, 1:],
             image_memory=memory,
-            skip_last=True,
         )
         return outputs.loss, outputs.logits
 

@@ -128,7 +128,8 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
             `BlipContrastiveOutput`: Losses, logits and features.
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
-        image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask)
+        words, encoder_words = self._embed_words(input_ids, self.config.text_config.enc_token_id)
+        image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask, words)
         known_ids = known_image_ids(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, _, positives = self._contrast(features, keys, alpha, known_ids)
@@ -140,7 +141,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
             memory = self.text_encoder.build_image_memory(image_embeds)
             logits = self._online_logits(features, features)
             loss_itm, itm_logits, itm_labels = self._match(
-                memory, input_ids, attention_mask, logits, positives, generator
+                memory, encoder_words, attention_mask, logits, positives, generator
             )
         return BlipContrastiveOutput(
             loss=loss_itc + loss_itm,
@@ -189,9 +190,8 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
         own = torch.arange(len(input_ids), device=input_ids.device)
         texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
-        matched, with_hard_image, with_hard_text = self._score_pairs(
-            memory, all_input_ids[texts], all_masks[texts], own
-        ).chunk(3)
+        _, words = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)
+        matched, with_hard_image, with_hard_text = self._score_pairs(memory, words, all_masks[texts], own).chunk(3)
         itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
         return matching_outcome(itm_logits, has_text, has_image)
 

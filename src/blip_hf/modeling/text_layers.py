@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Layers of the text transformer, under BERT's names: self-attention, attention to images, feed-forward."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -9,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_blip import BlipTextConfig
 from .attention import attend, attend_grouped, split_heads
+from .recompute import recompute_in_backward
 
 
 class BlipTextEmbeddings(nn.Module):
@@ -110,12 +114,23 @@ class BlipTextCrossAttention(nn.Module):
         if num_grouped:
             parts.append(attend_grouped(self, query[:num_grouped], key, value, mask, **options))
         if image_index is not None:
-            picked = (None if states is None else states.index_select(0, image_index) for states in (key, value, mask))
-            parts.append(attend_grouped(self, query[num_grouped:], *picked, **options))
+            # Copies of an image's keys and values would outlive the pass, a pair a layer.
+            parts.append(
+                recompute_in_backward(
+                    self, partial(self._attend_picked, **options), query[num_grouped:], key, value, mask, image_index
+                )
+            )
         if len(parts) == 1:
             return parts[0]
         contexts, probabilities = zip(*parts, strict=True)
         return torch.cat(contexts), torch.cat(probabilities) if output_attentions else None
+
+    def _attend_picked(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows of a text for the images named by `image_index`."""
+        picked = (None if states is None else states.index_select(0, image_index) for states in (key, value, mask))
+        return attend_grouped(self, query, *picked, **options)
 
 
 class BlipTextResidualOutput(nn.Module):

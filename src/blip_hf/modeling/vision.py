@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration_blip import BlipVisionConfig
 from .attention import attend, split_heads
 from .base import BlipPreTrainedModel, refuse_unknown
+from .recompute import recompute_in_backward
 
 
 class BlipVisionEmbeddings(nn.Module):
@@ -112,7 +113,11 @@ class BlipVisionMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(n, p, d)` -> `(n, p, d)`."""
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        # The activations are a quarter of what a layer keeps for backward.
+        return recompute_in_backward(self, self._activate_and_project, self.fc1(hidden_states))
+
+    def _activate_and_project(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation_fn(hidden_states))
 
 
 class BlipVisionLayer(GradientCheckpointingLayer):

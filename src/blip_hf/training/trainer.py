@@ -85,6 +85,7 @@ class BlipTrainer(BlipTaskTrainer):
         self.model_accepts_loss_kwargs = False
         self.add_callback(MomentumCallback())
         self._train_means = RunningMeans()
+        self._trained_output: BlipContrastiveOutput | None = None
         self._num_chance_logs = 0
         _warn_about_queue(model.config.queue_size, self.train_dataset)
 
@@ -94,6 +95,27 @@ class BlipTrainer(BlipTaskTrainer):
         ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
         return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As `Trainer.training_step`; after the backward pass, which reads the queue, the batch enters it.
+
+        Args:
+            model (`nn.Module`):
+                The model, wrapped as the run needs it.
+            inputs (`dict`):
+                Arguments of the model's `forward`.
+            num_items_in_batch (`int`, *optional*):
+                As in `compute_loss`.
+
+        Returns:
+            `torch.Tensor`: The loss.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.model.enqueue(self._trained_output)
+        self._trained_output = None
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -101,7 +123,7 @@ class BlipTrainer(BlipTaskTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, BlipContrastiveOutput]:
-        """The sum of the losses of a micro-batch. In training, the batch then enters the queue.
+        """The sum of the losses of a micro-batch.
 
         Args:
             model (`nn.Module`):
@@ -118,9 +140,8 @@ class BlipTrainer(BlipTaskTrainer):
         """
         if model.training:
             output = model(**inputs, alpha=self.alpha)
-            # The losses hold copies of the queue's features, so it may change before their backward pass.
-            self.model.enqueue(output)
             self._train_means.add_output(output)
+            self._trained_output = output
         else:
             if inputs.get("image_ids") is not None:
                 inputs = {**inputs, "image_ids": _ids_of_other_images(inputs["image_ids"], self.model.queue.image_ids)}
