@@ -25,6 +25,8 @@ JOBS = (
     "vqa_ranking",
     "processor",
     "imports",
+    "savings",
+    "tried",
     "growth",
 )
 

@@ -6,7 +6,9 @@ import json
 import pickle
 import re
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ from benchmarks import (
     pretraining_step,
     processor,
     reranking,
+    savings,
     sizes,
+    tried,
     vqa_ranking,
 )
 from PIL import Image
@@ -39,6 +43,7 @@ from blip_hf import (
 from blip_hf.data.images import open_image, view_image
 from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
+from blip_hf.modeling import contrast
 from blip_hf.modeling.retrieval import with_first_token
 
 from .twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
@@ -142,6 +147,28 @@ def test_original_ranks_answers_as_we_do():
     assert_close(scores, ours.scores, **TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        savings.memory_for_captions,
+        savings.all_positions,
+        savings.copied_memory,
+        original.nothing_recomputed,
+        lambda: patch.object(BlipForPreTraining, "_match", savings.match_in_two_passes),
+        lambda: patch.object(BlipForPreTraining, "_embed_words", savings.embed_by_role),
+        lambda: patch.object(contrast, "_similarities", savings.to_one_copy),
+    ],
+)
+def test_what_a_step_saves_changes_no_loss_and_no_gradient(change):
+    model, batch = BlipForPreTraining(tiny_pretraining_config()).train(), tiny_batch(lengths=(7, 5, 6, 4))
+    found = []
+    for context in (nullcontext, change):
+        with context():
+            output = model(**batch, generator=torch.Generator().manual_seed(0))
+            found.append((output.loss, gradients_of(model, output.loss)))
+    assert_close(found[1], found[0], **TOLERANCE)
+
+
 # ---- The instruments
 
 
@@ -235,9 +262,10 @@ def test_all_pairs_of_the_first_images_are_wanted_once():
 
 
 @pytest.mark.parametrize(
-    "job", [caption, matching, reranking, pretraining_step, finetune_step, vqa_ranking, processor]
+    "job", [caption, matching, reranking, pretraining_step, finetune_step, vqa_ranking, processor, savings, tried]
 )
-def test_a_job_ends_with_json(job, capsys):
+def test_a_job_ends_with_json(job, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
     name = job.__name__.rpartition(".")[2]
     assert name in everything.JOBS
     result = harness.run(name, job.cases, TINY)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What each saving is worth: a job with all of them, beside the same job with all but one.
+
+Ratios are of time; a saving of memory shows in the peaks. What a way leaves out is put back by a patch of one function, so
+that all else is the package's own code. That results are the same is checked here, or by `tests/test_savings.py`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipTextModel,
+)
+from blip_hf.modeling import contrast, text_layers
+from blip_hf.modeling.attention import ImageMemory, attend_grouped
+from blip_hf.modeling.contrast import matching_outcome
+
+from . import original
+from .caption import BATCH_SIZE, NUM_TOKENS
+from .harness import OURS, Case, Options, Way, run
+from .matching import CAPTION_LENGTH, NUM_CAPTIONS
+from .pretraining_step import PROBLEMS, Steps
+from .sizes import build, config_fields, random_captions, random_pixels
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """A pre-training step, matching, and captions by beam search."""
+    yield pretraining(options)
+    yield matching(options)
+    yield captions(options)
+
+
+def pretraining(options: Options) -> Case:
+    """A step in fp32."""
+    steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
+    model = BlipForPreTraining
+
+    model, step = BlipForPreTraining, steps.ours
+    ways = {
+        "captions padded to 30": partial(step, is_padded=True),
+        "matching in two passes": without(partial(patch.object, model, "_match", match_in_two_passes), step),
+        "keys and values anew for captions": without(memory_for_captions, step),
+        "all positions in the last layer": without(all_positions, step),
+        "words looked up role by role": without(partial(patch.object, model, "_embed_words", embed_by_role), step),
+        "copies of the queue": without(partial(patch.object, contrast, "_similarities", to_one_copy), step),
+        "nothing recomputed": without(original.nothing_recomputed, step),
+        "averages one by one": without(
+            partial(patch.object, model, "update_momentum", original.update_averages), step
+        ),
+        "AdamW one by one": partial(step, is_fused=False),
+    }
+    return Case("pre-training step, fp32", {OURS: steps.ours, **ways}, prepare_memory=steps.keep_gradients)
+
+
+def matching(options: Options) -> Case:
+    """One image against many captions."""
+    size, count = options.size, NUM_CAPTIONS[options.size_name]
+    model = build(BlipForImageTextRetrieval, BlipConfig(**config_fields(size)), options.device)
+    pixels = random_pixels(1, size.image_size, options.device)
+    captions = random_captions(count, CAPTION_LENGTH, size, options.device)
+
+    @torch.no_grad()
+    def match() -> Tensor:
+        return model(captions, pixels, attention_mask=torch.ones_like(captions)).itm_logits
+
+    ways = {
+        "keys and values copied for each caption": without(copied_memory, match),
+        "all positions in the last layer": without(all_positions, match),
+    }
+    return Case(f"match one image against {count} captions", {OURS: match, **ways}, check=all_close)
+
+
+def captions(options: Options) -> Case:
+    """Three beams of a batch."""
+    size, tokens = options.size, NUM_TOKENS[options.size_name]
+    model = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), options.device)
+    pixels = random_pixels(BATCH_SIZE, size.image_size, options.device)
+
+    def write() -> Tensor:
+        return model.generate(
+            pixel_values=pixels, num_beams=3, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens
+        )
+
+    ways = {"keys and values copied for each beam": without(copied_memory, write)}
+    return Case(f"caption, 3 beams, batch {BATCH_SIZE}", {OURS: write, **ways})
+
+
+def without(change: Callable[[], AbstractContextManager], way: Way) -> Way:
+    """The way under a patch."""
+
+    def changed() -> Any:
+        with change():
+            return way()
+
+    return changed
+
+
+def all_close(results: Mapping[str, Tensor]) -> None:
+    """Raises `AssertionError` unless all ways have given the same scores."""
+    for result in results.values():
+        assert_close(result, results[OURS], atol=1e-4, rtol=1e-4)
+
+
+# ---- What the patches put back
+
+
+def all_positions() -> AbstractContextManager:
+    """The last layer computes states that nobody reads."""
+    forward = BlipTextModel.forward
+
+    def whole(self: BlipTextModel, *arguments: Any, first_only: bool = False, **kwargs: Any) -> Any:
+        return forward(self, *arguments, **kwargs)
+
+    return patch.object(BlipTextModel, "forward", whole)
+
+
+def attend_copies(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention row by row, with a copy of the image's keys and values for each."""
+    count = len(query) // len(key)
+    copied = (None if states is None else states.repeat_interleave(count, dim=0) for states in (key, value, mask))
+    return attend_grouped(module, query, *copied, **options)
+
+
+def copied_memory() -> AbstractContextManager:
+    """An image's keys and values are copied for each of its rows."""
+    return patch.object(text_layers, "attend_grouped", attend_copies)
+
+
+def match_in_two_passes(
+    self: BlipForPreTraining,
+    memory: ImageMemory,
+    words: Tensor,
+    attention_mask: Tensor,
+    logits: tuple[Tensor, Tensor],
+    positives: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Matching with a pass of positives before that of negatives."""
+    (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
+    matched = self._score_pairs(memory, words, attention_mask, None)
+    texts = torch.cat([hard_texts, torch.arange(len(words), device=words.device)])
+    with_hard_text, with_hard_image = self._score_pairs(
+        memory, words[texts], attention_mask[texts], hard_images
+    ).chunk(2)
+    itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
+    return matching_outcome(itm_logits, has_text, has_image)
+
+
+@contextmanager
+def memory_for_captions() -> Iterator[None]:
+    """Images are projected once for matching and once more for captions."""
+    build_memory, caption, states = BlipTextModel.build_image_memory, BlipForPreTraining._caption, []
+
+    def remember(self: BlipTextModel, encoder_hidden_states: Tensor) -> ImageMemory:
+        states[:] = [encoder_hidden_states]
+        return build_memory(self, encoder_hidden_states)
+
+    def caption_anew(self: BlipForPreTraining, _: ImageMemory, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return caption(self, build_memory(self.text_decoder.bert, *states), *arguments)
+
+    with (
+        patch.object(BlipTextModel, "build_image_memory", remember),
+        patch.object(BlipForPreTraining, "_caption", caption_anew),
+    ):
+        yield
+
+
+def embed_by_role(self: BlipForPreTraining, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
+    """A look-up, and a gradient as large as the vocabulary, for each role."""
+    look_up = self.get_input_embeddings()
+    return look_up(input_ids), *(look_up(contrast.with_first_token(input_ids, token)) for token in first_tokens)
+
+
+def to_one_copy(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
+    """Similarities to the keys and the queue in one tensor."""
+    return queries @ torch.cat([keys, queue.to(keys.dtype)]).T
+
+
+if __name__ == "__main__":
+    run("savings", cases)
