@@ -11,7 +11,7 @@ import pytest
 import transformers
 import yaml
 
-from blip_hf.bootstrap.config import VARIANTS, FileData, LoopSettings
+from blip_hf.bootstrap.config import FileData, LoopSettings
 from blip_hf.bootstrap.loop import SeedResult, drop_checkpoints
 from blip_hf.bootstrap.scene_sections import SCENE_SECTIONS
 from blip_hf.bootstrap.stages import run_stage, source_digests
@@ -170,7 +170,7 @@ def test_sections_for_files_start_from_nothing():
 def test_recipes_fit(recipe):
     settings = LoopSettings.from_mapping(yaml.safe_load(recipe.read_text()))
     settings.check()
-    assert settings.variants == tuple(VARIANTS)
+    assert {"noisy", "filtered", "captioned", "bootstrapped"} <= set(settings.variants)  # the paper, table 1
 
 
 @pytest.mark.parametrize(
