@@ -310,7 +310,19 @@ def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
 
 def result_of(seed, recall):
     figures = {"train_pairs": 10 * seed, "text_to_image_r@1": recall}
-    return SeedResult(seed, {"noisy": figures, "bootstrapped": figures}, {}, {}, {"web_kept": recall}, {}, 1.0)
+    return SeedResult(
+        seed,
+        {"noisy": figures, "bootstrapped": figures},
+        {"caption_exact_match": recall},
+        {},
+        {"web_kept": recall},
+        {},
+        1.0,
+    )
+
+
+def split_row(line):
+    return line.strip("|").split("|")
 
 
 def test_the_table_has_mean_and_spread_over_seeds():
@@ -318,8 +330,11 @@ def test_the_table_has_mean_and_spread_over_seeds():
         "a": {"mean": pytest.approx(0.3), "spread": pytest.approx(0.02**0.5)}
     }
     table = render(LoopSettings(seeds=(1, 2)), [result_of(1, 0.2), result_of(2, 0.4)])
-    row = next(line for line in table.splitlines() if "text to picture, R@1" in line)
-    assert [cell.strip() for cell in row.strip("|").split("|")[1:]] == ["30.0% ± 14.1"] * 2
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    rows = {name: cells for name, *cells in ([cell.strip() for cell in split_row(line)] for line in lines)}
+    assert rows[""] == ["noisy", "bootstrapped", "captioner", "filter"]
+    assert rows["text to picture, R@1"] == ["30.0% ± 14.1", "30.0% ± 14.1", "", ""]
+    assert rows["caption, exact match"] == ["", "", "30.0% ± 14.1", ""]
     single = render(LoopSettings(), [result_of(0, 0.2)])
     assert "±" not in single
     assert "20.0%" in single

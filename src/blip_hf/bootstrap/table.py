@@ -86,7 +86,8 @@ def render(settings: LoopSettings, results: Sequence["SeedResult"]) -> str:
         `str`: two tables with a few words.
     """
     models = {name: summarise([result.models[name] for result in results]) for name in settings.variants}
-    lines = [*_grid(["", *models], _rows(_MODEL_ROWS, list(models.values()))), ""]
+    tuned = {part: summarise([getattr(result, part) for result in results]) for part in ("captioner", "filter")}
+    lines = [*_grid(["", *models, *tuned], _rows(_MODEL_ROWS, [*models.values(), *tuned.values()])), ""]
     parts = {"web": "capfilt", "synthetic": "capfilt", "held-out web": "check", "held-out synthetic": "check"}
     columns = {}
     for label, part in parts.items():
@@ -97,6 +98,7 @@ def render(settings: LoopSettings, results: Sequence["SeedResult"]) -> str:
     lines += [*_grid(["CapFilt", *columns], _rows(_SOURCE_ROWS, list(columns.values()))), ""]
     human = "human pairs and " if settings.with_human else ""
     lines += [f"{name}: {human}{VARIANTS[name]}." for name in models]
+    lines += ["captioner, filter: the noisy model, fine-tuned on the human pairs."]
     minutes = summarise([asdict(result) for result in results])["minutes"]["mean"]
     seeds = ", ".join(map(str, settings.seeds))
     spread = " Mean ± standard deviation." if len(results) > 1 else ""

@@ -200,10 +200,10 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
         losses, batch_logits = [], []
         for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
-            logits = _similarities(queries, others, queue) / temperature  # (b, k)
+            # Queries are divided, not similarities: a gradient of the temperature would keep those, of shape (b, k).
+            logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
-                teacher_logits = _similarities(teachers, others, queue) / temperature
-                targets = contrastive_targets(teacher_logits, positives, alpha)
+                targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
             losses.append(contrastive_loss(logits, targets))
             batch_logits.append(logits[:, : len(queries)])
         return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : len(image_ids)]
