@@ -245,3 +245,12 @@ def test_the_queue_is_not_copied():
     model.enqueue(output)  # too early, which may not give wrong gradients
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.loss.backward()
+
+
+def test_recomputing_layers_compile_in_training():
+    model, batch = pretraining_step(dropout=0.0)
+    found = []
+    for tower in (torch.compile(model.vision_model, fullgraph=True, backend="aot_eager"), model.vision_model):
+        states = tower(batch["pixel_values"]).last_hidden_state
+        found.append(torch.autograd.grad(states.square().sum(), list(model.vision_model.parameters())))
+    assert_close(*found, atol=1e-5, rtol=1e-4)
