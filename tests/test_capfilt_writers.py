@@ -281,6 +281,16 @@ def test_another_rule_keeps_what_a_run_with_it_would(tmp_path):
     assert files_below(tmp_path / "again") == files_below(other.pairs_folder)
 
 
+def test_another_rule_opens_no_picture_that_has_a_path(tmp_path, monkeypatch):
+    fake_run(photo_list(tmp_path / "web"), tmp_path / "run", Rule(), "json")
+
+    def refuse(*_):
+        raise AssertionError("a picture was opened")
+
+    monkeypatch.setattr("blip_hf.capfilt.streams.Image.open", refuse)
+    assert refilter(tmp_path / "run", Rule(threshold=0.0), tmp_path / "again", "json")["web"] == NUM_SCENES
+
+
 @pytest.mark.parametrize("format", list(SUFFIXES))
 def test_what_a_killed_process_left_is_removed(format, tmp_path):
     fake_run("scenes:2", tmp_path / "run", Rule(), format)

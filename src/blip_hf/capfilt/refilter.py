@@ -83,7 +83,7 @@ def write_kept(
         totals.update(rows["source"].to_pylist())
         path = Path(out_dir, shard.name)
         remove_unfinished_pairs(path, format)
-        write_pairs(shard.samples(), rows, path, format, models=settings["models"])
+        write_pairs(shard.samples(checks_pictures=False), rows, path, format, models=settings["models"])
     return dict(totals)
 
 

@@ -153,7 +153,7 @@ class _Run:
         if cutoffs is not None:
             rows = table.filter(pa.array(kept(table, self.rule, cutoffs)))
             models = json.loads(self.folder.settings.read_text(encoding="utf-8"))["models"]
-            write_pairs(shard.samples(), rows, pairs, self.format, models=models)
+            write_pairs(shard.samples(checks_pictures=False), rows, pairs, self.format, models=models)
         write_scores(table, scores)
         progress.finish_shard()
 

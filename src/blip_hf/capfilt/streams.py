@@ -95,10 +95,14 @@ class Shard:
     name: str
     read: Callable[[], Stream]
 
-    def samples(self) -> Stream:
+    def samples(self, *, checks_pictures: bool = True) -> Stream:
         """Its samples and faults in order, neighbours of the same id and picture as one sample, each id once.
 
         Of a picture only the header is read here, so [`Sample.picture`] may still raise.
+
+        Args:
+            checks_pictures (`bool`, *optional*, defaults to `True`):
+                Whether pictures are looked at; where scores say which samples are sound, there is no need to.
 
         Yields:
             `Sample` or `Fault`: the next one.
@@ -110,7 +114,7 @@ class Shard:
                     yield Fault(item.sample_id, "bad_record", "another sample of this shard has the same id")
                     continue
                 seen.add(item.sample_id)
-                fault = _fault_of_picture(item)
+                fault = _fault_of_picture(item) if checks_pictures else None
                 if fault is not None:
                     yield fault
                     continue
