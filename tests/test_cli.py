@@ -91,6 +91,16 @@ def test_help_comes_without_torch(command):
     assert result.stdout.splitlines()[-1] == "set()"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "blip_hf", "caption", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as `head` does
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
+
+
 def test_the_package_runs_as_a_module():
     assert run_python("-m", "blip_hf", "--version").stdout == f"blip-hf {__version__}\n"
 

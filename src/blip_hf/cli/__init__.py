@@ -3,6 +3,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,13 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     command = build_parser().parse_args(arguments[:1]).command
     module = importlib.import_module(f".{command}", __name__)
     try:
-        return module.main(arguments[1:])
+        try:
+            return module.main(arguments[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 1
     except Exception as error:
         message = _mistake(error)
         if is_debugging or message is None:
             raise
         print(f"blip-hf {command}: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout, such as `head`, has left; what is still to be written then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _mistake(error: Exception) -> str | None:

@@ -46,7 +46,7 @@ class BlipPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "image_memory"]
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]
     # What to do, in an error's words, with a checkpoint that lacks parts of a class.
-    _new_heads_remedy = "pass allow_new_heads=True to start these parts from random weights and train them"
+    _new_heads_remedy = "train these parts from random weights after from_pretrained(..., allow_new_heads=True)"
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
