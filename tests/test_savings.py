@@ -205,6 +205,7 @@ def losses_and_gradients(model, batch):
     return output.loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum towers
 @pytest.mark.parametrize("checkpointing", [None, False, True])  # none, and both kinds for whole layers besides
 def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing):
     results = []
