@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Seconds that another rule takes over the scores of a large run.
+"""Seconds and memory that another rule takes over the scores of a large run.
 
     python benchmarks/refilter.py --num_images 1000000
 
@@ -9,6 +9,7 @@ a rule and, last, JSON.
 
 import argparse
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def main() -> None:
             num_kept = refilter(run.root, rule, Path(folder, name.replace(" ", "_")), "json")
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"{name}: {seconds[name]} s for {2 * num_images:,} texts, kept {num_kept}", flush=True)
-    print(json.dumps({"benchmark": "refilter", "num_images": num_images, "seconds": seconds}))
+    mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # of the whole process
+    print(json.dumps({"benchmark": "refilter", "num_images": num_images, "seconds": seconds, "peak_mib": mebibytes}))
 
 
 def make_run(folder: Path, num_images: int) -> RunFolder:

@@ -44,8 +44,6 @@ def cases(options: Options) -> Iterator[Case]:
 def pretraining(options: Options) -> Case:
     """A step in fp32."""
     steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
-    model = BlipForPreTraining
-
     model, step = BlipForPreTraining, steps.ours
     ways = {
         "captions padded to 30": partial(step, is_padded=True),
@@ -60,7 +58,7 @@ def pretraining(options: Options) -> Case:
         ),
         "AdamW one by one": partial(step, is_fused=False),
     }
-    return Case("pre-training step, fp32", {OURS: steps.ours, **ways}, prepare_memory=steps.keep_gradients)
+    return Case("pre-training step, fp32", {OURS: step, **ways}, prepare_memory=steps.keep_gradients)
 
 
 def matching(options: Options) -> Case:
@@ -140,16 +138,10 @@ def copied_memory() -> AbstractContextManager:
 
 
 def match_in_two_passes(
-    self: BlipForPreTraining,
-    memory: ImageMemory,
-    words: Tensor,
-    attention_mask: Tensor,
-    logits: tuple[Tensor, Tensor],
-    positives: Tensor,
-    generator: torch.Generator | None,
+    self: BlipForPreTraining, memory: ImageMemory, words: Tensor, attention_mask: Tensor, *drawn_from: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Matching with a pass of positives before that of negatives."""
-    (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
+    (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(*drawn_from)
     matched = self._score_pairs(memory, words, attention_mask, None)
     texts = torch.cat([hard_texts, torch.arange(len(words), device=words.device)])
     with_hard_text, with_hard_image = self._score_pairs(

@@ -15,7 +15,7 @@ from blip_hf import (
 )
 from blip_hf.modeling import text_layers, vision
 
-from .twins import DEC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
+from .twins import DEC, ENC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 def draws(seed=0):
@@ -255,3 +255,24 @@ def test_recomputing_layers_compile_in_training():
         states = tower(batch["pixel_values"]).last_hidden_state
         found.append(torch.autograd.grad(states.square().sum(), list(model.vision_model.parameters())))
     assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+def test_roles_share_a_look_up_and_matching_is_one_pass_of_three_rows_a_pair():
+    model, batch = pretraining_step(dropout=0.0)
+    looked_up, passes = [], []
+    words = model.get_input_embeddings()
+    words.register_forward_hook(lambda _, inputs, __: looked_up.append(inputs[0]))
+    for text_model in (model.text_encoder, model.text_decoder.bert):
+        text_model.embeddings.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
+    model(**batch)
+    (ids,) = looked_up  # so that there is one gradient as large as the vocabulary
+    unimodal, grounded, decoding = passes
+    assert [len(states) for states in passes] == [4, 12, 4]
+    assert torch.equal(ids[0], batch["input_ids"])
+    for role, first in ((1, ENC), (2, DEC)):
+        assert (ids[role, :, 0] == first).all()
+        assert torch.equal(ids[role, :, 1:], batch["input_ids"][:, 1:])
+    assert torch.equal(unimodal, words(ids[0]))
+    own_texts = grounded[:8:2]  # each image reads its text and a hard one in turn
+    assert torch.equal(own_texts, words(ids[1]))
+    assert torch.equal(decoding, words(ids[2])[:, :-1])  # the last token predicts none

@@ -237,6 +237,15 @@ def test_reasoning_sentences_are_true_as_labelled_in_the_pixels():
     assert checked == {True, False}
 
 
+def test_stretches_share_no_picture_of_a_reasoning_record(monkeypatch):
+    scenes, looked_up = Scenes(20, start=100), []
+    scene_at = Scenes._scene
+    monkeypatch.setattr(Scenes, "_scene", lambda self, index: looked_up.append(index) or scene_at(self, index))
+    records = [scenes.reasoning(i) for i in range(20)]
+    assert set(looked_up) == set(range(100, 120))
+    assert len({image.tobytes() for record in records for image in record["images"]}) == 40
+
+
 def test_scenes_are_a_sequence():
     scenes = Scenes(4)
     assert len(scenes) == len(list(scenes)) == 4

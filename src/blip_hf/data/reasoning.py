@@ -128,8 +128,8 @@ def _unfit(record: Record, field: str, where: str, expected: str) -> ValueError:
 class SceneReasoning(Sequence[ReasoningRecord]):
     """Pairs of drawn pictures with a sentence such as "both pictures show a star", true of every second pair.
 
-    Record `i` depends on the seed and on `start + i` only, and is [`~blip_hf.data.scenes.Scenes.reasoning`] of it: its
-    first scene is in the stretch, the other one anywhere in the series.
+    Record `i` depends on the seed and on `start + i` only, and is [`~blip_hf.data.scenes.Scenes.reasoning`] of it: one
+    of its scenes is in the stretch, the other one in no other record.
 
     Args:
         num_pairs (`int`):
@@ -147,7 +147,7 @@ class SceneReasoning(Sequence[ReasoningRecord]):
     Example:
         >>> record = SceneReasoning(100)[2]
         >>> record["sentence"], record["label"], [image.size for image in record["images"]]
-        ('both pictures show something green', True, [(64, 64), (64, 64)])
+        ('both pictures show a star', True, [(64, 64), (64, 64)])
     """
 
     def __init__(self, num_pairs: int, *, start: int = 0, seed: int = 0, image_size: int = 64) -> None:

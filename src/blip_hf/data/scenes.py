@@ -105,15 +105,15 @@ class Scenes(Sequence[SceneRecord]):
     def reasoning(self, i: int) -> ReasoningRecord:
         """Picture `i` and another one, in any order, with a sentence about both that is true for every second `i`.
 
-        The other picture may be any of the series, beyond this stretch too.
+        The other picture is drawn for this record alone, so that stretches share none.
         """
         index = self._index(i)
         rng = self._rng(index, "reasoning")
         wanted, label = index % 2 == 0, None
         while label != wanted:
-            other = self._other_index(index, rng)
-            sentence, label = shared_property_sentence(self._scene(index), self._scene(other), rng)
-        images = [self._draw(index), self._draw(other)]
+            other = sample_scene(rng)
+            sentence, label = shared_property_sentence(self._scene(index), other, rng)
+        images = [self._draw(index), draw_scene(other, self.image_size)]
         rng.shuffle(images)
         return {"images": images, "sentence": sentence, "label": wanted}
 
