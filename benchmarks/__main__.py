@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip_hf.files import unfinished
+
 from .growth import RESULTS
 from .harness import OURS
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str], folder: Path = RESULTS, jobs: Sequence[str] =
         `int`: how many jobs failed, for the shell. Missing a target is no failure.
     """
     results, failed = [], []
+    stem = folder / datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     for job in jobs:
         print(f"# {job}", flush=True)
         command = [sys.executable, "-m", f"{__package__}.{job}", *arguments]
@@ -56,15 +59,21 @@ def main(arguments: Sequence[str], folder: Path = RESULTS, jobs: Sequence[str] =
             failed.append(job)
         else:
             results.append(json.loads(last))
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    report = {"failed": failed, "jobs": results}
-    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = "\n".join(table_lines(results))
-    (folder / f"{stem}.md").write_text(table + "\n")
-    print(table)
-    print(json.dumps(report))
+        _write(stem, results, failed)  # after each, as all of them take hours
+    print("\n".join(table_lines(results)))
+    print(json.dumps(_report(results, failed)))
     return len(failed)
+
+
+def _report(results: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> dict[str, Any]:
+    return {"failed": list(failed), "jobs": list(results)}
+
+
+def _write(stem: Path, results: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> None:
+    texts = {".json": json.dumps(_report(results, failed), indent=1), ".md": "\n".join(table_lines(results))}
+    for suffix, text in texts.items():
+        with unfinished(stem.with_suffix(suffix)) as path:
+            path.write_text(text + "\n")
 
 
 def table_lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
