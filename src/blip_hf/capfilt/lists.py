@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Shards of JSON lists and image folders, which are read once and cut, and of drawn scenes."""
+"""Shards of JSON lists and image folders, which are cut after so many records, and of drawn scenes."""
 
 import csv
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..data.annotations import SHAPES, read_metadata_row, standard_records
-from ..data.records import Record, check_record, read_captions, read_json, read_optional_id, read_path
+from ..data.json_lists import iterate_json_lines, iterate_json_list
+from ..data.records import check_record, first_character, read_captions, read_json, read_optional_id, read_path
 from ..data.scenes import Scenes
 from ..data.sources import METADATA_FILES
 from .streams import Fault, Shard, Stream, check_texts
+
+
+# Records, or why there is none, each with where it starts, from where it can be read again; from `None`, all.
+Reader = Callable[[int | None], Iterator[tuple[int, Any]]]
 
 
 def list_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None, shard_size: int) -> list[Shard]:
@@ -37,12 +42,11 @@ def list_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None
         ValueError: If the file cannot be parsed or holds no list.
     """
     image_field = "file_name" if path.name in METADATA_FILES else "image"
-    records = _read_records(path)
-    cuts = _cuts([_picture_of(record, image_field) for record in records], shard_size)
+    read = _reader_of(path)
     root = path.parent if image_root is None else image_root
     return [
-        Shard(f"{name}-{number:05d}", partial(_stream, records[start:stop], start, name, image_field, root))
-        for number, (start, stop) in enumerate(cuts)
+        Shard(f"{name}-{number:05d}", partial(_stream, read, *cut, name, image_field, root))
+        for number, cut in enumerate(_cuts(read, image_field, shard_size))
     ]
 
 
@@ -64,18 +68,23 @@ def scene_shards(scenes: Scenes, shard_size: int) -> list[Shard]:
     ]
 
 
-def _read_records(path: Path) -> Sequence[Any]:
-    if path.suffix == ".csv":
-        return _read_rows(path)
+def _reader_of(path: Path) -> Reader:
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
-            return [_parse_line(line) for line in lines if line.strip()]
+        return partial(iterate_json_lines, path)
+    if path.suffix != ".csv" and first_character(path) == "[":
+        return partial(iterate_json_list, path)
+    return partial(_iterate_sequence, _read_rows(path) if path.suffix == ".csv" else _read_annotations(path))
+
+
+def _iterate_sequence(records: Sequence[Any], start: int | None) -> Iterator[tuple[int, Any]]:
+    return ((row, records[row]) for row in range(start or 0, len(records)))
+
+
+def _read_annotations(path: Path) -> Sequence[Any]:
     content = read_json(path)
-    if isinstance(content, dict):
-        return standard_records(content, str(path), split="train")
-    if not isinstance(content, list):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a list of records, or {SHAPES}.")
-    return content
+    return standard_records(content, str(path), split="train")
 
 
 def _read_rows(path: Path) -> list[Any]:
@@ -91,14 +100,6 @@ def _read_rows(path: Path) -> list[Any]:
                 records.append(error)
 
 
-def _parse_line(line: str) -> Any:
-    """A record, or why there is none, which is a fault when its turn comes."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return error
-
-
 def _picture_of(record: Any, image_field: str) -> Any:
     """What neighbours of the same picture have in common, whether or not the record is sound."""
     if not isinstance(record, dict):
@@ -107,17 +108,29 @@ def _picture_of(record: Any, image_field: str) -> Any:
     return tuple(value if isinstance(value, (int, str)) else None for value in values)
 
 
-def _cuts(pictures: Sequence[Any], shard_size: int) -> list[tuple[int, int]]:
-    starts = [0]
-    for row in range(shard_size, len(pictures)):
-        if row - starts[-1] >= shard_size and pictures[row] != pictures[row - 1]:
-            starts.append(row)
-    return list(zip(starts, [*starts[1:], len(pictures)], strict=True))
+def _cuts(read: Reader, image_field: str, shard_size: int) -> list[tuple[int | None, int, int]]:
+    """Where each shard starts, its first row, and the row behind its last."""
+    starts: list[tuple[int | None, int]] = [(None, 0)]
+    picture, num_rows = None, 0
+    for row, (offset, record) in enumerate(read(None)):
+        previous, picture = picture, _picture_of(record, image_field)
+        if row - starts[-1][1] >= shard_size and picture != previous:
+            starts.append((offset, row))
+        num_rows = row + 1
+    stops = [*(row for _, row in starts[1:]), num_rows]
+    return [(offset, row, stop) for (offset, row), stop in zip(starts, stops, strict=True)]
 
 
 def _stream(
-    records: Sequence[Record], first_row: int, name: str, image_field: str, root: str | os.PathLike[str]
+    read: Reader,
+    offset: int | None,
+    first_row: int,
+    stop: int,
+    name: str,
+    image_field: str,
+    root: str | os.PathLike[str],
 ) -> Stream:
+    records = (record for _, record in islice(read(offset), stop - first_row))
     for row, record in enumerate(records, first_row):
         sample_id = f"{name}/{row:08d}"
         if isinstance(record, Exception):

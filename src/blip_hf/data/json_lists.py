@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""JSON lists and JSON lines one record at a time, and again from the middle, in memory that does not grow with the file."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+_CHUNK = 1 << 20  # bytes
+_DECODER = json.JSONDecoder()
+_BEHIND_VALUES = frozenset(" \t\n\r,]")
+_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
+    """The records of a JSON list.
+
+    Args:
+        path (`Path`):
+            A file that holds one list, in UTF-8.
+        start (`int`, *optional*):
+            Byte at which a record starts, to begin with that one.
+
+    Yields:
+        `tuple[int, Any]`: the byte at which a record starts, and the record.
+
+    Raises:
+        ValueError: If the file holds something else, said when it is reached.
+    """
+    with path.open("rb") as file:
+        window = _Window(file, _start_of_text(file) if start is None else start)
+        try:
+            if start is None:
+                window.take("[")
+            is_empty = start is None and window.peek() == "]"
+            while not is_empty:
+                window.peek()
+                yield window.offset, window.parse()
+                if window.peek() != ",":
+                    break
+                window.take(",")
+            window.take("]")
+            if window.peek():
+                raise ValueError("more follows behind the list")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} cannot be parsed behind byte {window.offset} ({error}). Expected is one list of JSON records in"
+                " UTF-8; a file with one record a line is named .jsonl."
+            ) from error
+
+
+def iterate_json_lines(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
+    """The records of a file of JSON lines, without lines that are empty.
+
+    Args:
+        path (`Path`):
+            A file with a record a line. What is no UTF-8 in it is replaced.
+        start (`int`, *optional*):
+            Byte at which a line starts, to begin with that one.
+
+    Yields:
+        `tuple[int, Any]`: the byte at which a line starts, and its record, or the `Exception` that says why there is
+            none.
+    """
+    with path.open("rb") as file:
+        offset = _start_of_text(file) if start is None else start
+        file.seek(offset)
+        for line in file:
+            if text := line.decode("utf-8", errors="replace").strip():
+                yield offset, _parse_line(text)
+            offset += len(line)
+
+
+def _parse_line(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _start_of_text(file: BinaryIO) -> int:
+    return len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+
+
+class _Window:
+    """The part of a text file that is being parsed. `offset` is the byte up to which it has been."""
+
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        file.seek(offset)
+        self.file = file
+        self.offset = offset
+        self.text = ""
+        self.position = 0
+        self.is_whole = False  # whether the text goes to the end of the file
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def peek(self) -> str:
+        """The next character that is no white space, empty at the end of the file."""
+        while True:
+            self._advance(_WHITE_SPACE.match(self.text, self.position).end())
+            if self.position < len(self.text) or self.is_whole:
+                return self.text[self.position : self.position + 1]
+            self._read_more()
+
+    def take(self, character: str) -> None:
+        if self.peek() != character:
+            raise ValueError(f"expected {character!r}, found {self.peek()!r}")
+        self._advance(self.position + 1)
+
+    def parse(self) -> Any:
+        """The value here. It has been read whole where a list goes on behind it: `12` may be the beginning of `12.3`."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.position)
+            except json.JSONDecodeError:
+                if self.is_whole:
+                    raise
+            else:
+                if self.text[end : end + 1] in _BEHIND_VALUES or self.is_whole:
+                    self._advance(end)
+                    return value
+            self._read_more()
+
+    def _advance(self, position: int) -> None:
+        self.offset += len(self.text[self.position : position].encode())
+        self.position = position
+
+    def _read_more(self) -> None:
+        left = self.text[self.position :]
+        # As much again as is there, so that a long value is parsed a few times and not once a chunk.
+        content = self.file.read(max(_CHUNK, len(left)))
+        self.text, self.position = left + self.decoder.decode(content, final=not content), 0
+        self.is_whole = not content
+
+
+__all__ = ["iterate_json_lines", "iterate_json_list"]
