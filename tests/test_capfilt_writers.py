@@ -221,10 +221,19 @@ def test_a_source_that_lost_samples_is_refused_and_leaves_nothing(format, tmp_pa
 
 def test_pictures_of_a_list_that_was_cut_short_are_replaced(tmp_path):
     (tmp_path / "scenes-00000").mkdir()
-    (tmp_path / "scenes-00000" / "stale.png").write_bytes(b"")
+    (tmp_path / "scenes-00000" / "00000099.png").write_bytes(b"")
     write_all(tmp_path, "json")
     assert len(list((tmp_path / "scenes-00000").iterdir())) == NUM_SCENES
-    assert not (tmp_path / "scenes-00000" / "stale.png").exists()
+    assert not (tmp_path / "scenes-00000" / "00000099.png").exists()
+
+
+def test_files_of_somebody_else_are_not_replaced_by_the_pictures_of_a_list(tmp_path):
+    (tmp_path / "scenes-00000").mkdir()
+    mine = tmp_path / "scenes-00000" / "holiday.png"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holiday\.png is none that was written for one\. Pass an empty folder"):
+        write_all(tmp_path, "json")
+    assert mine.read_bytes() == b"mine"
 
 
 def test_a_list_does_not_outlive_its_pictures(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Pictures are written as they were encoded, and the same pairs always give the sa
 
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,7 @@ _FEATURES = datasets.Features(
 )
 _GROUP_BYTES = 2**26
 _GROUP_ROWS = 1000
+_PICTURE_NAME = re.compile(r"\d{8}\.\w+")  # of a shard's folder
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def write_pairs(
         `Path`: the file.
 
     Raises:
-        ValueError: If the format is unknown, or `samples` lack one that has a row.
+        ValueError: If the format is unknown, `samples` lack one that has a row, or a folder with files of another kind is
+            where the pictures of a JSON list go.
     """
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r} is unknown; pass one of {', '.join(map(repr, SUFFIXES))}.")
@@ -235,12 +238,22 @@ class _ListWriter:
 @contextmanager
 def _json(beside: Path, path: Path) -> Iterator[_Writer]:
     if path.is_dir():  # of an earlier run, whose list must not outlive its pictures
+        _refuse_other_files(path)
         path.with_name(path.name + SUFFIXES["json"]).unlink(missing_ok=True)
         shutil.rmtree(path)
     with ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
         file.write("[")
         yield _ListWriter(file, path, stack)
         file.write("\n]\n")
+
+
+def _refuse_other_files(folder: Path) -> None:
+    other = sorted(path.name for path in folder.iterdir() if not _PICTURE_NAME.fullmatch(path.name))
+    if other:
+        raise ValueError(
+            f"{folder} is to hold the pictures of a shard in place of what is there, and {other[0]} is none that was"
+            " written for one. Pass an empty folder as output, or move it."
+        )
 
 
 _WRITERS = {"parquet": _parquet, "webdataset": _webdataset, "json": _json}
