@@ -3,7 +3,7 @@
 
     python benchmarks/refilter.py --num_images 1000000
 
-The run is made up: a JSON list of pictures, each with a text of the web and a synthetic one, and drawn scores. Prints a line
+The run is made up: JSON lines of pictures, each with a text of the web and a synthetic one, and drawn scores. Prints a line
 a rule and, last, JSON.
 """
 
@@ -48,9 +48,10 @@ def main() -> None:
 
 def make_run(folder: Path, num_images: int) -> RunFolder:
     """A finished run without models. Its pictures need not be there, as no rule looks at them."""
-    records = [{"image": f"{i}.jpg", "image_id": i, "caption": f"a picture of thing {i}"} for i in range(num_images)]
-    source = folder / "web.json"
-    source.write_text(json.dumps(records))
+    source = folder / "web.jsonl"
+    with source.open("w") as file:  # record by record, as the peak of memory is that of the whole process
+        for i in range(num_images):
+            print(json.dumps({"image": f"{i}.jpg", "image_id": i, "caption": f"a picture of thing {i}"}), file=file)
     run, generator = RunFolder(folder / "run"), np.random.default_rng(0)
     for shard in find_shards(str(source), shard_size=SHARD_SIZE):
         table = pa.Table.from_pylist(list(rows_of(shard, generator)), schema=SCHEMA)
