@@ -81,6 +81,14 @@ def test_what_is_no_list_is_refused_with_the_file_and_the_remedy(tmp_path, text)
         list(iterate_json_list(path))
 
 
+@pytest.mark.parametrize("content", [b'["caf\xe9"]', b'{"a": "caf\xe9"}', b'["' + b"a" * 99_999 + b'", "\xe9"]'])
+def test_what_is_no_utf_8_is_refused_with_the_file(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json cannot be parsed .*codec.* UTF-8"):
+        find_shards(str(path))
+
+
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypatch):
     """Ten times the records, and no more memory but for three numbers a shard."""

@@ -35,14 +35,11 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
         try:
             if start is None:
                 window.take("[")
-            is_empty = start is None and window.peek() == "]"
-            while not is_empty:
+            behind = window.take("]") if start is None and window.peek() == "]" else ","
+            while behind == ",":
                 window.peek()
                 yield window.offset, window.parse()
-                if window.peek() != ",":
-                    break
-                window.take(",")
-            window.take("]")
+                behind = window.take(",]")
             if window.peek():
                 raise ValueError("more follows behind the list")
         except (ValueError, RecursionError) as error:
@@ -105,10 +102,13 @@ class _Window:
                 return self.text[self.position : self.position + 1]
             self._read_more()
 
-    def take(self, character: str) -> None:
-        if self.peek() != character:
-            raise ValueError(f"expected {character!r}, found {self.peek()!r}")
+    def take(self, expected: str) -> str:
+        """The next character that is no white space, which must be one of these."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise ValueError(f"expected {' or '.join(map(repr, expected))}, found {found!r}")
         self._advance(self.position + 1)
+        return found
 
     def parse(self) -> Any:
         """The value here. It has been read whole where a list goes on behind it: `12` may be the beginning of `12.3`."""

@@ -38,16 +38,16 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {state}. Pass the path of a JSON file (.json, .jsonl).")
-    text = path.read_text(encoding="utf-8-sig")
     is_lines = path.suffix == ".jsonl" if is_lines is None else is_lines
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if is_lines:
             # Not `splitlines`: texts may hold what it takes for the end of a line, such as U+2028.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} cannot be parsed ({error}). Expected is JSON in a .json file, such as a list of records, and one"
+            f"{path} cannot be parsed ({error}). Expected is JSON in UTF-8 in a .json file, such as a list of records, and one"
             " record a line in a .jsonl file."
         ) from error
 
@@ -64,7 +64,7 @@ def first_character(path: Path) -> str:
     """
     if not path.is_file():
         return ""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         while (character := file.read(1)).isspace():
             pass
     return character
