@@ -83,11 +83,16 @@ def _attention_backward_flops(
     return sdpa_backward_flop_count(grad_out.shape, query.shape, key.shape, value.shape)
 
 
-# The counter of torch does not know the fused attention of CPUs.
+def _linear_flops(states: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    return 2 * out_val.numel() * weight.shape[1]
+
+
+# The counter of torch does not know the fused attention of CPUs, and oneDNN's dense layer.
 _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}),
 }
 
 

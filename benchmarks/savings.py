@@ -22,7 +22,7 @@ from blip_hf import (
     BlipForPreTraining,
     BlipTextModel,
 )
-from blip_hf.modeling import contrast, text_layers
+from blip_hf.modeling import attention, contrast, linear, text_layers
 from blip_hf.modeling.attention import ImageMemory, attend_grouped
 from blip_hf.modeling.contrast import matching_outcome
 
@@ -38,7 +38,7 @@ def cases(options: Options) -> Iterator[Case]:
     """A pre-training step, matching, and captions by beam search."""
     yield pretraining(options)
     yield matching(options)
-    yield captions(options)
+    yield from captions(options)
 
 
 def pretraining(options: Options) -> Case:
@@ -79,19 +79,26 @@ def matching(options: Options) -> Case:
     return Case(f"match one image against {count} captions", {OURS: match, **ways}, check=all_close)
 
 
-def captions(options: Options) -> Case:
-    """Three beams of a batch."""
+def captions(options: Options) -> Iterator[Case]:
+    """Three beams of a batch in fp32, then greedy writing in bf16."""
     size, tokens = options.size, NUM_TOKENS[options.size_name]
-    model = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), options.device)
-    pixels = random_pixels(BATCH_SIZE, size.image_size, options.device)
-
-    def write() -> Tensor:
-        return model.generate(
-            pixel_values=pixels, num_beams=3, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens
-        )
-
-    ways = {"keys and values copied for each beam": without(copied_memory, write)}
-    return Case(f"caption, 3 beams, batch {BATCH_SIZE}", {OURS: write, **ways})
+    config = BlipConfig(**config_fields(size))
+    for num_beams, dtype in ((3, torch.float32), (1, torch.bfloat16)):
+        model = build(BlipForConditionalGeneration, config, options.device).to(dtype)
+        pixels = random_pixels(BATCH_SIZE, size.image_size, options.device).to(dtype)
+        limits = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+        write = partial(model.generate, pixels, num_beams=num_beams, do_sample=False, **limits)
+        ways = {
+            "keys and values copied for each beam": without(copied_memory, write),
+            "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
+            "fused attention throughout": without(
+                partial(patch.object, attention, "prefers_products", lambda *_: False), write
+            ),
+        }
+        if num_beams == 1:  # nothing is copied, and bf16 products are those of torch
+            ways = {"fused attention throughout": ways["fused attention throughout"]}
+        name = "fp32" if dtype == torch.float32 else "bf16 weights"
+        yield Case(f"caption, {num_beams} beam(s), batch {BATCH_SIZE}, {name}", {OURS: write, **ways}, dtype=dtype)
 
 
 def without(change: Callable[[], AbstractContextManager], way: Way) -> Way:

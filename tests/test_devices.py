@@ -192,7 +192,7 @@ def test_ranked_answers_are_those_of_the_cpu():
 def test_retrieval_gives_the_metrics_of_the_cpu():
     _, _, model, processor = tiny_capfilt()
     pairs = [
-        {"image": image, "caption": caption, "image_id": number}
+        {"image": image, "caption": f"{'abcd'[number]} {caption}", "image_id": number}  # equal texts would tie
         for number, image in enumerate(pictures(4))
         for caption in ("a b c", "d e", "f g h i")[: 1 + number % 3]
     ]

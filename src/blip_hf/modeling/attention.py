@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .cpu_attention import attend_in_products, prefers_products
+
 
 @dataclass(frozen=True)
 class ImageMemory:
@@ -109,6 +111,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention through the backend that `module.config` names; eager where the probabilities are asked for.
 
+    On CPUs sdpa gives way to plain products where these are faster.
+
     Args:
         module (`nn.Module`):
             The attending module, with a `config`.
@@ -130,17 +134,22 @@ def attend(
     Returns:
         `tuple`: the context of shape `(b, t, h * head_dim)` and the probabilities of shape `(b, h, t, p)` or `None`.
     """
+    implementation, scaling = module.config._attn_implementation, query.shape[-1] ** -0.5
+    dropout = dropout if module.training else 0.0
     backend: Callable = eager_attention
     if not output_attentions:
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+        is_plain = implementation == "sdpa" and mask is None and not (is_causal or dropout)
+        if is_plain and prefers_products(query, key):
+            return attend_in_products(query, key, value, scaling).flatten(2), None
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     context, probabilities = backend(
         module,
         query,
         key,
         value,
         mask,
-        scaling=query.shape[-1] ** -0.5,
-        dropout=dropout if module.training else 0.0,
+        scaling=scaling,
+        dropout=dropout,
         is_causal=is_causal,
     )
     return context.flatten(2), probabilities  # (b, t, h, head_dim) -> (b, t, d)

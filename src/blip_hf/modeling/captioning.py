@@ -76,7 +76,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             `ImageMemory`: For `forward` and `generate`, in place of the pixels.
         """
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
-        return self.text_decoder.bert.build_image_memory(states)
+        return self.text_decoder.bert.build_image_memory(states, for_decoding=True)
 
     @can_return_tuple
     def forward(

@@ -68,7 +68,10 @@ class BlipTextModel(BlipTextPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def build_image_memory(
-        self, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None
+        self,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        for_decoding: bool = False,
     ) -> ImageMemory:
         """Projects encoded images to the keys and values that every layer's cross-attention reads.
 
@@ -77,13 +80,18 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 Output of the image encoder (or of the question encoder).
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
                 0 for padding.
+            for_decoding (`bool`, *optional*, defaults to `False`):
+                Whether to lay the keys and values of each head together. Steps of decoding read them faster so; a single
+                pass over all tokens has no use for the copy.
 
         Returns:
             `ImageMemory`: To be passed as `image_memory` any number of times.
         """
         if not self.config.is_decoder:
             raise ValueError("this text model has no cross-attention: build it with text_config.is_decoder=True.")
-        pairs = [layer.crossattention.self.project(encoder_hidden_states) for layer in self.encoder.layer]
+        pairs = [
+            layer.crossattention.self.project(encoder_hidden_states, for_decoding) for layer in self.encoder.layer
+        ]
         keys, values = zip(*pairs, strict=True)
         return ImageMemory(keys, values, encoder_attention_mask)
 

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_blip import BlipTextConfig
 from .attention import attend, attend_grouped, split_heads
+from .linear import Linear
 from .recompute import recompute_in_backward
 
 
@@ -38,9 +39,9 @@ class BlipTextSelfAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = False  # each call says it
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -80,17 +81,15 @@ class BlipTextCrossAttention(nn.Module):
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.encoder_hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.encoder_hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.encoder_hidden_size, config.hidden_size)
+        self.value = Linear(config.encoder_hidden_size, config.hidden_size)
 
-    def project(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, encoder_hidden_states: Tensor, is_contiguous: bool = False) -> tuple[Tensor, Tensor]:
         """Image states `(n, p, encoder_d)` -> keys and values of shape `(n, h, p, head_dim)`."""
         num_heads = self.config.num_attention_heads
-        return (
-            split_heads(self.key(encoder_hidden_states), num_heads),
-            split_heads(self.value(encoder_hidden_states), num_heads),
-        )
+        key, value = (split_heads(project(encoder_hidden_states), num_heads) for project in (self.key, self.value))
+        return (key.contiguous(), value.contiguous()) if is_contiguous else (key, value)
 
     def forward(
         self,
@@ -138,7 +137,7 @@ class BlipTextResidualOutput(nn.Module):
 
     def __init__(self, config: BlipTextConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dense = Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -166,7 +165,7 @@ class BlipTextIntermediate(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -229,7 +228,7 @@ class BlipTextPooler(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(b, t, d)` -> `(b, d)`."""

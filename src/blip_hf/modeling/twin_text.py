@@ -20,6 +20,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory, self_attention_mask
 from .base import refuse_unknown
+from .linear import Linear
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
     BlipTextAttention,
@@ -40,9 +41,9 @@ class BlipTwinOutput(nn.Module):
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
         width = config.hidden_size
-        self.dense0 = nn.Linear(width, width)
-        self.dense1 = nn.Linear(width, width)
-        self.merge_layer = nn.Linear(2 * width, width) if has_merge_layer else None
+        self.dense0 = Linear(width, width)
+        self.dense1 = Linear(width, width)
+        self.merge_layer = Linear(2 * width, width) if has_merge_layer else None
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
