@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All jobs, one process each: `python -m benchmarks --size base`.
+"""All jobs, one process each: `python -m benchmarks --size base`, or some: `python -m benchmarks caption --size base`.
 
-Writes `results/<date>.json` and, as a table, `results/<date>.md` beside this file. Arguments go to every job.
+Writes `results/<date>.json` and, as a table, `results/<date>.md` beside this file. Jobs that are not run keep what was found
+on the same day. Options go to every job.
 """
 
 import datetime
@@ -9,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +35,48 @@ JOBS = (
 )
 
 
-def main(arguments: Sequence[str], folder: Path = RESULTS, jobs: Sequence[str] = JOBS) -> int:
-    """Runs the jobs, and writes and prints what they found.
+def main(arguments: Sequence[str], folder: Path = RESULTS) -> int:
+    """Runs jobs, and writes and prints what they found.
 
     Args:
         arguments (sequence of `str`):
-            Arguments of every job.
+            Names of jobs, all where there are none, then options of every job.
         folder (`Path`, *optional*, defaults to `benchmarks/results`):
             Where results are put.
-        jobs (sequence of `str`, *optional*, defaults to all):
-            Names of the jobs.
 
     Returns:
         `int`: how many jobs failed, for the shell. Missing a target is no failure.
     """
-    results, failed = [], []
+    jobs = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    options = arguments[len(jobs) :]
+    if unknown := sorted(set(jobs) - set(JOBS)):
+        raise SystemExit(f"no such jobs: {', '.join(unknown)}. There are {', '.join(JOBS)}.")
     stem = folder / datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    for job in jobs:
+    results = _read(stem) if jobs else {}
+    failed = []
+    for job in jobs or JOBS:
         print(f"# {job}", flush=True)
-        command = [sys.executable, "-m", f"{__package__}.{job}", *arguments]
+        command = [sys.executable, "-m", f"{__package__}.{job}", *options]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         *lines, last = done.stdout.splitlines() or [""]
         print("\n".join(lines), flush=True)
         if done.returncode:
             failed.append(job)
         else:
-            results.append(json.loads(last))
-        _write(stem, results, failed)  # after each, as all of them take hours
-    print("\n".join(table_lines(results)))
-    print(json.dumps(_report(results, failed)))
+            results[job] = json.loads(last)
+        in_order = [results[name] for name in JOBS if name in results]
+        _write(stem, in_order, failed)  # after each, as all of them take hours
+    print("\n".join(table_lines(in_order)))
+    print(json.dumps(_report(in_order, failed)))
     return len(failed)
+
+
+def _read(stem: Path) -> dict[str, dict[str, Any]]:
+    """What was found earlier on the same day, by job."""
+    path = stem.with_suffix(".json")
+    if not path.exists():
+        return {}
+    return {result["job"]: result for result in json.loads(path.read_text())["jobs"]}
 
 
 def _report(results: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> dict[str, Any]:
@@ -86,11 +100,8 @@ def table_lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     Returns:
         iterator of `str`: lines.
     """
-    if results:
-        first = results[0]
-        versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-        yield f"{first['date']}, commit {first['commit']}, {first['device']}, {first['threads']} thread(s), {versions}."
-        yield f"Size {first['size']}, median of {first.get('rounds')} rounds, in turn.\n"
+    for where, group in groupby(results, key=_where):
+        yield f"{', '.join(result['job'] for result in group)}: {where}.\n"
     yield "| job | rival | ours, s | rival, s | times as fast | wanted | memory of the rival's | share of the limit |"
     yield "|---|---|---|---|---|---|---|---|"
     for result in results:
@@ -100,6 +111,15 @@ def table_lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for name, series in result.get("series", {}).items():
             seconds = ", ".join(f"{point['n']}: {point['seconds']:.3g} s" for point in series["points"])
             yield f"| {series['job']} by {name} | - | {seconds} | | | exponent {series['exponent']} | | |"
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    rounds = f", median of {result['rounds']} rounds" if "rounds" in result else ""
+    return (
+        f"{result['date'][:10]}, commit {result['commit']}, {result['device']}, {result['threads']} thread(s), {versions}, "
+        f"size {result['size']}{rounds}"
+    )
 
 
 def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,8 @@ import blip_hf
 
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path(__file__).parents[1]
+# What decides figures; a run writes its own results as it goes.
+MEASURED = ("src", "benchmarks", ":(exclude)benchmarks/results")
 
 
 def describe(device: torch.device) -> dict[str, object]:
@@ -52,7 +54,7 @@ def processor() -> str:
 def commit() -> str | None:
     """The commit that was measured, with `+` where files differ from it; `None` outside a repository."""
     head = _git("rev-parse", "--short", "HEAD")
-    return head if head is None else head + ("+" if _git("status", "--porcelain", "--", "src", "benchmarks") else "")
+    return head if head is None else head + ("+" if _git("status", "--porcelain", "--", *MEASURED) else "")
 
 
 def _git(*arguments: str) -> str | None:

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from blip_hf.modeling.linear import Linear
 
-ROUNDS = 5
+
+ROUNDS = 15
 COPIED_BYTES = 2**28
 
 
@@ -97,8 +99,9 @@ _FORMULAS = {
 
 
 @cache
+@torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, width: int) -> Rates:
-    """The best of several products of square matrices, and of several copies.
+    """The best of several products of square matrices, by all libraries that jobs use, and of several copies.
 
     Args:
         device (`torch.device`):
@@ -113,9 +116,14 @@ def measure_rates(device: torch.device, dtype: torch.dtype, width: int) -> Rates
     """
     matrix = torch.randn(width, width, device=device).to(dtype)
     product = torch.empty_like(matrix)
+    layer = Linear(width, width, bias=False, device=device, dtype=dtype)
     source = torch.zeros(min(COPIED_BYTES, 32 * width * width), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    multiply = min(_seconds(lambda: torch.mm(matrix, matrix, out=product), device) for _ in range(ROUNDS))
+    multiply = min(
+        _seconds(work, device)
+        for _ in range(ROUNDS)
+        for work in (lambda: torch.mm(matrix, matrix, out=product), lambda: layer(matrix))
+    )
     copy = min(_seconds(lambda: target.copy_(source), device) for _ in range(ROUNDS))
     return Rates(2 * width**3 / multiply, 2 * source.nbytes / copy)
 

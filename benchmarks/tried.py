@@ -1,39 +1,91 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What makes decoding faster elsewhere and is no part of this package: compiled steps, int8 weights.
+"""What makes inference faster elsewhere and is no part of this package: compiled steps, int8 weights, packed weights.
 
-Greedy captions as in `caption.py`. Each way is the package's own model with one thing done to it, as a user would do it.
-int8 needs `torchao`, and its row is left out without it. Compilation happens before the clock starts, and takes minutes.
+Greedy captions as in `caption.py`, and the image tower alone. Each way is the package's own model with one thing done to
+it. int8 needs `torchao`, packing and fusing need oneDNN on a CPU, and their rows are left out without them. Compilation and
+packing happen before the clock starts; compilation takes minutes.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration
+from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipVisionModel
 
 from .caption import BATCH_SIZE, NUM_TOKENS
 from .harness import OURS, Case, Options, Way, run
 from .sizes import build, config_fields, random_pixels
 
 
+ROUNDING = "int8 weights round, so that captions may differ."
+
+
 def cases(options: Options) -> Iterator[Case]:
-    """One image, and a batch, in fp32 and in bf16."""
+    """The image tower in fp32, then captions of one image and of a batch, in fp32 and in bf16."""
+    yield image_tower(options)
     for dtype in (torch.float32, torch.bfloat16):
-        models = changed_models(options, dtype)
+        models = changed_captioners(options, dtype)
         for batch_size in (1, BATCH_SIZE):
             pixels = random_pixels(batch_size, options.size.image_size, options.device).to(dtype)
             yield Case(
                 f"caption, greedy, batch {batch_size}, {'fp32' if dtype == torch.float32 else 'bf16'} weights",
                 {name: writer(model, pixels, NUM_TOKENS[options.size_name]) for name, model in models.items()},
                 dtype=dtype,
-                note="int8 weights round, so that captions may differ.",
+                note=ROUNDING,
             )
 
 
-def changed_models(options: Options, dtype: torch.dtype) -> dict[str, BlipForConditionalGeneration]:
-    """The model as it is, with compiled towers, and with the decoder's weights in int8."""
-    names = [OURS, "compiled", *(["int8 weights"] if importlib.util.find_spec("torchao") else [])]
+def image_tower(options: Options) -> Case:
+    """A batch of images, with other layouts and fused activations."""
+    config = BlipConfig(**config_fields(options.size)).vision_config
+    names = [OURS, "channels last", *(["GELU within the product"] if has_onednn(options) else [])]
+    towers = {name: build(BlipVisionModel, config, options.device) for name in names}
+    towers["channels last"].embeddings.to(memory_format=torch.channels_last)
+    for layer in towers["GELU within the product"].encoder.layers if has_onednn(options) else ():
+        fuse_gelu(layer.mlp)
+    pixels = random_pixels(BATCH_SIZE, options.size.image_size, options.device)
+    ways = {name: partial(encode, tower, pixels) for name, tower in towers.items()}
+    laid_out = pixels.contiguous(memory_format=torch.channels_last)
+    ways["channels last"] = partial(encode, towers["channels last"], laid_out)
+    return Case(f"image tower, batch {BATCH_SIZE}, fp32", ways, check=all_close)
+
+
+@torch.no_grad()
+def encode(tower: BlipVisionModel, pixels: Tensor) -> Tensor:
+    """States of all image tokens."""
+    return tower(pixels).last_hidden_state
+
+
+def all_close(results: dict[str, Tensor]) -> None:
+    """Raises `AssertionError` unless all ways have given the same states."""
+    for result in results.values():
+        torch.testing.assert_close(result, results[OURS], atol=1e-4, rtol=1e-4)
+
+
+def has_onednn(options: Options) -> bool:
+    """Whether dense layers can be run by oneDNN one by one."""
+    return options.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def fuse_gelu(mlp: nn.Module) -> None:
+    """Leaves the activation of a feed-forward block to oneDNN's product."""
+    mlp.fc1.forward = product(mlp.fc1.weight, mlp.fc1.bias, "gelu")
+    mlp.activation_fn = nn.Identity()
+
+
+def product(weight: Tensor, bias: Tensor | None, activation: str = "none") -> Callable[[Tensor], Tensor]:
+    """A dense layer in oneDNN, where the weight may be packed."""
+    return lambda states: torch.ops.mkldnn._linear_pointwise(states, weight, bias, activation, [], "none")
+
+
+def changed_captioners(options: Options, dtype: torch.dtype) -> dict[str, BlipForConditionalGeneration]:
+    """The model as it is, with compiled towers, and with the decoder's weights in int8 or packed."""
+    names = [OURS, "compiled"]
+    names += ["int8 weights"] if importlib.util.find_spec("torchao") else []
+    names += ["packed weights"] if has_onednn(options) else []
     config = BlipConfig(**config_fields(options.size))
     models = {name: build(BlipForConditionalGeneration, config, options.device).to(dtype) for name in names}
     compiled = models["compiled"]
@@ -43,10 +95,20 @@ def changed_models(options: Options, dtype: torch.dtype) -> dict[str, BlipForCon
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         quantize_(models["int8 weights"].text_decoder, Int8WeightOnlyConfig())
+    if "packed weights" in models:
+        pack(models["packed weights"].text_decoder)
     return models
 
 
-def writer(model: BlipForConditionalGeneration, pixels: torch.Tensor, tokens: int) -> Way:
+def pack(decoder: nn.Module) -> None:
+    """Keeps, beside the weights of a decoder, copies in the layout in which oneDNN reads them for a batch."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), BATCH_SIZE)
+            module.forward = product(packed, module.bias.detach())
+
+
+def writer(model: BlipForConditionalGeneration, pixels: Tensor, tokens: int) -> Way:
     """Greedy writing of just so many tokens."""
     return lambda: model.generate(
         pixel_values=pixels, do_sample=False, num_beams=1, min_new_tokens=tokens, max_new_tokens=tokens

@@ -275,7 +275,7 @@ def test_a_job_ends_with_json(job, capsys, monkeypatch):
         assert row["seconds"][harness.OURS]["median"] > 0
         assert set(row["targets"]) <= set(row["speedup"])
     table = list(everything.table_lines([result]))
-    assert len(table) == 4 + sum(len(row["speedup"]) for row in result["rows"])
+    assert len(table) == 3 + sum(len(row["speedup"]) for row in result["rows"])
 
 
 def test_growth_is_drawn(tmp_path):
@@ -285,24 +285,45 @@ def test_growth_is_drawn(tmp_path):
     assert any("by queue" in line for line in everything.table_lines([result]))
 
 
-def test_all_jobs_are_written_to_one_report(tmp_path, capsys, monkeypatch):
+def pretend_jobs(monkeypatch, failing=()):
+    """Jobs that are run find a row at once, but for some."""
     row = {"case": "import", "note": "at most 1 s", "seconds": {harness.OURS: {"median": 0.5}}, "speedup": {}}
     found = {"size": "tiny", "date": "today", "commit": None, "device": "CPU", "threads": 1, "versions": {}}
-    output = f"for people\n{json.dumps({**found, 'rows': [row | {'limit': None}]})}\n"
+    called = []
 
     def run_job(command, **_):
-        failed = "no_such_job" in command[2]
+        job = command[2].rpartition(".")[2]
         assert command[3:] == TINY
-        return subprocess.CompletedProcess(command, int(failed), stdout="" if failed else output)
+        called.append(job)
+        result = {"job": job, **found, "rows": [row | {"limit": None, "number": len(called)}]}
+        output = "" if job in failing else f"for people\n{json.dumps(result)}\n"
+        return subprocess.CompletedProcess(command, int(job in failing), stdout=output)
 
     monkeypatch.setattr(everything.subprocess, "run", run_job)
-    assert everything.main(TINY, folder=tmp_path, jobs=["imports", "no_such_job"]) == 1
+    return called
+
+
+def test_all_jobs_are_written_to_one_report(tmp_path, capsys, monkeypatch):
+    called = pretend_jobs(monkeypatch, failing=["caption"])
+    assert everything.main(TINY, folder=tmp_path) == 1
+    assert tuple(called) == everything.JOBS
     (report,) = tmp_path.glob("*.json")
     saved = json.loads(report.read_text())
-    assert saved["failed"] == ["no_such_job"]
-    assert saved["jobs"][0]["rows"][0]["case"] == "import"
+    assert saved["failed"] == ["caption"]
+    assert [result["job"] for result in saved["jobs"]] == list(everything.JOBS[1:])
     assert "| import | - | 0.5 |" in report.with_suffix(".md").read_text()
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == saved
+
+
+def test_some_jobs_replace_what_they_found_earlier_and_leave_the_rest(tmp_path, monkeypatch):
+    pretend_jobs(monkeypatch)
+    everything.main(["imports", "caption", *TINY], folder=tmp_path)
+    everything.main(["imports", *TINY], folder=tmp_path)
+    (report,) = tmp_path.glob("*.json")
+    found = {result["job"]: result["rows"][0]["number"] for result in json.loads(report.read_text())["jobs"]}
+    assert found == {"caption": 2, "imports": 3}
+    with pytest.raises(SystemExit, match="no such jobs: captions"):
+        everything.main(["captions", *TINY], folder=tmp_path)
 
 
 def test_help_runs_in_a_fresh_process():
