@@ -5,7 +5,8 @@ With equal padding only the models differ. Its notebook pads to 512 tokens and h
 is the second figure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,52 +17,60 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_twin
 
 
-# Captions, and the length that the notebook pads them to.
-PROBLEMS = {"base": (8, 512), "small": (4, 256), "tiny": (2, 64)}
+# Captions; those that are padded as in the notebook, fewer as 24 GiB do not hold the scores of eight; and to what length.
+PROBLEMS = {"base": (8, 4, 512), "small": (4, 4, 256), "tiny": (2, 2, 64)}
 CAPTION_LENGTH = 16
 LEARNING_RATE = 1e-5
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """One case, in fp32."""
-    batch_size, notebook_length = PROBLEMS[options.size_name]
+    """In fp32: equal padding on both sides, then the notebook's on theirs."""
+    batch_size, padded_batch_size, notebook_length = PROBLEMS[options.size_name]
     size, device = options.size, options.device
     ours = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
     theirs = upstream_twin(ours)
+    step_ours, step_theirs = stepper(ours), stepper(theirs)
     pixels = random_pixels(batch_size, size.image_size, device)
     captions = random_captions(batch_size, CAPTION_LENGTH, size, device)
-    long_captions, _ = pad_to(captions, notebook_length)
-    mask = torch.ones_like(captions)
+    note = "AdamW is fused on both sides"
 
-    def stepper(model: torch.nn.Module, **inputs: Tensor) -> object:
-        model.train()
-        optimizer = _optimizer(model)
-
-        def step() -> Tensor:
-            loss = model(pixel_values=pixels, **inputs).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        return step
+    def inputs(count: int) -> dict[str, Tensor]:
+        ids = captions[:count]
+        return {
+            "pixel_values": pixels[:count],
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": ids,
+        }
 
     yield Case(
         f"captioning fine-tune step, batch {batch_size}, {size.image_size} px, {CAPTION_LENGTH} tokens",
-        {
-            OURS: stepper(ours, input_ids=captions, attention_mask=mask, labels=captions),
-            "transformers": stepper(theirs, input_ids=captions, attention_mask=mask, labels=captions),
-            f"transformers, padded to {notebook_length}": stepper(
-                theirs, input_ids=long_captions, labels=long_captions
-            ),
-        },
+        {OURS: partial(step_ours, **inputs(batch_size)), "transformers": partial(step_theirs, **inputs(batch_size))},
         targets={"transformers": 1.15},
-        note="AdamW is fused on both sides; each way of transformers has its own state of it",
+        note=note,
+    )
+    padded, _ = pad_to(captions[:padded_batch_size], notebook_length)
+    notebook = {"pixel_values": pixels[:padded_batch_size], "input_ids": padded, "labels": padded}
+    yield Case(
+        f"captioning fine-tune step, batch {padded_batch_size}, theirs padded to {notebook_length}",
+        {OURS: partial(step_ours, **inputs(padded_batch_size)), "transformers": partial(step_theirs, **notebook)},
+        note=note,
     )
 
 
-def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), LEARNING_RATE, fused=True)
+def stepper(model: torch.nn.Module) -> Callable[..., Tensor]:
+    """Forward, backward and AdamW."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, fused=True)
+
+    def step(**inputs: Tensor) -> Tensor:
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .sizes import build, config_fields, pad_to, random_captions, random_pixels
 
 
 # Images, captions, candidates of a query, and the share of the queries that is timed.
-PROBLEMS = {"base": (200, 1000, 32, 0.02), "small": (40, 200, 16, 0.1), "tiny": (4, 8, 2, 0.5)}
+PROBLEMS = {"base": (200, 1000, 32, 0.01), "small": (40, 200, 16, 0.1), "tiny": (4, 8, 2, 0.5)}
 CAPTION_LENGTH = 12
 
 
