@@ -97,6 +97,7 @@ def test_with_a_gradient_the_layer_is_torchs_own(layer):
     assert states.grad.abs().sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @torch.no_grad()
 def test_autocast_half_precision_and_a_switched_off_onednn_are_respected(layer):
     states = torch.randn(3, 64)
