@@ -47,6 +47,9 @@ def main(arguments: Sequence[str], folder: Path = RESULTS) -> int:
     Returns:
         `int`: how many jobs failed, for the shell. Missing a target is no failure.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nJobs: {', '.join(JOBS)}. Options: see `python -m {__package__}.caption --help`.")
+        return 0
     jobs = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
     options = arguments[len(jobs) :]
     if unknown := sorted(set(jobs) - set(JOBS)):

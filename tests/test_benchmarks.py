@@ -326,6 +326,14 @@ def test_some_jobs_replace_what_they_found_earlier_and_leave_the_rest(tmp_path, 
         everything.main(["captions", *TINY], folder=tmp_path)
 
 
+def test_help_names_the_jobs_and_runs_none(tmp_path, capsys, monkeypatch):
+    called = pretend_jobs(monkeypatch)
+    assert everything.main(["--help"], folder=tmp_path) == 0
+    assert ", ".join(everything.JOBS) in capsys.readouterr().out
+    assert not called
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_runs_in_a_fresh_process():
     assert 0 < imports.help_seconds() < 60
 
