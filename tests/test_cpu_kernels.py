@@ -97,16 +97,61 @@ def test_with_a_gradient_the_layer_is_torchs_own(layer):
     assert states.grad.abs().sum() > 0
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@needs_choice
+@needs_bf16
+@pytest.mark.parametrize("has_bias", [True, False])
 @torch.no_grad()
-def test_autocast_half_precision_and_a_switched_off_onednn_are_respected(layer):
+def test_bf16_products_are_those_of_onednn_too(has_bias):
+    layer, states = Linear(64, 32, bias=has_bias).bfloat16(), torch.randn(3, 64).bfloat16()
+    assert run_operations(lambda: layer(states))[ONEDNN] == 1
+    exact = nn.functional.linear(
+        states.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    )
+    torch.testing.assert_close(layer(states).double(), exact, atol=1e-2, rtol=1e-2)
+
+
+@needs_choice
+@needs_bf16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_autocast_casts_weights_without_gradient_for_onednn(layer, dtype):
+    layer.requires_grad_(False)
+    states = torch.randn(3, 64).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run_operations(lambda: layer(states))[ONEDNN] == 1
+        result, expected = layer(states), nn.functional.linear(states, layer.weight, layer.bias)
+    assert result.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(result, expected)
+
+
+@torch.no_grad()
+def test_weights_that_autocast_keeps_cast_are_not_cast_for_each_step(layer):
     states = torch.randn(3, 64)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(states).dtype == torch.bfloat16
+        counts = run_operations(lambda: layer(states))
+    assert counts["aten::_to_copy"] == 1  # of the states
+    assert counts[ONEDNN] == 0
+
+
+@torch.no_grad()
+def test_autocast_to_another_dtype_is_respected(layer):
+    layer.requires_grad_(False)
+    with torch.autocast("cpu", torch.float16):
+        assert layer(torch.randn(3, 64)).dtype == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.double()(torch.randn(3, 64).double()).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@torch.no_grad()
+def test_other_dtypes_and_a_switched_off_onednn_are_respected(layer):
+    states = torch.randn(3, 64)
     with torch.backends.mkldnn.flags(enabled=False):
         assert run_operations(lambda: layer(states))[ONEDNN] == 0
     assert layer.to(torch.float64)(states.double()).dtype == torch.float64
-    assert layer.to(torch.bfloat16)(states.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(states.bfloat16())
 
 
 @torch.no_grad()
