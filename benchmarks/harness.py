@@ -68,6 +68,8 @@ class Case:
             Whether there are tensors whose memory and limit can be measured.
         note (`str`):
             What a reader of the figures must know.
+        more_rounds (`int`):
+            How many times the rounds of the command line are run, where differences are small.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Case:
     prepare_memory: Callable[[], None] | None = None
     has_tensors: bool = True
     note: str = ""
+    more_rounds: int = 1
 
 
 @contextmanager
@@ -210,10 +213,11 @@ def run_case(case: Case, options: Options) -> dict[str, Any]:
     if case.check is not None:
         case.check(results)
     del results
-    seconds = measure_seconds(case.ways, options.device, options.rounds)
+    rounds = options.rounds * case.more_rounds
+    seconds = measure_seconds(case.ways, options.device, rounds)
     medians = {name: statistics.median(durations) for name, durations in seconds.items()}
     row = {
-        "case": case.name,
+        "case": case.name + (f", {rounds} rounds" if case.more_rounds > 1 else ""),
         "note": case.note,
         "seconds": {name: summarize(durations) for name, durations in seconds.items()},
         "speedup": {name: round(value / medians[OURS], 3) for name, value in medians.items() if name != OURS},

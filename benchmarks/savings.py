@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blip_hf import (
     BlipConfig,
@@ -30,35 +31,73 @@ from . import original
 from .caption import BATCH_SIZE, NUM_TOKENS
 from .harness import OURS, Case, Options, Way, run
 from .matching import CAPTION_LENGTH, NUM_CAPTIONS
-from .pretraining_step import PROBLEMS, Steps
+from .pretraining_step import ALPHA, PROBLEMS, Steps
 from .sizes import build, config_fields, random_captions, random_pixels
 
 
+# Differences of a few percent drown in five rounds.
+MORE_ROUNDS = 3
+
+
 def cases(options: Options) -> Iterator[Case]:
-    """A pre-training step, matching, and captions by beam search."""
+    """Parts of a pre-training step and all of it, matching, and captions."""
+    yield from updates(options)
+    yield text_passes(options)
     yield pretraining(options)
     yield matching(options)
     yield from captions(options)
 
 
-def pretraining(options: Options) -> Case:
-    """A step in fp32."""
+def updates(options: Options) -> Iterator[Case]:
+    """What follows a backward pass."""
     steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
-    model, step = BlipForPreTraining, steps.ours
+    steps.ours()
+    model = steps.model
+    ways = {OURS: steps.fused.step, "AdamW one by one": steps.plain.step}
+    yield Case("AdamW", ways, more_rounds=MORE_ROUNDS)
+    ways = {OURS: model.update_momentum, "averages one by one": partial(original.update_averages, model)}
+    yield Case("averages", ways, more_rounds=MORE_ROUNDS)
+
+
+def text_passes(options: Options) -> Case:
+    """The losses of a step and their gradients, with image states that are there already."""
+    steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
+    model = BlipForPreTraining
+    leave_out_images(steps)
+    learn = partial(differentiate, steps, steps.captions, steps.mask)
     ways = {
-        "captions padded to 30": partial(step, is_padded=True),
-        "matching in two passes": without(partial(patch.object, model, "_match", match_in_two_passes), step),
-        "keys and values anew for captions": without(memory_for_captions, step),
-        "all positions in the last layer": without(all_positions, step),
-        "words looked up role by role": without(partial(patch.object, model, "_embed_words", embed_by_role), step),
-        "copies of the queue": without(partial(patch.object, contrast, "_similarities", to_one_copy), step),
-        "nothing recomputed": without(original.nothing_recomputed, step),
-        "averages one by one": without(
-            partial(patch.object, model, "update_momentum", original.update_averages), step
-        ),
-        "AdamW one by one": partial(step, is_fused=False),
+        "captions padded to 30": partial(differentiate, steps, steps.padded, steps.padded_mask),
+        "matching in two passes": without(partial(patch.object, model, "_match", match_in_two_passes), learn),
+        "keys and values anew for captions": without(memory_for_captions, learn),
+        "all positions in the last layer": without(all_positions, learn),
+        "words looked up role by role": without(partial(patch.object, model, "_embed_words", embed_by_role), learn),
+        "copies of the queue": without(partial(patch.object, contrast, "_similarities", to_one_copy), learn),
     }
-    return Case("pre-training step, fp32", {OURS: step, **ways}, prepare_memory=steps.keep_gradients)
+    return Case("text passes of a pre-training step, fp32", {OURS: learn, **ways}, more_rounds=MORE_ROUNDS)
+
+
+def leave_out_images(steps: Steps) -> None:
+    """Lets both image towers give drawn states at once; a gradient goes to those of the trained one."""
+    towers = steps.model.vision_model, steps.model.momentum_towers.vision_model
+    with torch.no_grad():
+        shape = towers[0](steps.pixels).last_hidden_state.shape
+    for tower, has_gradient in zip(towers, (True, False), strict=True):
+        states = torch.randn(shape, device=steps.pixels.device, requires_grad=has_gradient)
+        output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+        tower.forward = lambda *_, output=output, **__: output
+
+
+def differentiate(steps: Steps, captions: Tensor, mask: Tensor) -> None:
+    """A forward and a backward pass."""
+    steps.model.zero_grad()
+    steps.model(steps.pixels, captions, mask, alpha=ALPHA).loss.backward()
+
+
+def pretraining(options: Options) -> Case:
+    """A whole step in fp32."""
+    steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
+    ways = {OURS: steps.ours, "nothing recomputed": without(original.nothing_recomputed, steps.ours)}
+    return Case("pre-training step, fp32", ways, prepare_memory=steps.keep_gradients)
 
 
 def matching(options: Options) -> Case:
@@ -76,7 +115,8 @@ def matching(options: Options) -> Case:
         "keys and values copied for each caption": without(copied_memory, match),
         "all positions in the last layer": without(all_positions, match),
     }
-    return Case(f"match one image against {count} captions", {OURS: match, **ways}, check=all_close)
+    name = f"match one image against {count} captions"
+    return Case(name, {OURS: match, **ways}, check=all_close, more_rounds=MORE_ROUNDS)
 
 
 def captions(options: Options) -> Iterator[Case]:
@@ -88,15 +128,14 @@ def captions(options: Options) -> Iterator[Case]:
         pixels = random_pixels(BATCH_SIZE, size.image_size, options.device).to(dtype)
         limits = {"min_new_tokens": tokens, "max_new_tokens": tokens}
         write = partial(model.generate, pixels, num_beams=num_beams, do_sample=False, **limits)
-        ways = {
-            "keys and values copied for each beam": without(copied_memory, write),
-            "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
-            "fused attention throughout": without(
-                partial(patch.object, attention, "prefers_products", lambda *_: False), write
-            ),
-        }
-        if num_beams == 1:  # nothing is copied, and bf16 products are those of torch
-            ways = {"fused attention throughout": ways["fused attention throughout"]}
+        if dtype == torch.float32:
+            ways = {
+                "keys and values copied for each beam": without(copied_memory, write),
+                "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
+            }
+        else:
+            never = partial(patch.object, attention, "prefers_products", lambda *_: False)
+            ways = {"fused attention": without(never, write)}
         name = "fp32" if dtype == torch.float32 else "bf16 weights"
         yield Case(f"caption, {num_beams} beam(s), batch {BATCH_SIZE}, {name}", {OURS: write, **ways}, dtype=dtype)
 

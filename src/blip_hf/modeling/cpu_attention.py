@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Attention in plain products, which beats torch's fused kernel on CPUs in two cases.
+"""Attention in plain products, which beats torch's fused kernel on CPUs in bf16.
 
-The fused kernel prepares keys and values for many queries, which a step of decoding does not have; and it computes in
-bf16 no faster than in fp32, where oneDNN's products are more than twice as fast. docs/performance.md has the figures.
+The fused kernel computes in bf16 no faster than in fp32, and prepares keys and values for many queries, which a step of
+decoding does not have; oneDNN's products are more than twice as fast. docs/performance.md has the figures.
 """
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor
 
 # Shorter memories are read faster than a choice pays.
 _LEAST_KEYS = 64
-# In fp32 the fused kernel wins beyond.
-_MOST_FP32_QUERIES = 8
 # Scores made at a time, which caches hold.
 _MOST_SCORES = 2**21
 
@@ -31,11 +29,8 @@ def prefers_products(query: Tensor, key: Tensor) -> bool:
     """
     if query.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if key.shape[2] < _LEAST_KEYS:
-        return False
-    if query.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return query.dtype == torch.float32 and query.shape[2] <= _MOST_FP32_QUERIES and key.is_contiguous()
+    is_long = key.shape[2] >= _LEAST_KEYS
+    return is_long and query.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def attend_in_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
