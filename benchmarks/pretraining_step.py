@@ -77,12 +77,11 @@ class Steps:
         self.gradients_stay = True
         self.ours()
 
-    def ours(self, *, is_padded: bool = False, is_fused: bool = True) -> Tensor:
-        """A step as `BlipTrainer` does it; or with the original's padding, or its loop of AdamW."""
-        texts = (self.padded, self.padded_mask) if is_padded else (self.captions, self.mask)
+    def ours(self) -> Tensor:
+        """A step as `BlipTrainer` does it."""
         with self.autocast:
-            output = self.model(self.pixels, *texts, alpha=ALPHA)
-        self._learn(output.loss, self.fused if is_fused else self.plain)
+            output = self.model(self.pixels, self.captions, self.mask, alpha=ALPHA)
+        self._learn(output.loss, self.fused)
         self.model.update_momentum()
         self.model.enqueue(output)
         return output.loss.detach()
