@@ -14,7 +14,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-from blip_hf.files import unfinished
+from blip_hf.files import atomic_write
 
 from .growth import RESULTS
 from .harness import OURS
@@ -89,7 +89,7 @@ def _report(results: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> dict
 def _write(stem: Path, results: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> None:
     texts = {".json": json.dumps(_report(results, failed), indent=1), ".md": "\n".join(table_lines(results))}
     for suffix, text in texts.items():
-        with unfinished(stem.with_suffix(suffix)) as path:
+        with atomic_write(stem.with_suffix(suffix)) as path:
             path.write_text(text + "\n")
 
 

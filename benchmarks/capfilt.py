@@ -3,15 +3,15 @@
 
     python benchmarks/capfilt.py --size base
 
-For each picture: one caption by nucleus sampling, then for three texts (two of the web, and the caption) a matching
+For each image: one caption by nucleus sampling, then for three texts (two of the web, and the caption) a matching
 probability and a cosine. Three ways to do it:
 
-- `blip_hf`: the engine of `blip-hf capfilt run`. Each model encodes a picture once. It gives log-probabilities too.
-- `batched`: transformers' models on batches of pictures. Its retrieval model takes pictures and texts in pairs and gives
-  one score a call, so a picture is encoded for each text and score.
-- `single`: the same, one picture and one text at a time.
+- `blip_hf`: the engine of `blip-hf capfilt run`. Each model encodes an image once. It gives log-probabilities too.
+- `batched`: transformers' models on batches of images. Its retrieval model takes images and texts in pairs and gives
+  one score a call, so an image is encoded for each text and score.
+- `single`: the same, one image and one text at a time.
 
-All run in this process, in turn, with the same weights, pictures and noise; medians over the rounds are compared. That
+All run in this process, in turn, with the same weights, images and noise; medians over the rounds are compared. That
 captions are equal and scores close is checked. Weights are random, so captions are as long as they may be: 16 tokens after
 the prompt. The last line of the output is JSON.
 """
@@ -37,7 +37,7 @@ import blip_hf
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed
-from blip_hf.capfilt.streams import Sample, Shard
+from blip_hf.data.readers.samples import Sample, Shard
 
 
 # Pixels, width and layers of the image encoder, width and layers of the text transformer, words.
@@ -52,7 +52,7 @@ WEB_TEXTS = 2
 TEXTS = WEB_TEXTS + 1
 
 Rows = list[tuple[str, float, float]]
-"""Text, matching probability and cosine of each text, picture by picture."""
+"""Text, matching probability and cosine of each text, image by image."""
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def draw_samples(num_images: int, size: tuple[int, ...]) -> list[Sample]:
-    """Pictures of smooth noise as JPEG, with web texts of 8 to 16 words."""
+    """Images of smooth noise as JPEG, with web texts of 8 to 16 words."""
     rng = np.random.default_rng(0)
     samples = []
     for number in range(num_images):
@@ -172,25 +172,25 @@ class PlainWay:
 
     @torch.no_grad()
     def run(self, samples: list[Sample], batch_size: int) -> Rows:
-        """Captions and scores, `batch_size` pictures at a time."""
+        """Captions and scores, `batch_size` images at a time."""
         rows = []
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
-            pixels = self.processor(images=[sample.picture() for sample in batch], return_tensors="pt")["pixel_values"]
+            pixels = self.processor(images=[sample.open_image() for sample in batch], return_tensors="pt")[
+                "pixel_values"
+            ]
             pixels = pixels.to(self.captioner.device, self.captioner.dtype)
             captions = self.write(pixels, batch)
             texts = [[*sample.texts, caption] for sample, caption in zip(batch, captions, strict=True)]
-            # One text of each picture at a time.
+            # One text of each image at a time.
             scores = [self.score(pixels, [own[slot] for own in texts]) for slot in range(TEXTS)]
             rows += [
-                (texts[picture][slot], *scores[slot][picture])
-                for picture in range(len(batch))
-                for slot in range(TEXTS)
+                (texts[image][slot], *scores[slot][image]) for image in range(len(batch)) for slot in range(TEXTS)
             ]
         return rows
 
     def write(self, pixels: Tensor, samples: list[Sample]) -> list[str]:
-        """A caption of each picture, with the noise that the engine uses."""
+        """A caption of each image, with the noise that the engine uses."""
         prompts = self.processor(text=[self.settings.prompt] * len(samples), return_tensors="pt").to(pixels.device)
         seeds = [caption_seed(self.settings.seed, sample.sample_id, 0) for sample in samples]
         noise = SeededNucleus(torch.tensor(seeds, device=pixels.device), self.settings.top_p)
@@ -205,7 +205,7 @@ class PlainWay:
         return self.processor.post_process_captions(sequences, prompt=self.settings.prompt)
 
     def score(self, pixels: Tensor, texts: list[str]) -> list[tuple[float, float]]:
-        """Matching probability and cosine of each picture with its text."""
+        """Matching probability and cosine of each image with its text."""
         matching, contrast = (
             self.processor(text=texts, role=role, return_tensors="pt").to(pixels.device)
             for role in ("matching", "contrast")

@@ -78,7 +78,7 @@ class Steps:
         self.ours()
 
     def ours(self) -> Tensor:
-        """A step as `BlipTrainer` does it."""
+        """A step as `BlipContrastiveTrainer` does it."""
         with self.autocast:
             output = self.model(self.pixels, self.captions, self.mask, alpha=ALPHA)
         self._learn(output.loss, self.fused)

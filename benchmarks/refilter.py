@@ -3,7 +3,7 @@
 
     python benchmarks/refilter.py --num_images 1000000
 
-The run is made up: JSON lines of pictures, each with a text of the web and a synthetic one, and drawn scores. Prints a line
+The run is made up: JSON lines of images, each with a text of the web and a synthetic one, and drawn scores. Prints a line
 a rule and, last, JSON.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.refilter import refilter
-from blip_hf.capfilt.rules import Rule
-from blip_hf.capfilt.samples import find_shards
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
-from blip_hf.capfilt.streams import Shard
+from blip_hf.data.readers.samples import Shard
+from blip_hf.data.readers.shards import find_shards
 
 
 SHARD_SIZE = 10_000
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def make_run(folder: Path, num_images: int) -> RunFolder:
-    """A finished run without models. Its pictures need not be there, as no rule looks at them."""
+    """A finished run without models. Its images need not be there, as no rule looks at them."""
     source = folder / "web.jsonl"
     with source.open("w") as file:  # record by record, as the peak of memory is that of the whole process
         for i in range(num_images):
@@ -63,8 +63,8 @@ def make_run(folder: Path, num_images: int) -> RunFolder:
 
 
 def rows_of(shard: Shard, generator: np.random.Generator) -> Iterator[dict[str, object]]:
-    """Two texts a picture, with drawn scores."""
-    for sample in shard.samples(checks_pictures=False):
+    """Two texts an image, with drawn scores."""
+    for sample in shard.samples(checks_images=False):
         for source, text in (("web", sample.texts[0]), ("synthetic", "a man on a horse")):
             itm, itc = generator.random(2).tolist()
             yield {

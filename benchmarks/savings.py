@@ -2,7 +2,7 @@
 """What each saving is worth: a job with all of them, beside the same job with all but one.
 
 Ratios are of time; a saving of memory shows in the peaks. What a way leaves out is put back by a patch of one function, so
-that all else is the package's own code. That results are the same is checked here, or by `tests/test_savings.py`.
+that all else is the package's own code. That results are the same is checked here, or by `tests/modeling/test_savings.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +23,9 @@ from blip_hf import (
     BlipForPreTraining,
     BlipTextModel,
 )
-from blip_hf.modeling import attention, contrast, linear, text_layers
+from blip_hf.modeling import attention, contrastive, linear, text_layers
 from blip_hf.modeling.attention import ImageMemory, attend_grouped
-from blip_hf.modeling.contrast import matching_outcome
+from blip_hf.modeling.contrastive import itm_loss_and_labels
 
 from . import original
 from .caption import BATCH_SIZE, NUM_TOKENS
@@ -71,7 +71,7 @@ def text_passes(options: Options) -> Case:
         "keys and values anew for captions": without(memory_for_captions, learn),
         "all positions in the last layer": without(all_positions, learn),
         "words looked up role by role": without(partial(patch.object, model, "_embed_words", embed_by_role), learn),
-        "copies of the queue": without(partial(patch.object, contrast, "_similarities", to_one_copy), learn),
+        "copies of the queue": without(partial(patch.object, contrastive, "_similarities", to_one_copy), learn),
     }
     return Case("text passes of a pre-training step, fp32", {OURS: learn, **ways}, more_rounds=MORE_ROUNDS)
 
@@ -134,7 +134,7 @@ def captions(options: Options) -> Iterator[Case]:
                 "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
             }
         else:
-            never = partial(patch.object, attention, "prefers_products", lambda *_: False)
+            never = partial(patch.object, attention, "use_matmul_attention", lambda *_: False)
             ways = {"fused attention": without(never, write)}
         name = "fp32" if dtype == torch.float32 else "bf16 weights"
         yield Case(f"caption, {num_beams} beam(s), batch {BATCH_SIZE}, {name}", {OURS: write, **ways}, dtype=dtype)
@@ -163,7 +163,7 @@ def all_positions() -> AbstractContextManager:
     """The last layer computes states that nobody reads."""
     forward = BlipTextModel.forward
 
-    def whole(self: BlipTextModel, *arguments: Any, first_only: bool = False, **kwargs: Any) -> Any:
+    def whole(self: BlipTextModel, *arguments: Any, cls_only: bool = False, **kwargs: Any) -> Any:
         return forward(self, *arguments, **kwargs)
 
     return patch.object(BlipTextModel, "forward", whole)
@@ -194,7 +194,7 @@ def match_in_two_passes(
         memory, words[texts], attention_mask[texts], hard_images
     ).chunk(2)
     itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
-    return matching_outcome(itm_logits, has_text, has_image)
+    return itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def memory_for_captions() -> Iterator[None]:
 def embed_by_role(self: BlipForPreTraining, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
     """A look-up, and a gradient as large as the vocabulary, for each role."""
     look_up = self.get_input_embeddings()
-    return look_up(input_ids), *(look_up(contrast.with_first_token(input_ids, token)) for token in first_tokens)
+    return look_up(input_ids), *(look_up(contrastive.with_first_token(input_ids, token)) for token in first_tokens)
 
 
 def to_one_copy(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:

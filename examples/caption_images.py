@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Caption pictures, with how sure the model is of each caption.
+"""Caption images, with how sure the model is of each caption.
 
 python examples/caption_images.py Salesforce/blip-image-captioning-base dog.jpg boat.png
 python examples/caption_images.py --tiny  # a random model on drawn scenes: no network, no sense, a few seconds
@@ -20,33 +20,33 @@ from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Captions the pictures named on the command line, or drawn scenes."""
-    parser = argparse.ArgumentParser(description="Caption pictures.")
+    """Captions the images named on the command line, or drawn scenes."""
+    parser = argparse.ArgumentParser(description="Caption images.")
     parser.add_argument("model", nargs="?", help="folder or model id of a captioning model")
-    parser.add_argument("pictures", nargs="*", help="pictures to caption")
+    parser.add_argument("images", nargs="*", help="images to caption")
     parser.add_argument("--prompt", help='what each caption starts with, such as "a photo of"')
-    parser.add_argument("--num_captions", type=int, default=1, help="captions a picture")
+    parser.add_argument("--num_captions", type=int, default=1, help="captions an image")
     parser.add_argument("--tiny", action="store_true", help="run a random model on drawn scenes")
     options = parser.parse_args(argv)
 
     if options.tiny:
         scenes = Scenes(4)
         names = [f"scene {record['image_id']}" for record in scenes]
-        pictures = [record["image"] for record in scenes]
+        images = [record["image"] for record in scenes]
         captioner = BlipCaptioner(*make_tiny_captioner(scenes.captions()), prompt=options.prompt, max_new_tokens=8)
-    elif options.pictures:
-        names = pictures = options.pictures
+    elif options.images:
+        names = images = options.images
         captioner = BlipCaptioner.from_pretrained(options.model, prompt=options.prompt)
     else:
-        parser.error("name a model and at least one picture, or pass --tiny")
+        parser.error("name a model and at least one image, or pass --tiny")
 
     for caption in captioner.iter_captions(
-        pictures, num_return_sequences=options.num_captions, return_scores=True, on_error="skip"
+        images, num_return_sequences=options.num_captions, return_scores=True, on_error="skip"
     ):
         if caption.error is not None:
-            print(f"{names[caption.picture]}: {caption.error}")
+            print(f"{names[caption.image_index]}: {caption.error}")
         else:
-            print(f"{names[caption.picture]}: {caption.text} ({caption.mean_log_probability:.2f} a token)")
+            print(f"{names[caption.image_index]}: {caption.text} ({caption.mean_log_probability:.2f} a token)")
 
 
 def make_tiny_captioner(texts: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:

@@ -23,8 +23,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
-from blip_hf.data.sources import load_pairs
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
@@ -33,7 +33,7 @@ PROMPT = "a picture of "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fine-tunes, saves the adapter and the merged captioner, and captions one picture."""
+    """Fine-tunes, saves the adapter and the merged captioner, and captions one image."""
     options = parse_options(argv)
     set_seed(0)
     if options.tiny:

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Fine-tune a model that says whether a sentence is true of two pictures, as NLVR2 asks.
+"""Fine-tune a model that says whether a sentence is true of two images, as NLVR2 asks.
 
 python examples/finetune_nlvr2.py --output_dir runs/nlvr2 --data nlvr_train.json --eval_data nlvr_dev.json
 python examples/finetune_nlvr2.py --output_dir runs/nlvr2 --tiny  # from random weights, half a minute
@@ -16,17 +16,17 @@ import torch
 from transformers import set_seed
 
 from blip_hf import BlipForVisualReasoning, BlipProcessor, BlipVisualReasoningConfig
-from blip_hf.data.reasoning import (
-    BlipReasoningCollator,
-    ReasoningDataset,
-    ReasoningTrainTransform,
-    SceneReasoning,
-    load_reasoning,
+from blip_hf.data.nlvr2 import (
+    BlipNlvr2Collator,
+    Nlvr2Dataset,
+    Nlvr2TrainTransform,
+    SceneNlvr2,
+    load_nlvr2,
 )
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.evaluation.reasoning import evaluate_reasoning
-from blip_hf.training import BlipFinetuningArguments, BlipTaskTrainer
+from blip_hf.evaluation.nlvr2 import evaluate_nlvr2
+from blip_hf.training import BlipFinetuningArguments, BlipTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,19 +34,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(argv)
     set_seed(0)
     if options.tiny:
-        train_dataset, eval_records = ReasoningDataset(SceneReasoning(128)), SceneReasoning(32, start=128)
+        train_dataset, eval_records = Nlvr2Dataset(SceneNlvr2(128)), SceneNlvr2(32, start=128)
         model, processor = make_tiny_model()
     else:
         # Both twins start from the matcher's one cross-attention. Drop path: salesforce/BLIP, models/blip_nlvr.py.
         model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields={"drop_path_rate": 0.1})
         processor = BlipProcessor.from_pretrained(options.model)
-        transform = ReasoningTrainTransform(model.config.vision_config.image_size)
-        train_dataset = ReasoningDataset(load_reasoning(options.data), transform)
-        eval_records = load_reasoning(options.eval_data)
+        transform = Nlvr2TrainTransform(model.config.vision_config.image_size)
+        train_dataset = Nlvr2Dataset(load_nlvr2(options.data), transform)
+        eval_records = load_nlvr2(options.eval_data)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (3e-5, 15, 16)
-    trainer = BlipTaskTrainer(
+    trainer = BlipTrainer(
         model,
         BlipFinetuningArguments(
             options.output_dir,
@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_strategy="no",
         ),
         train_dataset=train_dataset,
-        data_collator=BlipReasoningCollator(processor),
+        data_collator=BlipNlvr2Collator(processor),
         processing_class=processor,
     )
     trainer.train()
     trainer.save_model()
 
-    result = evaluate_reasoning(model, processor, eval_records)
+    result = evaluate_nlvr2(model, processor, eval_records)
     print(f"{eval_records[0]['sentence']!r} is judged {result.predictions[0]}")
     print(f"accuracy {result.accuracy:.3f}, consistency {result.consistency:.3f} of {result.num_pairs} pairs")
 
@@ -77,7 +77,7 @@ def make_tiny_model() -> tuple[BlipForVisualReasoning, BlipProcessor]:
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision_config = {**sizes, "image_size": 64, "patch_size": 16}
     text_config = {**sizes, **processor.config_token_ids()}
-    # Of the two text layers the lower one averages the pictures and the upper one merges them.
+    # Of the two text layers the lower one averages the images and the upper one merges them.
     config = BlipVisualReasoningConfig(vision_config=vision_config, text_config=text_config, merge_from_layer=1)
     return BlipForVisualReasoning(config), processor
 
@@ -87,7 +87,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, help="where the model goes")
     parser.add_argument("--model", default="Salesforce/blip-itm-base-coco", help="matcher to start from")
-    parser.add_argument("--data", help="pairs to train on, with pictures beside: NLVR2's own file or BLIP's list")
+    parser.add_argument("--data", help="pairs to train on, with images beside: NLVR2's own file or BLIP's list")
     parser.add_argument("--eval_data", help="pairs to judge, likewise")
     parser.add_argument("--tiny", action="store_true", help="random weights and drawn scenes, to show the way")
     options = parser.parse_args(argv)

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Fine-tune a matcher for retrieval, then find captions by pictures and pictures by captions, in two stages.
+"""Fine-tune a matcher for retrieval, then find captions by images and images by captions, in two stages.
 
 python examples/finetune_retrieval.py --output_dir runs/retrieval --data train.json --eval_data val.json
 python examples/finetune_retrieval.py --output_dir runs/retrieval --tiny  # from random weights, half a minute
@@ -18,11 +18,11 @@ from transformers import set_seed
 from blip_hf import BlipForRetrievalTraining, BlipProcessor, BlipRetrievalTrainingConfig, evaluate_retrieval
 from blip_hf.data.collators import BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
+from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
-from blip_hf.data.sources import load_pairs
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.training import BlipFinetuningArguments, BlipTrainer
+from blip_hf.training import BlipContrastiveTrainer, BlipFinetuningArguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Learning rate, epochs and a batch of 256: the paper, table 14. Negatives come from 32 pairs and the queue.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (1e-5, 6, 8)
-    trainer = BlipTrainer(
+    trainer = BlipContrastiveTrainer(
         model,
         BlipFinetuningArguments(
             options.output_dir,

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Fine-tune a model that answers questions about pictures; it then writes answers, and chooses them from a list.
+"""Fine-tune a model that answers questions about images; it then writes answers, and chooses them from a list.
 
 python examples/finetune_vqa.py --output_dir runs/vqa --data vqa_train.json --eval_data vqa_val.json
 python examples/finetune_vqa.py --output_dir runs/vqa --tiny  # from random weights, half a minute
@@ -16,12 +16,12 @@ import torch
 from transformers import set_seed
 
 from blip_hf import BlipConfig, BlipForQuestionAnswering, BlipProcessor, evaluate_vqa
-from blip_hf.data.question_collators import BlipQuestionCollator, QuestionDataset
-from blip_hf.data.questions import load_questions, most_common_answers
+from blip_hf.data.readers.vqa import load_vqa, most_common_answers
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.training import BlipFinetuningArguments, BlipTaskTrainer
+from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
+from blip_hf.training import BlipFinetuningArguments, BlipTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(argv)
     set_seed(0)
     if options.tiny:
-        questions, eval_questions = load_questions(Scenes(48)), load_questions(Scenes(12, start=48))
-        train_dataset = QuestionDataset(questions)
+        questions, eval_questions = load_vqa(Scenes(48)), load_vqa(Scenes(12, start=48))
+        train_dataset = VqaDataset(questions)
         model, processor = make_tiny_model()
     else:
-        questions, eval_questions = load_questions(options.data), load_questions(options.eval_data)
+        questions, eval_questions = load_vqa(options.data), load_vqa(options.eval_data)
         model = BlipForQuestionAnswering.from_pretrained(options.model, dtype=torch.float32)
         processor = BlipProcessor.from_pretrained(options.model)
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = QuestionDataset(questions, transform)
+        train_dataset = VqaDataset(questions, transform)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (2e-5, 10, 8)
-    trainer = BlipTaskTrainer(
+    trainer = BlipTrainer(
         model,
         BlipFinetuningArguments(
             options.output_dir,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_strategy="no",
         ),
         train_dataset=train_dataset,
-        data_collator=BlipQuestionCollator(processor),
+        data_collator=BlipVqaCollator(processor),
         processing_class=processor,
     )
     trainer.train()

@@ -21,10 +21,10 @@ LOSSES = {"loss_itc": "contrastive (ITC)", "loss_itm": "matching (ITM)", "loss_l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the logs, writes the picture."""
+    """Reads the logs, writes the image."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("states", type=Path, nargs="+", help="trainer_state.json of the run, or of each in turn")
-    parser.add_argument("picture", type=Path, help="file to write, such as losses.png")
+    parser.add_argument("output", type=Path, help="file to write, such as losses.png")
     options = parser.parse_args(argv)
 
     logs, ends = read_logs(options.states)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             axis.axvline(end, color="grey", linestyle=":", linewidth=1)
         axis.set(title=title, xlabel="step", xlim=(0, ends[-1]))
         axis.grid(alpha=0.3)
-    figure.savefig(options.picture, dpi=110)
+    figure.savefig(options.output, dpi=110)
 
 
 def read_logs(states: Sequence[Path]) -> tuple[list[tuple[int, dict[str, float]]], list[int]]:

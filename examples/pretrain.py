@@ -20,11 +20,11 @@ from transformers import set_seed
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.data.collators import BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
+from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
-from blip_hf.data.sources import load_pairs
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.training import BlipTrainer, BlipTrainingArguments
+from blip_hf.training import BlipContrastiveTrainer, BlipTrainingArguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"])
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
 
-    trainer = BlipTrainer(
+    trainer = BlipContrastiveTrainer(
         make_model(processor, width, num_layers, queue_size=min(4096, len(train_dataset) // 2)),
         BlipTrainingArguments(
             options.output_dir,
@@ -79,10 +79,10 @@ def make_model(processor: BlipProcessor, width: int, num_layers: int, queue_size
     """A model of random weights; `from_vision_text_pretrained` starts from a ViT and a BERT."""
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": num_layers}
     sizes["num_attention_heads"] = 4
-    picture = {"image_size": processor.image_processor.size["height"], "patch_size": 8}
+    image = {"image_size": processor.image_processor.size["height"], "patch_size": 8}
     fields = {"image_text_hidden_size": width, "queue_size": queue_size}
     text = {**sizes, **processor.config_token_ids()}
-    return BlipForPreTraining(BlipPreTrainingConfig(vision_config={**sizes, **picture}, text_config=text, **fields))
+    return BlipForPreTraining(BlipPreTrainingConfig(vision_config={**sizes, **image}, text_config=text, **fields))
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

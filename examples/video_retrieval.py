@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf[video]"]
 # ///
-"""Find videos by captions and captions by videos, with a matcher that has only seen pictures.
+"""Find videos by captions and captions by videos, with a matcher that has only seen images.
 
 python examples/video_retrieval.py Salesforce/blip-itm-base-coco msrvtt_test.jsonl --video_root videos
 python examples/video_retrieval.py --tiny  # a random model on folders of drawn frames: no network, a few seconds

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Tell what pictures show without training for it: labels put into words, and the features behind them.
+"""Tell what images show without training for it: labels put into words, and the features behind them.
 
 python examples/zero_shot.py Salesforce/blip-itm-base-coco rex.jpg tom.jpg --labels dog cat horse
 python examples/zero_shot.py --tiny  # a random model on drawn scenes: no network, no sense, a few seconds
@@ -21,32 +21,32 @@ from blip_hf.evaluation.features import image_features, multimodal_embeds, text_
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Names the most probable labels of each picture, and shows the three kinds of features."""
+    """Names the most probable labels of each image, and shows the three kinds of features."""
     options = parse_options(argv)
     if options.tiny:
         scenes = Scenes(3)
-        pictures, names = [record["image"] for record in scenes], scenes.captions()
+        images, names = [record["image"] for record in scenes], scenes.captions()
         labels = ["circle", "square", "star"]
         model, processor = make_tiny_matcher()
     else:
-        pictures = names = options.pictures
+        images = names = options.images
         labels = options.labels
         model = BlipForImageTextRetrieval.from_pretrained(options.model)
         processor = BlipProcessor.from_pretrained(options.model)
 
-    # A label's feature is the mean over templates; it is made once, whatever the number of pictures.
+    # A label's feature is the mean over templates; it is made once, whatever the number of images.
     classifier = ZeroShotClassifier(model, processor, labels, templates=options.templates)
-    for name, found in zip(names, classifier(pictures, top_k=3), strict=True):
+    for name, found in zip(names, classifier(images, top_k=3), strict=True):
         print(f"{name}: {', '.join(f'{label.label} {label.probability:.2f}' for label in found)}")
 
     # Unimodal features are unit vectors, compared by dot product.
     texts = [f"a picture of a {label}" for label in labels]
-    of_pictures = image_features(model, processor, pictures)  # (pictures, d)
+    of_images = image_features(model, processor, images)  # (images, d)
     of_texts = text_features(model, processor, texts)  # (labels, d)
-    print(f"cosines of each picture with {texts}:\n{(of_pictures @ of_texts.T).cpu()}")
-    # A multimodal one is of a picture together with a text, and neither projected nor normalised.
-    together = multimodal_embeds(model, processor, pictures, [texts[0]] * len(pictures))
-    print(f"multimodal features of each picture with {texts[0]!r}: {tuple(together.shape)}")
+    print(f"cosines of each image with {texts}:\n{(of_images @ of_texts.T).cpu()}")
+    # A multimodal one is of an image together with a text, and neither projected nor normalised.
+    together = multimodal_embeds(model, processor, images, [texts[0]] * len(images))
+    print(f"multimodal features of each image with {texts[0]!r}: {tuple(together.shape)}")
 
 
 def make_tiny_matcher() -> tuple[BlipForImageTextRetrieval, BlipProcessor]:
@@ -66,13 +66,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="folder or model id of a matcher")
-    parser.add_argument("pictures", nargs="*", help="pictures to classify")
+    parser.add_argument("images", nargs="*", help="images to classify")
     parser.add_argument("--labels", nargs="+", help="what there is to choose from")
     parser.add_argument("--templates", nargs="+", default=["a picture of a {}", "there is a {}"], help="around labels")
     parser.add_argument("--tiny", action="store_true", help="run a random model on drawn scenes")
     options = parser.parse_args(argv)
-    if not options.tiny and not (options.pictures and options.labels):
-        parser.error("name a model, pictures and --labels, or pass --tiny")
+    if not options.tiny and not (options.images and options.labels):
+        parser.error("name a model, images and --labels, or pass --tiny")
     return options
 
 

@@ -4,6 +4,8 @@
 import os
 from pathlib import Path
 
+from tests.support.paths import DATA
+
 
 # Before any import that reads them.
 os.environ.update(
@@ -35,8 +37,6 @@ def _without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real photos; tests that need it skip where it is absent."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("BLIP_HF_DATA", default))
-    if not root.is_dir():
-        pytest.skip(f"no real photos: {root} is not a folder, set BLIP_HF_DATA to one")
-    return root
+    if not DATA.is_dir():
+        pytest.skip(f"no real photos: {DATA} is not a folder, set BLIP_HF_DATA to one")
+    return DATA

@@ -8,8 +8,7 @@ import textwrap
 import transformers
 
 from blip_hf import BlipForVisualReasoning
-
-from .twins import TEXT, VISION, tiny_reasoning_config
+from tests.support.twins import TEXT, VISION, tiny_reasoning_config
 
 
 def test_auto_classes_are_ours_only_when_asked(tmp_path):
@@ -31,6 +30,6 @@ def test_auto_classes_are_ours_only_when_asked(tmp_path):
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     before, after, reasoner, num_processors = result.stdout.split()
     assert before.startswith("transformers.")
-    assert after == "blip_hf.modeling.captioning"
+    assert after == "blip_hf.modeling.caption"
     assert num_processors == "0"  # as they would have no effect
-    assert reasoner == "blip_hf.modeling.visual_reasoning"
+    assert reasoner == "blip_hf.modeling.nlvr2"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The captioner: batches, order, scores and broken pictures."""
+"""The captioner: batches, order, scores and broken images."""
 
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +12,14 @@ from transformers import BertTokenizer, GenerationConfig
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.captioner import BlipCaptioner
-from blip_hf.data.images import UnreadableImageError
-
-from .twins import write_as_transformers_4
+from blip_hf.image_utils import UnreadableImageError
+from tests.support.paths import EXAMPLES
+from tests.support.twins import write_as_transformers_4
 
 
 WORDS = tuple("abcdefghijklmnopqr")
 PROMPT = "a b"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "caption_images.py"
+EXAMPLE = EXAMPLES / "caption_images.py"
 
 
 def tiny_config(processor):
@@ -32,7 +31,7 @@ def tiny_config(processor):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
-        # Wide weights, so that captions differ from picture to picture.
+        # Wide weights, so that captions differ from image to image.
         "initializer_range": 0.5,
     }
     vision_config = {
@@ -76,29 +75,29 @@ def pictures():
 @pytest.fixture
 def broken(tmp_path):
     path = tmp_path / "broken.jpg"
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
     return path
 
 
-def test_a_batch_gives_the_captions_of_each_picture_alone_in_order(model, processor, pictures):
+def test_a_batch_gives_the_captions_of_each_image_alone_in_order(model, processor, pictures):
     single = BlipCaptioner(model, processor, batch_size=1)(pictures)
     assert BlipCaptioner(model, processor, batch_size=3)(pictures) == single
     assert BlipCaptioner(model, processor)(reversed(pictures)) == single[::-1]
     assert len(set(single)) > 1
 
 
-def test_a_picture_is_taken_in_any_form(model, processor, pictures, tmp_path):
+def test_a_image_is_taken_in_any_form(model, processor, pictures, tmp_path):
     captioner = BlipCaptioner(model, processor)
     expected = captioner([pictures[0]])
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     pictures[0].save(path)
-    for picture in (pictures[0], path, str(path), np.asarray(pictures[0]), path.read_bytes(), {"path": str(path)}):
-        assert captioner(picture) == expected
+    for image in (pictures[0], path, str(path), np.asarray(pictures[0]), path.read_bytes(), {"path": str(path)}):
+        assert captioner(image) == expected
     with path.open("rb") as file:
         assert captioner(file) == expected
 
 
-def test_no_pictures_give_no_captions(model, processor):
+def test_no_images_give_no_captions(model, processor):
     assert BlipCaptioner(model, processor)([]) == []
 
 
@@ -116,8 +115,8 @@ def test_default_settings_are_the_paper_s(model, processor, pictures, prompt):
     assert greedy(pictures) != explicit(pictures)
 
 
-def num_tokens(captioner, picture):
-    return captioner.caption(picture, return_scores=True)[0].num_tokens
+def num_tokens(captioner, image):
+    return captioner.caption(image, return_scores=True)[0].num_tokens
 
 
 def test_the_model_s_generation_config_wins_over_the_recipe_and_arguments_over_both(model, processor, pictures):
@@ -166,9 +165,9 @@ def test_the_prompt_conditions_the_caption_and_is_not_part_of_it(model, processo
     assert captions == [text.removeprefix(PROMPT).strip() for text in decoded]
 
 
-def reference_log_probability(model, processor, picture, prompt, sequence):
+def reference_log_probability(model, processor, image, prompt, sequence):
     """Sum and count, token by token, in one forward pass each."""
-    pixel_values = processor(images=picture, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
     num_context = 1 if prompt is None else 1 + len(processor.tokenizer.tokenize(prompt))
     total, count = 0.0, 0
     for position in range(num_context, len(sequence)):
@@ -187,10 +186,10 @@ def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, process
     captioner = BlipCaptioner(model, processor, prompt=prompt, max_new_tokens=6, **settings)
     captions = captioner.caption(pictures, return_scores=True)
     assert len({caption.num_tokens for caption in captions}) > 1
-    for picture, caption in zip(pictures, captions, strict=True):
-        inputs = processor(picture, prompt, return_tensors="pt")
+    for image, caption in zip(pictures, captions, strict=True):
+        inputs = processor(image, prompt, return_tensors="pt")
         sequence = model.generate(**inputs, max_new_tokens=6, **settings)[0]
-        total, count = reference_log_probability(model, processor, picture, prompt, sequence)
+        total, count = reference_log_probability(model, processor, image, prompt, sequence)
         assert caption.num_tokens == count
         assert caption.log_probability == pytest.approx(total, rel=1e-4)  # one pass rounds otherwise than cached steps
         assert caption.mean_log_probability == pytest.approx(total / count, rel=1e-4)
@@ -206,13 +205,13 @@ def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature
         assert captioner.caption(pictures, return_scores=True) == expected
 
 
-def test_several_captions_of_a_picture_are_neighbours_with_their_own_scores(model, processor, pictures):
+def test_several_captions_of_a_image_are_neighbours_with_their_own_scores(model, processor, pictures):
     captioner = BlipCaptioner(model, processor, batch_size=2, length_penalty=0.0, max_new_tokens=4)
     captions = captioner.caption(pictures, num_return_sequences=4, return_scores=True)
-    assert [caption.picture for caption in captions] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    assert [caption.image_index for caption in captions] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     for number in range(len(pictures)):
         # Without a length penalty, beam search ranks by the sum of log-probabilities.
-        totals = [caption.log_probability for caption in captions if caption.picture == number]
+        totals = [caption.log_probability for caption in captions if caption.image_index == number]
         assert totals == sorted(totals, reverse=True)
         assert len(set(totals)) > 1
 
@@ -220,7 +219,7 @@ def test_several_captions_of_a_picture_are_neighbours_with_their_own_scores(mode
 def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher, pictures):
     captions = BlipCaptioner(model, processor, matcher=matcher).caption(pictures, num_return_sequences=2)
     for caption in captions:
-        inputs = processor(pictures[caption.picture], [caption.text], role="matching", return_tensors="pt")
+        inputs = processor(pictures[caption.image_index], [caption.text], role="matching", return_tensors="pt")
         with torch.no_grad():
             probability = matcher(**inputs).itm_score.softmax(dim=-1)[0, 1]
         assert_close(torch.tensor(caption.itm_probability), probability, rtol=1e-4, atol=1e-6)
@@ -242,7 +241,7 @@ def test_a_matcher_may_start_with_cls(model, processor, matcher, pictures):
     assert cls.itm_probability != enc.itm_probability
 
 
-def test_the_picture_is_encoded_once_for_all_its_captions(model, processor, matcher, pictures):
+def test_the_image_is_encoded_once_for_all_its_captions(model, processor, matcher, pictures):
     rows = []
     hook = matcher.vision_model.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
     BlipCaptioner(model, processor, matcher=matcher).caption(pictures[:2], num_return_sequences=3)
@@ -250,7 +249,7 @@ def test_the_picture_is_encoded_once_for_all_its_captions(model, processor, matc
     assert rows == [2]
 
 
-def test_a_broken_picture_raises_by_default_and_is_named(model, processor, pictures, broken):
+def test_a_broken_image_raises_by_default_and_is_named(model, processor, pictures, broken):
     captioner = BlipCaptioner(model, processor)
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         captioner.caption([pictures[0], broken])
@@ -259,10 +258,10 @@ def test_a_broken_picture_raises_by_default_and_is_named(model, processor, pictu
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_broken_picture_can_be_skipped(model, processor, matcher, pictures, broken, batch_size):
+def test_a_broken_image_can_be_skipped(model, processor, matcher, pictures, broken, batch_size):
     captioner = BlipCaptioner(model, processor, matcher=matcher, batch_size=batch_size)
     captions = captioner.caption([pictures[0], broken, pictures[1]], return_scores=True, on_error="skip")
-    assert [caption.picture for caption in captions] == [0, 1, 2]
+    assert [caption.image_index for caption in captions] == [0, 1, 2]
     assert [captions[0].text, captions[2].text] == captioner(pictures[:2])
     assert captions[1].text is None
     assert captions[1].mean_log_probability is None
@@ -279,7 +278,7 @@ def test_sampling_repeats_with_a_seed_and_leaves_the_generator_alone(model, proc
     assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(pictures) != first
 
 
-def test_equal_pictures_in_different_batches_are_sampled_apart(model, processor, pictures):
+def test_equal_images_in_different_batches_are_sampled_apart(model, processor, pictures):
     captions = BlipCaptioner(model, processor, do_sample=True, seed=0, batch_size=1)([pictures[0]] * 5)
     assert len(set(captions)) > 1
 
@@ -288,18 +287,18 @@ def test_captions_come_batch_by_batch(model, processor, pictures):
     opened = []
 
     def feed():
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(pictures):
             opened.append(number)
-            yield picture
+            yield image
 
     captions = BlipCaptioner(model, processor, batch_size=2).iter_captions(feed())
-    assert next(captions).picture == 0
+    assert next(captions).image_index == 0
     assert opened == [0, 1]
 
 
 @pytest.mark.parametrize("matcher_size", [32, 48])
 def test_from_pretrained_gives_the_same_captions(model, processor, pictures, tmp_path, matcher_size):
-    # The matcher sees the pictures through its own processor.
+    # The matcher sees the images through its own processor.
     config = tiny_config(processor)
     config.vision_config.image_size = matcher_size
     matcher = BlipForImageTextRetrieval(config)
@@ -349,15 +348,15 @@ def test_the_example_captions_each_scene(capsys):
 def test_the_example_captions_files_and_names_broken_ones(model, processor, pictures, broken, tmp_path, capsys):
     model.save_pretrained(tmp_path / "captioner")
     processor.save_pretrained(tmp_path / "captioner")
-    pictures[0].save(tmp_path / "picture.png")
+    pictures[0].save(tmp_path / "image.png")
     main = runpy.run_path(str(EXAMPLE))["main"]
-    main([str(tmp_path / "captioner"), str(tmp_path / "picture.png"), str(broken)])
+    main([str(tmp_path / "captioner"), str(tmp_path / "image.png"), str(broken)])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path / 'picture.png'}: {BlipCaptioner(model, processor)(pictures[0])[0]}")
+    assert first.startswith(f"{tmp_path / 'image.png'}: {BlipCaptioner(model, processor)(pictures[0])[0]}")
     assert "it is empty or not an image" in second
 
 
-def test_the_example_without_pictures_tells_what_it_needs(capsys):
+def test_the_example_without_images_tells_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(EXAMPLE))["main"](["model"])
-    assert "at least one picture, or pass --tiny" in capsys.readouterr().err
+    assert "at least one image, or pass --tiny" in capsys.readouterr().err

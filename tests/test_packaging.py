@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 import blip_hf
+from tests.support.paths import ROOT
 
 
-ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "blip_hf"
 CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("distributed", "files", "pages", "data.images", "data.text"),
-    ("objectives", "momentum", "processing_blip", "image_processing_blip", "configuration_blip"),
+    ("distributed", "files", "locks", "pages", "image_utils", "data.text"),
+    ("objectives", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),
     ("demo", "tasks", "capfilt"),
@@ -37,7 +37,7 @@ NARROWED = {
 
 
 def module_name(path: Path) -> str:
-    """`src/blip_hf/data/images.py` is `data.images`, and the package itself the empty string."""
+    """`src/blip_hf/image_utils.py` is `data.images`, and the package itself the empty string."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -196,10 +196,10 @@ def test_models_know_no_data_and_no_processor() -> None:
 
 def test_relative_and_absolute_imports_are_read_alike() -> None:
     names = imported_names(
-        "data.images", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
+        "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )
     assert names == {"blip_hf.data.text", "blip_hf.cli.main", "blip_hf.demo"}
 
 
 def test_the_lowest_entry_that_names_a_module_decides_its_layer() -> None:
-    assert layer_of("data.images") < layer_of("processing_blip") < layer_of("data.scenes")
+    assert layer_of("image_utils") < layer_of("processing_blip") < layer_of("data.scenes")

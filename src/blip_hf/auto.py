@@ -9,10 +9,10 @@ from .configuration_blip import (
     BlipRetrievalTrainingConfig,
     BlipVisualReasoningConfig,
 )
-from .modeling.captioning import BlipForConditionalGeneration
+from .modeling.caption import BlipForConditionalGeneration
+from .modeling.nlvr2 import BlipForVisualReasoning
 from .modeling.pretraining import BlipForPreTraining
 from .modeling.retrieval_training import BlipForRetrievalTraining
-from .modeling.visual_reasoning import BlipForVisualReasoning
 
 
 def register_auto_classes() -> None:

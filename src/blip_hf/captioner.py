@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures in, captions out: opening, batching, generation, and how sure the models are of what was written."""
+"""Images in, captions out: opening, batching, generation, and how sure the models are of what was written."""
 
 import io
 import os
@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from .data.images import ImageSource, UnreadableImageError, open_image
+from .image_utils import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
-from .modeling.captioning import BlipForConditionalGeneration, score_sequences
+from .modeling.caption import BlipForConditionalGeneration, score_sequences
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
@@ -31,32 +31,32 @@ _MAX_NEW_TOKENS = 20
 # Sampling as CapFilt does for its synthetic captions (BLIP, section 4).
 _TOP_P = 0.9
 
-_ONE_PICTURE = (str, bytes, os.PathLike, io.IOBase, Image.Image, np.ndarray, dict)
+_ONE_IMAGE = (str, bytes, os.PathLike, io.IOBase, Image.Image, np.ndarray, dict)
 _OWN_SETTINGS = ("num_return_sequences", "return_dict_in_generate")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What was written about a picture, and how sure the models are of it.
+    """What was written about an image, and how sure the models are of it.
 
     Args:
-        picture (`int`):
-            Position of the picture among those given, from 0.
+        image_index (`int`):
+            Position of the image among those given, from 0.
         text (`str`, *optional*):
-            The caption without the prompt; `None` if the picture could not be read.
+            The caption without the prompt; `None` if the image could not be read.
         log_probability (`float`, *optional*):
-            Natural logarithm of the probability of the caption given the picture and the prompt: the sum over the
+            Natural logarithm of the probability of the caption given the image and the prompt: the sum over the
             generated tokens, `[SEP]` included where the caption has ended. It is the model's own, whatever search or
             sampling wrote the caption.
         num_tokens (`int`, *optional*):
             Number of tokens in that sum.
         itm_probability (`float`, *optional*):
-            Probability, by the matching head, that picture and `text` belong together.
+            Probability, by the matching head, that image and `text` belong together.
         error (`str`, *optional*):
-            Why the picture could not be read.
+            Why the image could not be read.
     """
 
-    picture: int
+    image_index: int
     text: str | None = None
     log_probability: float | None = None
     num_tokens: int | None = None
@@ -70,7 +70,7 @@ class Caption:
 
 
 class BlipCaptioner:
-    """Writes captions for pictures in any form, in batches and in order.
+    """Writes captions for images in any form, in batches and in order.
 
     Settings of generation are taken from the first that has them: `generation_settings`, the `generation_config` among
     them or else the model's, and the paper's recipe: 3 beams, or with `do_sample=True` nucleus sampling at `top_p=0.9`,
@@ -88,9 +88,9 @@ class BlipCaptioner:
         prompt (`str`, *optional*):
             What each caption is to start with; it is not part of the text returned. The paper's is `"a picture of "`.
         batch_size (`int`, *optional*, defaults to 8):
-            Pictures a batch.
+            Images a batch.
         seed (`int`, *optional*):
-            Makes sampling repeatable for the same pictures and batch size, and leaves torch's generators as they were.
+            Makes sampling repeatable for the same images and batch size, and leaves torch's generators as they were.
         **generation_settings:
             Settings of `generate`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, `repetition_penalty`, ...
 
@@ -188,25 +188,25 @@ class BlipCaptioner:
             **generation_settings,
         )
 
-    def __call__(self, pictures: ImageSource | Iterable[ImageSource]) -> list[str]:
-        """Writes one caption a picture.
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> list[str]:
+        """Writes one caption an image.
 
         Args:
-            pictures (`ImageSource` or `Iterable[ImageSource]`):
-                Paths, PIL images, uint8 arrays or what else [`~blip_hf.data.images.open_image`] reads; or one of them.
+            images (`ImageSource` or `Iterable[ImageSource]`):
+                Paths, PIL images, uint8 arrays or what else [`~blip_hf.image_utils.open_image`] reads; or one of them.
 
         Returns:
             `list[str]`: the captions, in order.
 
         Raises:
-            UnreadableImageError: If a picture cannot be read.
+            UnreadableImageError: If an image cannot be read.
         """
-        batches = self._batches(pictures, on_error="raise")
+        batches = self._batches(images, on_error="raise")
         return [text for batch in batches for text in self._write(batch, num_return_sequences=1)[0]]
 
     def caption(
         self,
-        pictures: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         *,
         num_return_sequences: int = 1,
         return_scores: bool = False,
@@ -215,75 +215,75 @@ class BlipCaptioner:
         """Writes captions with what is known about them.
 
         Args:
-            pictures (`ImageSource` or `Iterable[ImageSource]`):
-                Pictures, or one of them.
+            images (`ImageSource` or `Iterable[ImageSource]`):
+                Images, or one of them.
             num_return_sequences (`int`, *optional*, defaults to 1):
-                Captions a picture; beam search gives the best first.
+                Captions an image; beam search gives the best first.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to compute `log_probability`, by one more pass of the decoder. `itm_probability` is there whenever
                 there is a matcher.
             on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-                What to do about a picture that cannot be read: stop, or go on and give one `Caption` with its `error`.
+                What to do about an image that cannot be read: stop, or go on and give one `Caption` with its `error`.
 
         Returns:
-            `list[Caption]`: in the order of the pictures, the captions of one picture being neighbours.
+            `list[Caption]`: in the order of the images, the captions of one image being neighbours.
 
         Raises:
-            UnreadableImageError: If a picture cannot be read and `on_error` is `"raise"`.
+            UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
             ValueError: If `on_error` or a setting of generation is unknown.
         """
         return list(
             self.iter_captions(
-                pictures, num_return_sequences=num_return_sequences, return_scores=return_scores, on_error=on_error
+                images, num_return_sequences=num_return_sequences, return_scores=return_scores, on_error=on_error
             )
         )
 
     def iter_captions(
         self,
-        pictures: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         *,
         num_return_sequences: int = 1,
         return_scores: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Caption]:
-        """As `caption`, but hands out captions batch by batch, so that only one batch of pictures is in memory.
+        """As `caption`, but hands out captions batch by batch, so that only one batch of images is in memory.
 
         Args:
-            pictures (`ImageSource` or `Iterable[ImageSource]`):
-                Pictures, or one of them.
+            images (`ImageSource` or `Iterable[ImageSource]`):
+                Images, or one of them.
             num_return_sequences (`int`, *optional*, defaults to 1):
-                Captions a picture.
+                Captions an image.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to compute `log_probability`.
             on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-                What to do about a picture that cannot be read.
+                What to do about an image that cannot be read.
 
         Yields:
-            `Caption`: in the order of the pictures.
+            `Caption`: in the order of the images.
 
         Raises:
-            UnreadableImageError: If a picture cannot be read and `on_error` is `"raise"`.
+            UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
             ValueError: If `on_error` or a setting of generation is unknown.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown. Pass 'raise' or 'skip'.")
-        for batch in self._batches(pictures, on_error=on_error):
+        for batch in self._batches(images, on_error=on_error):
             captions = {number: [caption] for number, caption in batch.failures.items()}
             if batch.images:
                 for caption in self._describe(batch, num_return_sequences, return_scores):
-                    captions.setdefault(caption.picture, []).append(caption)
+                    captions.setdefault(caption.image_index, []).append(caption)
             for number in sorted(captions):
                 yield from captions[number]
 
-    def _batches(self, pictures: ImageSource | Iterable[ImageSource], *, on_error: OnError) -> Iterator["_Batch"]:
-        numbered = enumerate([pictures] if isinstance(pictures, _ONE_PICTURE) else pictures)
+    def _batches(self, images: ImageSource | Iterable[ImageSource], *, on_error: OnError) -> Iterator["_Batch"]:
+        numbered = enumerate([images] if isinstance(images, _ONE_IMAGE) else images)
         while sources := list(islice(numbered, self.batch_size)):
             yield _open_batch(sources, on_error)
 
     def _describe(self, batch: "_Batch", num_return_sequences: int, return_scores: bool) -> list[Caption]:
         texts, sequences, memory = self._write(batch, num_return_sequences)
         numbers = [number for number in batch.images for _ in range(num_return_sequences)]
-        known: dict[str, list[Any]] = {"picture": numbers, "text": texts}
+        known: dict[str, list[Any]] = {"image_index": numbers, "text": texts}
         if return_scores:
             known["log_probability"], known["num_tokens"] = self._score(memory, sequences)
         if self.matcher is not None:
@@ -292,7 +292,7 @@ class BlipCaptioner:
 
     @torch.inference_mode()
     def _write(self, batch: "_Batch", num_return_sequences: int) -> tuple[list[str], Tensor, ImageMemory]:
-        """Captions of a batch, their tokens of shape `(n * g, t)`, and the encoded pictures they were written about."""
+        """Captions of a batch, their tokens of shape `(n * g, t)`, and the encoded images they were written about."""
         device = self.model.device
         pixel_values = self.processor(images=list(batch.images.values()), return_tensors="pt")["pixel_values"].to(
             device
@@ -302,7 +302,7 @@ class BlipCaptioner:
             prompts = self.processor(text=[self.prompt] * len(pixel_values), return_tensors="pt").to(device)
         given = self.generation_settings.get("generation_config") or self.model.generation_config
         settings = _with_recipe(self.generation_settings, given, num_return_sequences)
-        # The first picture's number makes the batches of one call differ, and a batch the same in each call.
+        # The first image's number makes the batches of one call differ, and a batch the same in each call.
         with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
             memory = self.model.get_image_memory(pixel_values)
             sequences = self.model.generate(image_memory=memory, **prompts, **settings)  # (n * g, t)
@@ -328,7 +328,7 @@ class BlipCaptioner:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Pictures that were read and reports on those that were not, both by number."""
+    """Images that were read and reports on those that were not, both by number."""
 
     images: dict[int, Image.Image]
     failures: dict[int, Caption]
@@ -342,7 +342,7 @@ def _open_batch(sources: list[tuple[int, ImageSource]], on_error: OnError) -> _B
         except UnreadableImageError as error:
             if on_error == "raise":
                 raise
-            batch.failures[number] = Caption(picture=number, error=str(error))
+            batch.failures[number] = Caption(image_index=number, error=str(error))
     return batch
 
 

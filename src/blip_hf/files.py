@@ -15,7 +15,7 @@ _MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 @contextmanager
-def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to, which takes the place of `path` when all went well.
 
     Args:
@@ -28,7 +28,7 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with unfinished(Path(folder, "a.txt")) as path:
+        ...     with atomic_write(Path(folder, "a.txt")) as path:
         ...         _ = path.write_text("whole")
         ...     Path(folder, "a.txt").read_text()
         'whole'
@@ -44,7 +44,7 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(beside)
 
 
-def remove_unfinished(path: str | os.PathLike[str]) -> None:
+def remove_partial(path: str | os.PathLike[str]) -> None:
     """Removes what processes that were killed have left beside `path`. None may be at work on it.
 
     Args:
@@ -73,7 +73,7 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         path (`str` or `Path`):
             The file.
     """
-    with unfinished(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -102,4 +102,4 @@ def require_checkpoint(source: str) -> None:
         )
 
 
-__all__ = ["remove_unfinished", "require_checkpoint", "unfinished", "write_json"]
+__all__ = ["atomic_write", "remove_partial", "require_checkpoint", "write_json"]

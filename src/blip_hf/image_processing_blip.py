@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures to `pixel_values`, with Pillow."""
+"""Images to `pixel_values`, with Pillow."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import BlipImageProcessorPil
 from transformers.image_utils import SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
-from .data.images import open_image, view_image
+from .image_utils import open_image, view_image
 
 
 class BlipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -20,12 +20,12 @@ class BlipImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class BlipImageProcessor(BlipImageProcessorPil):
-    """Resizes pictures to a square (bicubic, aspect ratio ignored), rescales to [0, 1] and normalises with CLIP's moments.
+    """Resizes images to a square (bicubic, aspect ratio ignored), rescales to [0, 1] and normalises with CLIP's moments.
 
-    Options and, for upright 8-bit RGB pictures, values are those of `transformers.BlipImageProcessorPil`. Other pictures
-    go through [`~blip_hf.data.images.open_image`] first, so that 16-bit, transparent and EXIF-rotated ones come out as
-    they are seen. Beside what transformers takes, a picture may be a `Path`, bytes, a binary file object, a grey uint8
-    array `(h, w)`, or an undecoded picture of `datasets`. Never needs torchvision.
+    Options and, for upright 8-bit RGB images, values are those of `transformers.BlipImageProcessorPil`. Other images
+    go through [`~blip_hf.image_utils.open_image`] first, so that 16-bit, transparent and EXIF-rotated ones come out as
+    they are seen. Beside what transformers takes, an image may be a `Path`, bytes, a binary file object, a grey uint8
+    array `(h, w)`, or an undecoded image of `datasets`. Never needs torchvision.
 
     Args:
         reducing_gap (`float`, *optional*):
@@ -37,7 +37,7 @@ class BlipImageProcessor(BlipImageProcessorPil):
             Options of `transformers.BlipImageProcessorPil`.
 
     Raises:
-        UnreadableImageError: If a picture cannot be read; the message names it.
+        UnreadableImageError: If an image cannot be read; the message names it.
 
     Example:
         >>> BlipImageProcessor(size=32)(Image.new("L", (60, 40)), return_tensors="pt").pixel_values.shape
@@ -48,11 +48,11 @@ class BlipImageProcessor(BlipImageProcessorPil):
     reducing_gap = None
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens what is not a picture yet: paths, URLs, bytes, file objects and dicts, in lists of any depth.
+        """Opens what is not an image yet: paths, URLs, bytes, file objects and dicts, in lists of any depth.
 
         Args:
             image_url_or_urls (`Any`):
-                A picture in any accepted form, or a list of them.
+                An image in any accepted form, or a list of them.
 
         Returns:
             The same structure with PIL images, arrays and tensors in it.
@@ -73,19 +73,19 @@ class BlipImageProcessor(BlipImageProcessorPil):
         return super()._prepare_image_like_inputs(self._fetch(images, min_size), *args, **kwargs)
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
-        """Converts one picture to an array of shape `(3, h, w)`.
+        """Converts one image to an array of shape `(3, h, w)`.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-                The picture.
+                The image.
             do_convert_rgb (`bool`, *optional*):
                 Whether to convert to RGB; without it, a PIL image is taken as it lies in memory.
             **kwargs:
                 Options of the method in transformers, and those of the call: a PIL image that is to be resized has its
-                final size already, as arrays of large pictures are slow to make.
+                final size already, as arrays of large images are slow to make.
 
         Returns:
-            `np.ndarray`: the picture, channels first.
+            `np.ndarray`: the image, channels first.
         """
         if do_convert_rgb and isinstance(image, Image.Image):
             image = view_image(image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pages that need nothing beside themselves: their frame, their look in light and in dark, pictures and charts in them."""
+"""Pages that need nothing beside themselves: their frame, their look in light and in dark, images and charts in them."""
 
 import base64
 import io
@@ -146,32 +146,32 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def png_url(picture: Image.Image | bytes) -> str:
-    """A picture within the page, without loss.
+def png_url(image: Image.Image | bytes) -> str:
+    """An image within the page, without loss.
 
     Args:
-        picture (`PIL.Image.Image` or `bytes`):
-            The picture, or a PNG.
+        image (`PIL.Image.Image` or `bytes`):
+            The image, or a PNG.
 
     Returns:
         `str`: for `src`.
     """
-    return _data_url(picture if isinstance(picture, bytes) else _encoded(picture, format="PNG"), "image/png")
+    return _data_url(image if isinstance(image, bytes) else _encoded(image, format="PNG"), "image/png")
 
 
-def thumbnail_url(picture: Image.Image, max_side: int = 240) -> str:
-    """A small picture within the page.
+def thumbnail_url(image: Image.Image, max_side: int = 240) -> str:
+    """A small image within the page.
 
     Args:
-        picture (`PIL.Image.Image`):
+        image (`PIL.Image.Image`):
             In RGB.
         max_side (`int`, *optional*, defaults to 240):
-            Its longer side in pixels, where the picture is larger.
+            Its longer side in pixels, where the image is larger.
 
     Returns:
         `str`: for `src`.
     """
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((max_side, max_side))
     return _data_url(_encoded(small, format="JPEG", quality=82), "image/jpeg")
 
@@ -226,9 +226,9 @@ def _cell(text: str, is_value: bool) -> str:
     return f'<td class="value">{escape(text)}</td>' if is_value else f"<td>{escape(text)}</td>"
 
 
-def _encoded(picture: Image.Image, **options: Any) -> bytes:
+def _encoded(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, **options)
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 

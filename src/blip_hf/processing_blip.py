@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures and text to model inputs, with the position-0 token that each role of the text transformer needs."""
+"""Images and text to model inputs, with the position-0 token that each role of the text transformer needs."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _ROLES_WITH_LABELS = ("lm", "captioning")
 
 
 class BlipProcessor(UpstreamBlipProcessor):
-    """Turns pictures and text into the inputs of the BLIP models.
+    """Turns images and text into the inputs of the BLIP models.
 
     Does what `transformers.BlipProcessor` does, reads what it saved and the other way round, and adds `role=`, which
     builds what one objective needs. A tokenizer without the tokens `[DEC]` and `[ENC]`, such as that of BERT or of the
@@ -80,7 +80,7 @@ class BlipProcessor(UpstreamBlipProcessor):
         backend = kwargs.pop("backend", "pil")
         if backend != "pil":
             raise ValueError(
-                f"backend={backend!r}, but pictures are read with Pillow alone. Pass 'pil' or leave it out."
+                f"backend={backend!r}, but images are read with Pillow alone. Pass 'pil' or leave it out."
             )
         # Upstream's method asks the Auto classes, which know only the image processor of transformers.
         image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -121,7 +121,7 @@ class BlipProcessor(UpstreamBlipProcessor):
                 A tokenizer, which gets `[DEC]` as `bos_token` and `[ENC]` as an extra special token if it lacks them, or
                 a folder or model id to load one from.
             image_size (`int`, *optional*, defaults to 384):
-                Side of the square that pictures are resized to, in pixels.
+                Side of the square that images are resized to, in pixels.
             image_mean (`Sequence[float]`, *optional*):
                 Mean of each channel, in [0, 1]. CLIP's by default, as in the paper's code.
             image_std (`Sequence[float]`, *optional*):
@@ -172,7 +172,7 @@ class BlipProcessor(UpstreamBlipProcessor):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepares pictures, text or both.
+        """Prepares images, text or both.
 
         Without a role the result is that of transformers' processor, rows `[CLS] ... [SEP]`; several texts asked for as
         tensors are padded to the longest, on the right whatever the tokenizer's side. With one, text always comes back as
@@ -188,7 +188,7 @@ class BlipProcessor(UpstreamBlipProcessor):
 
         Args:
             images (`ImageInput`, *optional*):
-                A picture or a list of them, in any form that [`BlipImageProcessor`] takes.
+                An image or a list of them, in any form that [`BlipImageProcessor`] takes.
             text (`str` or `list[str]`, *optional*):
                 A text or a list of them.
             role (`str`, *optional*):
@@ -200,14 +200,14 @@ class BlipProcessor(UpstreamBlipProcessor):
                 the image processor, and so on.
 
         Returns:
-            `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)` if there are pictures; `input_ids` and
+            `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)` if there are images; `input_ids` and
             `attention_mask` of shape `(b, t)` if there is text; with the roles `"lm"` and `"captioning"` also `labels`
             of shape `(b, t)`, not shifted, -100 where there is no target.
 
         Raises:
             ValueError: If the role is unknown, comes without text or with a prompt it has no use for, if the prompt
                 cannot be told from the caption in a tokenized row, or if padding is asked for on the left.
-            UnreadableImageError: If a picture cannot be read.
+            UnreadableImageError: If an image cannot be read.
         """
         if role is not None and role not in _MAX_LENGTHS:
             raise ValueError(f"role={role!r} is unknown. Pass one of {', '.join(_MAX_LENGTHS)}, or leave it out.")

@@ -39,17 +39,17 @@ class SceneData:
 
     Args:
         num_web (`int`, *optional*, defaults to 6000):
-            Pictures of the web.
+            Images of the web.
         num_human (`int`, *optional*, defaults to 1000):
-            Pictures with clean captions.
+            Images with clean captions.
         num_eval (`int`, *optional*, defaults to 300):
-            Pictures to evaluate on, with a caption each that no other of them has.
+            Images to evaluate on, with a caption each that no other of them has.
         num_check (`int`, *optional*, defaults to 1000):
-            Further pictures with the web's noise, to check captioner and filter on.
+            Further images with the web's noise, to check captioner and filter on.
         noise_rate (`float`, *optional*, defaults to 0.45):
-            Share of the web's captions that are another picture's.
+            Share of the web's captions that are another image's.
         image_size (`int`, *optional*, defaults to 64):
-            Side of the pictures in pixels.
+            Side of the images in pixels.
     """
 
     num_web: int = 6000
@@ -62,7 +62,7 @@ class SceneData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Annotation files, as [`~blip_hf.data.sources.load_pairs`] reads them.
+    """Annotation files, as [`~blip_hf.data.readers.pairs.load_pairs`] reads them.
 
     Args:
         web (`str`):
@@ -72,9 +72,9 @@ class FileData:
         eval (`str`):
             Pairs to evaluate on.
         image_root (`str`, *optional*):
-            Folder that relative picture paths start from. Defaults to that of each file.
+            Folder that relative image paths start from. Defaults to that of each file.
         human_share (`float`, *optional*, defaults to 1.0):
-            Share of the pictures of `human` to use. Below 1 it is drawn by the seed, and the web loses these pictures, so
+            Share of the images of `human` to use. Below 1 it is drawn by the seed, and the web loses these images, so
             that the two have none in common.
         web_labels (`str`, *optional*):
             JSON list that says of each record of `web`, in order, whether its caption is right (1) or not (0), to judge
@@ -96,7 +96,7 @@ class FileData:
 
     def __post_init__(self) -> None:
         if not 0 < self.human_share <= 1:
-            raise ValueError(f"human_share={self.human_share} is not a share of the pictures; pass a value in (0, 1].")
+            raise ValueError(f"human_share={self.human_share} is not a share of the images; pass a value in (0, 1].")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class EvaluationSettings:
         min_length (`int`, *optional*, defaults to 5):
             Least tokens likewise.
         batch_size (`int`, *optional*, defaults to 32):
-            Pictures of one batch.
+            Images of one batch.
 
     Raises:
         ValueError: If a number is too small.
@@ -154,7 +154,7 @@ class LoopSettings:
         capfilt (`Mapping`, *optional*):
             Fields of [`~blip_hf.capfilt.settings.CapFiltSettings`].
         rule (`Mapping`, *optional*):
-            Fields of [`~blip_hf.capfilt.rules.Rule`] but its `sources`, which the variants decide on.
+            Fields of [`~blip_hf.capfilt.filters.Rule`] but its `sources`, which the variants decide on.
         evaluation (`EvaluationSettings`, *optional*):
             How models are evaluated.
 
@@ -241,7 +241,7 @@ class LoopSettings:
         """
         import torch
 
-        from ..capfilt.rules import Rule
+        from ..capfilt.filters import Rule
 
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})

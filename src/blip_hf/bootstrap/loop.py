@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..capfilt.engine import CapFilt
-from ..capfilt.rules import Rule
+from ..capfilt.filters import Rule
 from ..capfilt.runner import run_capfilt
 from ..capfilt.settings import FREE_SETTINGS
 from ..configuration_blip import BlipPreTrainingConfig
@@ -58,7 +58,7 @@ class SeedResult:
         capfilt (`dict`):
             What was kept of the web, and how right that was.
         check (`dict`):
-            The same of pictures that were never trained on, where there are such.
+            The same of images that were never trained on, where there are such.
         minutes (`float`):
             Of all stages.
     """
@@ -208,13 +208,13 @@ class _SeedLoop:
 
         return self._run(section, dict(getattr(self.settings, section)), [sets, noisy], action)
 
-    def _capfilt(self, name: str, pictures: str, sets: Stage, captioner: Stage, matcher: Stage) -> Stage:
-        """Captions pictures and scores all of their texts, on which the loop's own rule has no effect."""
+    def _capfilt(self, name: str, images: str, sets: Stage, captioner: Stage, matcher: Stage) -> Stage:
+        """Captions images and scores all of their texts, on which the loop's own rule has no effect."""
         settings = self.settings.capfilt_settings(self.seed)
 
         def action(work: Path) -> Figures:
             engine = CapFilt.from_pretrained(captioner.folder, matcher.folder, device=self.device, settings=settings)
-            run_capfilt(engine, sets.folder / pictures, work, show_progress=sys.stderr.isatty())
+            run_capfilt(engine, sets.folder / images, work, show_progress=sys.stderr.isatty())
             return {}
 
         known = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
@@ -231,7 +231,7 @@ class _SeedLoop:
         ).figures
 
     def _evaluate(self, name: str, sets: Stage, model: Stage, measure: Callable[[Path, Path], Figures]) -> Figures:
-        """Measures a model on pictures that nothing is trained on."""
+        """Measures a model on images that nothing is trained on."""
         known = asdict(self.settings.evaluation)
         return self._run(
             f"evaluate-{name}",

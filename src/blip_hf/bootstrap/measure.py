@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the loop measures: models on pictures they have never seen, and a filter against what is known of the web."""
+"""What the loop measures: models on images they have never seen, and a filter against what is known of the web."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..capfilt.rules import Rule, kept
-from ..data.sources import group_captions, load_pairs
+from ..capfilt.filters import Rule, keep_mask
+from ..data.readers.pairs import group_captions, load_pairs
 from ..demo.evaluate import word_accuracy
-from ..evaluation.captions import evaluate_captions
+from ..evaluation.caption import evaluate_captions
 from ..evaluation.filtering import filter_metrics
 from ..evaluation.retrieval import evaluate_retrieval
-from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .config import EvaluationSettings
@@ -47,7 +47,7 @@ def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, d
 def measure_captions(
     folder: Path, pairs: Path, settings: EvaluationSettings, device: str, *, prompt: str | None, is_drawn: bool
 ) -> Figures:
-    """How a captioner's captions compare with the pictures' own.
+    """How a captioner's captions compare with the images' own.
 
     Args:
         folder (`Path`):
@@ -61,7 +61,7 @@ def measure_captions(
         prompt (`str`, *optional*):
             What each caption starts with, as in the captioner's training.
         is_drawn (`bool`):
-            Whether pictures are scenes, which have one right caption each.
+            Whether images are scenes, which have one right caption each.
 
     Returns:
         `dict`: exact match and word accuracy for scenes, otherwise the metrics of captioning.
@@ -90,7 +90,7 @@ def scene_caption_figures(written: Mapping[int, str], references: Mapping[int, s
 
     Args:
         written (`Mapping[int, str]`):
-            What the model wrote, by picture.
+            What the model wrote, by image.
         references (`Mapping[int, str]`):
             The right captions.
 
@@ -124,7 +124,7 @@ def measure_capfilt(run: Path, truth: Truth, rule: Rule) -> Figures:
         precision, recall, recall of noise and ROC AUC, and the share that is right before it.
     """
     table = read_scores(run)
-    mask = kept(table, rule)
+    mask = keep_mask(table, rule)
     scores = table[rule.by].to_numpy()
     sources, image_ids, texts = (table[name].to_pylist() for name in ("source", "image_id", "text"))
     figures: Figures = {}

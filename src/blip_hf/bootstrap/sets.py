@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..capfilt.rules import Rule, kept
+from ..capfilt.filters import Rule, keep_mask
 from ..capfilt.scores import RunFolder
-from ..data.records import read_json
+from ..data.readers.pairs import load_pairs
+from ..data.readers.records import read_json
 from ..data.scenes import SceneRecord, Scenes
-from ..data.sources import load_pairs
 from ..demo.evaluate import word_accuracy
 from .config import FileData, SceneData
 from .stages import Figures
@@ -31,7 +31,7 @@ from .stages import Figures
 WEB, CHECK, HUMAN, EVAL, TRUTH = "web", "check", "human", "eval", "truth.parquet"
 
 _SHARD_ROWS = 1000
-# A picture is bytes where it was drawn, and a path, which nothing copies or opens, where it is a file.
+# An image is bytes where it was drawn, and a path, which nothing copies or opens, where it is a file.
 _IMAGE = {True: datasets.Image(), False: datasets.Value("string")}
 _PAIR = {"caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
 _TRUTH_SCHEMA = pa.schema(
@@ -47,9 +47,9 @@ class Truth:
 
     Args:
         labels (`Mapping[tuple[str, str], bool]`, *optional*):
-            By id of a picture and text, whether that text of the web is right.
+            By id of an image and text, whether that text of the web is right.
         captions (`Mapping[str, str]`, *optional*):
-            By id of a picture, the one right caption, where that is known.
+            By id of an image, the one right caption, where that is known.
 
     Example:
         >>> truth = Truth({("7", "a ring"): False}, {"7": "a star"})
@@ -61,13 +61,13 @@ class Truth:
     captions: Mapping[str, str] = field(default_factory=dict)
 
     def is_right(self, source: str, image_id: str, text: str) -> bool | None:
-        """Whether a text is true of its picture, `None` where that is not known.
+        """Whether a text is true of its image, `None` where that is not known.
 
         Args:
             source (`str`):
                 `"web"` or `"synthetic"`.
             image_id (`str`):
-                The picture.
+                The image.
             text (`str`):
                 The text.
         """
@@ -116,7 +116,7 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
 
 
 def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
-    """Reads all sets, and takes from the web what pictures the human set has, where that has a share of all.
+    """Reads all sets, and takes from the web what images the human set has, where that has a share of all.
 
     Args:
         data (`FileData`):
@@ -138,21 +138,23 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
         raise ValueError(
             f"{data.web_labels} holds {len(labels)} labels, expected {len(web)}, one a record of the web."
         )
-    # A picture is the same however its path is spelled.
-    web, human = ([{**record, "picture": os.path.realpath(record["image"])} for record in own] for own in (web, human))
+    # An image is the same however its path is spelled.
+    web, human = (
+        [{**record, "image_path": os.path.realpath(record["image"])} for record in own] for own in (web, human)
+    )
     web = [{**record, "id": str(number)} for number, record in enumerate(web)]
     if data.human_share < 1:
-        pictures = list(dict.fromkeys(record["picture"] for record in human))
-        order = np.random.default_rng(seed).permutation(len(pictures))
-        chosen = {pictures[i] for i in order[: max(1, round(data.human_share * len(pictures)))]}
-        human = [record for record in human if record["picture"] in chosen]
-        web = [record for record in web if record["picture"] not in chosen]
+        images = list(dict.fromkeys(record["image_path"] for record in human))
+        order = np.random.default_rng(seed).permutation(len(images))
+        chosen = {images[i] for i in order[: max(1, round(data.human_share * len(images)))]}
+        human = [record for record in human if record["image_path"] in chosen]
+        web = [record for record in web if record["image_path"] not in chosen]
     if not web:
         raise ValueError(f"human_share={data.human_share} leaves nothing of the web. Pass less.")
     evaluation = load_pairs(data.eval, image_root=data.image_root, split=data.eval_split)
-    # Numbers of pictures that web and human have in common.
-    numbers = {path: number for number, path in enumerate(dict.fromkeys(r["picture"] for r in [*web, *human]))}
-    web, human = ([{**record, "image_id": numbers[record["picture"]]} for record in own] for own in (web, human))
+    # Numbers of images that web and human have in common.
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(r["image_path"] for r in [*web, *human]))}
+    web, human = ([{**record, "image_id": numbers[record["image_path"]]} for record in own] for own in (web, human))
     write_web(map(_with_full_path, web), folder / WEB, is_drawn=False)
     save_pairs(list(map(_with_full_path, human)), folder / HUMAN, is_drawn=False)
     save_pairs(list(map(_with_full_path, evaluation)), folder / EVAL, is_drawn=False)
@@ -188,8 +190,8 @@ def write_variant(
         with_human (`bool`):
             Whether human pairs are among them.
         is_drawn (`bool`):
-            Whether pictures are scenes, whose pairs of one caption are no negatives of each other; otherwise those of one
-            picture are none.
+            Whether images are scenes, whose pairs of one caption are no negatives of each other; otherwise those of one
+            image are none.
 
     Returns:
         `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and, where that is known, `share_right` of these
@@ -231,7 +233,7 @@ def write_variant(
 
 
 def read_truth(sets: Path) -> Truth:
-    """What is known of the web. Of equal texts of a picture the first counts.
+    """What is known of the web. Of equal texts of an image the first counts.
 
     Args:
         sets (`Path`):
@@ -287,7 +289,7 @@ def write_web(records: Iterable[Record], folder: Path, *, is_drawn: bool) -> Non
         folder (`Path`):
             Where to.
         is_drawn (`bool`):
-            Whether pictures are bytes, rather than paths.
+            Whether images are bytes, rather than paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR, "id": datasets.Value("string")})
@@ -307,7 +309,7 @@ def save_pairs(records: Sequence[Record], folder: Path, *, is_drawn: bool) -> No
         folder (`Path`):
             Where to.
         is_drawn (`bool`):
-            Whether pictures are bytes, rather than paths.
+            Whether images are bytes, rather than paths.
     """
     features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR})
     # What a record has beside these fields is left out.
@@ -330,7 +332,7 @@ def _with_full_path(record: Record) -> Record:
 
 
 def _by_caption(records: list[Record]) -> list[Record]:
-    """The same with a common id for equal captions, which are true of each other's pictures."""
+    """The same with a common id for equal captions, which are true of each other's images."""
     ids = {caption: i for i, caption in enumerate(dict.fromkeys(record["caption"] for record in records))}
     return [{**record, "image_id": ids[record["caption"]]} for record in records]
 
@@ -350,7 +352,7 @@ def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
     if variant != "captioned":
         sources = ("web",) if variant == "filtered" else ("web", "synthetic")
         own = Rule(**{**vars(rule), "sources": sources})
-        table = table.filter(pa.array(kept(table, own)))
+        table = table.filter(pa.array(keep_mask(table, own)))
     texts = table.select(["id", "text", "source"]).rename_columns(["id", "caption", "source"])
     # A union: where the captioner wrote what the web says, the pair is there once.
     first: dict[tuple[str, str], int] = {}

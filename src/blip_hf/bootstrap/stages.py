@@ -115,7 +115,7 @@ def source_digests(path: str | Path) -> dict[str, str]:
 
     Args:
         path (`str` or `Path`):
-            A file, or a folder, of which pictures do not count.
+            A file, or a folder, of which images do not count.
 
     Returns:
         `dict[str, str]`: by name within the folder, of the file alone by `""`. Empty where nothing is there, as of a name

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import unfinished, write_json
+from ..files import atomic_write, write_json
 from .config import VARIANTS, LoopSettings
 
 
@@ -24,14 +24,14 @@ _MODEL_ROWS = {
     "train_pairs": "pairs to train on",
     "share_right": "... of the texts, not human, that are right",
     "words_right": "... of their words that are right",
-    "image_to_text_r@1": "picture to text, R@1",
+    "image_to_text_r@1": "image to text, R@1",
     "image_to_text_r@5": "R@5",
     "image_to_text_r@10": "R@10",
-    "text_to_image_r@1": "text to picture, R@1",
+    "text_to_image_r@1": "text to image, R@1",
     "text_to_image_r@5": "R@5",
     "text_to_image_r@10": "R@10",
-    "itc_image_to_text_r@1": "picture to text, R@1 by cosine",
-    "itc_text_to_image_r@1": "text to picture, R@1 by cosine",
+    "itc_image_to_text_r@1": "image to text, R@1 by cosine",
+    "itc_text_to_image_r@1": "text to image, R@1 by cosine",
     "caption_exact_match": "caption, exact match",
     "caption_word_accuracy": "caption, word accuracy",
     "bleu_4": "caption, BLEU-4",
@@ -127,7 +127,7 @@ def write_results(settings: LoopSettings, results: Sequence["SeedResult"], folde
     content = {"settings": settings.to_dict(), "seeds": list(map(asdict, results)), "models": models, **parts}
     write_json(content, folder / RESULTS)
     table = render(settings, results)
-    with unfinished(folder / TABLE) as beside:
+    with atomic_write(folder / TABLE) as beside:
         beside.write_text(table + "\n", encoding="utf-8")
     return table
 

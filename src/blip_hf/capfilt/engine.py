@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""CapFilt on pictures (paper, section 4): a captioner writes about each, a filter judges every text of each.
+"""CapFilt on images (paper, section 4): a captioner writes about each, a filter judges every text of each.
 
-Each model looks at a picture once, however many texts there are: its image memory is read by all captions that are
+Each model looks at an image once, however many texts there are: its image memory is read by all captions that are
 written, and by all texts that are judged.
 
-Letters: `n` pictures, `g` captions of each, `t` text tokens, `m` texts.
+Letters: `n` images, `g` captions of each, `t` text tokens, `m` texts.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 
-from ..data.images import UnreadableImageError
+from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
 from ..files import require_checkpoint
+from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
-from ..modeling.captioning import BlipForConditionalGeneration, score_sequences
-from ..modeling.retrieval import BlipForImageTextRetrieval, project_first
+from ..modeling.caption import BlipForConditionalGeneration, score_sequences
+from ..modeling.retrieval import BlipForImageTextRetrieval, pool_and_project
 from ..processing_blip import BlipProcessor
-from .samples import Fault, Sample, Shard
 from .sampling import SeededNucleus, caption_seed
 from .scores import SCHEMA
 from .settings import CapFiltSettings
@@ -53,19 +53,19 @@ class Scored:
         faults (`list[Fault]`):
             What had to be left out.
         num_images (`int`):
-            Pictures that the models have seen.
+            Images that the models have seen.
     """
 
     table: pa.Table
-    faults: list[Fault]
+    faults: list[Skipped]
     num_images: int
 
 
 class CapFilt:
-    """Captions the pictures of a shard, and scores their web texts and the new ones.
+    """Captions the images of a shard, and scores their web texts and the new ones.
 
-    A caption depends on the seed, the id of its sample and its number; scores depend on picture and text. Which batch a
-    picture is in, and which process runs it, changes no more than the last digits of a score.
+    A caption depends on the seed, the id of its sample and its number; scores depend on image and text. Which batch a
+    image is in, and which process runs it, changes no more than the last digits of a score.
 
     Args:
         captioner (`BlipForConditionalGeneration`):
@@ -138,7 +138,7 @@ class CapFilt:
             settings,
         )
 
-    def score_shard(self, shard: Shard) -> tuple[pa.Table, list[Fault]]:
+    def score_shard(self, shard: Shard) -> tuple[pa.Table, list[Skipped]]:
         """Captions and scores a whole shard.
 
         Args:
@@ -151,11 +151,11 @@ class CapFilt:
         batches = list(self.score_batches(shard.samples()))
         return join_tables([batch.table for batch in batches]), [fault for batch in batches for fault in batch.faults]
 
-    def score_batches(self, samples: Iterable[Sample | Fault]) -> Iterator[Scored]:
-        """As `score_shard`, batch by batch, so that no more than a few batches of pictures are in memory.
+    def score_batches(self, samples: Iterable[Sample | Skipped]) -> Iterator[Scored]:
+        """As `score_shard`, batch by batch, so that no more than a few batches of images are in memory.
 
         Args:
-            samples (iterable of `Sample` or `Fault`):
+            samples (iterable of `Sample` or `Skipped`):
                 What a shard gives. Faults are passed on.
 
         Yields:
@@ -163,14 +163,14 @@ class CapFilt:
         """
         read = _read_ahead(samples, self._read, self.settings.num_workers, 2 * self.settings.batch_size)
         while batch := list(islice(read, self.settings.batch_size)):
-            faults = [item for item in batch if isinstance(item, Fault)]
-            pictures = [item for item in batch if not isinstance(item, Fault)]
+            faults = [item for item in batch if isinstance(item, Skipped)]
+            items = [item for item in batch if not isinstance(item, Skipped)]
             rows: list[dict[str, Any]] = []
-            if pictures:
+            if items:
                 with evaluating(self.captioner), evaluating(self.matcher):
-                    rows, wordless = self._score(pictures)
+                    rows, wordless = self._score(items)
                 faults += wordless
-            yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), faults, len(pictures))
+            yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), faults, len(items))
 
     def identities(self) -> dict[str, dict[str, str]]:
         """Names of both models with a fingerprint of their weights, for the record.
@@ -184,43 +184,41 @@ class CapFilt:
             for role, model in models.items()
         }
 
-    def _read(self, sample: Sample | Fault) -> "_Picture | Fault":
-        if isinstance(sample, Fault):
+    def _read(self, sample: Sample | Skipped) -> "_Prepared | Skipped":
+        if isinstance(sample, Skipped):
             return sample
         try:
-            image = sample.picture()
+            image = sample.open_image()
         except UnreadableImageError as error:
-            return Fault(sample.sample_id, "unreadable_image", str(error))
+            return Skipped(sample.sample_id, "unreadable_image", str(error))
         pixels = _pixels(self.captioner_processor, image)
-        return _Picture(sample, pixels, pixels if self._has_shared_pixels else _pixels(self.matcher_processor, image))
+        return _Prepared(sample, pixels, pixels if self._has_shared_pixels else _pixels(self.matcher_processor, image))
 
-    def _score(self, pictures: list["_Picture"]) -> tuple[list[dict[str, Any]], list[Fault]]:
-        """Records of the texts of pictures, and faults for new captions without a word."""
-        rows = [_web_rows(picture.sample) for picture in pictures]
-        faults: list[Fault] = []
+    def _score(self, items: list["_Prepared"]) -> tuple[list[dict[str, Any]], list[Skipped]]:
+        """Records of the texts of images, and faults for new captions without a word."""
+        rows = [_web_rows(item.sample) for item in items]
+        faults: list[Skipped] = []
         if self.settings.num_captions:
-            for own, picture, captions in zip(rows, pictures, self._write(pictures), strict=True):
+            for own, item, captions in zip(rows, items, self._write(items), strict=True):
                 worded = [row for row in captions if pre_caption(row["text"])]
                 own += worded
                 if len(worded) < len(captions):
-                    faults.append(Fault(picture.sample.sample_id, "empty_text", "the captioner wrote no word"))
-        self._judge(torch.stack([picture.matcher_pixels for picture in pictures]), rows)
+                    faults.append(Skipped(item.sample.sample_id, "empty_text", "the captioner wrote no word"))
+        self._judge(torch.stack([item.matcher_pixels for item in items]), rows)
         return [row for own in rows for row in own], faults
 
-    def _write(self, pictures: list["_Picture"]) -> list[list[dict[str, Any]]]:
-        """Records of `g` new captions of each picture, the second of two equal ones left out."""
-        pixels = torch.stack([picture.captioner_pixels for picture in pictures])
+    def _write(self, items: list["_Prepared"]) -> list[list[dict[str, Any]]]:
+        """Records of `g` new captions of each image, the second of two equal ones left out."""
+        pixels = torch.stack([item.captioner_pixels for item in items])
         memory = self.captioner.get_image_memory(pixels.to(self.captioner.device, self.captioner.dtype))
-        sequences = self._generate(memory, [picture.sample for picture in pictures])  # (n * g, t)
+        sequences = self._generate(memory, [item.sample for item in items])  # (n * g, t)
         sums, _ = score_sequences(self.captioner, memory, sequences, len(self._prompt_ids) - 1)
         texts = self.captioner_processor.post_process_captions(sequences, prompt=self.settings.prompt)
         captions = iter(zip(texts, sums.tolist(), strict=True))
-        return [
-            _synthetic_rows(picture.sample, list(islice(captions, self.settings.num_captions))) for picture in pictures
-        ]
+        return [_synthetic_rows(item.sample, list(islice(captions, self.settings.num_captions))) for item in items]
 
     def _generate(self, memory: ImageMemory, samples: list[Sample]) -> Tensor:
-        """Tokens of `g` captions of each picture, prompt included, of shape `(n * g, t)`."""
+        """Tokens of `g` captions of each image, prompt included, of shape `(n * g, t)`."""
         settings, num_rows = self.settings, len(samples)
         processors = LogitsProcessorList()
         if settings.strategy == "nucleus":
@@ -241,10 +239,10 @@ class CapFilt:
         )
 
     def _judge(self, pixel_values: Tensor, rows: list[list[dict[str, Any]]]) -> None:
-        """Sets `itm` and `itc` of the texts of `n` pictures, of which each has a list."""
+        """Sets `itm` and `itc` of the texts of `n` images, of which each has a list."""
         matcher = self.matcher
         states = matcher.vision_model(pixel_values.to(matcher.device, matcher.dtype)).last_hidden_state
-        image_features = project_first(states, matcher.vision_proj)  # (n, d)
+        image_features = pool_and_project(states, matcher.vision_proj)  # (n, d)
         memory = matcher.text_encoder.build_image_memory(states)
         for index, group in _passes(rows):
             texts = TokenizedTexts.from_texts(
@@ -264,22 +262,22 @@ class CapFilt:
 
 
 def _passes(rows: list[list[dict[str, Any]]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Pictures and texts to judge at once, the same number of texts of each, so that they can be folded.
+    """Images and texts to judge at once, the same number of texts of each, so that they can be folded.
 
     There is one pass for each number of texts, unless that were more than `MAX_ROWS`.
     """
     for count in sorted({len(own) for own in rows} - {0}):
         index = [i for i, own in enumerate(rows) if len(own) == count]
-        num_pictures = max(1, MAX_ROWS // count)
-        for first in range(0, len(index), num_pictures):
-            some = index[first : first + num_pictures]
+        num_images = max(1, MAX_ROWS // count)
+        for first in range(0, len(index), num_images):
+            some = index[first : first + num_images]
             for start in range(0, count, MAX_ROWS):
                 yield some, [row for i in some for row in rows[i][start : start + MAX_ROWS]]
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A sample whose picture was read, and its pixels `(3, height, width)` as each model takes them."""
+class _Prepared:
+    """A sample whose image was read, and its pixels `(3, height, width)` as each model takes them."""
 
     sample: Sample
     captioner_pixels: Tensor

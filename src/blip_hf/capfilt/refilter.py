@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Another rule over the scores of a run: no model is needed, only the scores and the source of the pictures."""
+"""Another rule over the scores of a run: no model is needed, only the scores and the source of the images."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .rules import Rule, find_cutoffs, kept
-from .samples import find_shards
+from ..data.readers.shards import find_shards
+from .filters import Rule, find_cutoffs, keep_mask
 from .scores import RunFolder, read_scores
-from .writers import PairFormat, remove_unfinished_pairs, write_pairs
+from .writers import PairFormat, remove_partial_pairs, write_pairs
 
 
 def refilter(
@@ -79,11 +79,11 @@ def write_kept(
     totals: Counter[str] = Counter(dict.fromkeys(rule.sources, 0))
     for shard in shards:
         table = read_scores(run.scores(shard.name))
-        rows = table.filter(kept(table, rule, cutoffs))
+        rows = table.filter(keep_mask(table, rule, cutoffs))
         totals.update(rows["source"].to_pylist())
         path = Path(out_dir, shard.name)
-        remove_unfinished_pairs(path, format)
-        write_pairs(shard.samples(checks_pictures=False), rows, path, format, models=settings["models"])
+        remove_partial_pairs(path, format)
+        write_pairs(shard.samples(checks_images=False), rows, path, format, models=settings["models"])
     return dict(totals)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a CapFilt run has done, in figures and on a page: scores, shares, words, and texts with their pictures."""
+"""What a CapFilt run has done, in figures and on a page: scores, shares, words, and texts with their images."""
 
 import json
 import math
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..data.readers.samples import Shard
+from ..data.readers.shards import find_shards
 from ..evaluation.filtering import filter_metrics
-from ..files import unfinished, write_json
+from ..files import atomic_write, write_json
+from .filters import Rule, find_cutoffs, keep_mask
 from .report_examples import Example, ExampleSheet, add_thumbnails
 from .report_labels import LabelReader, find_labels
-from .report_tallies import ScoreTally, TextTally, word_changes
-from .rules import Rule, find_cutoffs, kept
-from .samples import find_shards
+from .report_statistics import ScoreTally, TextTally, word_changes
 from .scores import SOURCES, RunFolder, read_scores
-from .streams import Shard
 
 
 # Limits of the two scores, and bins a hundredth wide.
@@ -37,18 +37,18 @@ def build_report(
         run_dir (`str` or `Path`):
             Folder of the run.
         labels (`str`, `Path` or sequence of `int`, *optional*):
-            What is known of the web texts, or the JSON list that says it: 1 where a text fits its picture and 0 where it
+            What is known of the web texts, or the JSON list that says it: 1 where a text fits its image and 0 where it
             was swapped, one a record in the order of the source. Drawn scenes need none.
 
     Returns:
         `dict[str, Any]`: the figures, as `report.json` has them:
 
-        - `totals`: pictures, texts and kept ones, also `by_source`, and `faults` by reason;
+        - `totals`: images, texts and kept ones, also `by_source`, and `faults` by reason;
         - `rule` and the `cutoffs` it comes to by source, `None` where nothing is kept;
         - `histograms` of `itm` and `itc`: `edges`, and `counts` by source;
         - `kept_share_by_threshold`: `kept_shares` by source at each of `thresholds`;
-        - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and `kept`, the whole;
-        - `words`: those that were `added` and `dropped` most from `web` to `kept`;
+        - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and `keep_mask`, the whole;
+        - `words`: those that were `added` and `dropped` most from `web` to `keep_mask`;
         - `filter`: its [`~blip_hf.evaluation.filtering.filter_metrics`] on the web texts, `None` where none has a
           label;
         - `examples`: texts near the threshold and far from it, accepted and rejected;
@@ -68,7 +68,7 @@ def build_report(
     tally = _RunTally(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
     for path in files:
         table = read_scores(path)
-        tally.add(path.stem, table, kept(table, rule, cutoffs), rule.by)
+        tally.add(path.stem, table, keep_mask(table, rule, cutoffs), rule.by)
     return {
         "totals": {**tally.totals(), "num_shards": len(files), "faults": _count_faults(run)},
         "rule": asdict(rule),
@@ -81,9 +81,9 @@ def build_report(
 def write_report(
     run_dir: str | os.PathLike[str], *, labels: str | os.PathLike[str] | Sequence[int] | None = None
 ) -> Path:
-    """Writes `report.json` and `report.html`, one page with charts and pictures that needs nothing beside itself.
+    """Writes `report.json` and `report.html`, one page with charts and images that needs nothing beside itself.
 
-    Pictures are read from the run's source again. Those that cannot be read are left out, all of them if it is gone.
+    Images are read from the run's source again. Those that cannot be read are left out, all of them if it is gone.
 
     Args:
         run_dir (`str` or `Path`):
@@ -109,7 +109,7 @@ def write_report(
     report["examples"] = [asdict(example) for example, _ in shown]
     write_json(report, Path(run_dir, "report.json"))
     path = Path(run_dir, "report.html")
-    with unfinished(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(render_report(report, shown), encoding="utf-8")
     return path
 
@@ -150,7 +150,7 @@ class _RunTally:
             self.judged.append((scores[by][is_web], labels, is_kept[is_web]))
 
     def totals(self) -> dict[str, Any]:
-        """Pictures and texts."""
+        """Images and texts."""
         by_source = {}
         for source in self._sources():
             num_kept, num_dropped = self.num_texts[source, True], self.num_texts[source, False]

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from ..data.images import UnreadableImageError
+from ..data.readers.samples import Sample, Shard
+from ..image_utils import UnreadableImageError
 from ..pages import thumbnail_url
-from .streams import Sample, Shard
 
 
 Place = Literal["near", "far"]
@@ -21,9 +21,9 @@ PLACES: tuple[Place, ...] = ("near", "far")
 NUM_TEXTS = 6
 """Texts that are shown of each kind: of a source, kept or not, near the threshold or far from it."""
 
-# Pictures are read from few shards, however many there are: reading a tar costs more than all the rest of a report.
+# Images are read from few shards, however many there are: reading a tar costs more than all the rest of a report.
 _MAX_SHARDS = 8
-# Some pictures cannot be read any more, so more texts are held than are shown.
+# Some images cannot be read any more, so more texts are held than are shown.
 _NUM_HELD = 2 * NUM_TEXTS
 # Scores closer than this count as equally far, so that the texts at the end of a scale are a fair draw.
 _DECIMALS = 2
@@ -74,7 +74,7 @@ class ExampleSheet:
         shard_names (sequence of `str`):
             All shards, of which some are drawn likewise.
         cutoffs (mapping of `str` to `float`):
-            Least score that is kept, by source; see [`~blip_hf.capfilt.rules.find_cutoffs`].
+            Least score that is kept, by source; see [`~blip_hf.capfilt.filters.find_cutoffs`].
         by (`str`):
             The score that decides, `"itm"` or `"itc"`.
     """
@@ -129,22 +129,22 @@ class ExampleSheet:
 
 
 def add_thumbnails(examples: Iterable[Example], shards: Iterable[Shard]) -> list[tuple[Example, str]]:
-    """Reads the pictures of a contact sheet. What cannot be read is left out, and a spare takes its place.
+    """Reads the images of a contact sheet. What cannot be read is left out, and a spare takes its place.
 
     Args:
         examples (iterable of `Example`):
             Texts that may be shown, the best choice of each kind first.
         shards (iterable of `Shard`):
-            Where their pictures are.
+            Where their images are.
 
     Returns:
-        `list[tuple[Example, str]]`: the texts that are shown, and the picture of each for `src`.
+        `list[tuple[Example, str]]`: the texts that are shown, and the image of each for `src`.
     """
     examples = list(examples)
     wanted: dict[str, set[str]] = {}
     for example in examples:
         wanted.setdefault(example.shard, set()).add(example.sample_id)
-    pictures = {
+    images = {
         (shard.name, sample_id): url
         for shard in shards
         if shard.name in wanted
@@ -154,10 +154,10 @@ def add_thumbnails(examples: Iterable[Example], shards: Iterable[Shard]) -> list
     room: dict[tuple[str, bool, Place], int] = {}
     for example in examples:
         kind = (example.source, example.is_kept, example.place)
-        picture = pictures.get((example.shard, example.sample_id))
-        if picture is not None and room.setdefault(kind, NUM_TEXTS) > 0:
+        image = images.get((example.shard, example.sample_id))
+        if image is not None and room.setdefault(kind, NUM_TEXTS) > 0:
             room[kind] -= 1
-            shown.append((example, picture))
+            shown.append((example, image))
     return shown
 
 
@@ -167,7 +167,7 @@ def _thumbnails(shard: Shard, wanted: set[str]) -> Iterator[tuple[str, str]]:
         if isinstance(item, Sample) and item.sample_id in missing:
             missing.remove(item.sample_id)
             try:
-                yield item.sample_id, thumbnail_url(item.picture())
+                yield item.sample_id, thumbnail_url(item.open_image())
             except UnreadableImageError:
                 continue
         if not missing:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_SCORE_NAMES = {"itm": "ITM: probability of a match", "itc": "ITC: cosine of picture and text"}
+_SCORE_NAMES = {"itm": "ITM: probability of a match", "itc": "ITC: cosine of image and text"}
 _MAX_BARS = 40
 # How many bins of the JSON a bar may hold, so that its edges are round numbers.
 _BAR_WIDTHS = (1, 2, 5, 10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of web texts, brought into the order of their scores: which fit their picture and which were swapped."""
+"""What is known of web texts, brought into the order of their scores: which fit their image and which were swapped."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.records import read_json
+from ..data.readers.records import read_json
+from ..data.readers.samples import Sample, Shard
+from ..data.readers.shards import parse_scenes
 from ..data.scenes import Scenes
-from .samples import parse_scenes
-from .streams import Sample, Shard
 
 
 # Takes the name of a shard and its scores of web texts, and gives a boolean a row: whether the text is right.
@@ -66,7 +66,7 @@ class _ListedLabels:
     """Labels in the order of the records, some of which have no score as they were left out.
 
     Args:
-        shards (iterable of [`~blip_hf.capfilt.streams.Shard`]):
+        shards (iterable of [`~blip_hf.data.readers.samples.Shard`]):
             The whole source, in order.
         labels (sequence of `int`):
             One for each text, and one for each record that is at fault.
@@ -103,7 +103,7 @@ class _ListedLabels:
 
 
 def _digests(shard: Shard) -> Iterator[int | None]:
-    """Which text each record of a shard has, and `None` for a fault, before records of a picture are merged."""
+    """Which text each record of a shard has, and `None` for a fault, before records of an image are merged."""
     for item in shard.read():
         if isinstance(item, Sample):
             yield from (_digest(item.image_id, text) for text in item.texts)

@@ -42,8 +42,8 @@ _TEXT_NAMES = {
 _LENGTH_LINES = ("web", "synthetic_kept", "kept")
 _PLACE_NAMES = {"near": "near the threshold", "far": "far from it"}
 _FAULT_NAMES = {
-    "unreadable_image": "picture cannot be read",
-    "huge_image": "picture is too large",
+    "unreadable_image": "image cannot be read",
+    "huge_image": "image is too large",
     "empty_text": "text without words",
     "huge_text": "text is too long",
     "truncated_tar": "tar ends too early",
@@ -58,10 +58,10 @@ def render_report(report: Mapping[str, Any], examples: Sequence[tuple[Example, s
         report (mapping):
             What [`~blip_hf.capfilt.report.build_report`] returns.
         examples (sequence of tuples):
-            Texts of the contact sheet, each with its picture for `src`.
+            Texts of the contact sheet, each with its image for `src`.
 
     Returns:
-        `str`: HTML with all charts and pictures in it.
+        `str`: HTML with all charts and images in it.
 
     Raises:
         ImportError: If Matplotlib is not installed.
@@ -91,7 +91,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     else:
         cutoffs = ", ".join(f"{c:.3f} for {s}" for s, c in report["cutoffs"].items() if c is not None)
         kept = f"of each source the {percent(rule['keep_share'])} with the highest {name} are kept, from {cutoffs}"
-    best = ", and only the best one of each picture" if rule["best_per_image"] else ""
+    best = ", and only the best one of each image" if rule["best_per_image"] else ""
     data = source if isinstance(source, str) else ", ".join(source)
     return f"Source: {data}. Rule for {' and '.join(rule['sources'])} texts: {kept}{best}."
 
@@ -99,7 +99,7 @@ def _summary(report: Mapping[str, Any]) -> str:
 def _tiles(report: Mapping[str, Any]) -> str:
     totals = report["totals"]
     tiles = [
-        (_count(totals["num_images"]), "pictures"),
+        (_count(totals["num_images"]), "images"),
         (_count(totals["num_texts"]), "texts scored"),
         (_count(totals["num_kept"]), "texts kept"),
         *((percent(part["kept_share"]), f"of {source} kept") for source, part in totals["by_source"].items()),
@@ -124,7 +124,7 @@ def _kept_table(report: Mapping[str, Any]) -> str:
     rows.append(["all", _count(totals["num_texts"]), _count(totals["num_kept"]), _share(totals["kept_share"]), "", ""])
     head = ["source", "texts", "kept", "kept share", "mean ITM", "mean ITC"]
     left = totals["num_images"] - totals["num_images_kept"]
-    note = f"{_count(totals['num_images_kept'])} pictures keep one text or more, {_count(left)} keep none."
+    note = f"{_count(totals['num_images_kept'])} images keep one text or more, {_count(left)} keep none."
     return f'{render_table(head, rows, value_column=3)}\n<p class="quiet">{note}</p>'
 
 
@@ -222,12 +222,12 @@ def _contact_sheet(examples: Sequence[tuple[Example, str]]) -> str:
                 shown = [pair for pair in examples if (pair[0].source, pair[0].is_kept, pair[0].place) == kind]
                 if shown:
                     title = f"{source.capitalize()}, {verdict} <span>{_PLACE_NAMES[place]}</span>"
-                    pictures = "\n".join(_picture(*pair) for pair in shown)
-                    parts.append(f'<h3>{title}</h3>\n<div class="grid sheet">\n{pictures}\n</div>')
+                    images = "\n".join(_image(*pair) for pair in shown)
+                    parts.append(f'<h3>{title}</h3>\n<div class="grid sheet">\n{images}\n</div>')
     return "\n".join(parts)
 
 
-def _picture(example: Example, url: str) -> str:
+def _image(example: Example, url: str) -> str:
     verdict = "right" if example.is_kept else "wrong"
     text = escape(example.text)
     scores = f"ITM {_number(example.itm, 3)}<br>ITC {_number(example.itc, 3)}"

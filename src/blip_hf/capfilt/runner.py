@@ -21,16 +21,16 @@ import transformers
 from tqdm import tqdm
 
 from .. import __version__
-from ..files import remove_unfinished, write_json
-from .claims import open_claims
+from ..data.readers.shards import PathLike, Shard, find_shards
+from ..files import remove_partial, write_json
+from ..locks import open_locks
 from .engine import CapFilt, Scored, join_tables
+from .filters import Rule, find_cutoffs, keep_mask
 from .refilter import write_kept
 from .report import build_report
-from .rules import Rule, find_cutoffs, kept
-from .samples import PathLike, Shard, find_shards
 from .scores import RunFolder, write_scores
 from .settings import FREE_SETTINGS
-from .writers import PairFormat, remove_unfinished_pairs, write_pairs
+from .writers import PairFormat, remove_partial_pairs, write_pairs
 
 
 Totals = dict[str, Any]
@@ -59,11 +59,11 @@ def run_capfilt(
         engine (`CapFilt`):
             The models and their settings.
         source (`str`, `Path`, or a list of them):
-            Pairs, as [`~blip_hf.capfilt.samples.find_shards`] takes them, and so are the next two.
+            Pairs, as [`~blip_hf.data.readers.shards.find_shards`] takes them, and so are the next two.
         out_dir (`str` or `Path`):
             Where to write; all processes see the same folder.
         image_root (`str` or `Path`, *optional*):
-            Folder that relative picture paths start from.
+            Folder that relative image paths start from.
         shard_size (`int`, *optional*, defaults to 1000):
             Records of a shard, where files do not make it.
         rule (`Rule`, *optional*):
@@ -103,7 +103,7 @@ def run_capfilt(
     first = numbers[process_index::num_processes]
     order = [*first, *(number for number in numbers if number not in first)]
     is_shown = show_progress and process_index == 0
-    with open_claims(Path(out_dir, "claims.lock")) as claims:
+    with open_locks(Path(out_dir, "claims.lock")) as claims:
         with claims.claim(len(shards), wait=True):
             _check_settings(settings, run.folder.settings)
         with _Progress.open(run.folder, len(shards), num_processes, is_shown) as progress:
@@ -116,7 +116,7 @@ def run_capfilt(
                                 run.write_shard(shards[number], progress)
         with claims.claim(len(shards), wait=True):
             if not summary.is_file():
-                remove_unfinished(summary)
+                remove_partial(summary)
                 if rule.keep_share is not None:
                     write_kept(run.folder, rule, run.folder.pairs_folder, format)
                 write_json(build_report(out_dir)["totals"], summary)
@@ -141,26 +141,26 @@ class _Run:
             path(shard.name) for path in (self.folder.scores, self.folder.faults, self.folder.pairs)
         )
         for path in (scores, faults):
-            remove_unfinished(path)
-        remove_unfinished_pairs(pairs, self.format)
+            remove_partial(path)
+        remove_partial_pairs(pairs, self.format)
         cutoffs = None if self.rule.keep_share is not None else find_cutoffs(self.rule, list)
         batches = []
         for batch in self.engine.score_batches(shard.samples()):
             batches.append(batch)
-            progress.add(batch, None if cutoffs is None else kept(batch.table, self.rule, cutoffs).tolist())
+            progress.add(batch, None if cutoffs is None else keep_mask(batch.table, self.rule, cutoffs).tolist())
         table = join_tables([batch.table for batch in batches])
         write_json([asdict(fault) for batch in batches for fault in batch.faults], faults)
         if cutoffs is not None:
-            rows = table.filter(pa.array(kept(table, self.rule, cutoffs)))
+            rows = table.filter(pa.array(keep_mask(table, self.rule, cutoffs)))
             models = json.loads(self.folder.settings.read_text(encoding="utf-8"))["models"]
-            write_pairs(shard.samples(checks_pictures=False), rows, pairs, self.format, models=models)
+            write_pairs(shard.samples(checks_images=False), rows, pairs, self.format, models=models)
         write_scores(table, scores)
         progress.finish_shard()
 
 
 @dataclass
 class _Progress:
-    """A bar over the pictures of the whole run: their number is guessed from the shards that this process has done."""
+    """A bar over the images of the whole run: their number is guessed from the shards that this process has done."""
 
     bar: tqdm
     folder: RunFolder
@@ -188,7 +188,7 @@ class _Progress:
         self.bar.update(batch.num_images)
 
     def finish_shard(self) -> None:
-        """Guesses anew how many pictures this process has still to do."""
+        """Guesses anew how many images this process has still to do."""
         self.num_done += 1
         if not self.bar.disable:
             num_left = self.num_shards - len(self.folder.score_files())
@@ -214,7 +214,7 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
     # As JSON has them: with lists for tuples.
     settings = json.loads(json.dumps(settings))
     if not path.is_file():
-        remove_unfinished(path)
+        remove_partial(path)
         versions = {
             "blip_hf": __version__,
             "torch": torch.__version__,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Nucleus sampling whose draws belong to the caption and not to the batch.
 
-A draw from a softmax is the arg-max of its logits plus Gumbel noise. The noise here is a hash of (seed, picture, caption,
+A draw from a softmax is the arg-max of its logits plus Gumbel noise. The noise here is a hash of (seed, image, caption,
 position, token): whatever batch, batch size, process or device a caption is written in, it sees the same noise.
 """
 
@@ -22,13 +22,13 @@ _NUM_BITS = 23
 
 
 def caption_seed(seed: int, sample_id: str, caption_index: int) -> int:
-    """A 64-bit number for one caption of one picture.
+    """A 64-bit number for one caption of one image.
 
     Args:
         seed (`int`):
             Seed of the run.
         sample_id (`str`):
-            Which picture.
+            Which image.
         caption_index (`int`):
             Which of its captions.
 

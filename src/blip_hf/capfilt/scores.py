@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import unfinished
+from ..files import atomic_write
 
 
 SOURCES = ("web", "synthetic", "human")
@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # one of SOURCES
         pa.field("itm", pa.float32()),  # probability of "matched", after the softmax
-        pa.field("itc", pa.float32()),  # cosine of picture and text
+        pa.field("itc", pa.float32()),  # cosine of image and text
         pa.field("log_prob", pa.float32()),  # of a synthetic text under the captioner
     ]
 )
@@ -100,7 +100,7 @@ def write_scores(table: pa.Table, path: str | os.PathLike[str]) -> None:
         path (`str` or `Path`):
             The file.
     """
-    with unfinished(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(table.cast(SCHEMA), beside, compression="zstd")
 
 

@@ -11,7 +11,7 @@ FREE_SETTINGS = ("batch_size", "num_workers")
 
 @dataclass(frozen=True, kw_only=True)
 class CapFiltSettings:
-    """Settings of a CapFilt run (paper, section 4: one caption a picture, by nucleus sampling at 0.9).
+    """Settings of a CapFilt run (paper, section 4: one caption an image, by nucleus sampling at 0.9).
 
     Each is documented by its `help`. Lengths count tokens as salesforce/BLIP does, `[DEC]` and the prompt included.
 
@@ -19,7 +19,7 @@ class CapFiltSettings:
         ValueError: If a setting is out of its range.
     """
 
-    num_captions: int = field(default=1, metadata={"help": "Synthetic captions a picture; 0 for a filter alone."})
+    num_captions: int = field(default=1, metadata={"help": "Synthetic captions an image; 0 for a filter alone."})
     strategy: Literal["nucleus", "beam", "greedy"] = field(
         default="nucleus", metadata={"help": "How they are written: nucleus (sampling), beam or greedy."}
     )
@@ -32,8 +32,8 @@ class CapFiltSettings:
         default=1.0, metadata={"help": "Above 1 a word is less likely to come twice (salesforce/BLIP samples at 1.1)."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures at a time."})
-    num_workers: int = field(default=2, metadata={"help": "Threads that open pictures ahead; 0 for none."})
+    batch_size: int = field(default=32, metadata={"help": "Images at a time."})
+    num_workers: int = field(default=2, metadata={"help": "Threads that open images ahead; 0 for none."})
 
     def __post_init__(self) -> None:
         if self.strategy not in ("nucleus", "beam", "greedy"):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Kept pairs of a shard as Parquet, as a WebDataset tar, or as a JSON list in BLIP's form.
 
-Pictures are written as they were encoded, and the same pairs always give the same bytes.
+Images are written as they were encoded, and the same pairs always give the same bytes.
 """
 
 import json
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..files import remove_unfinished, unfinished
-from .streams import Fault, Sample
+from ..data.readers.samples import Sample, Skipped
+from ..files import atomic_write, remove_partial
 
 
 PairFormat = Literal["parquet", "webdataset", "json"]
@@ -47,19 +47,19 @@ _FEATURES = datasets.Features(
 )
 _GROUP_BYTES = 2**26
 _GROUP_ROWS = 1000
-_PICTURE_NAME = re.compile(r"\d{8}\.\w+")  # of a shard's folder
+_IMAGE_NAME = re.compile(r"\d{8}\.\w+")  # of a shard's folder
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A picture with the pairs that it is part of, as records of everything but the picture."""
+class _ImagePairs:
+    """An image with the pairs that it is part of, as records of everything but the image."""
 
     sample: Sample
     records: list[dict[str, Any]]
 
 
 def write_pairs(
-    samples: Iterable[Sample | Fault],
+    samples: Iterable[Sample | Skipped],
     rows: pa.Table,
     path: str | os.PathLike[str],
     format: PairFormat = "parquet",
@@ -70,15 +70,15 @@ def write_pairs(
 
     | format         | what is written                                                                               |
     |----------------|-----------------------------------------------------------------------------------------------|
-    | `"parquet"`    | `path.parquet`: a row a pair with the encoded picture, as `datasets.load_dataset` reads it    |
-    | `"webdataset"` | `path.tar`: `<number>.jpg` (or as the picture is), `.txt` and `.json` for each pair           |
-    | `"json"`       | `path.json`: BLIP's list. Pictures that had a path keep it, others are written to `path/`     |
+    | `"parquet"`    | `path.parquet`: a row a pair with the encoded image, as `datasets.load_dataset` reads it    |
+    | `"webdataset"` | `path.tar`: `<number>.jpg` (or as the image is), `.txt` and `.json` for each pair           |
+    | `"json"`       | `path.json`: BLIP's list. Images that had a path keep it, others are written to `path/`     |
 
-    Beside picture, `caption` and `image_id`, a pair has `sample_id`, `text_index`, `source`, the scores `itm`, `itc` and
+    Beside image, `caption` and `image_id`, a pair has `sample_id`, `text_index`, `source`, the scores `itm`, `itc` and
     `log_prob`, and which `captioner` (of a synthetic text) and `filter` they are from.
 
     Args:
-        samples (iterable of `Sample` or `Fault`):
+        samples (iterable of `Sample` or `Skipped`):
             What the shard gives; one is held at a time, and those without a row are passed over.
         rows (`pyarrow.Table`):
             The rows of the shard's scores that are kept, in the order of the samples.
@@ -94,20 +94,20 @@ def write_pairs(
 
     Raises:
         ValueError: If the format is unknown, `samples` lack one that has a row, or a folder with files of another kind is
-            where the pictures of a JSON list go.
+            where the images of a JSON list go.
     """
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r} is unknown; pass one of {', '.join(map(repr, SUFFIXES))}.")
     path = Path(path)
     target = path.with_name(path.name + SUFFIXES[format])
-    # The list goes last, so that its pictures are there when it is.
-    with unfinished(target) as beside, _WRITERS[format](beside, path) as writer:
-        for picture in _join(samples, rows, models or {}):
-            writer.add(picture)
+    # The list goes last, so that its images are there when it is.
+    with atomic_write(target) as beside, _WRITERS[format](beside, path) as writer:
+        for item in _join(samples, rows, models or {}):
+            writer.add(item)
     return target
 
 
-def remove_unfinished_pairs(path: str | os.PathLike[str], format: PairFormat) -> None:
+def remove_partial_pairs(path: str | os.PathLike[str], format: PairFormat) -> None:
     """Removes what processes that were killed have left of the pairs of a shard. None may be writing them.
 
     Args:
@@ -118,10 +118,10 @@ def remove_unfinished_pairs(path: str | os.PathLike[str], format: PairFormat) ->
     """
     path = Path(path)
     for target in (path, path.with_name(path.name + SUFFIXES[format])):
-        remove_unfinished(target)
+        remove_partial(target)
 
 
-def _join(samples: Iterable[Sample | Fault], rows: pa.Table, models: Models) -> Iterator[_Picture]:
+def _join(samples: Iterable[Sample | Skipped], rows: pa.Table, models: Models) -> Iterator[_ImagePairs]:
     """The samples that have rows, with these."""
     identities = {role: f"{model['name']}@{model['fingerprint']}" for role, model in models.items()}
     pending: dict[str, list[dict[str, Any]]] = {}
@@ -133,7 +133,7 @@ def _join(samples: Iterable[Sample | Fault], rows: pa.Table, models: Models) -> 
         pending.setdefault(row["sample_id"], []).append(row)
     for sample in samples:
         if isinstance(sample, Sample) and sample.sample_id in pending:
-            yield _Picture(sample, pending.pop(sample.sample_id))
+            yield _ImagePairs(sample, pending.pop(sample.sample_id))
     if pending:
         raise ValueError(
             f"The source lacks {len(pending)} samples that have scores, such as {next(iter(pending))!r}. Pass the source"
@@ -142,8 +142,8 @@ def _join(samples: Iterable[Sample | Fault], rows: pa.Table, models: Models) -> 
 
 
 class _Writer(Protocol):
-    def add(self, picture: _Picture) -> None:
-        """Writes the pairs of a picture."""
+    def add(self, item: _ImagePairs) -> None:
+        """Writes the pairs of an image."""
 
 
 class _ParquetWriter:
@@ -154,9 +154,9 @@ class _ParquetWriter:
         self.pairs: list[dict[str, Any]] = []
         self.num_bytes = 0
 
-    def add(self, picture: _Picture) -> None:
-        image = {"bytes": _encoded(picture.sample), "path": None}
-        for record in picture.records:
+    def add(self, item: _ImagePairs) -> None:
+        image = {"bytes": _encoded(item.sample), "path": None}
+        for record in item.records:
             self.pairs.append({"image": image, **record})
             # Arrow holds it once a pair, before the file holds it once a group.
             self.num_bytes += len(image["bytes"])
@@ -172,7 +172,7 @@ class _ParquetWriter:
 
 @contextmanager
 def _parquet(beside: Path, path: Path) -> Iterator[_Writer]:
-    # With a dictionary as large as a group, a picture with several captions is stored once.
+    # With a dictionary as large as a group, an image with several captions is stored once.
     with pq.ParquetWriter(
         beside, _FEATURES.arrow_schema, compression="zstd", dictionary_pagesize_limit=2 * _GROUP_BYTES
     ) as file:
@@ -186,9 +186,9 @@ class _TarWriter:
         self.tar = tar
         self.num_pairs = 0
 
-    def add(self, picture: _Picture) -> None:
-        content = _encoded(picture.sample)
-        for record in picture.records:
+    def add(self, item: _ImagePairs) -> None:
+        content = _encoded(item.sample)
+        for record in item.records:
             key = f"{self.num_pairs:08d}"
             self._add_member(f"{key}.{_suffix(content)}", content)
             self._add_member(f"{key}.txt", record["caption"].encode())
@@ -208,36 +208,36 @@ def _webdataset(beside: Path, path: Path) -> Iterator[_Writer]:
 
 
 class _ListWriter:
-    """Writes records as they come, and a folder of pictures once there is one without a path."""
+    """Writes records as they come, and a folder of images once there is one without a path."""
 
     def __init__(self, file: TextIO, path: Path, stack: ExitStack) -> None:
         self.file = file
         self.path = path
         self.stack = stack
         self.folder: Path | None = None
-        self.num_pictures = 0
+        self.num_images = 0
         self.separator = "\n"
 
-    def add(self, picture: _Picture) -> None:
-        content = picture.sample.image
+    def add(self, item: _ImagePairs) -> None:
+        content = item.sample.image
         image = self._store(content) if isinstance(content, bytes) else os.path.abspath(content)
-        for record in picture.records:
+        for record in item.records:
             self.file.write(self.separator + json.dumps({"image": image, **record}))
             self.separator = ",\n"
 
     def _store(self, content: bytes) -> str:
         if self.folder is None:
-            self.folder = self.stack.enter_context(unfinished(self.path))
+            self.folder = self.stack.enter_context(atomic_write(self.path))
             self.folder.mkdir()
-        name = f"{self.num_pictures:08d}.{_suffix(content)}"
+        name = f"{self.num_images:08d}.{_suffix(content)}"
         (self.folder / name).write_bytes(content)
-        self.num_pictures += 1
+        self.num_images += 1
         return f"{self.path.name}/{name}"
 
 
 @contextmanager
 def _json(beside: Path, path: Path) -> Iterator[_Writer]:
-    if path.is_dir():  # of an earlier run, whose list must not outlive its pictures
+    if path.is_dir():  # of an earlier run, whose list must not outlive its images
         _refuse_other_files(path)
         path.with_name(path.name + SUFFIXES["json"]).unlink(missing_ok=True)
         shutil.rmtree(path)
@@ -248,10 +248,10 @@ def _json(beside: Path, path: Path) -> Iterator[_Writer]:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    other = sorted(path.name for path in folder.iterdir() if not _PICTURE_NAME.fullmatch(path.name))
+    other = sorted(path.name for path in folder.iterdir() if not _IMAGE_NAME.fullmatch(path.name))
     if other:
         raise ValueError(
-            f"{folder} is to hold the pictures of a shard in place of what is there, and {other[0]} is none that was"
+            f"{folder} is to hold the images of a shard in place of what is there, and {other[0]} is none that was"
             " written for one. Pass an empty folder as output, or move it."
         )
 
@@ -268,4 +268,4 @@ def _suffix(content: bytes) -> str:
         return {"JPEG": "jpg", "MPO": "jpg"}.get(header.format, header.format.lower())
 
 
-__all__ = ["SUFFIXES", "PairFormat", "remove_unfinished_pairs", "write_pairs"]
+__all__ = ["SUFFIXES", "PairFormat", "remove_partial_pairs", "write_pairs"]

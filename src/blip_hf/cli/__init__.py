@@ -14,7 +14,7 @@ COMMANDS = {
     "pretrain": "pre-train BLIP with its three objectives",
     "finetune": "fine-tune for captioning, retrieval, questions or two-image reasoning",
     "evaluate": "measure a model at one of these tasks",
-    "caption": "write captions for pictures",
+    "caption": "write captions for images",
     "capfilt": "clean image-text pairs by captioning and filtering",
     "convert": "turn an original .pth into a folder for from_pretrained, or back",
     "bootstrap": "run the whole loop: pre-train, clean the data, pre-train again",

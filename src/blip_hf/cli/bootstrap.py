@@ -82,10 +82,10 @@ def run(settings: "LoopSettings", output: Path) -> str:
     Raises:
         ValueError: If the settings do not fit, or another process is at work in the folder.
     """
-    from ..capfilt.claims import open_claims
+    from ..locks import open_locks
 
     settings.check()
-    with open_claims(output / LOCK) as claims, claims.claim(0, wait=False) as is_held:
+    with open_locks(output / LOCK) as claims, claims.claim(0, wait=False) as is_held:
         if not is_held:
             raise ValueError(
                 f"Another blip-hf bootstrap is at work in {output}. Wait for its end, or pass another --output."

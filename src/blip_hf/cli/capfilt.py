@@ -14,7 +14,7 @@ from .options import Command, parse_task
 
 
 if TYPE_CHECKING:
-    from ..capfilt.rules import Rule
+    from ..capfilt.filters import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class RuleOptions:
     keep_share: float | None = field(
         default=None, metadata={"help": "Share of the texts of each source to keep instead, in (0, 1]."}
     )
-    best_per_image: bool = field(default=False, metadata={"help": "Keep no more than the best text of a picture."})
+    best_per_image: bool = field(default=False, metadata={"help": "Keep no more than the best text of an image."})
     sources: list[str] | None = field(
         default=None, metadata={"help": "Sources to keep texts from: web, synthetic or both. Default: both."}
     )
@@ -40,7 +40,7 @@ class RuleOptions:
 
     def rule(self) -> "Rule":
         """The rule that these options make."""
-        from ..capfilt.rules import Rule
+        from ..capfilt.filters import Rule
 
         names = ("threshold", "keep_share", "best_per_image", "sources", "by")
         return Rule(**{name: getattr(self, name) for name in names if getattr(self, name) is not None})
@@ -52,14 +52,14 @@ class RunOptions(RuleOptions, CapFiltSettings):
 
     source: list[str] = field(
         metadata={
-            "help": "Pairs: WebDataset tar(s), Parquet files, JSON lists, folders of them or of pictures with"
+            "help": "Pairs: WebDataset tar(s), Parquet files, JSON lists, folders of them or of images with"
             " metadata.jsonl, or scenes:NUMBER[:NOISE]."
         }
     )
     captioner: str = field(metadata={"help": "Captioning checkpoint with its processor."})
     filter: str = field(metadata={"help": "Image-text retrieval checkpoint with its processor."})
     output: str = field(metadata={"help": "Folder to write to; the same one goes on with a run that was stopped."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
     shard_size: int = field(default=1000, metadata={"help": "Records of a shard, where files do not make it."})
     device: str | None = field(default=None, metadata={"help": "Where to run. Default: a GPU where there is one."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -83,14 +83,14 @@ class ReportOptions:
     run: str = field(metadata={"help": "Folder of the run; --run may be left out in front."})
     labels: str | None = field(
         default=None,
-        metadata={"help": "JSON list of what is known of the web texts: 1 if it fits its picture, else 0."},
+        metadata={"help": "JSON list of what is known of the web texts: 1 if it fits its image, else 0."},
     )
 
 
 COMMANDS = {
     "run": Command(
         prog="blip-hf capfilt run",
-        description="Captions pictures, and keeps what the filter believes of web and new texts.",
+        description="Captions images, and keeps what the filter believes of web and new texts.",
         options=RunOptions,
         usage="--source SOURCE [SOURCE ...] --captioner CHECKPOINT --filter CHECKPOINT --output DIR",
     ),

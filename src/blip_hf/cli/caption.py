@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: captions of a picture, many, or a folder, as text, JSON lines or CSV."""
+"""`blip-hf caption`: captions of an image, many, or a folder, as text, JSON lines or CSV."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..files import require_checkpoint, unfinished
+from ..files import atomic_write, require_checkpoint
 
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments after the name of the command. Those of the process by default.
 
     Returns:
-        `int`: 0, or 1 if none of the pictures could be read.
+        `int`: 0, or 1 if none of the images could be read.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.top_p is not None and not arguments.sample:
         parser.error("--top_p is about sampling: add --sample, or leave it out")
-    pictures = find_pictures(arguments.pictures, recursive=arguments.recursive)
+    images = find_images(arguments.images, recursive=arguments.recursive)
     captioner = load_captioner(arguments)
     captions = captioner.iter_captions(
-        pictures, num_return_sequences=arguments.num_captions, return_scores=arguments.scores, on_error="skip"
+        images, num_return_sequences=arguments.num_captions, return_scores=arguments.scores, on_error="skip"
     )
     columns = ["image", "caption"]
     columns += ["log_probability", "num_tokens"] if arguments.scores else []
@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures: list[str] = []
     with open_output(arguments.output) as stream:
         # Captions that come up on the same terminal are progress enough.
-        is_shown = len(pictures) > 1 and sys.stderr.isatty() and not stream.isatty()
-        records = as_records(with_progress(captions, len(pictures), is_shown), pictures, failures)
+        is_shown = len(images) > 1 and sys.stderr.isatty() and not stream.isatty()
+        records = as_records(with_progress(captions, len(images), is_shown), images, failures)
         write_records(records, stream, columns=columns, output_format=arguments.format)
     if failures:
-        print(f"blip-hf caption: skipped {len(failures)} of {len(pictures)} pictures", file=sys.stderr)
-    return 1 if len(failures) == len(pictures) else 0
+        print(f"blip-hf caption: skipped {len(failures)} of {len(images)} images", file=sys.stderr)
+    return 1 if len(failures) == len(images) else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,16 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="blip-hf caption",
-        description="Writes captions for pictures. A picture that cannot be read is skipped and named on stderr.",
+        description="Writes captions for images. An image that cannot be read is skipped and named on stderr.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or model id of a captioning model and its processor")
-    parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path, help="picture, or folder of pictures")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image, or folder of images")
     parser.add_argument("--recursive", action="store_true", help="look into folders within folders")
 
     writing = parser.add_argument_group("writing")
     writing.add_argument("--prompt", help="what each caption starts with; not repeated in the output")
-    writing.add_argument("--num_captions", type=positive_int, default=1, help="captions a picture (default: 1)")
+    writing.add_argument("--num_captions", type=positive_int, default=1, help="captions an image (default: 1)")
     writing.add_argument("--max_new_tokens", type=positive_int, help="longest caption (default: 20)")
     writing.add_argument("--num_beams", type=positive_int, help="beams of the search (default: 3, sampling 1)")
     writing.add_argument("--sample", action="store_true", help="sample instead of searching for the most likely")
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     writing.add_argument("--seed", type=int, help="repeat what was sampled with this seed")
 
     running = parser.add_argument_group("running")
-    running.add_argument("--batch_size", type=positive_int, default=8, help="pictures at a time (default: 8)")
+    running.add_argument("--batch_size", type=positive_int, default=8, help="images at a time (default: 8)")
     running.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     running.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: the checkpoint's)"
@@ -159,8 +159,8 @@ def load_captioner(arguments: argparse.Namespace) -> "BlipCaptioner":
     )
 
 
-def find_pictures(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
-    """Replaces each folder by the pictures in it, sorted by path.
+def find_images(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
+    """Replaces each folder by the images in it, sorted by path.
 
     Args:
         paths (`Iterable[Path]`):
@@ -172,30 +172,30 @@ def find_pictures(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
         `list[Path]`: files, in order.
 
     Raises:
-        ValueError: If a folder holds no picture.
+        ValueError: If a folder holds no image.
     """
-    pictures = []
+    images = []
     for path in paths:
         if not path.is_dir():
-            pictures.append(path)
+            images.append(path)
             continue
         entries = path.rglob("*") if recursive else path.iterdir()
         found = sorted(entry for entry in entries if entry.suffix.lower() in _SUFFIXES and entry.is_file())
         if not found:
             hint = "" if recursive else "; --recursive looks into its folders too"
-            raise ValueError(f"{path} holds no picture ({', '.join(sorted(_SUFFIXES))}){hint}.")
-        pictures += found
-    return pictures
+            raise ValueError(f"{path} holds no image ({', '.join(sorted(_SUFFIXES))}){hint}.")
+        images += found
+    return images
 
 
-def with_progress(captions: "Iterable[Caption]", num_pictures: int, is_shown: bool) -> "Iterator[Caption]":
-    """Shows on stderr how many pictures are done.
+def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool) -> "Iterator[Caption]":
+    """Shows on stderr how many images are done.
 
     Args:
         captions (`Iterable[Caption]`):
-            Captions, those of one picture being neighbours.
-        num_pictures (`int`):
-            Number of pictures in all.
+            Captions, those of one image being neighbours.
+        num_images (`int`):
+            Number of images in all.
         is_shown (`bool`):
             Whether to show anything.
 
@@ -204,24 +204,22 @@ def with_progress(captions: "Iterable[Caption]", num_pictures: int, is_shown: bo
     """
     from tqdm import tqdm
 
-    with tqdm(total=num_pictures, unit="picture", disable=not is_shown) as bar:
+    with tqdm(total=num_images, unit="image", disable=not is_shown) as bar:
         for caption in captions:
             yield caption
-            bar.update(caption.picture + 1 - bar.n)
+            bar.update(caption.image_index + 1 - bar.n)
 
 
-def as_records(
-    captions: "Iterable[Caption]", pictures: Sequence[Path], failures: list[str]
-) -> Iterator[dict[str, Any]]:
-    """Captions with the names of their pictures; names the broken pictures on stderr.
+def as_records(captions: "Iterable[Caption]", images: Sequence[Path], failures: list[str]) -> Iterator[dict[str, Any]]:
+    """Captions with the names of their images; names the broken images on stderr.
 
     Args:
         captions (`Iterable[Caption]`):
             What the captioner gives.
-        pictures (`Sequence[Path]`):
-            The pictures it was given.
+        images (`Sequence[Path]`):
+            The images it was given.
         failures (`list[str]`):
-            Gets the error of each picture that could not be read.
+            Gets the error of each image that could not be read.
 
     Yields:
         `dict[str, Any]`: one of each caption, with all that is known about it.
@@ -232,7 +230,7 @@ def as_records(
             print(f"blip-hf caption: skipped: {caption.error}", file=sys.stderr)
             continue
         yield {
-            "image": str(pictures[caption.picture]),
+            "image": str(images[caption.image_index]),
             "caption": caption.text,
             "log_probability": caption.log_probability,
             "num_tokens": caption.num_tokens,
@@ -284,8 +282,8 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    with unfinished(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
         yield stream
 
 
-__all__ = ["build_parser", "find_pictures", "main"]
+__all__ = ["build_parser", "find_images", "main"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..demo.pretrain import DemoSettings
 
 
-_NUM_PICTURES = 24
+_NUM_IMAGES = 24
 _NUM_LINES = 10
 
 
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blip-hf demo",
         description="Pre-trains a small BLIP on drawn scenes with the three objectives, captions and matches scenes that"
-        " it has never seen, and writes the model, metrics.json and a page of pictures. Takes a few minutes on two cores.",
+        " it has never seen, and writes the model, metrics.json and a page of images. Takes a few minutes on two cores.",
         allow_abbrev=False,
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="where to (default: %(default)s)")
@@ -96,7 +96,7 @@ def run(settings: "DemoSettings", output_dir: Path, console: "Console") -> dict[
     minutes = (time.monotonic() - start) / 60
     metrics = write_report(settings, evaluation, history, minutes, output_dir)
     print_table(evaluation, console)
-    console.print(f"{minutes:.1f} minutes. Pictures and captions: {output_dir / 'index.html'}", soft_wrap=True)
+    console.print(f"{minutes:.1f} minutes. Images and captions: {output_dir / 'index.html'}", soft_wrap=True)
     return metrics
 
 
@@ -171,12 +171,12 @@ def write_report(
     }
     curve = draw_losses(history)
     held_out = settings.held_out_scenes()
-    pictures = [held_out[i]["image"] for i in range(min(_NUM_PICTURES, len(held_out)))]
+    images = [held_out[i]["image"] for i in range(min(_NUM_IMAGES, len(held_out)))]
     summary = (
         f"{settings.steps} steps of {settings.batch_size} pairs on {settings.num_scenes} drawn scenes, with the"
         f" contrastive, matching and captioning objectives together; {minutes:.1f} minutes, seed {settings.seed}."
     )
-    page = render_report(evaluation, held_out.captions(), pictures, curve, summary)
+    page = render_report(evaluation, held_out.captions(), images, curve, summary)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (output_dir / "losses.png").write_bytes(curve)
     (output_dir / "index.html").write_text(page, encoding="utf-8")

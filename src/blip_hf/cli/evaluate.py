@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ..tasks.options import (
     CaptionEvaluateOptions,
-    ReasoningEvaluateOptions,
+    Nlvr2EvaluateOptions,
     RetrievalEvaluateOptions,
     VqaEvaluateOptions,
 )
@@ -22,10 +22,10 @@ def _command(task: str, description: str, options: type) -> Command:
 
 
 COMMANDS = {
-    "caption": _command("caption", "Captions pictures and compares with people's captions.", CaptionEvaluateOptions),
-    "retrieval": _command("retrieval", "Ranks captions and pictures in two stages.", RetrievalEvaluateOptions),
+    "caption": _command("caption", "Captions images and compares with people's captions.", CaptionEvaluateOptions),
+    "retrieval": _command("retrieval", "Ranks captions and images in two stages.", RetrievalEvaluateOptions),
     "vqa": _command("vqa", "Answers questions, by ranking a list of answers or by writing.", VqaEvaluateOptions),
-    "nlvr2": _command("nlvr2", "Judges sentences about two pictures.", ReasoningEvaluateOptions),
+    "nlvr2": _command("nlvr2", "Judges sentences about two images.", Nlvr2EvaluateOptions),
 }
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from ..tasks.options import (
     CaptionFinetuneOptions,
-    ReasoningFinetuneOptions,
+    Nlvr2FinetuneOptions,
     RetrievalFinetuneOptions,
     VqaFinetuneOptions,
 )
@@ -49,18 +49,18 @@ COMMANDS = {
     ),
     "vqa": _command(
         "vqa",
-        "Fine-tunes a model that answers questions about pictures.",
+        "Fine-tunes a model that answers questions about images.",
         VqaFinetuneOptions,
         {"learning_rate": 2e-5, "num_train_epochs": 10},
     ),
     "nlvr2": _command(
         "nlvr2",
-        "Fine-tunes a model that says whether a sentence is true of two pictures.",
-        ReasoningFinetuneOptions,
+        "Fine-tunes a model that says whether a sentence is true of two images.",
+        Nlvr2FinetuneOptions,
         {"learning_rate": 3e-5, "num_train_epochs": 15},
     ),
 }
-MODULES = {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "reasoning"}
+MODULES = {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

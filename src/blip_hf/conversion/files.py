@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizer, PreTrainedConfig
 
-from ..files import unfinished
+from ..files import atomic_write
 from ..modeling.base import BlipPreTrainedModel
+from ..modeling.momentum import MOMENTUM_STATE_NAME
 from ..modeling.pretraining import BlipForPreTraining
-from ..momentum import MOMENTUM_STATE_NAME
 from ..processing_blip import BlipProcessor
 from .kinds import HEAD_WIDTH, KINDS, find_kind, infer_config, infer_image_size
 from .names import (
@@ -41,7 +41,7 @@ class Conversion:
         model_class (`str`):
             Class that the tensors are of.
         image_size (`int`):
-            Side of its pictures in pixels.
+            Side of its images in pixels.
         num_tensors (`int`):
             Tensors that were carried over.
         dropped (`dict[str, str]`):
@@ -77,7 +77,7 @@ def convert_original_checkpoint(
             Folder (a `vocab.txt` is enough) or model id of the BERT tokenizer that the model was trained with.
         keep_training_state (`bool`, *optional*, defaults to `False`):
             Whether to keep momentum towers and queue of a pre-training or retrieval checkpoint, in a file beside the
-            model as checkpoints of `BlipTrainer` have it. A retrieval checkpoint then becomes a
+            model as checkpoints of `BlipContrastiveTrainer` have it. A retrieval checkpoint then becomes a
             `BlipForRetrievalTraining`, with its temperature, instead of a `BlipForImageTextRetrieval`.
         save_parts (`bool`, *optional*, defaults to `False`):
             Whether to save the models inside of a pre-training checkpoint too, in `captioner/` and `retriever/`.
@@ -111,7 +111,7 @@ def convert_original_checkpoint(
     kept = _without_training_state(state, model, keep_training_state)
     dropped |= {name: _STATE_REASON for name, new_name in mapped.items() if new_name not in kept}
     _fill(model, kept)
-    with unfinished(out_dir) as folder:
+    with atomic_write(out_dir) as folder:
         _save(model, processor, folder)
         if keep_training_state:
             _save_training_state(kept, folder)
@@ -129,7 +129,7 @@ def restore_original_checkpoint(
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             Folder or model id of a BLIP model, saved here or by transformers. Momentum towers and queue beside it, as in
-            checkpoints of `BlipTrainer`, go along.
+            checkpoints of `BlipContrastiveTrainer`, go along.
         path (`str` or `os.PathLike`):
             The `.pth` to write: a dict with one entry, `model`.
 
@@ -148,7 +148,7 @@ def restore_original_checkpoint(
     dropped = {}
     if "queue.image_ids" in state and "idx_queue" not in original:
         dropped["queue.image_ids"] = "the original keeps no image ids in pre-training"
-    with unfinished(path) as beside:
+    with atomic_write(path) as beside:
         torch.save({"model": original}, beside)
     image_size = model.config.vision_config.image_size
     return Conversion(type(model).__name__, image_size, len(state) - len(dropped), dropped)

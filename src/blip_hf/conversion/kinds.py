@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..configuration_blip import BlipConfig, BlipContrastiveConfig
 from ..modeling.base import BlipPreTrainedModel
-from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.caption import BlipForConditionalGeneration
+from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..modeling.pretraining import BlipForPreTraining
-from ..modeling.question_answering import BlipForQuestionAnswering
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.retrieval_training import BlipForRetrievalTraining
-from ..modeling.visual_reasoning import BlipForVisualReasoning
+from ..modeling.vqa import BlipForQuestionAnswering
 
 
 # Width of an attention head in every released model. Weights do not tell it.
@@ -101,7 +101,7 @@ def find_kind(names: Iterable[str]) -> Kind:
 
 
 def infer_image_size(state: Mapping[str, Tensor]) -> int:
-    """Side of the pictures that a checkpoint was made for, in pixels.
+    """Side of the images that a checkpoint was made for, in pixels.
 
     Args:
         state (mapping of `str` to `torch.Tensor`):

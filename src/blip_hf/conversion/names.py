@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..momentum import UNKNOWN_IMAGE
+from ..modeling.momentum import UNKNOWN_IMAGE
 
 
 # One number, two names; LAVIS has the first in retrieval too.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where pictures and captions come from, and what is done to them before a model sees them."""
+"""Where images and captions come from, and what is done to them before a model sees them."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RandomAugment: the photometric and geometric augmentation of BLIP's training pictures, with Pillow alone.
+"""RandomAugment: the photometric and geometric augmentation of BLIP's training images, with Pillow alone.
 
-Each operation is a pure function of an RGB picture and an amount. What a warp uncovers turns mid-grey.
+Each operation is a pure function of an RGB image and an amount. What a warp uncovers turns mid-grey.
 """
 
 import random
@@ -16,12 +16,12 @@ FILL_COLOR = (128, 128, 128)
 
 
 def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Blends with black: 0 is black, 1 the picture itself, 2 twice as bright."""
+    """Blends with black: 0 is black, 1 the image itself, 2 twice as bright."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def adjust_sharpness(image: Image.Image, factor: float) -> Image.Image:
-    """Blends with a smoothed copy: 0 is smoothed, 1 the picture itself, 2 sharpened."""
+    """Blends with a smoothed copy: 0 is smoothed, 1 the image itself, 2 sharpened."""
     return ImageEnhance.Sharpness(image).enhance(factor)
 
 
@@ -36,17 +36,17 @@ def shear_y(image: Image.Image, slope: float) -> Image.Image:
 
 
 def translate_x(image: Image.Image, pixels: float) -> Image.Image:
-    """Moves the picture to the right."""
+    """Moves the image to the right."""
     return _warp(image, (1.0, 0.0, -pixels, 0.0, 1.0, 0.0))
 
 
 def translate_y(image: Image.Image, pixels: float) -> Image.Image:
-    """Moves the picture down."""
+    """Moves the image down."""
     return _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, -pixels))
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turns the picture counter-clockwise about its centre; the size stays."""
+    """Turns the image counter-clockwise about its centre; the size stays."""
     return image.rotate(degrees, Resampling.BILINEAR, fillcolor=FILL_COLOR)
 
 
@@ -63,7 +63,7 @@ ENHANCEMENTS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": adjust_brightness,
     "sharpness": adjust_sharpness,
 }
-# Each warp with its amount at the highest level: a slope, pixels of the picture as it is, or degrees.
+# Each warp with its amount at the highest level: a slope, pixels of the image as it is, or degrees.
 WARPS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float]] = {
     "shear_x": (shear_x, 0.3),
     "shear_y": (shear_y, 0.3),
@@ -84,7 +84,7 @@ class RandomAugment:
 
     Args:
         num_operations (`int`, *optional*, defaults to 2):
-            Number of draws a picture.
+            Number of draws an image.
         level (`int`, *optional*, defaults to 5):
             Strength, from 0 to 10.
 
@@ -106,7 +106,7 @@ class RandomAugment:
         self.level = level
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """Augmented copy of an RGB picture, of the same size."""
+        """Augmented copy of an RGB image, of the same size."""
         for name in rng.choices([*FIXED_OPERATIONS, *ENHANCEMENTS, *WARPS], k=self.num_operations):
             if rng.random() < 0.5:
                 image = self._apply(name, image, rng)

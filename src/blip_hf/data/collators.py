@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From a list of pairs to the inputs of a model: one collator for each role of the text transformer.
 
-All of them take items of [`~blip_hf.data.pairs.PairDataset`], where `None` is left out, and raw records with a picture
-in any form that [`~blip_hf.data.images.open_image`] takes, where one that cannot be read is left out with a warning. A
+All of them take items of [`~blip_hf.data.pairs.PairDataset`], where `None` is left out, and raw records with an image
+in any form that [`~blip_hf.image_utils.open_image`] takes, where one that cannot be read is left out with a warning. A
 batch needs a usable record; in training [`~blip_hf.data.pairs.FilledBatches`] sees to that. Captions are taken as they
 are, and rows are padded to the longest of the batch.
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from ..image_utils import UnreadableImageError, open_image
 from ..processing_blip import BlipProcessor, Role
-from .images import UnreadableImageError, open_image
 from .pairs import Pair, SkipReporter
 
 
@@ -50,12 +50,12 @@ class PairCollator:
             more = f"; and {len(errors) - NUM_NAMED_ERRORS} more" if len(errors) > NUM_NAMED_ERRORS else ""
             raise ValueError(
                 f"None of the {len(records)} records of this batch can be used: {'; '.join(errors[:NUM_NAMED_ERRORS])}"
-                f"{more}. Check that picture paths start from the right folder (`image_root` of `load_pairs`)."
+                f"{more}. Check that image paths start from the right folder (`image_root` of `load_pairs`)."
             )
         return pairs
 
     def _opened(self, record: Record) -> Record:
-        """The record with its picture read."""
+        """The record with its image read."""
         return {**record, "image": open_image(record["image"])}
 
     def _encode(self, pairs: list[Pair], prompt: str | None = None) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ class BlipPretrainingCollator(PairCollator):
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of pictures and text.
+            What makes tensors of images and text.
         max_length (`int`, *optional*, defaults to 30):
             Longest row in tokens, `[CLS]` and `[SEP]` included. BLIP pre-trains with 30.
 
@@ -133,7 +133,7 @@ class BlipMatchingCollator(PairCollator):
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of pictures and text.
+            What makes tensors of images and text.
         max_length (`int`, *optional*, defaults to 35):
             Longest row in tokens, `[ENC]` and `[SEP]` included. BLIP's retrieval has 35.
 
@@ -181,7 +181,7 @@ class BlipCaptioningCollator(PairCollator):
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of pictures and text.
+            What makes tensors of images and text.
         prompt (`str`, *optional*, defaults to `"a picture of "`):
             What each caption starts with, or `None`.
         max_length (`int`, *optional*, defaults to 40):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from .images import UnreadableImageError, open_image
+from ..image_utils import UnreadableImageError, open_image
 from .scenes import Scenes
 from .text import pre_caption
 
@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 NUM_NAMED_SKIPS = 3
-# So many unusable records in a row are no broken pictures, but a wrong folder.
+# So many unusable records in a row are no broken images, but a wrong folder.
 MAX_MISSES = 100
 
 
@@ -37,9 +37,9 @@ class Pair(TypedDict):
 class PairDataset(Dataset):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item a caption.
 
-    A record whose picture cannot be read, or whose caption is empty once normalised, does not stop a run. Its item is
+    A record whose image cannot be read, or whose caption is empty once normalised, does not stop a run. Its item is
     `None`, which the collators leave out, a warning names the first few of them, and `num_skipped` counts them. For a
-    batch of nothing but such records, [`BlipTaskTrainer`] and [`BlipTrainer`] have another one ready; a stock `Trainer`
+    batch of nothing but such records, [`BlipTrainer`] and [`BlipContrastiveTrainer`] have another one ready; a stock `Trainer`
     has it from [`FilledBatches`].
 
     The randomness of item `i` depends on the seed, the epoch and `i` alone: not on the order in which items are fetched,
@@ -47,10 +47,10 @@ class PairDataset(Dataset):
 
     Args:
         pairs (sequence of records):
-            What [`~blip_hf.data.sources.load_pairs`] returns, [`~blip_hf.data.scenes.Scenes`], or a list. A picture may
-            have any form that [`~blip_hf.data.images.open_image`] takes.
+            What [`~blip_hf.data.readers.pairs.load_pairs`] returns, [`~blip_hf.data.scenes.Scenes`], or a list. An image may
+            have any form that [`~blip_hf.image_utils.open_image`] takes.
         transform (`Callable`, *optional*):
-            Maps picture, caption and a `random.Random` to a picture and a caption, as
+            Maps image, caption and a `random.Random` to an image and a caption, as
             [`~blip_hf.data.transforms.TrainTransform`] does.
         seed (`int`, *optional*, defaults to 0):
             Seed of the transform.
@@ -101,7 +101,7 @@ class PairDataset(Dataset):
         return int(self._is_skipped.sum())
 
     def caption_lengths(self) -> list[int]:
-        """Words of each caption as it is written, by which batches can be grouped; no picture is opened."""
+        """Words of each caption as it is written, by which batches can be grouped; no image is opened."""
         captions = self.pairs["caption"] if isinstance(self.pairs, datasets.Dataset) else _captions(self.pairs)
         return [len(caption.split()) for caption in captions]
 
@@ -119,11 +119,11 @@ class PairDataset(Dataset):
             self._skip(index, f"its {self.text_field} {record[self.text_field]!r} has no words left")
             return None
         try:
-            pictures = self._open(record)
+            images = self._open(record)
         except UnreadableImageError as error:
             self._skip(index, str(error))
             return None
-        return self._make_item(record, pictures, text, self._rng(index))
+        return self._make_item(record, images, text, self._rng(index))
 
     # What data sets of other records have otherwise.
 
@@ -149,7 +149,7 @@ class FilledBatches(Dataset):
     """Pairs to train on of which no batch is empty: where no record of one can be used, the next usable one is there.
 
     The stand-in depends on the indices of the batch alone, so that a run can be repeated and resumed, and a process of
-    several has a batch whenever the others have. [`BlipTaskTrainer`] and [`BlipTrainer`] do this to their training set.
+    several has a batch whenever the others have. [`BlipTrainer`] and [`BlipContrastiveTrainer`] do this to their training set.
 
     Args:
         pairs ([`PairDataset`]):
@@ -213,7 +213,7 @@ def next_usable(dataset: Dataset, start: int) -> Any:
             return item
     raise ValueError(
         f"None of the {num_tries} records from number {start % len(dataset)} on can be used; the warnings say why."
-        " Check that picture paths start from the right folder (`image_root` of `load_pairs`)."
+        " Check that image paths start from the right folder (`image_root` of `load_pairs`)."
     )
 
 

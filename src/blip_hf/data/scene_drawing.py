@@ -12,7 +12,7 @@ _OVERSAMPLING = 4  # drawn so much larger, then averaged down: Pillow's own shap
 
 
 def draw_scene(scene: Scene, image_size: int) -> Image.Image:
-    """Picture of a scene.
+    """Image of a scene.
 
     Args:
         scene (`Scene`):

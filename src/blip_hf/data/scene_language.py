@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is said about a scene: its one caption, questions with answers, and sentences about two pictures.
+"""What is said about a scene: its one caption, questions with answers, and sentences about two images.
 
 A caption is a function of the scene, so that a model which sees well can get it exactly right. The rules a speaker
 follows are in `Scene`: a thing in the middle has no place worth saying, and of two things the small one is told first.
@@ -48,11 +48,11 @@ def caption_of(scene: Scene) -> str:
 
 
 def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """Questions that the picture answers, each with its exact answer; as many answers are yes as are no.
+    """Questions that the image answers, each with its exact answer; as many answers are yes as are no.
 
     Args:
         scene (`Scene`):
-            What the picture shows.
+            What the image shows.
         rng (`random.Random`):
             Chooses what is asked for in the questions of yes and no.
 
@@ -77,9 +77,9 @@ def shared_property_sentence(scene: Scene, other: Scene, rng: random.Random) -> 
 
     Args:
         scene (`Scene`):
-            The picture that has what is spoken of.
+            The image that has what is spoken of.
         other (`Scene`):
-            The picture that may have it too.
+            The image that may have it too.
         rng (`random.Random`):
             Chooses the shape or colour.
 

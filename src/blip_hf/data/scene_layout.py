@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is in a scene and where: the random part of the embedded pictures, without a pixel or a sentence.
+"""What is in a scene and where: the random part of the embedded images, without a pixel or a sentence.
 
 Coordinates are fractions of the frame, x to the right and y downwards. A thing fits in the square box of its radius, and
 the boxes of two things never touch.
@@ -62,7 +62,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that a picture shows, and the fact its caption is about.
+    """All that an image shows, and the fact its caption is about.
 
     One thing has a `place`; two that differ in shape and in colour have a `relation`, a small one seen from a large one;
     two to five of the same shape and colour have neither.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The embedded data: an endless series of drawn pictures with exact captions, of which a data set is a stretch."""
+"""The embedded data: an endless series of drawn images with exact captions, of which a data set is a stretch."""
 
 import operator
 import random
@@ -22,8 +22,8 @@ class SceneRecord(TypedDict):
     is_swapped: bool
 
 
-class ReasoningRecord(TypedDict):
-    """Two pictures, a sentence about both and whether it is true."""
+class Nlvr2Record(TypedDict):
+    """Two images, a sentence about both and whether it is true."""
 
     images: list[Image.Image]
     sentence: str
@@ -31,7 +31,7 @@ class ReasoningRecord(TypedDict):
 
 
 class Scenes(Sequence[SceneRecord]):
-    """Pictures of coloured shapes with captions of their size, colour, shape, place, number or relation.
+    """Images of coloured shapes with captions of their size, colour, shape, place, number or relation.
 
     Scene `index` depends on `seed` and `index` only, so stretches with different `start` never share a scene: train on
     `Scenes(10_000)` and test on `Scenes(500, start=10_000)`. There are several thousand captions; equal captions of
@@ -45,7 +45,7 @@ class Scenes(Sequence[SceneRecord]):
         seed (`int`, *optional*, defaults to 0):
             Seed of the whole series.
         image_size (`int`, *optional*, defaults to 64):
-            Width and height of the pictures in pixels, at least 32.
+            Width and height of the images in pixels, at least 32.
         noise_rate (`float`, *optional*, defaults to 0.0):
             Share of the captions, in [0, 1), exchanged for one of another scene that reads differently. Scenes swapped
             at one rate stay swapped, to the same caption, at each higher rate.
@@ -87,25 +87,25 @@ class Scenes(Sequence[SceneRecord]):
         return {"image": self._draw(index), "caption": caption, "image_id": index, "is_swapped": is_swapped}
 
     def captions(self) -> list[str]:
-        """All captions in order, noise included, without drawing a picture."""
+        """All captions in order, noise included, without drawing an image."""
         return [self._caption(self._index(i))[0] for i in range(len(self))]
 
     def true_caption(self, i: int) -> str:
-        """The caption that fits picture `i`, whether it was swapped or not."""
+        """The caption that fits image `i`, whether it was swapped or not."""
         return caption_of(self._scene(self._index(i)))
 
     def questions(self, i: int) -> list[dict[str, str]]:
-        """Questions about picture `i`, as items with the keys `question` and `answer`.
+        """Questions about image `i`, as items with the keys `question` and `answer`.
 
         See [`~blip_hf.data.scene_language.questions_about`]. Noise in the captions does not touch them.
         """
         index = self._index(i)
         return questions_about(self._scene(index), self._rng(index, "questions"))
 
-    def reasoning(self, i: int) -> ReasoningRecord:
-        """Picture `i` and another one, in any order, with a sentence about both that is true for every second `i`.
+    def reasoning(self, i: int) -> Nlvr2Record:
+        """Image `i` and another one, in any order, with a sentence about both that is true for every second `i`.
 
-        The other picture is drawn for this record alone, so that stretches share none.
+        The other image is drawn for this record alone, so that stretches share none.
         """
         index = self._index(i)
         rng = self._rng(index, "reasoning")
@@ -145,4 +145,4 @@ class Scenes(Sequence[SceneRecord]):
         return (index + rng.randrange(1, 1_000_000)) % 1_000_000
 
 
-__all__ = ["ReasoningRecord", "SceneRecord", "Scenes", "scene_vocabulary_texts"]
+__all__ = ["Nlvr2Record", "SceneRecord", "Scenes", "scene_vocabulary_texts"]

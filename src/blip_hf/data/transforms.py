@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training transform of BLIP: random crop, flip and RandomAugment, of a picture and its caption together."""
+"""The training transform of BLIP: random crop, flip and RandomAugment, of an image and its caption together."""
 
 import math
 import random
@@ -24,19 +24,19 @@ MIRRORED_PATTERN = re.compile(rf"\b({'|'.join(MIRRORED_WORDS)})\b", re.IGNORECAS
 def sample_crop_box(
     width: int, height: int, rng: random.Random, *, min_scale: float = 0.2
 ) -> tuple[int, int, int, int]:
-    """Random box of an area uniform in `[min_scale, 1]` of the picture and an aspect log-uniform in `[3/4, 4/3]`.
+    """Random box of an area uniform in `[min_scale, 1]` of the image and an aspect log-uniform in `[3/4, 4/3]`.
 
-    A picture so long that ten tries find no box that fits gives its largest centred box of an allowed aspect.
+    An image so long that ten tries find no box that fits gives its largest centred box of an allowed aspect.
 
     Args:
         width (`int`):
-            Width of the picture in pixels.
+            Width of the image in pixels.
         height (`int`):
-            Height of the picture in pixels.
+            Height of the image in pixels.
         rng (`random.Random`):
             Source of the randomness.
         min_scale (`float`, *optional*, defaults to 0.2):
-            Smallest share of the picture's area.
+            Smallest share of the image's area.
 
     Returns:
         `tuple[int, int, int, int]`: left, top, right and bottom in pixels, as Pillow has them.
@@ -59,14 +59,14 @@ def sample_crop_box(
 
 
 def mirror_caption(caption: str) -> str:
-    """Caption of the mirrored picture: the words left and right change places.
+    """Caption of the mirrored image: the words left and right change places.
 
     Only whole words count, and leftmost and rightmost with them; case is kept. Other senses ("right now") are not told
     apart.
 
     Args:
         caption (`str`):
-            Caption of the picture as it was.
+            Caption of the image as it was.
 
     Returns:
         `str`: caption of its mirror image.
@@ -89,16 +89,16 @@ def _mirror_word(match: re.Match[str]) -> str:
 class TrainTransform:
     """Random resized crop, horizontal flip and RandomAugment, as BLIP trains with them.
 
-    All randomness comes from the generator of the call, so the same state gives the same picture on every machine.
+    All randomness comes from the generator of the call, so the same state gives the same image on every machine.
 
     Args:
         size (`int`):
             Width and height of the result in pixels.
         min_scale (`float`, *optional*, defaults to 0.2):
-            Smallest share of the picture's area that a crop keeps, in (0, 1]. BLIP has 0.2 in pre-training and 0.5 in
+            Smallest share of the image's area that a crop keeps, in (0, 1]. BLIP has 0.2 in pre-training and 0.5 in
             all fine-tuning.
         flip (`str`, *optional*, defaults to `"caption_aware"`):
-            What happens to every second picture. `"always"` mirrors it whatever its caption says, as BLIP does;
+            What happens to every second image. `"always"` mirrors it whatever its caption says, as BLIP does;
             `"caption_aware"` also swaps left and right in the caption, so that it stays true; `"never"` leaves it.
         augment (`bool`, *optional*, defaults to `True`):
             Whether [`~blip_hf.data.augment.RandomAugment`] follows, with two operations at level 5.
@@ -117,9 +117,9 @@ class TrainTransform:
         self, size: int, *, min_scale: float = 0.2, flip: FlipMode = "caption_aware", augment: bool = True
     ) -> None:
         if size < 1:
-            raise ValueError(f"size={size} leaves no picture; pass the model's image size in pixels, 1 or more.")
+            raise ValueError(f"size={size} leaves no image; pass the model's image size in pixels, 1 or more.")
         if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale={min_scale} is not a share of the picture's area; pass a value in (0, 1].")
+            raise ValueError(f"min_scale={min_scale} is not a share of the image's area; pass a value in (0, 1].")
         if flip not in get_args(FlipMode):
             raise ValueError(f"flip={flip!r} is unknown; pass one of {', '.join(map(repr, get_args(FlipMode)))}.")
         self.size = size
@@ -132,20 +132,20 @@ class TrainTransform:
 
         Args:
             image (`PIL.Image.Image`):
-                RGB picture of any size, as [`~blip_hf.data.images.open_image`] gives it.
+                RGB image of any size, as [`~blip_hf.image_utils.open_image`] gives it.
             caption (`str`):
                 Its caption.
             rng (`random.Random`):
                 Source of the randomness; its state moves on.
 
         Returns:
-            `tuple[PIL.Image.Image, str]`: RGB picture of `size` x `size`, and a caption that fits it.
+            `tuple[PIL.Image.Image, str]`: RGB image of `size` x `size`, and a caption that fits it.
 
         Raises:
-            ValueError: If the picture is not RGB.
+            ValueError: If the image is not RGB.
         """
         if image.mode != "RGB":
-            raise ValueError(f"The picture has mode {image.mode}, expected RGB; open it with `open_image`.")
+            raise ValueError(f"The image has mode {image.mode}, expected RGB; open it with `open_image`.")
         box = sample_crop_box(*image.size, rng, min_scale=self.min_scale)
         image = image.resize((self.size, self.size), Resampling.BICUBIC, box=box)
         # Drawn in every mode, so that runs of different modes see the same crops and operations.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Videos as a few pictures each: from a video file, an animated picture, or a folder of frames."""
+"""Videos as a few images each: from a video file, an animated image, or a folder of frames."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from typing import TypedDict
 
 from PIL import Image, ImageSequence
 
-from .images import UnreadableImageError, open_image
-from .records import check_record, read_json, read_path, read_text
+from ..image_utils import UnreadableImageError, open_image
+from .readers.records import check_record, read_json, read_path, read_text
 
 
 # What Pillow animates. Other files are videos, which PyAV reads.
@@ -66,7 +66,7 @@ def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
             How many frames. BLIP's zero-shot video retrieval has 8.
 
     Returns:
-        `list[PIL.Image.Image]`: `num_frames` pictures of mode `RGB`, some of them equal if the video has fewer.
+        `list[PIL.Image.Image]`: `num_frames` images of mode `RGB`, some of them equal if the video has fewer.
 
     Raises:
         UnreadableVideoError: If the video cannot be read.
@@ -87,7 +87,7 @@ def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in their natural order: `frame2.jpg` before `frame10.jpg`."""
+    """Images of a folder in their natural order: `frame2.jpg` before `frame10.jpg`."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
     # Split at numbers, text and numbers alternate, so that like is compared with like.
     return sorted(files, key=lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)])
@@ -114,7 +114,7 @@ def _read_video_file(path: Path, num_frames: int) -> list[Image.Image]:
     except ImportError as error:
         raise ImportError(
             f"Reading the video file {path} needs PyAV: pip install blip_hf[video]. Folders of frames and animated"
-            " pictures need nothing more."
+            " images need nothing more."
         ) from error
     try:
         with av.open(str(path)) as container:

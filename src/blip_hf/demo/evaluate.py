@@ -28,7 +28,7 @@ class Score:
         chance (`float`):
             What a model that does not look reaches, in [0, 1].
         num_cases (`int`):
-            Number of pictures or captions that it is the mean over.
+            Number of images or captions that it is the mean over.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Evaluation:
 
     Args:
         captions (`list[str]`):
-            What the model wrote, one a picture.
+            What the model wrote, one an image.
         scores (`list[Score]`):
             The table.
         blind_caption (`str`):
@@ -127,20 +127,20 @@ def caption_scores(written: Sequence[str], true: Sequence[str], blind_caption: s
 
 
 def retrieval_scores(similarity: Tensor, captions: Sequence[str]) -> list[Score]:
-    """R@1 both ways. A caption counts as right for each picture that it is true of.
+    """R@1 both ways. A caption counts as right for each image that it is true of.
 
     Args:
         similarity (`torch.Tensor` of shape `(n, n)`):
-            Contrastive similarities of pictures with captions.
+            Contrastive similarities of images with captions.
         captions (`Sequence[str]`):
-            The caption of each picture.
+            The caption of each image.
 
     Returns:
         `list[Score]`: two scores.
     """
     relevance = torch.tensor([[first == second for second in captions] for first in captions])  # (n, n)
     recalls, chances = retrieval_recalls(similarity, relevance=relevance, ks=(1,)), chance_recalls(relevance, ks=(1,))
-    labels = {"image_to_text_r@1": "picture to caption, R@1", "text_to_image_r@1": "caption to picture, R@1"}
+    labels = {"image_to_text_r@1": "image to caption, R@1", "text_to_image_r@1": "caption to image, R@1"}
     return [Score(key, label, recalls[key], chances[key], len(captions)) for key, label in labels.items()]
 
 

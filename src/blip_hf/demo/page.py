@@ -28,12 +28,12 @@ _BODY = """<h1>A small BLIP, pre-trained from nothing</h1>
 <h2>The three losses</h2>
 <img class="curve" alt="Curves of the three losses over the steps" src="{curve}">
 <h2>What it writes</h2>
-<p class="quiet">The first {num_pictures} held-out scenes; none was chosen.</p>
+<p class="quiet">The first {num_images} held-out scenes; none was chosen.</p>
 <div class="grid">
-{pictures}
+{images}
 </div>"""
 
-_PICTURE = """<figure class="{verdict}">
+_IMAGE = """<figure class="{verdict}">
 <img alt="{true}" src="{source}">
 <figcaption><span class="verdict">{verdict}</span><br>{lines}</figcaption>
 </figure>"""
@@ -66,7 +66,7 @@ def draw_losses(history: Sequence[Mapping[str, float]]) -> bytes:
 def render_report(
     evaluation: Evaluation,
     true_captions: Sequence[str],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     curve: bytes,
     summary: str,
 ) -> str:
@@ -77,7 +77,7 @@ def render_report(
             Captions and scores.
         true_captions (`Sequence[str]`):
             Captions of the scenes.
-        pictures (`Sequence[PIL.Image.Image]`):
+        images (`Sequence[PIL.Image.Image]`):
             The first of the scenes, as many as are to be shown.
         curve (`bytes`):
             The losses, a PNG.
@@ -85,16 +85,16 @@ def render_report(
             What was trained, in one sentence.
 
     Returns:
-        `str`: HTML with all pictures in it.
+        `str`: HTML with all images in it.
     """
-    triples = zip(pictures, true_captions, evaluation.captions, strict=False)
+    triples = zip(images, true_captions, evaluation.captions, strict=False)
     body = _BODY.format(
         summary=escape(summary),
         table=_table(evaluation.scores),
         notes=escape(notes(evaluation)),
         curve=png_url(curve),
-        num_pictures=len(pictures),
-        pictures="\n".join(_picture(*triple) for triple in triples),
+        num_images=len(images),
+        images="\n".join(_image(*triple) for triple in triples),
     )
     return render_page("blip_hf demo", body, style=_STYLE)
 
@@ -120,11 +120,11 @@ def _table(scores: Sequence[Score]) -> str:
     return render_table(["", "model", "chance", "cases"], rows, value_column=1)
 
 
-def _picture(picture: Image.Image, true: str, written: str) -> str:
+def _image(image: Image.Image, true: str, written: str) -> str:
     is_right = written == true
     lines = escape(written) if is_right else f'{escape(written)}<br><span class="quiet">true: {escape(true)}</span>'
     verdict = "right" if is_right else "wrong"
-    return _PICTURE.format(verdict=verdict, true=escape(true), source=png_url(picture), lines=lines)
+    return _IMAGE.format(verdict=verdict, true=escape(true), source=png_url(image), lines=lines)
 
 
 __all__ = ["draw_losses", "notes", "render_report"]

@@ -17,7 +17,7 @@ from ..data.vocabulary import train_wordpiece_tokenizer
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training.arguments import BlipTrainingArguments
-from ..training.trainer import BlipTrainer
+from ..training.contrastive_trainer import BlipContrastiveTrainer
 
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
@@ -49,7 +49,7 @@ class DemoSettings:
         num_text_layers (`int`, *optional*, defaults to 2):
             Depth of the text transformer.
         image_size (`int`, *optional*, defaults to 64):
-            Width and height of the pictures in pixels.
+            Width and height of the images in pixels.
         patch_size (`int`, *optional*, defaults to 16):
             Width and height of a patch in pixels.
         queue_size (`int`, *optional*, defaults to 256):
@@ -94,7 +94,7 @@ class EncodedScenes(Dataset[dict[str, Tensor]]):
 
     Args:
         scenes (`Scenes`):
-            Pictures of one size.
+            Images of one size.
         processor ([`BlipProcessor`]):
             What makes tensors of them.
     """
@@ -131,7 +131,7 @@ def build_processor(image_size: int) -> BlipProcessor:
 
     Args:
         image_size (`int`):
-            Width and height of the pictures in pixels.
+            Width and height of the images in pixels.
 
     Returns:
         `BlipProcessor`: the same on every run.
@@ -189,7 +189,7 @@ class ReportProgress(TrainerCallback):
 
     Args:
         report (`Callable[[dict[str, float]], None]`):
-            Gets the log: `step`, the three losses and what else [`BlipTrainer`] says.
+            Gets the log: `step`, the three losses and what else [`BlipContrastiveTrainer`] says.
     """
 
     def __init__(self, report: Callable[[dict[str, float]], None]) -> None:
@@ -245,7 +245,7 @@ def pretrain(
         seed=settings.seed,
         use_cpu=True,
     )
-    trainer = BlipTrainer(
+    trainer = BlipContrastiveTrainer(
         model,
         args,
         train_dataset=train_dataset,

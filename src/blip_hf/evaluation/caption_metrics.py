@@ -40,17 +40,17 @@ def caption_metrics(
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
 ) -> dict[str, float]:
-    """Compares one caption a picture with the captions that people wrote.
+    """Compares one caption an image with the captions that people wrote.
 
     All are fractions in [0, 1] but CIDEr, which goes up to 10; papers print them times 100. BLEU and METEOR are those of
-    the whole set, the others are means over pictures. CIDEr (its -D form, as COCO has it) weighs words by how few of the
-    pictures of this very set have them in their references: it is 0 for a single picture, and low for a handful.
+    the whole set, the others are means over images. CIDEr (its -D form, as COCO has it) weighs words by how few of the
+    images of this very set have them in their references: it is 0 for a single image, and low for a handful.
 
     Args:
         predictions (mapping of id to `str`):
-            A caption for each picture.
+            A caption for each image.
         references (mapping of id to sequence of `str`):
-            One or more right captions for each of the same pictures.
+            One or more right captions for each of the same images.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
             What makes words of captions. Both lower-case and drop punctuation; `"ptb"` is COCO's own and needs Java,
             `"treebank"` is NLTK's. Of 10,000 captions it gives other words for some 3 of Flickr8k and 25 of COCO, where
@@ -64,7 +64,7 @@ def caption_metrics(
 
     Raises:
         ValueError: If a metric or tokenizer is unknown or needs Java that is not there, or if predictions and references
-            are not of the same pictures.
+            are not of the same images.
         ImportError: If `pycocoevalcap` or `nltk` is not installed.
 
     Example:
@@ -73,7 +73,7 @@ def caption_metrics(
         >>> {name: round(score, 3) for name, score in scores.items()}
         {'bleu_1': 1.0, 'bleu_2': 1.0, 'bleu_3': 1.0, 'bleu_4': 1.0}
     """
-    _check_pictures(predictions, references)
+    _check_images(predictions, references)
     scorers = _scorers(resolve_metrics(metrics, tokenizer))
     return _compare(predictions, references, scorers, tokenizer)
 
@@ -92,9 +92,9 @@ def caption_metrics_by_domain(
 
     Args:
         predictions (mapping of id to `str`):
-            A caption for each picture.
+            A caption for each image.
         references (mapping of id to sequence of `str`):
-            Right captions for each of the same pictures.
+            Right captions for each of the same images.
         domains (mapping of id to `str`):
             The domain of each.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
@@ -106,13 +106,13 @@ def caption_metrics_by_domain(
         `dict[str, dict[str, float]]`: the metrics of each domain in alphabetical order, and of `"entire"`.
 
     Raises:
-        ValueError: As of `caption_metrics`, or if a picture has no domain.
+        ValueError: As of `caption_metrics`, or if an image has no domain.
         ImportError: As of `caption_metrics`.
     """
-    _check_pictures(predictions, references)
+    _check_images(predictions, references)
     missing = next((image_id for image_id in predictions if image_id not in domains), None)
     if missing is not None:
-        raise ValueError(f"The picture {missing!r} has no domain. Pass one for each, or use `caption_metrics`.")
+        raise ValueError(f"The image {missing!r} has no domain. Pass one for each, or use `caption_metrics`.")
     scorers = _scorers(resolve_metrics(metrics, tokenizer))
     scores = {}
     for domain in sorted({domains[image_id] for image_id in predictions}):
@@ -157,22 +157,22 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     return tuple(chosen)
 
 
-def _check_pictures(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
+def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
     if not predictions:
-        raise ValueError("There are no predictions; pass a caption for at least one picture.")
+        raise ValueError("There are no predictions; pass a caption for at least one image.")
     alone = next(iter(predictions.keys() ^ references.keys()), None)
     if alone is not None:
         lacking = "reference" if alone in predictions else "prediction"
         raise ValueError(
-            f"The picture {alone!r} has no {lacking}; there are {len(predictions)} predictions and {len(references)}"
-            " references. Pass both for the same pictures."
+            f"The image {alone!r} has no {lacking}; there are {len(predictions)} predictions and {len(references)}"
+            " references. Pass both for the same images."
         )
     empty = next((image_id for image_id, captions in references.items() if not captions), None)
     if empty is not None:
-        raise ValueError(f"The picture {empty!r} has an empty list of references. Pass one at least, or leave it out.")
+        raise ValueError(f"The image {empty!r} has an empty list of references. Pass one at least, or leave it out.")
     loose = next((image_id for image_id, captions in references.items() if isinstance(captions, str)), None)
     if loose is not None:
-        raise ValueError(f"The references of the picture {loose!r} are a str. Pass a list of them.")
+        raise ValueError(f"The references of the image {loose!r} are a str. Pass a list of them.")
 
 
 def _has_java() -> bool:
@@ -183,7 +183,7 @@ def _has_java() -> bool:
 
 
 def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
-    """Captions of each picture as words with spaces between."""
+    """Captions of each image as words with spaces between."""
     # White space of any kind would end a line of the Java program, and METEOR parts captions by bars.
     rows = [[" ".join(caption.replace("|||", " ").split()) for caption in own] for own in captions]
     ptb = _ptb_tokenizer()

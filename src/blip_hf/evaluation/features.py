@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Features of many pictures and texts: in batches, texts by length, whatever mode the model is in.
+"""Features of many images and texts: in batches, texts by length, whatever mode the model is in.
 
 Batches change nothing but speed and memory: a row's features are those that it has alone, up to rounding.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data.images import ImageSource, open_image
+from ..image_utils import ImageSource, open_image
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 
@@ -63,34 +63,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def image_features(
     model: BlipForImageTextRetrieval,
     processor: BlipProcessor,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     *,
     batch_size: int = 32,
 ) -> Tensor:
-    """Unit vectors of pictures, to be compared with those of texts by dot product.
+    """Unit vectors of images, to be compared with those of texts by dot product.
 
     Args:
         model (`BlipForImageTextRetrieval`):
             The model; its mode is left as it is.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        pictures (sequence of `ImageSource`):
-            At least one, in any form that [`~blip_hf.data.images.open_image`] takes.
+        images (sequence of `ImageSource`):
+            At least one, in any form that [`~blip_hf.image_utils.open_image`] takes.
         batch_size (`int`, *optional*, defaults to 32):
-            Pictures a batch.
+            Images a batch.
 
     Returns:
         `torch.Tensor` of shape `(n, d)`: fp32, on the model's device.
 
     Raises:
-        UnreadableImageError: If a picture cannot be read.
+        UnreadableImageError: If an image cannot be read.
     """
     with evaluating(model):
         batches = [
             model.get_image_features(
-                read_pixels(processor, pictures[start : start + batch_size]).to(model.device, model.dtype)
+                read_pixels(processor, images[start : start + batch_size]).to(model.device, model.dtype)
             )
-            for start in range(0, len(pictures), batch_size)
+            for start in range(0, len(images), batch_size)
         ]
     return torch.cat(batches)
 
@@ -98,7 +98,7 @@ def image_features(
 def text_features(
     model: BlipForImageTextRetrieval, processor: BlipProcessor, texts: Sequence[str], *, batch_size: int = 256
 ) -> Tensor:
-    """Unit vectors of texts, to be compared with those of pictures by dot product.
+    """Unit vectors of texts, to be compared with those of images by dot product.
 
     Args:
         model (`BlipForImageTextRetrieval`):
@@ -130,12 +130,12 @@ def encode_texts(model: BlipForImageTextRetrieval, rows: TokenizedTexts, index: 
 def multimodal_embeds(
     model: BlipForImageTextRetrieval,
     processor: BlipProcessor,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     texts: Sequence[str],
     *,
     batch_size: int = 32,
 ) -> Tensor:
-    """One vector a pair of picture and text: what the image-grounded encoder makes of [ENC], and the matching head reads.
+    """One vector a pair of image and text: what the image-grounded encoder makes of [ENC], and the matching head reads.
 
     It is neither projected nor normalised; no training objective compares two of them.
 
@@ -144,10 +144,10 @@ def multimodal_embeds(
             The model; its mode is left as it is.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        pictures (sequence of `ImageSource`):
-            At least one, in any form that [`~blip_hf.data.images.open_image`] takes.
+        images (sequence of `ImageSource`):
+            At least one, in any form that [`~blip_hf.image_utils.open_image`] takes.
         texts (sequence of `str`):
-            The text of each picture.
+            The text of each image.
         batch_size (`int`, *optional*, defaults to 32):
             Pairs a batch.
 
@@ -155,24 +155,24 @@ def multimodal_embeds(
         `torch.Tensor` of shape `(n, text width)`: on the model's device.
 
     Raises:
-        ValueError: If there are not as many texts as pictures.
-        UnreadableImageError: If a picture cannot be read.
+        ValueError: If there are not as many texts as images.
+        UnreadableImageError: If an image cannot be read.
     """
-    if len(pictures) != len(texts):
-        raise ValueError(f"Got {len(pictures)} pictures and {len(texts)} texts; pass one text a picture.")
+    if len(images) != len(texts):
+        raise ValueError(f"Got {len(images)} images and {len(texts)} texts; pass one text an image.")
     rows = TokenizedTexts.from_texts(processor, texts, model.device)
     batches = []
     with evaluating(model):
         for index in torch.arange(len(texts)).split(batch_size):
-            pixel_values = read_pixels(processor, [pictures[number] for number in index.tolist()])
+            pixel_values = read_pixels(processor, [images[number] for number in index.tolist()])
             memory = model.get_image_memory(pixel_values.to(model.device, model.dtype))
             batches.append(model.get_multimodal_embeds(memory, *rows.batch(index))[:, 0])
     return torch.cat(batches)
 
 
-def read_pixels(processor: BlipProcessor, pictures: Sequence[ImageSource]) -> Tensor:
-    """Opens pictures: `pixel_values` of shape `(n, 3, size, size)`."""
-    opened = [open_image(picture) for picture in pictures]
+def read_pixels(processor: BlipProcessor, images: Sequence[ImageSource]) -> Tensor:
+    """Opens images: `pixel_values` of shape `(n, 3, size, size)`."""
+    opened = [open_image(image) for image in images]
     return processor(images=opened, return_tensors="pt")["pixel_values"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How well a filter tells texts that fit their picture from texts that do not."""
+"""How well a filter tells texts that fit their image from texts that do not."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def filter_metrics(
         scores (`numpy.ndarray` or sequence of `float`, of shape `(m,)`):
             The filter's score of each text, the higher the better.
         labels (`numpy.ndarray` or sequence of `int`, of shape `(m,)`):
-            1 where the text fits its picture, 0 where it was swapped.
+            1 where the text fits its image, 0 where it was swapped.
         kept (`numpy.ndarray` or sequence of `bool`, of shape `(m,)`, *optional*):
             What the filter keeps. Defaults to `scores >= 0.5`, the paper's rule for matching probabilities.
 

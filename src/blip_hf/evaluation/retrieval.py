@@ -10,8 +10,8 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..data.records import CaptionGroup
-from ..data.sources import group_captions
+from ..data.readers.pairs import group_captions
+from ..data.readers.records import CaptionGroup
 from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
 from ..modeling.retrieval import BlipForImageTextRetrieval
@@ -23,7 +23,7 @@ from .two_stage import Candidates, PixelDataset, encode_images, matching_scores,
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """How well pictures (or videos) find texts and texts pictures, numbered in the order of `image_ids` and `texts`.
+    """How well images (or videos) find texts and texts images, numbered in the order of `image_ids` and `texts`.
 
     Args:
         itc (`dict[str, float]`):
@@ -31,19 +31,19 @@ class RetrievalResult:
         reranked (`dict[str, float]`):
             The same after the second stage: the result.
         num_skipped (`int`):
-            Pictures that were left out, with their captions, as they could not be read.
+            Images that were left out, with their captions, as they could not be read.
         num_pairs (`int`):
             Pairs that went through the matching head, each once.
         image_ids (`list[int | str]`):
-            Id of each picture, its source's own where pairs have it as `source_id`.
+            Id of each image, its source's own where pairs have it as `source_id`.
         texts (`list[str]`):
             The captions, as the model read them.
         text_to_image (`torch.Tensor` of shape `(m,)`):
-            Number of each caption's picture.
+            Number of each caption's image.
         image_candidates (`Candidates`):
-            Re-ranked captions of each picture, `(n, k)`.
+            Re-ranked captions of each image, `(n, k)`.
         text_candidates (`Candidates`):
-            Re-ranked pictures of each caption, `(m, k)`.
+            Re-ranked images of each caption, `(m, k)`.
     """
 
     itc: dict[str, float]
@@ -82,15 +82,15 @@ def evaluate_retrieval(
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
 ) -> RetrievalResult:
-    """Finds the captions of each picture and the picture of each caption among all others.
+    """Finds the captions of each image and the image of each caption among all others.
 
-    Features of all pictures and texts are compared by cosine, and the `k` nearest of each query are ranked by the
-    logit of "matched" plus the cosine; the others follow. A picture is encoded once, its keys and values are projected
+    Features of all images and texts are compared by cosine, and the `k` nearest of each query are ranked by the
+    logit of "matched" plus the cosine; the others follow. An image is encoded once, its keys and values are projected
     once, and a pair that both directions want is scored once.
 
-    Between the stages the states of all pictures wait in main memory: for ViT-B at 384 pixels 1.8 MB each in fp32. The
-    cosines take four bytes a picture and caption. Within `torch.autocast` both stages run in its dtype. Where
-    `torch.distributed` is initialised each process takes its share of the pictures, and all return the same result.
+    Between the stages the states of all images wait in main memory: for ViT-B at 384 pixels 1.8 MB each in fp32. The
+    cosines take four bytes an image and caption. Within `torch.autocast` both stages run in its dtype. Where
+    `torch.distributed` is initialised each process takes its share of the images, and all return the same result.
 
     Args:
         model (`BlipForImageTextRetrieval`):
@@ -98,20 +98,20 @@ def evaluate_retrieval(
         processor (`BlipProcessor`):
             The processor it was trained with.
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}` as [`~blip_hf.data.sources.load_pairs`] gives them. A caption
-            is right for the picture of its `image_id` alone, even where another has the same words.
+            Records `{"image", "caption", "image_id"}` as [`~blip_hf.data.readers.pairs.load_pairs`] gives them. A caption
+            is right for the image of its `image_id` alone, even where another has the same words.
         k (`int`, *optional*, defaults to 128):
             Candidates of a query that are re-ranked. BLIP has 128 for Flickr30k and 256 for COCO.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
             Lengths of the list in which a relevant candidate is looked for.
         image_batch_size (`int`, *optional*, defaults to 32):
-            Pictures a batch of the image tower.
+            Images a batch of the image tower.
         text_batch_size (`int`, *optional*, defaults to 256):
             Most texts a batch, in both stages.
         normalize_captions (`bool`, *optional*, defaults to `True`):
             Whether captions go through [`~blip_hf.data.text.pre_caption`], as in training.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read pictures.
+            Processes that read images.
         states_dtype (`torch.dtype`, *optional*):
             What to keep states in: `torch.bfloat16` halves their memory, at its precision.
         show_progress (`bool`, *optional*, defaults to `False`):
@@ -134,7 +134,7 @@ def evaluate_retrieval(
         model,
         processor,
         captions,
-        partial(_read_picture, processor, groups),
+        partial(_read_image, processor, groups),
         direction_names=("image_to_text", "text_to_image"),
         k=k,
         ks=ks,
@@ -161,7 +161,7 @@ def evaluate_two_stages(
     states_dtype: torch.dtype | None,
     show_progress: bool,
 ) -> RetrievalResult:
-    """What pictures and videos share; see `evaluate_retrieval` for what is not said here.
+    """What images and videos share; see `evaluate_retrieval` for what is not said here.
 
     Args:
         model (`BlipForImageTextRetrieval`):
@@ -169,17 +169,17 @@ def evaluate_two_stages(
         processor (`BlipProcessor`):
             Its processor.
         captions (mapping of `int` or `str` to sequence of `str`):
-            By id, the captions of each picture or video. One without captions is left out.
+            By id, the captions of each image or video. One without captions is left out.
         read (`Callable`):
             Maps a position in `captions` to `pixel_values` of shape `(f, 3, height, width)`, all with the same `f`.
         direction_names (`tuple[str, str]`):
-            What metrics call the directions from and to pictures.
+            What metrics call the directions from and to images.
         k (`int`):
             Candidates of a query.
         ks (sequence of `int`):
             Of recall.
         image_batch_size (`int`):
-            Pictures or videos a batch.
+            Images or videos a batch.
         text_batch_size (`int`):
             Texts a batch.
         num_workers (`int`):
@@ -256,7 +256,7 @@ def usable_captions(captions: Sequence[str], normalize: bool) -> list[str]:
     return [caption for caption in captions if caption.strip()]
 
 
-def _read_picture(processor: BlipProcessor, groups: Sequence[CaptionGroup], number: int) -> Tensor:
+def _read_image(processor: BlipProcessor, groups: Sequence[CaptionGroup], number: int) -> Tensor:
     return read_pixels(processor, [groups[number]["image"]])
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two-stage retrieval (BLIP, section 5.1): cosines find the best `k` of each query, and the matching head ranks them anew.
 
-A pair that both directions want is scored once, and the pairs of a picture are scored together, so that its keys and
+A pair that both directions want is scored once, and the pairs of an image are scored together, so that its keys and
 values are projected once in a whole evaluation, and freed before the next one's.
 
-Letters: `n` pictures, `m` texts, `k` candidates of a query, `u` distinct pairs, `f` frames, `p` image tokens.
+Letters: `n` images, `m` texts, `k` candidates of a query, `u` distinct pairs, `f` frames, `p` image tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.utils import logging
 
-from ..data.images import UnreadableImageError
 from ..data.pairs import SkipReporter
 from ..distributed import gather, rank, world_size
+from ..image_utils import UnreadableImageError
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from .features import TokenizedTexts
 
 
 PairScorer = Callable[[Tensor, Tensor], Tensor]
-"""Scores of shape `(u,)` of the pairs of a picture and a text that two tensors of shape `(u,)` name."""
+"""Scores of shape `(u,)` of the pairs of an image and a text that two tensors of shape `(u,)` name."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Candidates:
 
 
 def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candidates, Candidates, int]:
-    """Ranks the `k` nearest texts of each picture, and pictures of each text, by the score of the pair plus its cosine.
+    """Ranks the `k` nearest texts of each image, and images of each text, by the score of the pair plus its cosine.
 
     Args:
         similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines of pictures with texts, not divided by a temperature.
+            Cosines of images with texts, not divided by a temperature.
         k (`int`):
             Candidates a query; all where there are fewer.
         score_pairs (`Callable`):
-            Is called once, with the numbers of pictures and of texts of all wanted pairs, of shape `(u,)` each: every
-            pair once, those of a picture next to each other. Returns a score each.
+            Is called once, with the numbers of images and of texts of all wanted pairs, of shape `(u,)` each: every
+            pair once, those of an image next to each other. Returns a score each.
 
     Returns:
-        `tuple`: the candidates of each picture, those of each text, and the number of pairs that were scored.
+        `tuple`: the candidates of each image, those of each text, and the number of pairs that were scored.
 
     Example:
         >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
@@ -70,7 +70,7 @@ def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candida
     num_images, num_texts = similarity.shape
     text_index = similarity.topk(min(k, num_texts), dim=1).indices  # (n, k)
     image_index = similarity.topk(min(k, num_images), dim=0).indices.T  # (k, m) -> (m, k)
-    # Pairs are numbered row by row, so that sorted numbers have the pairs of a picture side by side.
+    # Pairs are numbered row by row, so that sorted numbers have the pairs of an image side by side.
     numbers_of_images = text_index + num_texts * torch.arange(num_images, device=similarity.device)[:, None]
     numbers_of_texts = num_texts * image_index + torch.arange(num_texts, device=similarity.device)[:, None]
     wanted = torch.cat([numbers_of_images.flatten(), numbers_of_texts.flatten()])
@@ -90,13 +90,13 @@ def _best_first(index: Tensor, scores: Tensor) -> Candidates:
 
 
 class PixelDataset(Dataset):
-    """Pictures, or videos as several pictures each, read one by one: `(number, pixels or None, what went wrong)`.
+    """Images, or videos as several images each, read one by one: `(number, pixels or None, what went wrong)`.
 
     Args:
         numbers (sequence of `int`):
             Which ones to read.
         read (`Callable`):
-            Maps a number to `pixel_values` of shape `(f, 3, height, width)`, `f` being 1 for a picture.
+            Maps a number to `pixel_values` of shape `(f, 3, height, width)`, `f` being 1 for an image.
     """
 
     def __init__(self, numbers: Sequence[int], read: Callable[[int], Tensor]) -> None:
@@ -116,15 +116,15 @@ class PixelDataset(Dataset):
 
 @dataclass
 class EncodedImages:
-    """What the image tower has made of this process's share of the pictures, and the features of all.
+    """What the image tower has made of this process's share of the images, and the features of all.
 
     Args:
         numbers (`torch.Tensor` of shape `(n,)`):
-            Which pictures could be read, over all processes, in order.
+            Which images could be read, over all processes, in order.
         features (`torch.Tensor` of shape `(n, d)`):
             Their features, on the model's device.
         states (`dict[int, torch.Tensor]`):
-            By position in `numbers`, the states of shape `(f * p, d)` of this process's pictures, on the CPU.
+            By position in `numbers`, the states of shape `(f * p, d)` of this process's images, on the CPU.
     """
 
     numbers: Tensor
@@ -141,20 +141,20 @@ def encode_images(
     states_dtype: torch.dtype | None,
     show_progress: bool,
 ) -> EncodedImages:
-    """Runs the image tower once over every picture, each process over its share of them.
+    """Runs the image tower once over every image, each process over its share of them.
 
-    A picture is a video of one frame. Of a video the projections of its frames are averaged before they are normalised,
-    and the tokens of all frames are read as those of one picture (salesforce/BLIP `eval_retrieval_video.py`).
+    An image is a video of one frame. Of a video the projections of its frames are averaged before they are normalised,
+    and the tokens of all frames are read as those of one image (salesforce/BLIP `eval_retrieval_video.py`).
 
     Args:
         model (`BlipForImageTextRetrieval`):
             In evaluation mode.
         items (`PixelDataset`):
-            The pictures or videos, all with the same number of frames. What cannot be read is left out with a warning.
+            The images or videos, all with the same number of frames. What cannot be read is left out with a warning.
         batch_size (`int`):
-            Pictures or videos a batch.
+            Images or videos a batch.
         num_workers (`int`):
-            Processes that read pictures; 0 reads them in this one.
+            Processes that read images; 0 reads them in this one.
         states_dtype (`torch.dtype`, *optional*):
             How states are kept. As the tower gives them by default.
         show_progress (`bool`):
@@ -185,7 +185,7 @@ def encode_images(
     own_numbers = torch.tensor(numbers, dtype=torch.long)
     all_numbers = gather(own_numbers.to(model.device))
     if len(all_numbers) == 0:
-        raise ValueError(f"None of the {len(items)} pictures or videos can be read; the warnings say why.")
+        raise ValueError(f"None of the {len(items)} images or videos can be read; the warnings say why.")
     all_numbers, order = all_numbers.sort()
     positions = torch.searchsorted(all_numbers.cpu(), own_numbers).tolist()
     return EncodedImages(
@@ -209,16 +209,16 @@ def matching_scores(
     batch_size: int,
     show_progress: bool,
 ) -> PairScorer:
-    """The logit by which the matching head says that a picture and a text belong together, for `rerank`.
+    """The logit by which the matching head says that an image and a text belong together, for `rerank`.
 
-    Each process scores the pairs of its own pictures. Keys and values are projected once a picture and freed after its
+    Each process scores the pairs of its own images. Keys and values are projected once an image and freed after its
     texts, and so are its states: the scorer can be called once.
 
     Args:
         model (`BlipForImageTextRetrieval`):
             In evaluation mode.
         images (`EncodedImages`):
-            The pictures.
+            The images.
         rows (`TokenizedTexts`):
             The texts.
         batch_size (`int`):
@@ -227,7 +227,7 @@ def matching_scores(
             Whether to show a bar.
 
     Returns:
-        `Callable`: maps the numbers of pictures and of texts, of shape `(u,)` each, to scores of shape `(u,)`, fp32.
+        `Callable`: maps the numbers of images and of texts, of shape `(u,)` each, to scores of shape `(u,)`, fp32.
     """
 
     def score(image_index: Tensor, text_index: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Video-text retrieval with a model that has only seen pictures (BLIP, section 5.6)."""
+"""Video-text retrieval with a model that has only seen images (BLIP, section 5.6)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,7 +32,7 @@ def evaluate_video_retrieval(
     """Finds the captions of each video and the video of each caption among all others, without training on videos.
 
     The feature of a video is the mean of its frames' projections, normalised; the matching head reads the tokens of
-    all frames as those of one picture, in whatever order (paper, section 5.6: no temporal information is used).
+    all frames as those of one image, in whatever order (paper, section 5.6: no temporal information is used).
     Otherwise as [`~blip_hf.evaluation.retrieval.evaluate_retrieval`], in memory too: eight frames of ViT-B at 384 pixels
     wait in 14 MB a video in fp32.
 

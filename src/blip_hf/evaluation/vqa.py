@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.question_collators import MAX_ANSWER_LENGTH, BlipQuestionCollator, QuestionDataset
-from ..data.questions import Question
+from ..data.readers.vqa import VqaRecord
+from ..data.vqa import MAX_ANSWER_LENGTH, BlipVqaCollator, VqaDataset
 from ..files import write_json
-from ..modeling.question_answering import BlipForQuestionAnswering
+from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
 from .features import evaluating
 
@@ -129,7 +129,7 @@ class VqaResult:
         num_scored (`int`):
             Questions that have answers.
         num_skipped (`int`):
-            Questions that were left out, as their pictures could not be read.
+            Questions that were left out, as their images could not be read.
     """
 
     accuracy: float | None
@@ -141,7 +141,7 @@ class VqaResult:
 def evaluate_vqa(
     model: BlipForQuestionAnswering,
     processor: BlipProcessor,
-    questions: Sequence[Question],
+    questions: Sequence[VqaRecord],
     *,
     answer_list: Sequence[str] | None = None,
     num_candidates: int = 128,
@@ -162,11 +162,11 @@ def evaluate_vqa(
             The model; its mode, device and dtype are left as they are.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        questions (sequence of [`~blip_hf.data.questions.Question`]):
-            What [`~blip_hf.data.questions.load_questions`] returns, or a list.
+        questions (sequence of [`~blip_hf.data.readers.vqa.Question`]):
+            What [`~blip_hf.data.readers.vqa.load_vqa`] returns, or a list.
         answer_list (sequence of `str`, *optional*):
             Answers to choose from, such as those of VQA's `answer_list.json` or of
-            [`~blip_hf.data.questions.most_common_answers`]. Without it answers are written.
+            [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it answers are written.
         num_candidates (`int`, *optional*, defaults to 128):
             Answers of the list that are scored as a whole, for each question.
         num_beams (`int`, *optional*, defaults to 3):
@@ -180,20 +180,20 @@ def evaluate_vqa(
         normalize_questions (`bool`, *optional*, defaults to `True`):
             Whether questions go through [`~blip_hf.data.text.pre_question`], as in training.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read pictures.
+            Processes that read images.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether to show a bar.
 
     Returns:
-        `VqaResult`: accuracy and answers. A question whose picture cannot be read is left out of both, with a warning.
+        `VqaResult`: accuracy and answers. A question whose image cannot be read is left out of both, with a warning.
 
     Raises:
         ValueError: If there are no questions or none can be used, two have the same id, or as of `check_choice`.
     """
     if answer_list is not None:
         check_choice(answer_list, num_candidates)
-    dataset = QuestionDataset(questions, normalize_questions=normalize_questions)
-    collate = _EvaluationCollator(BlipQuestionCollator(processor))
+    dataset = VqaDataset(questions, normalize_questions=normalize_questions)
+    collate = _EvaluationCollator(BlipVqaCollator(processor))
     batches = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     if answer_list is None:
         settings = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
@@ -207,8 +207,8 @@ def evaluate_vqa(
         )
     if not predictions:
         raise ValueError(
-            f"None of {len(dataset)} questions can be used. Check that picture paths start from the right folder"
-            " (`image_root` of `load_questions`)."
+            f"None of {len(dataset)} questions can be used. Check that image paths start from the right folder"
+            " (`image_root` of `load_vqa`)."
         )
     accuracy = sum(accuracies) / len(accuracies) if accuracies else None
     return VqaResult(accuracy, predictions, num_scored=len(accuracies), num_skipped=dataset.num_skipped)
@@ -258,12 +258,12 @@ def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathL
 
 
 class _EvaluationCollator:
-    """Usable questions of a batch, without their pictures, and the model's inputs for them."""
+    """Usable questions of a batch, without their images, and the model's inputs for them."""
 
-    def __init__(self, collator: BlipQuestionCollator) -> None:
+    def __init__(self, collator: BlipVqaCollator) -> None:
         self.collator = collator
 
-    def __call__(self, items: Sequence[Question | None]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def __call__(self, items: Sequence[VqaRecord | None]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         usable = [item for item in items if item is not None]
         asked = [{"question_id": item["question_id"], "answers": item["answers"]} for item in usable]
         if not usable:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Zero-shot classification: which label, put into words, is nearest to a picture."""
+"""Zero-shot classification: which label, put into words, is nearest to an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data.images import ImageSource
 from ..data.text import pre_caption
+from ..image_utils import ImageSource
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .features import image_features, text_features
@@ -22,7 +22,7 @@ DEFAULT_TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class LabelProbability:
-    """A label of a picture.
+    """A label of an image.
 
     Args:
         label (`str`):
@@ -80,7 +80,7 @@ def classify(features: Tensor, label_features: Tensor, *, temperature: float = D
 
     Args:
         features (`torch.Tensor` of shape `(n, d)`):
-            Unit vectors of pictures, from [`~blip_hf.evaluation.features.image_features`].
+            Unit vectors of images, from [`~blip_hf.evaluation.features.image_features`].
         label_features (`torch.Tensor` of shape `(labels, d)`):
             From `build_label_features`.
         temperature (`float`, *optional*, defaults to 0.07):
@@ -103,7 +103,7 @@ def classify(features: Tensor, label_features: Tensor, *, temperature: float = D
 
 
 class ZeroShotClassifier:
-    """Tells which of its labels pictures show. The labels are encoded once.
+    """Tells which of its labels images show. The labels are encoded once.
 
     Args:
         model (`BlipForImageTextRetrieval`):
@@ -142,25 +142,25 @@ class ZeroShotClassifier:
         self.label_features = build_label_features(model, processor, self.labels, templates=templates)
 
     def __call__(
-        self, pictures: Sequence[ImageSource], *, top_k: int = 5, batch_size: int = 32
+        self, images: Sequence[ImageSource], *, top_k: int = 5, batch_size: int = 32
     ) -> list[list[LabelProbability]]:
-        """The most probable labels of pictures.
+        """The most probable labels of images.
 
         Args:
-            pictures (sequence of `ImageSource`):
-                In any form that [`~blip_hf.data.images.open_image`] takes.
+            images (sequence of `ImageSource`):
+                In any form that [`~blip_hf.image_utils.open_image`] takes.
             top_k (`int`, *optional*, defaults to 5):
-                How many labels a picture; all where there are fewer.
+                How many labels an image; all where there are fewer.
             batch_size (`int`, *optional*, defaults to 32):
-                Pictures a batch.
+                Images a batch.
 
         Returns:
-            `list[list[LabelProbability]]`: labels of each picture, the most probable first.
+            `list[list[LabelProbability]]`: labels of each image, the most probable first.
 
         Raises:
-            UnreadableImageError: If a picture cannot be read.
+            UnreadableImageError: If an image cannot be read.
         """
-        features = image_features(self.model, self.processor, pictures, batch_size=batch_size)
+        features = image_features(self.model, self.processor, images, batch_size=batch_size)
         probabilities = classify(features, self.label_features, temperature=self.temperature)  # (n, labels)
         best = probabilities.topk(min(top_k, len(self.labels)), dim=1)
         return [

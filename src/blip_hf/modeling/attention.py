@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_attention import attend_in_products, prefers_products
+from .cpu_attention import matmul_attention, use_matmul_attention
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ImageMemory:
         )
 
 
-def share_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
+def expand_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
     """One text for several images: each tensor of shape `(1, t)` becomes `(num_images, t)`, others stay as they are."""
     return tuple(row if row is None or len(row) != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
 
@@ -139,8 +139,8 @@ def attend(
     backend: Callable = eager_attention
     if not output_attentions:
         is_plain = implementation == "sdpa" and mask is None and not (is_causal or dropout)
-        if is_plain and prefers_products(query, key):
-            return attend_in_products(query, key, value, scaling).flatten(2), None
+        if is_plain and use_matmul_attention(query, key):
+            return matmul_attention(query, key, value, scaling).flatten(2), None
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     context, probabilities = backend(
         module,
@@ -283,8 +283,8 @@ __all__ = [
     "attend",
     "attend_grouped",
     "eager_attention",
+    "expand_text",
     "memory_mask",
     "self_attention_mask",
-    "share_text",
     "split_heads",
 ]

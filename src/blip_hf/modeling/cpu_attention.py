@@ -15,8 +15,8 @@ _LEAST_KEYS = 64
 _MOST_SCORES = 2**21
 
 
-def prefers_products(query: Tensor, key: Tensor) -> bool:
-    """Whether `attend_in_products` is the fastest for this attention without a mask.
+def use_matmul_attention(query: Tensor, key: Tensor) -> bool:
+    """Whether `matmul_attention` is the fastest for this attention without a mask.
 
     Args:
         query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
@@ -33,7 +33,7 @@ def prefers_products(query: Tensor, key: Tensor) -> bool:
     return is_long and query.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def attend_in_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def matmul_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Softmax attention, a few rows of the batch at a time.
 
     Args:
@@ -61,4 +61,4 @@ def attend_in_products(query: Tensor, key: Tensor, value: Tensor, scaling: float
     return torch.cat(parts)
 
 
-__all__ = ["attend_in_products", "prefers_products"]
+__all__ = ["matmul_attention", "use_matmul_attention"]

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_blip import BlipContrastiveConfig
-from .retrieval import project_first
+from .retrieval import pool_and_project
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
-class MomentumTowers(nn.Module):
+class MomentumEncoder(nn.Module):
     """Averages of the unimodal towers and their projections; the source of contrastive keys. Not trained."""
 
     def __init__(self, config: BlipContrastiveConfig) -> None:
@@ -28,8 +28,8 @@ class MomentumTowers(nn.Module):
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Momentum image and text features, each of shape `(b, d)`."""
         image_embeds = self.vision_model(pixel_values).last_hidden_state
-        text_embeds = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
-        return project_first(image_embeds, self.vision_proj), project_first(text_embeds, self.text_proj)
+        text_embeds = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
+        return pool_and_project(image_embeds, self.vision_proj), pool_and_project(text_embeds, self.text_proj)
 
 
-__all__ = ["MomentumTowers"]
+__all__ = ["MomentumEncoder"]

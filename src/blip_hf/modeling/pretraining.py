@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipPreTrainingConfig
-from ..momentum import known_image_ids
 from .attention import ImageMemory
-from .captioning import BlipForConditionalGeneration
-from .contrast import BlipContrastiveModel
+from .caption import BlipForConditionalGeneration
+from .contrastive import BlipContrastiveModel
 from .language_modeling import BlipTextLMHeadModel
+from .momentum import image_ids_or_unknown
 from .outputs import BlipPreTrainingOutput
 from .text import BlipTextModel
 from .vision import BlipVisionModel
@@ -33,7 +33,7 @@ class BlipForPreTraining(BlipContrastiveModel):
     """BLIP with its three objectives, momentum towers and feature queue.
 
     `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
-    `enqueue(output)`; `BlipTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
+    `enqueue(output)`; `BlipContrastiveTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
     out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
 
     Args:
@@ -187,7 +187,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         if config.itm_weight or config.lm_weight:
             memory = self.text_decoder.bert.build_image_memory(image_embeds)
 
-        known_ids = known_image_ids(image_ids, pixel_values)
+        known_ids = image_ids_or_unknown(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, logits, positives = self._contrast(features, keys, alpha, known_ids)
         loss = config.itc_weight * loss_itc

@@ -9,7 +9,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
-from .attention import ImageMemory, share_text
+from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipMatchingOutput
 from .text import BlipTextModel
@@ -60,7 +60,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             `torch.Tensor` of shape `(n, d)`: Unit vectors.
         """
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
-        return project_first(states, self.vision_proj)
+        return pool_and_project(states, self.vision_proj)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Projected and normalised features of texts.
@@ -74,8 +74,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(m, d)`: Unit vectors.
         """
-        states = self.text_encoder(input_ids, attention_mask, first_only=True).last_hidden_state
-        return project_first(states, self.text_proj)
+        states = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
+        return pool_and_project(states, self.text_proj)
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of matching passes.
@@ -119,7 +119,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             `torch.Tensor` of shape `(n * g, 2)`: Scores of unmatched and matched.
         """
         text = self._grounded_states(
-            image_memory, input_ids, attention_mask, image_index, itm_start_token, first_only=True
+            image_memory, input_ids, attention_mask, image_index, itm_start_token, cls_only=True
         )
         return self.itm_head(text.last_hidden_state[:, 0])
 
@@ -203,8 +203,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError("labels need the matching head: pass use_itm_head=True, or leave labels out.")
         else:
             text = self.text_encoder(input_ids, attention_mask, **kwargs)
-            text_features = project_first(text.last_hidden_state, self.text_proj)
-            itc_similarity = project_first(vision.last_hidden_state, self.vision_proj) @ text_features.T
+            text_features = pool_and_project(text.last_hidden_state, self.text_proj)
+            itc_similarity = pool_and_project(vision.last_hidden_state, self.vision_proj) @ text_features.T
         return BlipMatchingOutput(
             itm_score=itm_logits if use_itm_head else itc_similarity,
             loss=loss,
@@ -225,7 +225,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         image_index: Tensor | None,
         itm_start_token: str | None,
         *,
-        first_only: bool = False,
+        cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> object:
         start = itm_start_token if itm_start_token is not None else self.config.itm_start_token
@@ -234,9 +234,9 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
         if image_index is None:
-            input_ids, attention_mask = share_text(memory.num_images, input_ids, attention_mask)
+            input_ids, attention_mask = expand_text(memory.num_images, input_ids, attention_mask)
         return self.text_encoder(
-            input_ids, attention_mask, image_memory=memory, image_index=image_index, first_only=first_only, **kwargs
+            input_ids, attention_mask, image_memory=memory, image_index=image_index, cls_only=cls_only, **kwargs
         )
 
 
@@ -246,9 +246,9 @@ def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
     return torch.cat([first, input_ids[:, 1:]], dim=1)
 
 
-def project_first(states: Tensor, projection: nn.Module) -> Tensor:
+def pool_and_project(states: Tensor, projection: nn.Module) -> Tensor:
     """Normalised projection of position 0, in fp32: `(b, t, d)` -> `(b, feature)`."""
     return normalize(projection(states[:, 0]).float(), dim=-1)
 
 
-__all__ = ["BlipForImageTextRetrieval", "project_first", "with_first_token"]
+__all__ = ["BlipForImageTextRetrieval", "pool_and_project", "with_first_token"]

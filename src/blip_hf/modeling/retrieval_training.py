@@ -13,9 +13,9 @@ from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipRetrievalTrainingConfig
 from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
-from ..momentum import known_image_ids
 from ..objectives import matching_pairs
-from .contrast import BlipContrastiveModel, matching_outcome
+from .contrastive import BlipContrastiveModel, itm_loss_and_labels
+from .momentum import image_ids_or_unknown
 from .outputs import BlipContrastiveOutput
 from .pretraining import SHARED_TEXT_PARTS
 from .text import BlipTextModel
@@ -35,7 +35,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
 
     `from_pretrained` takes a checkpoint of this class, of `BlipForImageTextRetrieval` (transformers' or ours), or of
     `BlipForPreTraining`, whose decoder is left out. Momentum towers start at its weights, the queue at random.
-    `forward` changes nothing: the two updates are those of `BlipForPreTraining`, and `BlipTrainer` makes them.
+    `forward` changes nothing: the two updates are those of `BlipForPreTraining`, and `BlipContrastiveTrainer` makes them.
 
     Args:
         config (`BlipRetrievalTrainingConfig`):
@@ -130,7 +130,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         words, encoder_words = self._embed_words(input_ids, self.config.text_config.enc_token_id)
         image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask, words)
-        known_ids = known_image_ids(image_ids, pixel_values)
+        known_ids = image_ids_or_unknown(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, _, positives = self._contrast(features, keys, alpha, known_ids)
         if self.config.negative_all_rank and world_size() > 1:
@@ -193,7 +193,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         _, words = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)
         matched, with_hard_image, with_hard_text = self._score_pairs(memory, words, all_masks[texts], own).chunk(3)
         itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
-        return matching_outcome(itm_logits, has_text, has_image)
+        return itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
 __all__ = ["BlipForRetrievalTraining"]

@@ -111,7 +111,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         is_decoder: bool | None = False,
         image_memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
-        first_only: bool = False,
+        cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Runs the text transformer.
@@ -142,7 +142,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 Result of `build_image_memory`, in place of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Images read by the last `r` rows, by number. The rows before them read all images in order.
-            first_only (`bool`, *optional*, defaults to `False`):
+            cls_only (`bool`, *optional*, defaults to `False`):
                 Whether position 0 alone is needed: the last layer then computes no other, and `t` is 1 in what it returns.
                 Features and matching scores read no more. Not with `is_decoder`.
             **kwargs:
@@ -155,8 +155,8 @@ class BlipTextModel(BlipTextPreTrainedModel):
             ValueError: If the inputs are ambiguous, too long, or do not divide among the images.
         """
         refuse_unknown(kwargs, self)
-        if first_only and is_decoder:
-            raise ValueError("first_only is for encoders: a decoder's position 0 sees itself alone. Leave it out.")
+        if cls_only and is_decoder:
+            raise ValueError("cls_only is for encoders: a decoder's position 0 sees itself alone. Leave it out.")
         use_cache = bool(use_cache and is_decoder and not self.training)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -172,7 +172,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         )
         image_mask = None if image_memory is None else memory_mask(image_memory, implementation=implementation)
         for idx, layer in enumerate(self.encoder.layer):
-            is_cut = first_only and idx == len(self.encoder.layer) - 1
+            is_cut = cls_only and idx == len(self.encoder.layer) - 1
             hidden_states = layer(
                 hidden_states,
                 mask,
@@ -183,7 +183,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 past_key_values=past_key_values,
                 is_causal=is_decoder,
                 output_attentions=output_attentions,
-                first_only=is_cut,
+                cls_only=is_cut,
             )
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,

@@ -51,12 +51,12 @@ class BlipTextSelfAttention(nn.Module):
         past_key_values: Cache | None,
         is_causal: bool,
         output_attentions: bool,
-        first_only: bool = False,
+        cls_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`(b, t, d)` -> `(b, t or 1, d)` and the probabilities of shape `(b, h, t or 1, keys)` where asked for."""
         num_heads = self.config.num_attention_heads
-        query = split_heads(self.query(hidden_states[:, :1] if first_only else hidden_states), num_heads)
-        if first_only and attention_mask is not None and attention_mask.dim() == 4:
+        query = split_heads(self.query(hidden_states[:, :1] if cls_only else hidden_states), num_heads)
+        if cls_only and attention_mask is not None and attention_mask.dim() == 4:
             attention_mask = attention_mask[:, :, :1]
         key, value = (split_heads(project(hidden_states), num_heads) for project in (self.key, self.value))
         if past_key_values is not None:
@@ -197,16 +197,16 @@ class BlipTextLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None,
         is_causal: bool,
         output_attentions: bool,
-        first_only: bool,
+        cls_only: bool,
     ) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`, with `first_only` -> `(b, 1, d)`."""
+        """`(b, t, d)` -> `(b, t, d)`, with `cls_only` -> `(b, 1, d)`."""
         hidden_states = self.attention(
             hidden_states,
             attention_mask,
             past_key_values=past_key_values,
             is_causal=is_causal,
             output_attentions=output_attentions,
-            first_only=first_only,
+            cls_only=cls_only,
         )
         if memory_key is not None:
             hidden_states = self.crossattention(

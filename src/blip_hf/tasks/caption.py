@@ -6,14 +6,14 @@ import torch
 from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
 from ..data.collators import BlipCaptioningCollator
 from ..data.pairs import PairDataset
-from ..data.sources import group_captions
+from ..data.readers.pairs import group_captions
+from ..evaluation.caption import CaptionResult, evaluate_captions, write_caption_results
 from ..evaluation.caption_metrics import resolve_metrics
-from ..evaluation.captions import CaptionResult, evaluate_captions, write_caption_results
-from ..modeling.captioning import BlipForConditionalGeneration
+from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
-from ..training import BlipFinetuningArguments, BlipTaskTrainer
-from .common import (
+from ..training import BlipFinetuningArguments, BlipTrainer
+from .base import (
     checkpoint_type,
     evaluation_pairs,
     image_size_of,
@@ -69,7 +69,7 @@ def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
-    trainer = BlipTaskTrainer(
+    trainer = BlipTrainer(
         model,
         arguments,
         train_dataset=training_pairs(options, image_size, arguments.seed),

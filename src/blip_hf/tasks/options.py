@@ -20,16 +20,16 @@ class PretrainOptions:
     data: list[str] = field(
         metadata={
             "help": "Training pairs: JSON list(s), a folder with metadata.jsonl, the name of a data set, or `scenes` for"
-            " drawn pictures, which are taken as they are."
+            " drawn images, which are taken as they are."
         }
     )
     eval_data: list[str] | None = field(default=None, metadata={"help": "Pairs to evaluate on, as --data."})
     eval_split: str = field(default="validation", metadata={"help": "Split of --eval_data, where it has several."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
-    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn images to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
     min_scale: float = field(
-        default=0.2, metadata={"help": "Least share of a picture's area that a random crop keeps."}
+        default=0.2, metadata={"help": "Least share of an image's area that a random crop keeps."}
     )
     model: str | None = field(
         default=None,
@@ -39,7 +39,7 @@ class PretrainOptions:
         },
     )
     augment: bool = field(
-        default=True, metadata={"help": "Crop, flip and warp the pictures of training; a run of one epoch needs none."}
+        default=True, metadata={"help": "Crop, flip and warp the images of training; a run of one epoch needs none."}
     )
     in_memory: bool = field(
         default=False,
@@ -59,7 +59,7 @@ class PretrainOptions:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the pictures in pixels; position embeddings are resized. Default: that of --model, or 224."
+            "help": "Side of the images in pixels; position embeddings are resized. Default: that of --model, or 224."
         },
     )
     image_mean: list[float] | None = field(
@@ -112,16 +112,14 @@ class FinetuneOptions:
     eval_data: list[str] | None = field(
         default=None, metadata={"help": "Set to evaluate on after training, as --data, or `scenes`."}
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
     image_size: int | None = field(
         default=None,
-        metadata={
-            "help": "Side of the pictures in pixels; position embeddings are resized. Default: the checkpoint's."
-        },
+        metadata={"help": "Side of the images in pixels; position embeddings are resized. Default: the checkpoint's."},
     )
-    augment: bool = field(default=True, metadata={"help": "Crop, flip and warp the pictures of training."})
+    augment: bool = field(default=True, metadata={"help": "Crop, flip and warp the images of training."})
     min_scale: float = field(
-        default=0.5, metadata={"help": "Least share of a picture's area that a random crop keeps (salesforce/BLIP)."}
+        default=0.5, metadata={"help": "Least share of an image's area that a random crop keeps (salesforce/BLIP)."}
     )
     drop_path: float | None = field(
         default=None, metadata={"help": "Drop-path rate of the image encoder. Default: the checkpoint's."}
@@ -129,7 +127,7 @@ class FinetuneOptions:
     freeze_vision_layers: int = field(
         default=0, metadata={"help": "First layers of the image encoder to leave as the checkpoint has them."}
     )
-    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn pictures to train on."})
+    num_scenes: int = field(default=10_000, metadata={"help": "Number of drawn images to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "Number of further ones to evaluate on."})
 
 
@@ -139,12 +137,12 @@ class EvaluateOptions:
 
     model: str = field(metadata={"help": "Checkpoint with its processor."})
     data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}"})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that relative picture paths start from."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures of one batch."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    batch_size: int = field(default=32, metadata={"help": "Images of one batch."})
     device: str | None = field(default=None, metadata={"help": "Where to run. Default: CUDA where there is one."})
     dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
-    first_scene: int = field(default=10_000, metadata={"help": "Number of the first drawn picture."})
-    num_scenes: int = field(default=500, metadata={"help": "Number of drawn pictures to evaluate on."})
+    first_scene: int = field(default=10_000, metadata={"help": "Number of the first drawn image."})
+    num_scenes: int = field(default=500, metadata={"help": "Number of drawn images to evaluate on."})
     output: str | None = field(default=None, metadata={"help": "File for the answers of the model, one a record."})
     no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
@@ -252,7 +250,7 @@ class Answering:
         },
     )
     blind: bool = field(
-        default=False, metadata={"help": "Show a grey picture with each question: the baseline that does not look."}
+        default=False, metadata={"help": "Show a grey image with each question: the baseline that does not look."}
     )
 
 
@@ -272,13 +270,13 @@ class VqaEvaluateOptions(Answering, EvaluateOptions):
 
 
 @dataclass
-class ReasoningFinetuneOptions(FinetuneOptions):
-    """Fine-tuning of a model that judges sentences about two pictures."""
+class Nlvr2FinetuneOptions(FinetuneOptions):
+    """Fine-tuning of a model that judges sentences about two images."""
 
 
 @dataclass
-class ReasoningEvaluateOptions(EvaluateOptions):
-    """Evaluation of a model that judges sentences about two pictures."""
+class Nlvr2EvaluateOptions(EvaluateOptions):
+    """Evaluation of a model that judges sentences about two images."""
 
 
 __all__ = [
@@ -287,11 +285,11 @@ __all__ = [
     "CaptionFinetuneOptions",
     "EvaluateOptions",
     "FinetuneOptions",
+    "Nlvr2EvaluateOptions",
+    "Nlvr2FinetuneOptions",
     "PairEvaluateOptions",
     "PairFinetuneOptions",
     "PretrainOptions",
-    "ReasoningEvaluateOptions",
-    "ReasoningFinetuneOptions",
     "RetrievalEvaluateOptions",
     "RetrievalFinetuneOptions",
     "VqaEvaluateOptions",

@@ -11,19 +11,19 @@ from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.encoded import EncodedPairs, encoded_or
 from ..data.pairs import PairDataset
+from ..data.readers.pairs import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
-from ..data.sources import load_pairs
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
 from ..files import require_checkpoint
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
-from ..training import BlipTrainer, BlipTrainingArguments
-from .common import load_processor, one_or_several, train_and_save
+from ..training import BlipContrastiveTrainer, BlipTrainingArguments
+from .base import load_processor, one_or_several, train_and_save
 from .options import SCENES, PretrainOptions
 
 
-# Side in pixels of the pictures of pre-training (paper, section 4.1).
+# Side in pixels of the images of pre-training (paper, section 4.1).
 IMAGE_SIZE = 224
 
 
@@ -50,7 +50,7 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
         train_dataset = EncodedPairs(train_dataset, collator)
-    trainer = BlipTrainer(
+    trainer = BlipContrastiveTrainer(
         make_model(options, processor),
         arguments,
         train_dataset=train_dataset,
@@ -67,7 +67,7 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
 
 
 def image_size_of_run(options: PretrainOptions) -> int:
-    """Side in pixels of the pictures that a run takes.
+    """Side in pixels of the images that a run takes.
 
     Args:
         options (`PretrainOptions`):
@@ -105,7 +105,7 @@ def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, PairDat
         scenes = Scenes(options.num_scenes, image_size=image_size)
         return scenes, PairDataset(scenes)
     if options.in_memory and options.augment:
-        raise ValueError("in_memory keeps one view of each picture, and augment wants many. Set one of them to False.")
+        raise ValueError("in_memory keeps one view of each image, and augment wants many. Set one of them to False.")
     pairs = load_pairs(one_or_several(options.data), image_root=options.image_root)
     transform = TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
     return pairs, PairDataset(pairs, transform, seed=seed)

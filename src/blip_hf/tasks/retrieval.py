@@ -10,8 +10,8 @@ from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
 from ..files import write_json
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.retrieval_training import BlipForRetrievalTraining
-from ..training import BlipFinetuningArguments, BlipTrainer
-from .common import (
+from ..training import BlipContrastiveTrainer, BlipFinetuningArguments
+from .base import (
     evaluation_pairs,
     image_size_of,
     load_for_evaluation,
@@ -73,7 +73,7 @@ def finetune(options: RetrievalFinetuneOptions, arguments: BlipFinetuningArgumen
     model, processor = load_model(options), load_processor(options.model, options.image_size)
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
-    trainer = BlipTrainer(
+    trainer = BlipContrastiveTrainer(
         model,
         arguments,
         train_dataset=training_pairs(options, image_size, arguments.seed),

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
-from ..data.question_collators import BlipQuestionCollator, QuestionDataset
-from ..data.questions import Question, load_questions, most_common_answers
-from ..data.records import read_json
+from ..data.readers.records import read_json
+from ..data.readers.vqa import VqaRecord, load_vqa, most_common_answers
+from ..data.vqa import BlipVqaCollator, VqaDataset
 from ..evaluation.vqa import VqaResult, check_choice, evaluate_vqa, vqa_accuracy, write_vqa_results
 from ..modeling.pretraining import BlipForPreTraining
-from ..modeling.question_answering import BlipForQuestionAnswering
-from ..training import BlipFinetuningArguments, BlipTaskTrainer
-from .common import (
+from ..modeling.vqa import BlipForQuestionAnswering
+from ..training import BlipFinetuningArguments, BlipTrainer
+from .base import (
     checkpoint_type,
     evaluation_scenes,
     evaluation_source,
@@ -34,23 +34,23 @@ from .common import (
 from .options import SCENES, VqaEvaluateOptions, VqaFinetuneOptions
 
 
-class BlindQuestions(Sequence[Question]):
-    """The same questions about a grey picture: what can be answered without looking.
+class BlindQuestions(Sequence[VqaRecord]):
+    """The same questions about a grey image: what can be answered without looking.
 
     Args:
-        questions (sequence of [`Question`]):
-            Questions about pictures.
+        questions (sequence of [`VqaRecord`]):
+            Questions about images.
     """
 
-    def __init__(self, questions: Sequence[Question]) -> None:
+    def __init__(self, questions: Sequence[VqaRecord]) -> None:
         self.questions = questions
-        self.picture = Image.new("RGB", (8, 8), "grey")
+        self.image = Image.new("RGB", (8, 8), "grey")
 
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, i: int) -> Question:
-        return {**self.questions[i], "image": self.picture}
+    def __getitem__(self, i: int) -> VqaRecord:
+        return {**self.questions[i], "image": self.image}
 
 
 def load_model(options: VqaFinetuneOptions) -> BlipForQuestionAnswering:
@@ -94,12 +94,12 @@ def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) ->
     image_size = image_size_of(model)
     questions = _training_questions(options, image_size)
     eval_questions = None if options.eval_data is None else _evaluation_questions(options, image_size)
-    trainer = BlipTaskTrainer(
+    trainer = BlipTrainer(
         model,
         arguments,
-        train_dataset=QuestionDataset(questions, _transform(options, image_size), seed=arguments.seed),
-        eval_dataset=None if eval_questions is None else QuestionDataset(eval_questions),
-        data_collator=BlipQuestionCollator(processor),
+        train_dataset=VqaDataset(questions, _transform(options, image_size), seed=arguments.seed),
+        eval_dataset=None if eval_questions is None else VqaDataset(eval_questions),
+        data_collator=BlipVqaCollator(processor),
         processing_class=processor,
     )
     metrics = train_and_save(trainer)
@@ -168,28 +168,28 @@ def read_answer_list(options: VqaFinetuneOptions | VqaEvaluateOptions) -> list[s
 
 
 def _transform(options: VqaFinetuneOptions, image_size: int) -> object | None:
-    # Drawn pictures are taken as they are: crops would cut off what is asked about.
+    # Drawn images are taken as they are: crops would cut off what is asked about.
     return None if options.data == [SCENES] else training_transform(options, image_size)
 
 
-def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequence[Question]:
+def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequence[VqaRecord]:
     if options.data == [SCENES]:
-        return _seen(load_questions(training_scenes(options, image_size)), options)
+        return _seen(load_vqa(training_scenes(options, image_size)), options)
     return _seen(_load(options.data, options.annotations, options), options)
 
 
-def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[Question]:
+def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[VqaRecord]:
     source = evaluation_source(options)
     annotations = options.eval_annotations if isinstance(options, VqaFinetuneOptions) else options.annotations
     if source == [SCENES]:
-        return _seen(load_questions(evaluation_scenes(options, image_size)), options)
+        return _seen(load_vqa(evaluation_scenes(options, image_size)), options)
     return _seen(_load(source, annotations, options), options)
 
 
 def _load(
     source: list[str], annotations: str | None, options: VqaFinetuneOptions | VqaEvaluateOptions
-) -> Sequence[Question]:
-    return load_questions(
+) -> Sequence[VqaRecord]:
+    return load_vqa(
         one_or_several(source),
         annotations=annotations,
         image_root=options.image_root,
@@ -197,7 +197,7 @@ def _load(
     )
 
 
-def _seen(questions: Sequence[Question], options: VqaFinetuneOptions | VqaEvaluateOptions) -> Sequence[Question]:
+def _seen(questions: Sequence[VqaRecord], options: VqaFinetuneOptions | VqaEvaluateOptions) -> Sequence[VqaRecord]:
     return BlindQuestions(questions) if options.blind else questions
 
 

@@ -2,8 +2,8 @@
 """Pre-training and fine-tuning with transformers' Trainer."""
 
 from .arguments import BlipFinetuningArguments, BlipTrainingArguments
-from .task_trainer import BlipTaskTrainer
+from .contrastive_trainer import BlipContrastiveTrainer
 from .trainer import BlipTrainer
 
 
-__all__ = ["BlipFinetuningArguments", "BlipTaskTrainer", "BlipTrainer", "BlipTrainingArguments"]
+__all__ = ["BlipContrastiveTrainer", "BlipFinetuningArguments", "BlipTrainer", "BlipTrainingArguments"]

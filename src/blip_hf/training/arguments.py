@@ -13,7 +13,7 @@ _OWN_SCHEDULES = (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE)
 
 @dataclass
 class BlipTrainingArguments(TrainingArguments):
-    """Arguments of [`BlipTrainer`], with the recipe of pre-training.
+    """Arguments of [`BlipContrastiveTrainer`], with the recipe of pre-training.
 
     Those of `transformers.TrainingArguments`, whose fields are documented there; the fields below are documented by
     their help texts. Other defaults than there: `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps`
@@ -126,7 +126,7 @@ class BlipTrainingArguments(TrainingArguments):
 
 @dataclass
 class BlipFinetuningArguments(BlipTrainingArguments):
-    """Arguments of [`BlipTaskTrainer`] and [`BlipTrainer`], with the recipe of fine-tuning (paper, table 14).
+    """Arguments of [`BlipTrainer`] and [`BlipContrastiveTrainer`], with the recipe of fine-tuning (paper, table 14).
 
     Those of [`BlipTrainingArguments`], whose fields are documented there and by their help texts. Other defaults than
     there, from salesforce/BLIP `configs/retrieval_coco.yaml` and `train_retrieval.py`: `learning_rate`,

@@ -13,7 +13,7 @@ from ..data.pairs import next_usable
 IS_COUNTED = "is_counted"
 
 
-class WholeRounds(Dataset):
+class PadToWorldSize(Dataset):
     """A set padded with `None`, which is left out, in place of the copies of its first records that accelerate adds.
 
     Args:
@@ -68,4 +68,4 @@ class MarkingCollator:
         return {**batch, IS_COUNTED: bool(usable)}
 
 
-__all__ = ["IS_COUNTED", "MarkingCollator", "WholeRounds"]
+__all__ = ["IS_COUNTED", "MarkingCollator", "PadToWorldSize"]

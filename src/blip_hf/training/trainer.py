@@ -1,120 +1,200 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Trainer of the contrastive models: what transformers' Trainer does not know about momentum, queue and several losses."""
+"""Trainer of the heads of single tasks: what the paper's recipes have and transformers' Trainer has not."""
 
-from collections.abc import Sized
-from pathlib import Path
+import math
+from collections.abc import Callable, Sized
+from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_utils import PreTrainedModel
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..data.encoded import EncodedPairs
 from ..data.pairs import FilledBatches, PairDataset
-from ..distributed import gather
-from ..files import unfinished
-from ..modeling.contrast import BlipContrastiveModel
-from ..modeling.outputs import BlipContrastiveOutput
-from ..momentum import MOMENTUM_STATE_NAME, known_image_ids
-from .arguments import BlipTrainingArguments
-from .metrics import RunningMeans, recalls_in_set
-from .schedules import linear_ramp
-from .task_trainer import BlipTaskTrainer
+from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
+from .evaluation_set import IS_COUNTED, MarkingCollator, PadToWorldSize
+from .metrics import RunningMeans
+from .sampling import CaptionLengthSampler
+from .schedules import blip_learning_rate, cosine_learning_rate
 
 
 logger = logging.get_logger(__name__)
 
-# Entropy of one match in three pairs: the loss of a matching head that ignores its input.
-CHANCE_ITM_LOSS = 0.6365
-NUM_CHANCE_LOGS = 20
 
+class EpochCallback(TrainerCallback):
+    """Tells the data set the epoch, and the sampler that the trainer leaves here."""
 
-class MomentumCallback(TrainerCallback):
-    """Moves the averages once an optimiser step."""
+    def __init__(self) -> None:
+        self.sampler: CaptionLengthSampler | None = None
 
-    def on_optimizer_step(
+    def on_epoch_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: BlipContrastiveModel,
+        train_dataloader: DataLoader,
         **kwargs: Any,
     ) -> None:
-        """Runs after the weights have moved."""
-        model.update_momentum()
+        """Accelerate does this too, but not on several processes or in the epoch that a run is resumed in (1.15)."""
+        for part in (train_dataloader.dataset, self.sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch))
 
 
-class BlipTrainer(BlipTaskTrainer):
-    """Trains [`BlipForPreTraining`] or [`BlipForRetrievalTraining`] as [BLIP](https://huggingface.co/papers/2201.12086).
+class BlipTrainer(Trainer):
+    """Trains a model with a loss of its own: a captioner, one that answers questions, one that judges images.
 
-    The class of the arguments has the recipe: of pre-training (section 4.1) or of retrieval fine-tuning (table 14).
-
-    On top of [`BlipTaskTrainer`]: the momentum towers take one step after each optimiser step, each training batch
-    enters the queue, `alpha` is ramped up, and each log has the means since the last one of each loss and of the
-    matching accuracy, with temperature, `alpha` and the share of the queue that is filled. Evaluation reports the same
-    losses with the configuration's full `alpha`, and the recalls of the contrastive features within the set; it changes
-    no state, random numbers included. Checkpoints hold the momentum towers and the queue in a file of their own, so that
-    a resumed run continues the curve; `save_model` writes neither.
+    On top of `transformers.Trainer`: the paper's learning-rate schedules and weight decay, batches of captions of about
+    one length on request, a data set that knows its epoch and whose left-out records are counted in each log, no batch
+    that is empty for their sake, losses of evaluation to which each record adds once, and a refusal to train
+    half-precision weights. The models train with a stock `Trainer` too.
 
     Args:
-        model ([`BlipForPreTraining`] or [`BlipForRetrievalTraining`]):
+        model (`PreTrainedModel`):
             The model, with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
         args ([`BlipTrainingArguments`] or [`BlipFinetuningArguments`]):
             Arguments of the run.
         **kwargs:
-            Further arguments of `transformers.Trainer`: `train_dataset`, `eval_dataset`, `data_collator` (a
-            [`~blip_hf.data.collators.BlipPretrainingCollator`]), `processing_class`, `callbacks`, ...
+            Further arguments of `transformers.Trainer`: `train_dataset`, `data_collator`, `processing_class`, ...
 
     Raises:
         ValueError: If weights to be trained are not float32.
     """
 
-    model: BlipContrastiveModel
-    # Each loss is the mean over a micro-batch, so that Trainer has to divide by the number of accumulated ones.
-    loss_is_scaled_for_ga = False
+    args: BlipTrainingArguments
 
-    def __init__(self, model: BlipContrastiveModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
-        model.temp.requires_grad_(args.learn_temperature)
-        for parameter in model.unused_parameters():
-            parameter.requires_grad_(False)
+    def __init__(self, model: PreTrainedModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
+        _check_precision(model)
         super().__init__(model, args, **kwargs)
-        self.model_accepts_loss_kwargs = False
-        self.add_callback(MomentumCallback())
-        self._train_means = RunningMeans()
-        self._trained_output: BlipContrastiveOutput | None = None
-        self._num_chance_logs = 0
-        _warn_about_queue(model.config.queue_size, self.train_dataset)
+        self._epoch_callback = EpochCallback()
+        self.add_callback(self._epoch_callback)
+        self._steps_per_epoch = 1
 
-    @property
-    def alpha(self) -> float:
-        """Share of the momentum towers in the contrastive targets at the current optimiser step."""
-        ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
-        return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple[Any, ...]:
+        """As `Trainer.set_initial_training_values`; keeps the length of an epoch, which the paper's schedules need.
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """As `Trainer.training_step`; after the backward pass, which reads the queue, the batch enters it.
+        Args:
+            args ([`BlipTrainingArguments`]):
+                Arguments of the run.
+            dataloader (`DataLoader`):
+                Of the training set.
+
+        Returns:
+            `tuple`: What the base class returns.
+        """
+        values = super().set_initial_training_values(args, dataloader)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer.get_train_dataloader`, for a training set that makes at least one batch.
+
+        Returns:
+            `DataLoader`: Of the training set.
+
+        Raises:
+            ValueError: If the set is smaller than a batch of all processes, and incomplete batches are dropped.
+        """
+        size = self._train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < size:
+            raise ValueError(
+                f"The training set has {len(self.train_dataset)} records and a step takes {size} (a batch of"
+                f" {self._train_batch_size} on each of {self.args.world_size} processes), so that nothing would be"
+                " trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
+            )
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "caption_lengths"):
+            return super()._get_train_sampler(train_dataset)
+        pairs_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self._epoch_callback.sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_a_step, self.args.seed)
+        return self._epoch_callback.sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # With batches by length the base class would look for lengths in the items of an evaluation too.
+        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
+        try:
+            return super()._get_eval_sampler(eval_dataset)
+        finally:
+            self.args.train_sampling_strategy = strategy
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay applies to.
 
         Args:
             model (`nn.Module`):
-                The model, wrapped as the run needs it.
-            inputs (`dict`):
-                Arguments of the model's `forward`.
-            num_items_in_batch (`int`, *optional*):
-                As in `compute_loss`.
+                The model.
 
         Returns:
-            `torch.Tensor`: The loss.
+            `list[str]`: All of them, or with `decay_all_parameters=False` those that transformers would choose.
         """
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.model.enqueue(self._trained_output)
-        self._trained_output = None
-        return loss
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Makes the learning-rate schedule that `lr_scheduler_type` names.
+
+        Args:
+            num_training_steps (`int`):
+                Length of the run in optimiser steps.
+            optimizer (`torch.optim.Optimizer`, *optional*):
+                Whose rates are set, the trainer's own by default.
+
+        Returns:
+            `LRScheduler`: The schedule.
+        """
+        args = self.args
+        if self.lr_scheduler is not None or args.lr_scheduler_type not in (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE):
+            return super().create_scheduler(num_training_steps, optimizer)
+        rate = self._learning_rate(num_training_steps)
+        self.lr_scheduler = LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda step: rate(step) / args.learning_rate
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _learning_rate(self, num_training_steps: int) -> Callable[[int], float]:
+        """The learning rate as a function of the step."""
+        args = self.args
+        warmup_steps = args.get_warmup_steps(num_training_steps)
+        if warmup_steps >= num_training_steps:
+            logger.warning(
+                f"The warm-up takes {warmup_steps} steps and the run {num_training_steps}, so it ends below its"
+                " learning rate. Lower `warmup_steps`; a value below 1 is a share of the run."
+            )
+        recipe = {
+            "steps_per_epoch": self._steps_per_epoch,
+            "learning_rate": args.learning_rate,
+            "min_learning_rate": args.min_learning_rate,
+            "warmup_steps": warmup_steps,
+            "warmup_learning_rate": args.warmup_learning_rate,
+        }
+        if args.lr_scheduler_type == BLIP_COSINE_SCHEDULE:
+            num_epochs = math.ceil(num_training_steps / self._steps_per_epoch)
+            return partial(cosine_learning_rate, num_epochs=num_epochs, **recipe)
+        return partial(blip_learning_rate, decay_rate=args.decay_rate, **recipe)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`; a log of the training loss also has the records that the data set has left out so far.
+
+        Args:
+            logs (`dict[str, float]`):
+                What to log.
+            start_time (`float`, *optional*):
+                Start of training.
+        """
+        if "loss" in logs and hasattr(self.train_dataset, "num_skipped"):
+            logs["num_skipped"] = self.train_dataset.num_skipped
+        super().log(logs, start_time)
 
     def compute_loss(
         self,
@@ -122,8 +202,8 @@ class BlipTrainer(BlipTaskTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, BlipContrastiveOutput]:
-        """The sum of the losses of a micro-batch.
+    ) -> Tensor | tuple[Tensor, Any]:
+        """As `Trainer.compute_loss`; in evaluation a process's loss is that of its own batch.
 
         Args:
             model (`nn.Module`):
@@ -133,25 +213,42 @@ class BlipTrainer(BlipTaskTrainer):
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the output too.
             num_items_in_batch (`int`, *optional*):
-                Not used: each loss is a mean of its own kind of items.
+                Labelled tokens of all processes' batches, by which Trainer would weigh in evaluation too.
 
         Returns:
             `torch.Tensor` or `tuple`: The loss, with `return_outputs` and the output.
         """
-        if model.training:
-            output = model(**inputs, alpha=self.alpha)
-            self._train_means.add_output(output)
-            self._trained_output = output
-        else:
-            if inputs.get("image_ids") is not None:
-                inputs = {**inputs, "image_ids": _ids_of_other_images(inputs["image_ids"], self.model.queue.image_ids)}
-            output = model(**inputs, generator=self._eval_generator)
-            self._eval_means.add_output(output, weight=int(self._is_counted))
-            image_ids = known_image_ids(output.image_ids, output.image_features)
-            features = (output.image_features.float(), output.text_features.float(), image_ids)
-            num_rows = len(image_ids) if self._is_counted else 0
-            self._eval_features.append([column[:num_rows] for column in features])
-        return (output.loss, output) if return_outputs else output.loss
+        num_items = num_items_in_batch if model.training else None
+        return super().compute_loss(model, inputs, return_outputs, num_items)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As `Trainer.prediction_step`; keeps the loss, weighted by the rows of the batch.
+
+        Args:
+            model (`nn.Module`):
+                The model, wrapped as the run needs it.
+            inputs (`dict`):
+                A batch.
+            prediction_loss_only (`bool`):
+                As in the base class.
+            ignore_keys (`list[str]`, *optional*):
+                As in the base class.
+
+        Returns:
+            `tuple`: Loss, logits and labels.
+        """
+        self._is_counted = inputs.pop(IS_COUNTED, True)
+        num_rows = find_batch_size(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None:
+            self._eval_means.add("loss", loss, num_rows * self._is_counted)
+        return loss, logits, labels
 
     def evaluation_loop(
         self,
@@ -161,7 +258,7 @@ class BlipTrainer(BlipTaskTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with each loss, the matching accuracy and recalls among the metrics.
+        """As `Trainer.evaluation_loop`, with the loss as the mean over the records that are not left out.
 
         Args:
             dataloader (`DataLoader`):
@@ -169,7 +266,7 @@ class BlipTrainer(BlipTaskTrainer):
             description (`str`):
                 Its name in messages.
             prediction_loss_only (`bool`, *optional*):
-                Not used: there are no labels, and no predictions come back.
+                As in the base class.
             ignore_keys (`list[str]`, *optional*):
                 As in the base class.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
@@ -178,90 +275,35 @@ class BlipTrainer(BlipTaskTrainer):
         Returns:
             `EvalLoopOutput`: What the base class returns.
         """
-        self._eval_features: list[list[Tensor]] = []
-        # The same hard negatives at each evaluation, drawn without touching the random numbers of training; a data
-        # loader draws one too.
-        self._eval_generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
-        with torch.random.fork_rng(devices=[]):
-            # Losses only: without labels there is nothing to hold the logits of a whole set against.
-            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        columns = [gather(torch.cat(column)) for column in zip(*self._eval_features, strict=True)]
-        recalls = recalls_in_set(*columns)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in recalls.items()})
+        self._eval_means = RunningMeans()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_means.pop().items()})
         return output
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `Trainer.log`; a log of the training loss also has what the class says.
+    def _get_dataloader(self, dataset: Dataset, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        if is_training:
+            if isinstance(dataset, PairDataset):
+                dataset = FilledBatches(dataset)
+            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last = False  # Trainer would drop the last pairs of an evaluation too
+        if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+            self.data_collator = MarkingCollator(collator, dataset)
+            if self.args.world_size > 1:
+                dataset = PadToWorldSize(dataset, self.args.eval_batch_size * self.args.world_size)
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
-        Args:
-            logs (`dict[str, float]`):
-                What to log.
-            start_time (`float`, *optional*):
-                Start of training.
-        """
-        if "loss" in logs:
-            logs |= self._train_means.pop()
-            logs |= {
-                "temperature": self.model.temp.item(),
-                "alpha": self.alpha,
-                "queue_fill": self.model.queue.fill.item(),
-            }
-            self._warn_about_chance(logs.get("loss_itm"))
-        super().log(logs, start_time)
 
-    def _warn_about_chance(self, loss_itm: float | None) -> None:
-        is_chance = loss_itm is not None and abs(loss_itm - CHANCE_ITM_LOSS) < 0.01
-        self._num_chance_logs = self._num_chance_logs + 1 if is_chance else 0
-        if self._num_chance_logs == NUM_CHANCE_LOGS:
-            logger.warning(
-                f"The matching loss has been {CHANCE_ITM_LOSS}, that of a constant guess, for {NUM_CHANCE_LOGS} logs."
-                " If that goes on, start from trained image and text encoders, lower the learning rate or enlarge the"
-                " batch."
+def _check_precision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {parameter.dtype}, expected torch.float32: optimiser steps and averages vanish in its"
+                " rounding. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
             )
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        # Trainer calls this for checkpoints that a run can be resumed from, and for no others.
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            with unfinished(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
-                save_file(self.model.training_state_dict(), path, metadata={"format": "pt"})
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME
-        if path.is_file():
-            self.model.load_state_dict(load_file(path), strict=False)
-        else:
-            self.model.reset_momentum()
-            logger.warning(
-                f"{resume_from_checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum towers start at its weights and"
-                " the queue from what it holds, so the curve will jump. Save without `save_only_model` to resume."
-            )
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The base class expects the keys that are not in a model's file to be all missing or all there.
-        expected = {*self.model._keys_to_ignore_on_save, *self.model.all_tied_weights_keys}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
-        super()._issue_warnings_after_load(load_result)
-
-
-def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """Ids of an evaluation set past those of the training set in the queue, which is numbered from 0 too."""
-    if not len(queue_ids):
-        return image_ids
-    return torch.where(image_ids < 0, image_ids, image_ids + queue_ids.max().clamp(min=-1) + 1)
-
-
-def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
-    # A pair that comes again is then no negative of itself.
-    knows_images = isinstance(train_dataset, PairDataset | FilledBatches) or (
-        isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
-    )
-    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not knows_images:
-        logger.warning(
-            f"The queue holds {queue_size} pairs and the training set {len(train_dataset)}, so that each pair is among"
-            " its own negatives. Lower `config.queue_size`, or give the pairs `image_ids`."
-        )
-
-
-__all__ = ["BlipTrainer", "MomentumCallback"]
+__all__ = ["BlipTrainer", "EpochCallback"]

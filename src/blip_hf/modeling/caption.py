@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Captioner: image encoder and image-grounded text decoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..configuration_blip import BlipConfig
+from .attention import ImageMemory, expand_text
+from .base import BlipPreTrainedModel, refuse_unknown
+from .language_modeling import BlipTextLMHeadModel
+from .outputs import BlipCaptioningOutput
+from .prompts import align_prompts, limit_each_row, resolve_settings, start_tokens
+from .vision import BlipVisionModel
+
+
+class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
+    """Writes captions, from scratch or from a prompt.
+
+    Drop-in for `transformers.BlipForConditionalGeneration`, whose checkpoints it reads and writes.
+
+    Args:
+        config (`BlipConfig`):
+            Configuration of both towers.
+    """
+
+    config: BlipConfig
+    main_input_name = "pixel_values"
+    accepts_loss_kwargs = True
+    # Trainer counts labels for `num_items_in_batch` as this loss does: without the first of each row.
+    loss_type = "ForCausalLM"
+    _tied_weights_keys = {
+        "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+        "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    }
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        config = self.config
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_decoder = BlipTextLMHeadModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.text_decoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The vocabulary projection."""
+        return self.text_decoder.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the vocabulary projection and its bias."""
+        self.text_decoder.set_output_embeddings(new_embeddings)
+
+    def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
+        """Encodes images once, to be captioned and scored any number of times.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+
+        Returns:
+            `ImageMemory`: For `forward` and `generate`, in place of the pixels.
+        """
+        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+        return self.text_decoder.bert.build_image_memory(states, for_decoding=True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        image_memory: ImageMemory | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BlipCaptioningOutput:
+        """Scores captions, and the loss where labels are given.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
+                Normalised pixels; or give `image_memory`.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Captions, `g` neighbouring rows an image or one for all images. Without them the decoder sees [DEC] alone.
+                With labels, a [CLS] at position 0 is read as [DEC], the token that generation starts from.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Ids of `input_ids`, -100 where there is no loss (prompt); padding never counts.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Last positions to score; 0 for all.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                Labelled tokens of the whole optimiser step, which Trainer passes under gradient accumulation.
+            image_memory (`ImageMemory`, *optional*):
+                Result of `get_image_memory`, in place of `pixel_values`; the output then has no image states.
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`; and `shift_labels` of shape `(n * g, t)`, labels
+                already aligned with the logits.
+
+        Returns:
+            `BlipCaptioningOutput`: Loss, logits, and the image's states.
+        """
+        # In the signature, Trainer would take it for a label that each batch must have, and report no loss without.
+        shift_labels = kwargs.pop("shift_labels", None)
+        refuse_unknown(kwargs, self)
+        text_config = self.config.text_config
+        _require_one_image_source(pixel_values, image_memory)
+        vision = BaseModelOutputWithPooling()
+        if image_memory is None:
+            vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            image_memory = self.text_decoder.bert.build_image_memory(vision.last_hidden_state)
+        if input_ids is None:
+            input_ids = start_tokens(image_memory, text_config)
+        input_ids, attention_mask, labels = expand_text(image_memory.num_images, input_ids, attention_mask, labels)
+        if labels is not None:
+            first = input_ids[:, :1]
+            first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
+            input_ids = torch.cat([first, input_ids[:, 1:]], dim=1)
+            labels = labels.masked_fill(labels == text_config.pad_token_id, -100)
+        outputs = self.text_decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_memory=image_memory,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+            shift_labels=shift_labels,
+            **kwargs,
+        )
+        return BlipCaptioningOutput(
+            loss=outputs.loss,
+            logits=outputs.logits,
+            image_embeds=vision.last_hidden_state,
+            last_hidden_state=vision.last_hidden_state,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        generation_config: GenerationConfig | None = None,
+        image_memory: ImageMemory | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Writes captions.
+
+        The image is encoded once and its keys and values are projected once, however many beams or returns. Prompts of
+        unequal length may share a batch: each loses its [SEP], starts with [DEC] and is padded on the left.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
+                Normalised pixels; or give `image_memory`.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Prompts as the processor gives them, `g` neighbouring rows an image or one for all. They are not changed.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
+                Settings.
+            image_memory (`ImageMemory`, *optional*):
+                Result of `get_image_memory`, in place of `pixel_values`.
+            **generate_kwargs:
+                Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ... A
+                caption ends with [SEP], unless `eos_token_id` is one or several other tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or the output object of `generate` where it is asked
+            for.
+        """
+        _require_one_image_source(pixel_values, image_memory)
+        if image_memory is None:
+            image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
+        if input_ids is None:
+            input_ids = start_tokens(image_memory, self.config.text_config)
+            attention_mask = torch.ones_like(input_ids)
+        else:
+            input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
+            input_ids, attention_mask = expand_text(
+                image_memory.num_images, *align_prompts(input_ids, attention_mask, self.config.text_config)
+            )
+        settings, decoder_kwargs = resolve_settings(
+            generation_config or self.generation_config, generate_kwargs, self.config.text_config
+        )
+        processors, criteria = limit_each_row(settings, (attention_mask == 0).sum(dim=1))
+        processors.extend(decoder_kwargs.pop("logits_processor", None) or [])
+        criteria.extend(decoder_kwargs.pop("stopping_criteria", None) or [])
+        return self.text_decoder.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_memory=image_memory,
+            generation_config=settings,
+            logits_processor=processors,
+            stopping_criteria=criteria,
+            **decoder_kwargs,
+        )
+
+
+def score_sequences(
+    model: BlipForConditionalGeneration, memory: ImageMemory, sequences: Tensor, num_context: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of captions given their images: the model's own, whatever search or sampling wrote them.
+
+    Args:
+        model (`BlipForConditionalGeneration`):
+            The captioner.
+        memory (`ImageMemory`):
+            `n` encoded images.
+        sequences (`torch.Tensor` of shape `(n * g, t)`):
+            What `generate` has returned, `g` neighbouring rows an image, padded on the right.
+        num_context (`int`):
+            Tokens before the caption: `[DEC]` and the prompt.
+
+    Returns:
+        `tuple`: sums over each caption, up to and with its first `[SEP]`, and numbers of tokens in them, both of shape
+        `(n * g,)`.
+    """
+    # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
+    logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
+    targets = sequences[:, num_context:]  # (n * g, t)
+    log_probabilities = -cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    is_end = targets == model.config.text_config.sep_token_id
+    is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
+    return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
+
+
+def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:
+    if (pixel_values is None) == (image_memory is None):
+        raise ValueError("pass either pixel_values, the processor's output for the images, or image_memory.")
+
+
+__all__ = ["BlipForConditionalGeneration", "score_sequences"]

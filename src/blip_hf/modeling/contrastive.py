@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What models in training share: contrast against momentum towers and a queue, matching with hard negatives.
+
+Letters: `b` batch, `k` keys = batch + queue, `d` width, `t` tokens, `p` image tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import initialization as init
+from transformers.utils import logging
+
+from ..configuration_blip import BlipConfig, BlipContrastiveConfig
+from ..objectives import (
+    contrastive_loss,
+    contrastive_targets,
+    matching_loss,
+    matching_pairs,
+    sample_hard_negatives,
+)
+from .attention import ImageMemory
+from .base import BlipPreTrainedModel
+from .momentum import UNKNOWN_IMAGE, FeatureQueue, ema_update_
+from .momentum_towers import MomentumEncoder
+from .outputs import BlipContrastiveOutput
+from .retrieval import BlipForImageTextRetrieval, pool_and_project, with_first_token
+from .text import BlipTextModel
+from .vision import BlipVisionModel
+
+
+logger = logging.get_logger(__name__)
+
+# Bounds of the temperature, salesforce/BLIP models/blip_pretrain.py.
+_TEMPERATURE_RANGE = (0.001, 0.5)
+_STATE_PREFIXES = ("momentum_towers.", "queue.")
+
+
+class BlipContrastiveModel(BlipPreTrainedModel):
+    """Base of the models that learn by contrast and matching (paper, section 3.2).
+
+    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
+    `enqueue(output)`; `BlipContrastiveTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
+    out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
+
+    Args:
+        config (`BlipContrastiveConfig`):
+            Configuration of both towers and of the contrastive state.
+    """
+
+    config: BlipContrastiveConfig
+    main_input_name = "pixel_values"
+    vision_model: BlipVisionModel
+    text_encoder: BlipTextModel
+    _keys_to_ignore_on_load_missing = [r"^momentum_towers\.", r"^queue\."]
+
+    def _add_contrastive_parts(self) -> None:
+        """Ends a constructor, once the towers are there."""
+        config = self.config
+        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
+        self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
+        self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.temp = nn.Parameter(torch.tensor(config.temperature_init_value))
+        self.momentum_towers = MomentumEncoder(config)
+        self.queue = FeatureQueue(config.queue_size, config.image_text_hidden_size)
+        self.post_init()
+        self.reset_momentum()
+        self._keys_to_ignore_on_save |= {name for name in self.state_dict() if name.startswith(_STATE_PREFIXES)}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FeatureQueue):
+            for features in (module.image_features, module.text_features):
+                init.copy_(features, normalize(torch.randn_like(features), dim=-1))
+            init.constant_(module.image_ids, UNKNOWN_IMAGE)
+            init.zeros_(module.num_enqueued)
+        elif module is self:
+            init.constant_(module.temp, self.config.temperature_init_value)
+
+    def _finish_loading(self) -> None:
+        self.momentum_towers.requires_grad_(False)  # loading makes new parameters of what a file leaves out
+        self.reset_momentum()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resizes the word embeddings of the towers and of the momentum tower.
+
+        Args:
+            *args:
+                As `PreTrainedModel.resize_token_embeddings`.
+            **kwargs:
+                As `PreTrainedModel.resize_token_embeddings`.
+
+        Returns:
+            `nn.Embedding`: The resized word embeddings.
+        """
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.momentum_towers.text_encoder.resize_token_embeddings(embeddings.num_embeddings)
+        self.reset_momentum()
+        return embeddings
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Resizes the position embeddings of the image encoder and of its momentum tower.
+
+        Args:
+            new_num_position_embeddings (`int`):
+                The new image size in pixels, a multiple of the patch size.
+        """
+        super().resize_position_embeddings(new_num_position_embeddings)
+        self.momentum_towers.vision_model.resize_position_embeddings(new_num_position_embeddings)
+
+    def reset_momentum(self) -> None:
+        """Sets the momentum towers to the current weights."""
+        averages, currents = self._averaged_pairs()
+        ema_update_(averages, currents, momentum=0.0)
+
+    @torch.no_grad()
+    def update_momentum(self) -> None:
+        """One step of the averages, and the temperature back within its bounds; once after each optimiser step."""
+        averages, currents = self._averaged_pairs()
+        ema_update_(averages, currents, self.config.momentum)
+        self.temp.clamp_(*_TEMPERATURE_RANGE)
+
+    def enqueue(self, output: BlipContrastiveOutput) -> None:
+        """Puts the momentum features of a batch into the queue; once after each training batch and its backward pass.
+
+        Args:
+            output (`BlipContrastiveOutput`):
+                What `forward` returned for the batch.
+        """
+        self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no loss of the configuration has a gradient for, such as the head of one with weight 0.
+
+        Returns:
+            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
+        """
+        return []
+
+    def training_state_dict(self) -> dict[str, Tensor]:
+        """Momentum towers and queue by name: what `save_pretrained` leaves out and a resumed run needs."""
+        return {name: value for name, value in self.state_dict().items() if name.startswith(_STATE_PREFIXES)}
+
+    def export_retriever(self) -> BlipForImageTextRetrieval:
+        """The matcher inside, sharing its weights with this model.
+
+        Returns:
+            `BlipForImageTextRetrieval`: Save it to have a checkpoint that plain transformers opens.
+        """
+        parts = ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head")
+        return self._export(BlipForImageTextRetrieval, parts)
+
+    def _check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, return_loss: bool) -> Tensor:
+        """The mask, read off the padding tokens where none is given."""
+        if not return_loss:
+            exports = " or ".join(f"{name}()" for name in dir(type(self)) if name.startswith("export_"))
+            raise ValueError(f"{type(self).__name__} computes losses only: use {exports}.")
+        if attention_mask is None:
+            return (input_ids != self.config.text_config.pad_token_id).long()
+        return attention_mask
+
+    def _embed_words(self, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
+        """Embedded words `(b, t, d)` of the texts as they are, and of the same with each of other first tokens.
+
+        One look-up for all roles has one gradient of the size of the vocabulary, not one a role.
+        """
+        texts = [input_ids, *(with_first_token(input_ids, token) for token in first_tokens)]
+        return self.get_input_embeddings()(torch.stack(texts)).unbind()
+
+    def _encode(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, words: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """States of the images, features of images and texts, and the same features of the momentum towers."""
+        image_embeds = self.vision_model(pixel_values).last_hidden_state
+        image_features = pool_and_project(image_embeds, self.vision_proj)
+        text_embeds = self.text_encoder(
+            inputs_embeds=words, attention_mask=attention_mask, cls_only=True
+        ).last_hidden_state
+        text_features = pool_and_project(text_embeds, self.text_proj)
+        if self.config.momentum:
+            keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
+        else:  # averages without memory are the weights themselves
+            keys = image_features.detach(), text_features.detach()
+        return image_embeds, (image_features, text_features), keys
+
+    def _contrast(
+        self,
+        features: tuple[Tensor, Tensor],
+        keys: tuple[Tensor, Tensor],
+        alpha: float | Tensor | None,
+        image_ids: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """ITC; also the in-batch logits (image to text, text to image) and which of them are positives."""
+        alpha = self.config.alpha if alpha is None else alpha
+        temperature = self._clamped_temperature()
+        queued = (self.queue.text_features, self.queue.image_features)
+        positives = matching_pairs(image_ids, torch.cat([image_ids, self.queue.image_ids]))  # (b, k)
+
+        losses, batch_logits = [], []
+        for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
+            # Queries are divided, not similarities: a gradient of the temperature would keep those, of shape (b, k).
+            logits = _similarities(queries / temperature, others, queue)
+            with torch.no_grad():
+                targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
+            losses.append(contrastive_loss(logits, targets))
+            batch_logits.append(logits[:, : len(queries)])
+        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : len(image_ids)]
+
+    def _match(
+        self,
+        memory: ImageMemory,
+        words: Tensor,
+        attention_mask: Tensor,
+        logits: tuple[Tensor, Tensor],
+        positives: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass."""
+        num_pairs = len(words)
+        (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
+
+        rows = torch.arange(num_pairs, device=words.device)
+        # Row order: for each image its text and a hard text, which read the memory in order; then each text for a hard image.
+        texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
+        itm_logits = self._score_pairs(memory, words[texts], attention_mask[texts], hard_images)
+        if num_pairs == 1:
+            logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
+            return itm_logits.sum() * 0, None, None  # with gradients, for which data parallelism waits
+        return itm_loss_and_labels(itm_logits, has_text, has_image)
+
+    def _draw_negatives(
+        self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A text for each image and an image for each text, as `sample_hard_negatives` gives them."""
+        if self.config.negative_temperature is not None:
+            scale = self._clamped_temperature().detach() / self.config.negative_temperature
+            logits = (logits[0] * scale, logits[1] * scale)
+        return (
+            sample_hard_negatives(logits[0], positives, generator),
+            sample_hard_negatives(logits[1], positives, generator),
+        )
+
+    def _score_pairs(self, memory: ImageMemory, words: Tensor, attention_mask: Tensor, image_index: Tensor) -> Tensor:
+        """Matching scores of embedded texts, which begin with [ENC], for the images that `BlipTextModel` pairs them with."""
+        states = self.text_encoder(
+            inputs_embeds=words,
+            attention_mask=attention_mask,
+            image_memory=memory,
+            image_index=image_index,
+            cls_only=True,
+        ).last_hidden_state
+        return self.itm_head(states[:, 0])
+
+    def _clamped_temperature(self) -> Tensor:
+        return self.temp.float().clamp(*_TEMPERATURE_RANGE)
+
+    def _averaged_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        currents = dict(self.named_parameters(remove_duplicate=False))
+        averages = dict(self.momentum_towers.named_parameters())
+        return list(averages.values()), [currents[name] for name in averages]
+
+    def _export(self, head_class: type, parts: tuple[str, ...]) -> Any:
+        fields = {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if name not in ("model_type", "architectures", "transformers_version")
+            and name in BlipConfig.__dataclass_fields__
+        }
+        with torch.device("meta"):
+            head = head_class(BlipConfig.from_dict(fields))
+        # The parts go on reading these.
+        head.config.text_config, head.config.vision_config = self.config.text_config, self.config.vision_config
+        for part in parts:
+            setattr(head, part, getattr(self, part))
+        head.train(self.training)
+        return head
+
+
+def itm_loss_and_labels(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ITM loss, logits and labels of `b` pairs.
+
+    Args:
+        itm_logits (`torch.Tensor` of shape `(3b, 2)`):
+            For each image the scores of its own text and of a hard one in turn, then those of each text for a hard image.
+        has_text (`torch.Tensor` of shape `(b,)`):
+            Boolean: images that have a hard text.
+        has_image (`torch.Tensor` of shape `(b,)`):
+            Boolean: texts that have a hard image.
+
+    Returns:
+        `tuple`: the loss, the logits, and the labels of shape `(3b,)`, -100 for pairs that could not be made.
+    """
+    always = torch.ones_like(has_text)
+    valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
+    labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()
+    return matching_loss(itm_logits, labels, valid), itm_logits, labels.masked_fill(~valid, -100)
+
+
+def _similarities(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
+    """Of `(b, d)` to `(b, d)` and to the queue, which is not copied for it, hence no `cat` of features: `(b, k)`."""
+    return torch.cat([queries @ keys.T, queries @ queue.to(queries.dtype).T], dim=1)
+
+
+__all__ = ["BlipContrastiveModel", "itm_loss_and_labels"]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""State of the contrastive objective: averaged weights and a queue of their features (paper, section 3.2; ALBEF)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import gather
+
+
+# Image id of queue entries that belong to no known image.
+UNKNOWN_IMAGE = -100
+# File of a checkpoint with what published weights leave out: momentum towers and queue.
+MOMENTUM_STATE_NAME = "momentum_state.safetensors"
+
+
+def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
+    """The image of each row, unknown where no ids are given.
+
+    Args:
+        image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
+            Those given.
+        rows (`torch.Tensor` of shape `(b, ...)`):
+            What they would be the images of.
+
+    Returns:
+        `torch.Tensor` of shape `(b,)`: int64.
+    """
+    if image_ids is not None:
+        return image_ids
+    return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
+
+
+@torch.no_grad()
+def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
+    """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`.
+
+    Args:
+        averages (sequence of `torch.Tensor`):
+            Changed in place.
+        currents (sequence of `torch.Tensor`):
+            Of the same shapes, in the same order.
+        momentum (`float`):
+            Share of the average that is kept.
+    """
+    torch._foreach_lerp_(list(averages), [current.detach() for current in currents], 1 - momentum)
+
+
+class FeatureQueue(nn.Module):
+    """Ring of the momentum features of past batches, extra negatives (and positives, where image ids say so).
+
+    It starts with random unit vectors, as the original does, and takes batches of any size.
+
+    Args:
+        size (`int`):
+            Number of pairs kept; 0 keeps none.
+        feature_size (`int`):
+            Width of a feature.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    image_ids: Tensor
+    num_enqueued: Tensor
+
+    def __init__(self, size: int, feature_size: int) -> None:
+        super().__init__()
+        self.register_buffer("image_features", torch.zeros(size, feature_size))
+        self.register_buffer("text_features", torch.zeros(size, feature_size))
+        self.register_buffer("image_ids", torch.full((size,), UNKNOWN_IMAGE))
+        self.register_buffer("num_enqueued", torch.zeros((), dtype=torch.long))
+
+    @property
+    def size(self) -> int:
+        """Number of pairs that it keeps."""
+        return len(self.image_features)
+
+    @property
+    def pointer(self) -> Tensor:
+        """Next position to be written, a scalar."""
+        return self.num_enqueued % max(self.size, 1)
+
+    @property
+    def fill(self) -> Tensor:
+        """Share of the queue that real features take, a scalar in [0, 1]."""
+        return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
+
+    @torch.no_grad()
+    def enqueue(self, image_features: Tensor, text_features: Tensor, image_ids: Tensor | None = None) -> None:
+        """Writes a batch, gathered over all processes, over the oldest entries.
+
+        Args:
+            image_features (`torch.Tensor` of shape `(b, d)`):
+                Momentum image features.
+            text_features (`torch.Tensor` of shape `(b, d)`):
+                Momentum text features.
+            image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
+                Image of each pair.
+        """
+        batch = (image_features, text_features, image_ids_or_unknown(image_ids, image_features))
+        rows = [gather(part) for part in batch]
+        count = len(rows[0])
+        kept = min(count, self.size)
+        offsets = torch.arange(count - kept, count, device=self.num_enqueued.device)
+        positions = (self.num_enqueued + offsets) % max(self.size, 1)
+        for ring, row in zip((self.image_features, self.text_features, self.image_ids), rows, strict=True):
+            ring.index_copy_(0, positions, row[count - kept :].to(ring.dtype))
+        self.num_enqueued += count
+
+
+__all__ = ["MOMENTUM_STATE_NAME", "UNKNOWN_IMAGE", "FeatureQueue", "ema_update_", "image_ids_or_unknown"]

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two-image reasoning: is a sentence true of a pair of images (NLVR2; paper, section 5.5)?"""
+
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
+from ..objectives import matching_loss
+from .base import BlipPreTrainedModel, refuse_unknown
+from .nlvr2_text import BlipTwinTextModel
+from .outputs import BlipVisualReasoningOutput
+from .pretraining import BlipForPreTraining
+from .retrieval import BlipForImageTextRetrieval, with_first_token
+from .retrieval_training import BlipForRetrievalTraining
+from .vision import BlipVisionModel
+
+
+# What a matcher has once and the twins have twice.
+_TWINNED = r"\.crossattention\.(self|output\.dense)\."
+
+
+class BlipForVisualReasoning(BlipPreTrainedModel):
+    """Says whether a sentence is true of two images.
+
+    Both images go through one image encoder; each text layer attends to either with weights of its own. Class 1 is true.
+
+    Args:
+        config (`BlipVisualReasoningConfig`):
+            Configuration of both towers, and the layer from which on the two images are merged by learnt weights.
+
+    Example:
+        >>> import torch
+        >>> from blip_hf import BlipForVisualReasoning, BlipVisualReasoningConfig
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> config = BlipVisualReasoningConfig(vision_config={**sizes, "image_size": 32}, text_config=sizes)
+        >>> model = BlipForVisualReasoning(config).eval()
+        >>> model(torch.zeros(3, 2, 3, 32, 32), torch.tensor([[101, 2048, 102]] * 3)).logits.shape
+        torch.Size([3, 2])
+    """
+
+    config: BlipVisualReasoningConfig
+    main_input_name = "pixel_values"
+    _no_split_modules = ["BlipVisionLayer", "BlipTwinTextLayer"]
+    _new_heads_remedy = "start from it with BlipForVisualReasoning.from_matcher_pretrained, which fills both twins"
+
+    def __init__(self, config: BlipVisualReasoningConfig) -> None:
+        super().__init__(config)
+        config = self.config
+        width = config.text_config.hidden_size
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTwinTextModel(config.text_config, config.merge_from_layer)
+        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        self.post_init()
+
+    @classmethod
+    def from_matcher_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        image_size: int | None = None,
+        vision_fields: dict[str, Any] | None = None,
+        text_fields: dict[str, Any] | None = None,
+        **config_fields: Any,
+    ) -> "BlipForVisualReasoning":
+        """Starts from a model of single images, as the paper fine-tunes for NLVR2; all weights in fp32.
+
+        Both twins start from its one cross-attention. The merge layers and the classifier start from random weights.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Directory or Hub name of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
+                checkpoint.
+            image_size (`int`, *optional*, defaults to the checkpoint's):
+                Pixels a side; position embeddings are interpolated.
+            vision_fields (`dict`, *optional*):
+                `BlipVisionConfig` fields to set, such as `drop_path_rate`: 0.1 in the original's fine-tuning.
+            text_fields (`dict`, *optional*):
+                `BlipTextConfig` fields to set, such as dropout.
+            **config_fields:
+                `BlipVisualReasoningConfig` fields to set, such as `merge_from_layer`.
+
+        Returns:
+            `BlipForVisualReasoning`: In evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint is of another class.
+        """
+        matcher = _load_matcher(pretrained_model_name_or_path)
+        if image_size is not None:
+            matcher.resize_position_embeddings(image_size)
+        config = BlipVisualReasoningConfig(
+            vision_config=BlipVisionConfig.from_dict(
+                {**matcher.config.vision_config.to_dict(), **(vision_fields or {})}
+            ),
+            text_config=BlipTextConfig.from_dict({**matcher.config.text_config.to_dict(), **(text_fields or {})}),
+            **config_fields,
+        )
+        model = cls(config)
+        model.vision_model.load_state_dict(matcher.vision_model.state_dict())
+        fresh = {name: value for name, value in model.text_encoder.state_dict().items() if ".merge_layer." in name}
+        model.text_encoder.load_state_dict(_twinned(matcher.text_encoder.state_dict()) | fresh)
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BlipVisualReasoningOutput:
+        """Judges sentences about pairs of images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 2, 3, height, width)`):
+                Normalised pixels of each pair, the first (left) image before the second.
+            input_ids (`torch.Tensor` of shape `(n * g, t)`):
+                Token ids, `g` neighbouring sentences a pair. Whatever stands at position 0 is read as [ENC].
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            labels (`torch.Tensor` of shape `(n * g,)`, *optional*):
+                1 for true sentences, 0 for false ones; gives the loss.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept images of another size than the configured one.
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `BlipVisualReasoningOutput`: The scores, and the loss where labels were given.
+
+        Raises:
+            ValueError: If the pixels are not those of pairs, or the sentences do not divide among the pairs.
+        """
+        refuse_unknown(kwargs, self)
+        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                f"pixel_values are of shape {tuple(pixel_values.shape)}, expected (pairs, 2, 3, height, width). Stack the"
+                " two images of each pair along axis 1."
+            )
+        # (n, 2, 3, height, width) -> (2 * n, 3, height, width), one pass for all
+        vision = self.vision_model(
+            pixel_values.flatten(0, 1), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        first, second = vision.last_hidden_state.unflatten(0, (-1, 2)).unbind(1)  # each (n, p, d)
+        text = self.text_encoder(
+            with_first_token(input_ids, self.config.text_config.enc_token_id),
+            attention_mask,
+            self.text_encoder.build_image_memories(first, second),
+            cls_only=not kwargs.get("output_attentions"),  # attentions that are asked for are those of all tokens
+            **kwargs,
+        )
+        logits = self.cls_head(text.last_hidden_state[:, 0])  # (n * g, 2)
+        return BlipVisualReasoningOutput(
+            loss=None if labels is None else matching_loss(logits, labels.long()),
+            logits=logits,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            cross_attentions=_paired(text.cross_attentions),
+        )
+
+
+def _load_matcher(path: str | os.PathLike) -> BlipForImageTextRetrieval:
+    settings, _ = BlipVisualReasoningConfig.get_config_dict(path)
+    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
+        if settings.get("model_type") == trained_class.config_class.model_type:
+            return trained_class.from_pretrained(path, dtype=torch.float32).export_retriever()
+    # Which raises on a checkpoint of another class.
+    return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
+
+
+def _twinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a text encoder with its cross-attention under the names of both twins."""
+    twinned = {}
+    for name, value in state.items():
+        names = {re.sub(_TWINNED, rf".crossattention.\g<1>{twin}.", name) for twin in (0, 1)}
+        twinned |= dict.fromkeys(names, value)
+    return twinned
+
+
+def _paired(cross_attentions: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """Probabilities of either image in turn, each `(b, h, t, p)` -> one tensor a layer, `(b, 2, h, t, p)`."""
+    if not cross_attentions:
+        return None
+    pairs = zip(cross_attentions[::2], cross_attentions[1::2], strict=True)
+    return tuple(torch.stack(pair, dim=1) for pair in pairs)
+
+
+__all__ = ["BlipForVisualReasoning"]

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Text transformer that reads two images at once: twin cross-attention, averaged below and merged above (NLVR2).
+
+    first image ── self0 ── dense0 ─┐
+    text ────────┤                  ├─ average, or concatenate and merge ─ + text ─ LayerNorm
+    second image ─ self1 ── dense1 ─┘
+
+The paper, section 5.5 and figure 5. Names are those of the original checkpoints.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..configuration_blip import BlipTextConfig
+from .attention import ImageMemory, self_attention_mask
+from .base import refuse_unknown
+from .linear import Linear
+from .text import BlipTextPreTrainedModel
+from .text_layers import (
+    BlipTextAttention,
+    BlipTextCrossAttention,
+    BlipTextEmbeddings,
+    BlipTextIntermediate,
+    BlipTextResidualOutput,
+    BlipTextSelfAttention,
+)
+
+
+ImageMemoryPair = tuple[ImageMemory, ImageMemory]
+
+
+class BlipTwinOutput(nn.Module):
+    """One dense layer an image, their average or learnt merger, and the residual output that both share."""
+
+    def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.dense0 = Linear(width, width)
+        self.dense1 = Linear(width, width)
+        self.merge_layer = Linear(2 * width, width) if has_merge_layer else None
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, first: Tensor, second: Tensor, residual: Tensor) -> Tensor:
+        """Contexts of the two images and the text, each `(b, t, d)` -> `(b, t, d)`."""
+        first, second = self.dense0(first), self.dense1(second)
+        if self.merge_layer is None:
+            merged = (first + second) / 2
+        else:
+            merged = self.merge_layer(torch.cat([first, second], dim=-1))  # (b, t, 2 * d) -> (b, t, d)
+        return self.LayerNorm(self.dropout(merged) + residual)
+
+
+class BlipTwinCrossAttention(nn.Module):
+    """Attention to two images, each with weights of its own."""
+
+    def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
+        super().__init__()
+        self.self0 = BlipTextCrossAttention(config)
+        self.self1 = BlipTextCrossAttention(config)
+        self.output = BlipTwinOutput(config, has_merge_layer=has_merge_layer)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        first_key: Tensor,
+        first_value: Tensor,
+        second_key: Tensor,
+        second_value: Tensor,
+        *,
+        output_attentions: bool,
+    ) -> Tensor:
+        """`(b, t, d)`, and keys and values of shape `(n, h, p, head_dim)` -> `(b, t, d)`."""
+        options = {"mask": None, "image_index": None, "output_attentions": output_attentions}
+        first, _ = self.self0(hidden_states, first_key, first_value, **options)
+        second, _ = self.self1(hidden_states, second_key, second_value, **options)
+        return self.output(first, second, hidden_states)
+
+
+class BlipTwinTextLayer(GradientCheckpointingLayer):
+    """Self-attention, twin cross-attention, feed-forward; post-norm throughout."""
+
+    def __init__(self, config: BlipTextConfig, layer_idx: int, *, has_merge_layer: bool) -> None:
+        super().__init__()
+        self.attention = BlipTextAttention(BlipTextSelfAttention(config, layer_idx), config)
+        self.crossattention = BlipTwinCrossAttention(config, has_merge_layer=has_merge_layer)
+        self.intermediate = BlipTextIntermediate(config)
+        self.output = BlipTextResidualOutput(config, config.intermediate_size)
+
+    # Memory tensors are positional: they carry gradients, which re-entrant checkpointing finds only there.
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        first_key: Tensor,
+        first_value: Tensor,
+        second_key: Tensor,
+        second_value: Tensor,
+        *,
+        output_attentions: bool,
+        cls_only: bool,
+    ) -> Tensor:
+        """`(b, t, d)` -> `(b, t, d)`, with `cls_only` -> `(b, 1, d)`."""
+        hidden_states = self.attention(
+            hidden_states,
+            attention_mask,
+            past_key_values=None,
+            is_causal=False,
+            output_attentions=output_attentions,
+            cls_only=cls_only,
+        )
+        hidden_states = self.crossattention(
+            hidden_states, first_key, first_value, second_key, second_value, output_attentions=output_attentions
+        )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class BlipTwinTextEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            BlipTwinTextLayer(config, idx, has_merge_layer=idx >= merge_from_layer)
+            for idx in range(config.num_hidden_layers)
+        )
+
+
+class BlipTwinTextModel(BlipTextPreTrainedModel):
+    """Text encoder grounded in two images.
+
+    Args:
+        config (`BlipTextConfig`):
+            Sizes of the text transformer.
+        merge_from_layer (`int`):
+            First layer, counted from 0, that merges the two images by learnt weights; those below average them.
+    """
+
+    _no_split_modules = ["BlipTwinTextLayer"]
+    _can_record_outputs = {
+        "hidden_states": BlipTwinTextLayer,
+        "attentions": OutputRecorder(BlipTextSelfAttention, index=1),
+        "cross_attentions": OutputRecorder(BlipTextCrossAttention, index=1),
+    }
+
+    def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
+        super().__init__(config)
+        config = self.config
+        self.embeddings = BlipTextEmbeddings(config)
+        self.encoder = BlipTwinTextEncoder(config, merge_from_layer)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    def build_image_memories(self, first_states: Tensor, second_states: Tensor) -> ImageMemoryPair:
+        """Projects encoded pairs of images to what every layer's cross-attention reads, each image once.
+
+        Args:
+            first_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
+                Image encoder's states of the first image of each pair.
+            second_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
+                The same of the second image.
+
+        Returns:
+            `tuple[ImageMemory, ImageMemory]`: Of the first and the second images.
+        """
+        twins = [layer.crossattention for layer in self.encoder.layer]
+        first = [twin.self0.project(first_states) for twin in twins]
+        second = [twin.self1.project(second_states) for twin in twins]
+        return ImageMemory(*zip(*first, strict=True)), ImageMemory(*zip(*second, strict=True))
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_memories: ImageMemoryPair,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encodes texts, each grounded in a pair of images.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(n * g, t)`):
+                Token ids, `g` neighbouring texts a pair.
+            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                0 for padding.
+            image_memories (`tuple[ImageMemory, ImageMemory]`):
+                Result of `build_image_memories` for `n` pairs.
+            cls_only (`bool`, *optional*, defaults to `False`):
+                As in `BlipTextModel`.
+            **kwargs:
+                `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`. Its
+            `cross_attentions`, where asked for, alternate between first and second images, layer by layer.
+
+        Raises:
+            ValueError: If a text is too long, or texts do not divide among the pairs.
+        """
+        refuse_unknown(kwargs, self)
+        (num_texts, length), num_pairs = input_ids.shape, image_memories[0].num_images
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"text has {length} tokens, the model takes at most {self.config.max_position_embeddings}. Truncate it."
+            )
+        if num_texts % num_pairs:
+            raise ValueError(
+                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text a pair, or the same"
+                " number for each pair, the texts of one pair next to each other."
+            )
+        positions = torch.arange(length, device=input_ids.device)[None]
+        hidden_states = self.embeddings(self.embeddings.word_embeddings(input_ids), positions)
+        output_attentions = bool(kwargs.get("output_attentions"))
+        mask = self_attention_mask(
+            attention_mask,
+            hidden_states,
+            None,
+            is_causal=False,
+            implementation="eager" if output_attentions else self.config._attn_implementation,
+        )
+        first, second = image_memories
+        memory_tensors = zip(first.keys, first.values, second.keys, second.values, strict=True)
+        last = len(self.encoder.layer) - 1
+        for idx, (layer, tensors) in enumerate(zip(self.encoder.layer, memory_tensors, strict=True)):
+            hidden_states = layer(
+                hidden_states,
+                mask,
+                *tensors,
+                output_attentions=output_attentions,
+                cls_only=cls_only and idx == last,
+            )
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states)
+
+
+__all__ = ["BlipTwinTextModel", "ImageMemoryPair"]

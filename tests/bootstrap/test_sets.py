@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sets of `blip-hf bootstrap`: who has which image, what is known of the web, what a variant is trained on."""
+
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from blip_hf.bootstrap.config import FileData, SceneData
+from blip_hf.bootstrap.measure import measure_capfilt
+from blip_hf.bootstrap.sets import (
+    CHECK,
+    EVAL,
+    HUMAN,
+    WEB,
+    Truth,
+    read_truth,
+    read_web,
+    save_pairs,
+    write_file_sets,
+    write_scene_sets,
+    write_variant,
+    write_web,
+)
+from blip_hf.capfilt.filters import Rule
+from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+
+
+SCENES = SceneData(num_web=30, num_human=20, num_eval=10, num_check=12, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def scene_sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    write_scene_sets(SCENES, 3, folder)
+    return folder
+
+
+def test_no_scene_is_in_two_sets(scene_sets):
+    web, check = (read_web(scene_sets / name)["image_id"].to_pylist() for name in (WEB, CHECK))
+    evaluation = datasets.load_from_disk(scene_sets / EVAL)
+    assert web == list(range(30))
+    assert check == list(range(50, 62))
+    assert min(evaluation["image_id"]) >= 62
+    assert len(set(evaluation["caption"])) == 10
+
+
+def test_human_scenes_of_one_caption_share_an_id(tmp_path):
+    write_scene_sets(SceneData(num_web=1, num_human=300, num_eval=2, num_check=1, image_size=32), 0, tmp_path)
+    human = datasets.load_from_disk(tmp_path / HUMAN)
+    captions, ids = human["caption"][:], human["image_id"][:]
+    assert len(set(ids)) == len(set(captions)) == len(set(zip(captions, ids, strict=True))) < 300
+
+
+def test_truth_says_which_captions_were_swapped(scene_sets):
+    truth, web = read_truth(scene_sets), read_web(scene_sets / WEB)
+    verdicts = [
+        (
+            truth.is_right("web", str(pair["image_id"]), pair["caption"]),
+            truth.captions[str(pair["image_id"])] == pair["caption"],
+        )
+        for pair in web.to_pylist()
+    ]
+    assert set(verdicts) == {(True, True), (False, False)}
+    assert truth.captions.keys() == set(map(str, (*range(30), *range(50, 62))))
+
+
+def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
+    for name in "abcdef":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    human = [{"image": f"{name}.png", "caption": f"{name} {i}"} for name in "abcdef" for i in range(2)]
+    web = [{"image": f"{name}.png", "caption": f"web {name}"} for name in "abcdef"]
+    for name, content in (("human", human), ("web", web), ("labels", [1, 0, 1, 0, 1, 0])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("web", "human")}
+    data = FileData(**paths, eval=paths["human"], human_share=0.5, web_labels=str(tmp_path / "labels.json"))
+    figures = write_file_sets(data, 0, tmp_path / "sets")
+    assert (figures["num_web"], figures["num_human"], figures["num_eval"]) == (3, 6, 12)
+    kept_web, kept_human = read_web(tmp_path / "sets" / WEB), datasets.load_from_disk(tmp_path / "sets" / HUMAN)
+    web_names = {caption[-1] for caption in kept_web["caption"].to_pylist()}
+    assert web_names.isdisjoint({caption[0] for caption in kept_human["caption"]})
+    assert set(kept_web["image_id"].to_pylist()).isdisjoint(kept_human["image_id"])
+    truth = read_truth(tmp_path / "sets")
+    verdicts = {
+        pair["caption"]: truth.is_right("web", str(pair["image_id"]), pair["caption"]) for pair in kept_web.to_pylist()
+    }
+    assert verdicts == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
+
+
+def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for name in "abcd":
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{name}.png")
+    lists = {
+        "human": [{"image": f"photos/{name}.png", "caption": name} for name in "abcd"],
+        "web": [
+            {"image": f"{way}/{name}.png", "caption": name} for name in "abcd" for way in ("photos/../photos", "link")
+        ],
+    }
+    for name, content in lists.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    web, human = (str(tmp_path / f"{name}.json") for name in ("web", "human"))
+    figures = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
+    assert (figures["num_web"], figures["num_human"]) == (4, 2)
+    left = read_web(tmp_path / "sets" / WEB)
+    assert set(left["caption"].to_pylist()).isdisjoint(datasets.load_from_disk(tmp_path / "sets" / HUMAN)["caption"])
+    assert len(set(left["image_id"].to_pylist())) == 2
+
+
+def test_each_text_of_a_image_has_its_own_label(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    web = [{"image": "a.png", "caption": caption} for caption in ("right", "wrong ", "right too")]
+    for name, content in (("web", web), ("labels", [1, 0, 1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    path, sets = str(tmp_path / "web.json"), tmp_path / "sets"
+    write_file_sets(FileData(path, path, path, web_labels=str(tmp_path / "labels.json")), 0, sets)
+    noisy = write_variant("noisy", sets, None, tmp_path / "pairs", rule=Rule(), with_human=False, is_drawn=False)
+    assert noisy["share_right"] == pytest.approx(2 / 3)
+    # CapFilt makes one sample of the three, called by the first.
+    rows = [
+        {"sample_id": "web-00000/0", "image_id": "0", "image": "a.png", "text_index": number, "text": text}
+        | {"source": "web", "itm": itm, "itc": 0.0, "log_prob": None}
+        for number, (text, itm) in enumerate([("right", 0.9), ("wrong", 0.1), ("right too", 0.8)])
+    ]
+    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(tmp_path / "run").scores("web-00000"))
+    figures = measure_capfilt(tmp_path / "run", read_truth(sets), Rule())
+    assert (figures["web_right"], figures["web_precision"], figures["web_recall"]) == (pytest.approx(2 / 3), 1.0, 1.0)
+    assert figures["web_noise_recall"] == 1.0
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Three images of the web, of which the first two are right, with a new text each, and one human pair."""
+    sets, run = tmp_path / "sets", tmp_path / "run"
+    web = [
+        {"image": "a.png", "caption": caption, "image_id": number, "id": str(number)}
+        for number, caption in enumerate(["a ring", "a star", "a cross"])
+    ]
+    write_web(web, sets / WEB, is_drawn=False)
+    save_pairs([{"image": "b.png", "caption": "a ring", "image_id": 9}], sets / HUMAN, is_drawn=False)
+    truth = [("0", "a ring", True, "a ring"), ("1", "a star", True, "a star"), ("2", "a cross", False, "a heart")]
+    columns = zip(("image_id", "text", "is_right", "caption"), zip(*truth, strict=True), strict=True)
+    pq.write_table(pa.table({name: list(values) for name, values in columns}), sets / "truth.parquet")
+    texts = [
+        ("0", "web", "a ring", 0.9),
+        ("0", "synthetic", "a ring", 0.9),
+        ("1", "web", "a star", 0.4),
+        ("1", "synthetic", "a heart", 0.7),
+        ("2", "web", "a cross", 0.1),
+        ("2", "synthetic", "a heart", 0.8),
+    ]
+    rows = [
+        {"sample_id": f"web-00000/{id_}", "image_id": id_, "image": "", "text_index": 0, "text": text}
+        | {"source": source, "itm": itm, "itc": 0.0, "log_prob": None}
+        for id_, source, text, itm in texts
+    ]
+    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(run).scores("web-00000"))
+    return sets, run
+
+
+@pytest.mark.parametrize(
+    ("variant", "captions", "share_right"),
+    [
+        ("noisy", ["a ring", "a star", "a cross"], 2 / 3),
+        # The union has a right text twice only once, and the wrong star is below the threshold.
+        ("bootstrapped", ["a ring", "a heart", "a heart"], 2 / 3),
+        ("repeated", ["a ring", "a star", "a cross"], 2 / 3),
+        ("filtered", ["a ring"], 1.0),
+        ("captioned", ["a ring", "a star", "a heart", "a cross", "a heart"], 3 / 5),
+    ],
+)
+def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share_right):
+    figures = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
+    pairs = datasets.load_from_disk(tmp_path / "pairs")
+    assert pairs["caption"][:] == [*captions, "a ring"]
+    assert figures["train_pairs"] == len(pairs)
+    assert figures["share_right"] == pytest.approx(share_right)
+    # The human ring and that of the web are no negatives of each other.
+    assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
+
+
+def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
+    lenient = Rule(threshold=0.0)
+    sizes = {
+        variant: write_variant(variant, *scored, tmp_path / variant, rule=lenient, with_human=False, is_drawn=False)
+        for variant in ("bootstrapped", "repeated")
+    }
+    assert sizes["repeated"]["train_pairs"] == sizes["bootstrapped"]["train_pairs"] == 5
+    repeated = datasets.load_from_disk(tmp_path / "repeated")
+    assert repeated["caption"][:] == ["a ring", "a star", "a cross", "a ring", "a star"]
+    assert repeated["image_id"][:] == [0, 1, 2, 0, 1]
+
+
+def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
+    strict = {"rule": Rule(threshold=2.0), "is_drawn": True}
+    figures = write_variant("bootstrapped", *scored, tmp_path / "pairs", with_human=True, **strict)
+    assert figures == {"train_pairs": 1, "train_web": 0, "train_synthetic": 0}
+    with pytest.raises(ValueError, match="keeps no text for 'bootstrapped'"):
+        write_variant("bootstrapped", *scored, tmp_path / "none", with_human=False, **strict)
+
+
+def test_figures_of_a_filter_by_hand(scored):
+    sets, run = scored
+    figures = measure_capfilt(run, read_truth(sets), Rule())
+    # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.
+    assert (figures["web_kept"], figures["web_precision"], figures["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
+    assert (figures["web_noise_recall"], figures["web_roc_auc"]) == (1.0, 1.0)
+    # Of the new texts all are kept, of which the heart of the second image is wrong.
+    assert (figures["synthetic_precision"], figures["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
+    assert "web_precision" not in measure_capfilt(run, Truth(), Rule())

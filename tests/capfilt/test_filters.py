@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which texts a rule keeps."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from blip_hf.capfilt.filters import Rule, find_cutoffs, keep_mask
+from blip_hf.capfilt.scores import SCHEMA, RunFolder, read_scores, write_scores
+
+
+def score_table(rows: list[tuple]) -> pa.Table:
+    """Rows of `(image_id, source, itm)`, with an ITC that has the order of ITM turned round."""
+    records = [
+        {
+            "sample_id": f"s/{image_id}",
+            "image_id": image_id,
+            "image": "",
+            "text_index": index,
+            "text": "a text",
+            "source": source,
+            "itm": itm,
+            "itc": None if itm is None else -itm,
+        }
+        for index, (image_id, source, itm) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(records, schema=SCHEMA)
+
+
+def random_table(seed: int, num_texts: int = 500, num_images: int = 200) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    images = np.sort(rng.integers(num_images, size=num_texts))
+    sources = rng.choice(["web", "synthetic"], size=num_texts)
+    scores = rng.normal(size=num_texts)  # no probabilities: signs have to be in order too
+    return score_table(list(zip(map(str, images), sources.tolist(), scores.tolist(), strict=True)))
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].to_numpy(zero_copy_only=False)
+
+
+def split(table: pa.Table, rows: int) -> list[pa.Table]:
+    return [table.slice(start, rows) for start in range(0, len(table), rows)]
+
+
+def test_a_text_stays_at_a_half_and_above():
+    rows = [("a", "web", 0.49), ("a", "synthetic", 0.5), ("b", "web", 0.51), ("b", "human", 1.0)]
+    # Whatever the image's other texts are; human texts are no business of the filter by default.
+    assert keep_mask(score_table(rows), Rule()).tolist() == [False, True, True, False]
+
+
+def test_thresholds_are_compared_as_the_scores_are_stored():
+    assert keep_mask(score_table([("a", "web", 0.3)]), Rule(threshold=0.3)).tolist() == [True]
+
+
+@pytest.mark.parametrize(("sources", "expected"), [(["web"], [True, False]), (("synthetic",), [False, True])])
+def test_sources_may_be_kept_alone(sources, expected):
+    table = score_table([("a", "web", 0.9), ("a", "synthetic", 0.9)])
+    assert keep_mask(table, Rule(sources=sources)).tolist() == expected
+
+
+def test_cosines_may_decide():
+    table = score_table([("a", "web", 0.9), ("a", "web", 0.1)])
+    assert keep_mask(table, Rule(threshold=-0.5, by="itc")).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("rule", [Rule(threshold=-10), Rule(keep_share=1.0)])
+def test_texts_without_a_score_are_dropped(rule):
+    table = score_table([("a", "web", None), ("a", "web", math.nan), ("a", "web", 0.1)])
+    assert keep_mask(table, rule).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.001, 0.1, 1 / 3, 0.5, 0.9, 1.0])
+def test_a_share_is_kept_of_each_source_and_it_is_the_best(seed, share):
+    table = random_table(seed)
+    mask = keep_mask(table, Rule(keep_share=share))
+    for source in ("web", "synthetic"):
+        is_own = column(table, "source") == source
+        scores = column(table, "itm")[is_own]
+        num_kept = round(share * len(scores))
+        np.testing.assert_array_equal(mask[is_own], np.isin(scores, np.sort(scores)[len(scores) - num_kept :]))
+
+
+def test_a_share_is_one_of_the_whole_data_and_not_of_each_shard():
+    table = random_table(0)
+    rule = Rule(keep_share=0.3)
+    order = np.argsort(column(table, "itm"))  # so that shards differ as much as they can
+    table = table.take(order)
+    shards = split(table, 70)
+    cutoffs = find_cutoffs(rule, lambda: shards)
+    mask = np.concatenate([keep_mask(shard, rule, cutoffs) for shard in shards])
+    np.testing.assert_array_equal(mask, keep_mask(table, rule))
+    assert not keep_mask(shards[0], rule, cutoffs).any()
+
+
+def test_equals_of_the_last_one_stay_with_it():
+    table = score_table([("a", "web", 0.2), ("b", "web", 0.7), ("c", "web", 0.7), ("d", "web", 0.7)])
+    assert keep_mask(table, Rule(keep_share=0.5)).tolist() == [False, True, True, True]
+
+
+def test_a_value_needs_no_pass_over_the_data():
+    assert find_cutoffs(Rule(threshold=0.4), lambda: pytest.fail("was read")) == {"web": 0.4, "synthetic": 0.4}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rule", [Rule(threshold=0.0), Rule(keep_share=0.5)])
+def test_best_per_image_keeps_at_most_one_and_the_best(seed, rule):
+    table = random_table(seed)
+    all_that_pass = keep_mask(table, rule)
+    mask = keep_mask(table, dataclasses.replace(rule, best_per_image=True))
+    images, scores = column(table, "image_id"), column(table, "itm")
+    assert not (mask & ~all_that_pass).any()
+    for image in np.unique(images):
+        passed, left = scores[all_that_pass & (images == image)], scores[mask & (images == image)]
+        assert left.tolist() == [passed.max()] if len(passed) else len(left) == 0
+
+
+def test_the_first_of_equals_is_the_best():
+    table = score_table([("a", "web", 0.6), ("a", "synthetic", 0.9), ("a", "synthetic", 0.9)])
+    assert keep_mask(table, Rule(best_per_image=True)).tolist() == [False, True, False]
+
+
+def test_an_empty_shard_keeps_nothing():
+    for rule in (Rule(), Rule(keep_share=0.5), Rule(best_per_image=True)):
+        assert keep_mask(score_table([]), rule).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep_share": 0.0}, "keep_share=0.0 is not a share"),
+        ({"keep_share": 1.5}, "keep_share=1.5 is not a share"),
+        ({"sources": ("net",)}, "expected some of 'web'"),
+        ({"sources": ()}, "expected some of 'web'"),
+        ({"by": "lm"}, "expected 'itm' or 'itc'"),
+        ({"threshold": math.nan}, "threshold=nan"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(**fields)
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    table = random_table(3)
+    run = RunFolder(tmp_path)
+    write_scores(table, run.scores("b"))
+    write_scores(table.slice(0, 2), run.scores("a"))
+    assert read_scores(run.scores("b")).equals(table)
+    assert [len(shard) for shard in run.tables()] == [2, 500]
+    content = run.scores("b").read_bytes()
+    write_scores(pa.concat_tables(split(table, 100)), run.scores("b"))
+    assert run.scores("b").read_bytes() == content

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""CapFilt runs: killed and continued, by one process or two, with the same bytes; and the commands around them."""
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
+from blip_hf.capfilt.filters import Rule
+from blip_hf.capfilt.runner import run_capfilt
+from blip_hf.cli import main
+from blip_hf.locks import open_locks
+from tests.support.twins import tiny_capfilt
+
+
+SOURCE, NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = "scenes:24:0.4", 24, 4, 6
+SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_workers=1)
+# The filter is not trained: its scores lie around one half.
+RULE = Rule(threshold=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Runs of this process sum as those of the processes it starts: several threads end in other last digits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    captioner, captioner_processor, matcher, matcher_processor = tiny_capfilt()
+    for part in (captioner, captioner_processor):
+        part.save_pretrained(folder / "captioner")
+    for part in (matcher, matcher_processor):
+        part.save_pretrained(folder / "filter")
+    return folder
+
+
+@pytest.fixture
+def engine(checkpoints):
+    return load(checkpoints)
+
+
+def load(checkpoints, settings=SETTINGS):
+    return CapFilt.from_pretrained(checkpoints / "captioner", checkpoints / "filter", device="cpu", settings=settings)
+
+
+def run(engine, out_dir, source=SOURCE, **options):
+    options = {"shard_size": SHARD_SIZE, "rule": RULE, "show_progress": False, **options}
+    return run_capfilt(engine, source, out_dir, **options)
+
+
+def run_process(checkpoints, out_dir, process_index, num_processes):
+    torch.set_num_threads(1)
+    run(load(checkpoints), out_dir, process_index=process_index, num_processes=num_processes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoints, tmp_path_factory):
+    """Folder, totals and seconds of a run by one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    start = time.perf_counter()
+    totals = run(load(checkpoints), folder)
+    return folder, totals, time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes from a server that has imported all that they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.twins"])
+
+    def start(checkpoints, out_dir, num_processes=2):
+        started = [
+            context.Process(target=run_process, args=(checkpoints, out_dir, index, num_processes))
+            for index in range(num_processes)
+        ]
+        for process in started:
+            process.start()
+        return started
+
+    return start
+
+
+def contents(folder):
+    """All that a run is for, by name."""
+    ignored = ("run.json", "claims.lock")  # knows its versions; is empty
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in ignored)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def whole_shards(folder):
+    return {path.name: path.stat().st_ino for path in Path(folder, "scores").glob("*.parquet")}
+
+
+def test_a_run_writes_scores_faults_and_pairs_of_each_shard_and_the_totals(undisturbed):
+    folder, totals, _ = undisturbed
+    shards = [f"scenes-{number:05d}" for number in range(NUM_SHARDS)]
+    expected = [
+        f"{part}/{shard}.{suffix}"
+        for part, suffix in (("faults", "json"), ("pairs", "parquet"), ("scores", "parquet"))
+        for shard in shards
+    ]
+    assert sorted(contents(folder)) == [*expected, "summary.json"]
+    scores, pairs = (pq.read_table(folder / part).to_pylist() for part in ("scores", "pairs"))
+    kept = [row for row in scores if row["itm"] >= RULE.threshold]
+    assert 0 < len(kept) < len(scores)
+    assert [(row["sample_id"], row["caption"]) for row in pairs] == [(row["sample_id"], row["text"]) for row in kept]
+    assert (totals["num_images"], totals["num_texts"], totals["num_kept"]) == (NUM_IMAGES, len(scores), len(kept))
+    assert totals["num_shards"] == NUM_SHARDS
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
+    checkpoints, processes, undisturbed, tmp_path, num_kills
+):
+    expected, _, seconds = undisturbed
+    rng, whole, num_cut_short = random.Random(num_kills), {}, 0
+    for _ in range(num_kills):
+        started = processes(checkpoints, tmp_path)
+        time.sleep(rng.uniform(0.1, 1) * seconds / num_kills)
+        for process in rng.sample(started, k=2):
+            process.kill()
+            process.join()
+        num_cut_short += not (tmp_path / "summary.json").is_file()
+        # What is whole stays as it is, and is not done again.
+        now = whole_shards(tmp_path)
+        assert whole.items() <= now.items()
+        whole = now
+    assert num_cut_short > num_kills / 2
+    for process in processes(checkpoints, tmp_path):
+        process.join()
+        assert process.exitcode == 0
+    assert whole.items() <= whole_shards(tmp_path).items()
+    assert contents(tmp_path) == contents(expected)
+
+
+def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes, undisturbed, tmp_path):
+    killed, survivor = processes(checkpoints, tmp_path)
+    while not whole_shards(tmp_path):
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    survivor.join()
+    assert (killed.exitcode, survivor.exitcode) == (-signal.SIGKILL, 0)
+    assert contents(tmp_path) == contents(undisturbed[0])
+
+
+def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
+    folder, totals, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(engine, "score_batches", None)
+    assert run(engine, folder) == totals
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_claim_holds_between_processes_and_goes_with_them(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    held = context.Event()
+    process = context.Process(target=hold_claim, args=(tmp_path / "lock", held))
+    process.start()
+    held.wait()
+    with open_locks(tmp_path / "lock") as claims:
+        with claims.claim(3, wait=False) as is_held:
+            assert not is_held
+        with claims.claim(4, wait=False) as is_held:
+            assert is_held
+        process.kill()
+        with claims.claim(3, wait=True) as is_held:
+            assert is_held
+    process.join()
+
+
+def hold_claim(path, held):
+    with open_locks(path) as claims, claims.claim(3, wait=False):
+        held.set()
+        time.sleep(60)
+
+
+def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoints, undisturbed):
+    folder, totals, _ = undisturbed
+    with pytest.raises(ValueError, match=r"other settings: rule.threshold was 0.5, is 0.6. Pass the same"):
+        run(load(checkpoints), folder, rule=Rule(threshold=0.6))
+    with pytest.raises(ValueError, match=r"capfilt.seed was 0, is 1; rule.by was 'itm', is 'itc'"):
+        run(load(checkpoints, replace(SETTINGS, seed=1)), folder, rule=Rule(by="itc"))
+    other = load(checkpoints)
+    other.matcher.itm_head.bias.data[0] += 1
+    with pytest.raises(ValueError, match=r"models.filter.fingerprint was"):
+        run(other, folder)
+    assert run(load(checkpoints, replace(SETTINGS, batch_size=3)), folder) == totals
+
+
+def test_a_share_is_kept_of_all_shards_together(engine, tmp_path):
+    totals = run(engine, tmp_path, rule=Rule(keep_share=0.25))
+    assert [source["num_kept"] for source in totals["by_source"].values()] == [NUM_IMAGES // 4] * 2
+    assert pq.read_table(tmp_path / "pairs").num_rows == NUM_IMAGES // 2
+
+
+def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "web.json").write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    (tmp_path / "below").mkdir()
+    for folder, source in ((tmp_path, "web.json"), (tmp_path / "below", "../web.json")):
+        monkeypatch.chdir(folder)
+        run(engine, "out", source)
+    assert contents(tmp_path / "out") == contents(tmp_path / "below" / "out")
+    assert pq.read_table(tmp_path / "out" / "scores")["image"][0].as_py() == str(tmp_path / "a.png")
+
+
+def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
+    records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(7)]
+    for record in records[1:]:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / record["image"])
+    cut = tmp_path / "2.png"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    records[3]["caption"] = "..."
+    records[4]["caption"] = "a" * 10_000
+    records.append({"image": 5})
+    (tmp_path / "web.json").write_text(json.dumps(records))
+    totals = run(engine, tmp_path / "out", tmp_path / "web.json", shard_size=3)
+    assert totals["faults"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
+    assert totals["num_images"] == 3
+    assert len(pq.read_table(tmp_path / "out" / "scores")) == totals["num_texts"] == 6
+
+
+def flags(checkpoints, out_dir):
+    models = ("--captioner", str(checkpoints / "captioner"), "--filter", str(checkpoints / "filter"))
+    settings = ("--prompt", "a b", "--max_length", "12", "--batch_size", "2", "--device", "cpu", "--no_progress")
+    return ["--source", SOURCE, "--shard_size", str(SHARD_SIZE), *models, *settings, "--output", str(out_dir)]
+
+
+def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == undisturbed[1]
+    written = contents(out)
+    assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
+    assert written == contents(undisturbed[0])
+
+    # A report that was asked for in the midst of the run is not the last one.
+    last = (out / "report.json").read_bytes()
+    content = json.loads(last)
+    content["totals"]["num_shards"] = 1
+    (out / "report.json").write_text(json.dumps(content))
+    assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
+    assert (out / "report.json").read_bytes() == last
+    capsys.readouterr()
+
+    pairs = tmp_path / "pairs"
+    assert main(["capfilt", "refilter", str(out), "--output", str(pairs)]) == 0
+    kept = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(kept.values()) == undisturbed[1]["num_kept"]
+    assert contents(pairs) == contents(out / "pairs")
+
+    (out / "report.html").unlink()
+    assert main(["capfilt", "report", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "report.html")
+    assert (out / "report.html").is_file()
+
+
+def test_the_command_takes_its_share_from_the_launcher(checkpoints, undisturbed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["capfilt", "run", *flags(checkpoints, tmp_path)]) == 0
+    # Nobody else is there: it did all, and left the last word to the first process.
+    assert capsys.readouterr().out == ""
+    assert contents(tmp_path) == contents(undisturbed[0])
+
+
+def test_the_bar_tells_images_a_second_kept_shares_and_time_left(engine, tmp_path, capsys):
+    run(engine, tmp_path, "scenes:8", show_progress=True)
+    bar = capsys.readouterr().err.split("\r")[-1]
+    assert "8/8 [00:" in bar
+    assert " images/s, kept web " in bar
+    assert "synthetic" in bar

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""JSON lists a record at a time: as the whole file parsed at once, from any record on, in little memory."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from blip_hf.data.readers import json_lists
+from blip_hf.data.readers.json_lists import iterate_json_lines, iterate_json_list
+from blip_hf.data.readers.shards import find_shards
+
+
+RECORDS = [
+    {"image": "1.jpg", "caption": 'a "quoted", [bracketed] {braced} \\ text'},
+    {"image": "ж.jpg", "caption": "две собаки 🐕", "more": [1, [2, {"a": None}]]},
+    12,
+    123.5e-3,
+    "text",
+    True,
+    None,
+    [],
+    {},
+    {"image": "\ud800 alone", "caption": "\u2028"},
+]
+
+
+@pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
+def chunk(request, monkeypatch):
+    """However few bytes are read at a time, through characters and numbers."""
+    monkeypatch.setattr(json_lists, "_CHUNK", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("is_ascii", [True, False])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_is_read_as_when_parsed_at_once(tmp_path, chunk, indent, is_ascii, mark):
+    records = RECORDS if is_ascii else RECORDS[:-1]  # a lone surrogate has no UTF-8
+    path = tmp_path / "a.json"
+    path.write_text(f"{mark} \n{json.dumps(records, indent=indent, ensure_ascii=is_ascii)}\r\n ", encoding="utf-8")
+    assert [record for _, record in iterate_json_list(path)] == records
+
+
+def test_a_list_goes_on_from_any_of_its_records(tmp_path, chunk):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(RECORDS[:-1], ensure_ascii=False, indent=2), encoding="utf-8")
+    located = list(iterate_json_list(path))
+    for row, (start, _) in enumerate(located):
+        assert list(iterate_json_list(path, start)) == located[row:]
+
+
+def test_lines_go_on_from_any_of_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = ['\ufeff{"a": "ж"}', "", "no json", '{"b": "\u2028"}', "  ", "3"]
+    path.write_bytes("\r\n".join(lines).encode() + b'\n{"c": "\xff"}')
+    located = list(iterate_json_lines(path))
+    records = [record for _, record in located]
+    assert isinstance(records.pop(1), ValueError)
+    assert records == [{"a": "ж"}, {"b": "\u2028"}, 3, {"c": "\ufffd"}]
+    for row, (start, record) in enumerate(located):
+        rest = list(iterate_json_lines(path, start))
+        assert [offset for offset, _ in rest] == [offset for offset, _ in located[row:]]
+        assert isinstance(record, Exception) or rest[0][1] == record
+
+
+@pytest.mark.parametrize("text", ["[]", " [ ] "])
+def test_a_list_may_be_empty(tmp_path, chunk, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert list(iterate_json_list(path)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1", "[1,", "[1,]", "[1 2]", "[1] 2", '[{"a": 1}\n{"b": 2}]', "[" * 100_000, '["a', "[nul]"]
+)
+def test_what_is_no_list_is_refused_with_the_file_and_the_remedy(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json cannot be parsed behind byte \d+ .*\.jsonl"):
+        list(iterate_json_list(path))
+
+
+@pytest.mark.parametrize("content", [b'["caf\xe9"]', b'{"a": "caf\xe9"}', b'["' + b"a" * 99_999 + b'", "\xe9"]'])
+def test_what_is_no_utf_8_is_refused_with_the_file(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json cannot be parsed .*codec.* UTF-8"):
+        find_shards(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypatch):
+    """Ten times the records, and no more memory but for three numbers a shard."""
+    monkeypatch.setattr(json_lists, "_CHUNK", 1 << 14)
+    peaks = []
+    for size in (2_000, 20_000):
+        records = [
+            {"image": f"{i}.jpg", "caption": f"a picture of thing number {i} " + "of many " * 8} for i in range(size)
+        ]
+        path = tmp_path / f"{size}.{suffix}"
+        path.write_text(json.dumps(records) if suffix == "json" else "\n".join(map(json.dumps, records)))
+        del records
+        tracemalloc.start()
+        shards = find_shards(str(path), shard_size=1000)
+        num_samples = sum(1 for shard in shards for _ in shard.read())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert num_samples == size
+    assert peaks[1] < 2 * peaks[0]

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Questions as they are published, as a data set, and as batches."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+from transformers import BertTokenizer
+
+from blip_hf import BlipForQuestionAnswering, BlipProcessor
+from blip_hf.data.readers.vqa import SceneVqa, load_vqa, most_common_answers
+from blip_hf.data.scenes import Scenes
+from blip_hf.data.transforms import mirror_caption
+from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
+from tests.support.twins import tiny_config
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "a", "red", "square"]
+RECORD = {
+    "dataset": "vqa",
+    "image": "a.jpg",
+    "question": "What is it?",
+    "question_id": 7,
+    "answer": ["a", "b", "a", "a"],
+}
+VG_RECORD = {"dataset": "vg", "image": "b.jpg", "question": "Where?", "question_id": 8, "answer": "here"}
+
+
+def write(folder: Path, content, name="questions.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def processor() -> BlipProcessor:
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+
+
+def question(**fields):
+    record = {"image": Image.new("RGB", (4, 4)), "question": "What is it?", "question_id": 0}
+    return {**record, "answers": ["red"], "weights": [1.0], **fields}
+
+
+# BLIP's lists
+
+
+def test_lists_give_each_persons_answer_its_share_and_visual_genome_a_fifth(tmp_path):
+    path = write(tmp_path, [RECORD, VG_RECORD])
+    assert load_vqa(path)[:] == {
+        "image": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")],
+        "question": ["What is it?", "Where?"],
+        "question_id": [7, 8],
+        "answers": [["a", "b", "a", "a"], ["here"]],
+        "weights": [[0.25] * 4, [0.2]],
+    }
+
+
+def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path, processor):
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+    asked = {name: value for name, value in VG_RECORD.items() if name != "answer"}
+    questions = load_vqa(write(tmp_path, [{**asked, "answer": ["here", "there"]}, asked]))
+    assert questions["weights"][:] == [[0.1, 0.1], []]
+    batch = BlipVqaCollator(processor)([VqaDataset(questions)[i] for i in range(2)])
+    assert_close(batch["answer_weights"], torch.tensor([0.1, 0.1]))
+    assert batch["answers_per_question"].tolist() == [2, 0]
+
+
+def test_each_data_set_may_have_a_folder_of_its_own(tmp_path):
+    paths = [write(tmp_path, [RECORD], "vqa.json"), write(tmp_path, [VG_RECORD], "vg.json")]
+    roots = {"vqa": "/coco", "vg": "/genome"}
+    assert load_vqa(paths, image_root=roots)["image"][:] == ["/coco/a.jpg", "/genome/b.jpg"]
+    with pytest.raises(ValueError, match=r"vg.json, record 0: its data set is 'vg', and image_root has 'vqa'. Add"):
+        load_vqa(paths, image_root={"vqa": "/coco"})
+
+
+def test_test_sets_have_no_answers(tmp_path):
+    asked = {name: value for name, value in RECORD.items() if name != "answer"}
+    questions = load_vqa(write(tmp_path, [asked]))
+    assert questions[0]["answers"] == questions[0]["weights"] == []
+
+
+def test_a_set_of_answers_is_one_answer(tmp_path):
+    path = write(tmp_path, [{**RECORD, "answer": ["vase", "bottle", "vase"]}])
+    record = load_vqa(path, answer_lists="set")[0]
+    assert (record["answers"], record["weights"]) == (["bottle, vase"], [1.0])
+    with pytest.raises(ValueError, match="answer_lists='all' is unknown; pass 'votes' or 'set'"):
+        load_vqa(path, answer_lists="all")
+
+
+def test_ids_of_different_kinds_become_text(tmp_path):
+    path = write(tmp_path, [RECORD, {**VG_RECORD, "question_id": "x1"}])
+    assert load_vqa(path)["question_id"][:] == ["7", "x1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [RECORD, {**RECORD, "answer": []}],
+            r"questions.json, record 1: field 'answer' is \[\], expected str or list",
+        ),
+        ([{**RECORD, "answer": [1]}], "record 0: field 'answer' is list of int, expected str or list of str"),
+        ([{**RECORD, "question": None}], "record 0: field 'question' is None, expected str"),
+        ([{"question": "?"}], r"record 0: field 'image' is missing \(there are: question\)"),
+        ([RECORD, 5], "record 1 is a int, expected an object with 'question'"),
+        ([], "holds an empty list, expected a list of .*Visual Genome"),
+        ({"annotations": []}, "holds an object with annotations, expected a list of"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_vqa(write(tmp_path, content))
+
+
+# VQA v2 and Visual Genome
+
+
+VQA_QUESTIONS = {
+    "data_subtype": "val2014",
+    "questions": [
+        {"image_id": 42, "question": "How many?", "question_id": 421},
+        {"image_id": 9, "question": "Why?", "question_id": 90},
+    ],
+}
+VQA_ANNOTATIONS = {
+    "annotations": [
+        {"question_id": 90, "image_id": 9, "answers": [{"answer": "why not", "answer_id": 1}]},
+        {"question_id": 421, "image_id": 42, "answers": [{"answer": a, "answer_id": i} for i, a in enumerate("2223")]},
+    ]
+}
+
+
+def test_vqa_is_read_as_it_is_published(tmp_path):
+    questions = load_vqa(
+        write(tmp_path, VQA_QUESTIONS),
+        annotations=write(tmp_path, VQA_ANNOTATIONS, "annotations.json"),
+        image_root="/coco/val2014",
+    )
+    assert questions[0] == {
+        "image": "/coco/val2014/COCO_val2014_000000000042.jpg",
+        "question": "How many?",
+        "question_id": 421,
+        "answers": ["2", "2", "2", "3"],
+        "weights": [0.25] * 4,
+    }
+    assert questions[1]["answers"] == ["why not"]
+
+
+def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
+    path = write(tmp_path, {**VQA_QUESTIONS, "data_subtype": "test-dev2015"})
+    record = load_vqa(path)[1]
+    assert record["image"] == str(tmp_path / "COCO_test2015_000000000009.jpg")
+    assert record["answers"] == []
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ({"annotations": VQA_ANNOTATIONS["annotations"][:1]}, "question 0: .*has no answers to question_id 421"),
+        ({"annotations": [{"question_id": 90}]}, "annotation 0: field 'answers' is missing"),
+        ({"annotations": [{"question_id": 90, "answers": [{}]}]}, "annotation 0, answer 0: field 'answer' is missing"),
+        ([], "holds an empty list, expected VQA's"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(tmp_path, annotations, message):
+    path = write(tmp_path, VQA_QUESTIONS)
+    with pytest.raises(ValueError, match=message):
+        load_vqa(path, annotations=write(tmp_path, annotations, "annotations.json"))
+
+
+def test_annotations_of_another_kind_of_file_raise(tmp_path):
+    with pytest.raises(ValueError, match="annotations go with VQA's"):
+        load_vqa(write(tmp_path, [RECORD]), annotations="annotations.json")
+
+
+def test_visual_genome_is_found_in_both_of_its_folders(tmp_path):
+    for folder, name in (("VG_100K", "1.jpg"), ("VG_100K_2", "2.jpg")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    pair = {"qa_id": 5, "question": "What colour?", "answer": "Red."}
+    path = write(tmp_path, [{"id": i, "qas": [{**pair, "qa_id": i}] * i} for i in (1, 2, 3)])
+    questions = load_vqa(path)
+    folders = [Path(image).relative_to(tmp_path).as_posix() for image in questions["image"]]
+    assert folders == ["VG_100K/1.jpg", *["VG_100K_2/2.jpg"] * 2, *["3.jpg"] * 3]
+    assert questions[0]["answers"] == ["Red."]
+    assert questions[0]["weights"] == [0.2]
+    with pytest.raises(ValueError, match="record 0, qas 0: field 'answer' is missing"):
+        load_vqa(write(tmp_path, [{"id": 1, "qas": [{"qa_id": 1, "question": "?"}]}]))
+
+
+# Scenes, and real photos
+
+
+def test_scenes_have_exact_answers():
+    scenes = Scenes(4, start=10)
+    questions = load_vqa(scenes)
+    assert isinstance(questions, SceneVqa)
+    expected = [pair for i in range(4) for pair in scenes.questions(i)]
+    assert [(record["question"], *record["answers"]) for record in questions] == [
+        (pair["question"], pair["answer"]) for pair in expected
+    ]
+    assert [record["question_id"] for record in questions] == list(range(len(expected)))
+    assert questions[-1]["image"].tobytes() == scenes[3]["image"].tobytes()
+    assert questions.answers() == [[pair["answer"]] for pair in expected]
+
+
+def test_answers_are_counted_without_a_image(tmp_path):
+    records = [{**RECORD, "answer": answers} for answers in (["x", "y"], ["y"], ["z", "x", "y"])]
+    questions = load_vqa(write(tmp_path, records))
+    assert most_common_answers(questions) == ["y", "x", "z"]
+    assert most_common_answers(list(questions), num_answers=1) == ["y"]
+    scenes = SceneVqa(Scenes(50))
+    assert set(most_common_answers(scenes)) == {answer for (answer,) in scenes.answers()}
+
+
+def test_daquar_is_read(data_root):
+    folder = data_root / "daquar"
+    questions = load_vqa(folder / "val.json", answer_lists="set")
+    assert len(questions) == 1755
+    assert all(len(answers) == 1 for answers in questions["answers"])
+    known = set(json.loads((folder / "answer_list.json").read_text()))
+    # 1,581 of one word and one of the same word twice; the others are of several.
+    assert sum(answer in known for (answer,) in questions["answers"]) == 1582
+    assert VqaDataset(questions)[0]["image"].size == (224, 168)
+
+
+# The data set
+
+
+def test_items_are_opened_and_normalised_and_keep_the_rest():
+    item = VqaDataset([question(question="  What's (on) it?  ", answers=["A", "b"], weights=[0.5, 0.5])])[0]
+    assert item["image"].mode == "RGB"
+    assert item["question"] == "  what's on it?"
+    assert (item["question_id"], item["answers"], item["weights"]) == (0, ["A", "b"], [0.5, 0.5])
+    assert VqaDataset([question()], normalize_questions=False)[0]["question"] == "What is it?"
+
+
+def test_a_mirrored_image_turns_left_and_right_in_question_and_answers():
+    def mirror(image, text, rng):
+        return ImageOps.mirror(image), mirror_caption(text)
+
+    asked = question(question="Is the dog left?", answers=["top  right", "on the\nleft", "no"], weights=[0.3] * 3)
+    item = VqaDataset([asked], mirror)[0]
+    assert item["question"] == "is the dog right?"
+    assert item["answers"] == ["top left", "on the right", "no"]
+
+
+def test_randomness_depends_on_seed_epoch_and_index_alone():
+    def remember(image: Image.Image, text: str, rng: random.Random) -> tuple[Image.Image, str]:
+        first, *rest = text.split("\n")
+        return image, "\n".join([f"{first} {rng.random()}", *rest])
+
+    dataset = VqaDataset([question()] * 4, remember, seed=2)
+    forwards = [dataset[i]["question"] for i in range(4)]
+    assert [dataset[i]["question"] for i in reversed(range(4))][::-1] == forwards
+    dataset.set_epoch(1)
+    assert not {dataset[i]["question"] for i in range(4)} & set(forwards)
+
+
+def test_broken_records_are_skipped_counted_and_named(caplog, processor):
+    records = [question(), question(image="lost.jpg"), question(question="..."), question(question_id=3)]
+    assert list(VqaDataset(records))[1:3] == [None, None]
+    assert "record 1: Cannot read the image lost.jpg" in caplog.text
+    assert "record 2: its question '...' has no words left" in caplog.text
+    dataset = VqaDataset(records)
+    (batch,) = DataLoader(dataset, batch_size=4, collate_fn=BlipVqaCollator(processor), num_workers=1)
+    assert len(batch["input_ids"]) == 2
+    assert dataset.num_skipped == 2
+
+
+def test_lengths_are_those_of_the_questions():
+    assert VqaDataset([question(), question(question="why?")]).caption_lengths() == [3, 1]
+
+
+# Batches
+
+
+def test_a_batch_has_answers_below_each_other_and_no_answer_twice(processor):
+    batch = BlipVqaCollator(processor)(
+        [
+            question(question="what is it", answers=["red", "a red square", "red", "red"], weights=[0.25] * 4),
+            None,
+            question(question="what", answers=["a square"], weights=[0.2]),
+        ]
+    )
+    assert set(batch) == {
+        "pixel_values", "input_ids", "attention_mask", "labels", "answer_weights", "answers_per_question"
+    }  # fmt: skip
+    assert_close(batch["input_ids"], torch.tensor([[2, 5, 6, 7, 3], [2, 5, 3, 0, 0]]))
+    assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]))
+    assert_close(
+        batch["labels"], torch.tensor([[-100, 9, 3, -100, -100], [-100, 8, 9, 10, 3], [-100, 8, 10, 3, -100]])
+    )
+    assert_close(batch["answer_weights"], torch.tensor([0.75, 0.25, 0.2]))
+    assert_close(batch["answers_per_question"], torch.tensor([2, 1]))
+
+
+def test_a_batch_without_answers_has_no_labels(processor):
+    batch = BlipVqaCollator(processor)([question(answers=[], weights=[])])
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
+
+
+def test_long_questions_are_cut_and_answers_are_not(processor):
+    batch = BlipVqaCollator(processor)([question(question="what " * 60, answers=["red " * 60])])
+    assert batch["input_ids"].shape == (1, 35)
+    assert batch["labels"].shape == (1, 62)
+
+
+def test_the_model_reads_a_batch_and_gives_a_question_without_answers_no_part(processor):
+    torch.manual_seed(0)
+    model = BlipForQuestionAnswering(tiny_config()).eval()
+    answered = question(answers=["red", "a square"], weights=[0.5, 0.5])
+    collator = BlipVqaCollator(processor)
+    alone = model(**collator([answered])).loss
+    together = model(**collator([question(answers=[], weights=[]), answered])).loss
+    assert_close(together, alone / 2)  # over two questions

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demo, with a tiny model and a handful of steps: what it writes, that it repeats, and how it counts."""
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf.cli.demo import build_parser, run
+from blip_hf.demo.evaluate import caption_scores, retrieval_scores, word_accuracy
+from blip_hf.demo.pretrain import DemoSettings, EncodedScenes, build_processor
+from blip_hf.pages import percent
+
+
+TINY = {
+    "steps": 4,
+    "num_scenes": 32,
+    "num_held_out": 30,
+    "batch_size": 8,
+    "hidden_size": 32,
+    "num_vision_layers": 1,
+    "num_text_layers": 1,
+    "queue_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """The folder of a tiny run, what it printed, and its metrics."""
+    folder = tmp_path_factory.mktemp("demo")
+    output = io.StringIO()
+    metrics = run(DemoSettings(**TINY), folder, Console(file=output, width=120))
+    return folder, output.getvalue(), metrics
+
+
+def test_the_demo_writes_models_metrics_curve_and_page(tiny_run):
+    folder, _, metrics = tiny_run
+    assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert BlipProcessor.from_pretrained(folder / "captioner").dec_token_id < 300
+    for head, name in ((BlipForConditionalGeneration, "captioner"), (BlipForImageTextRetrieval, "retriever")):
+        _, loading_info = head.from_pretrained(folder / name, output_loading_info=True)
+        assert not loading_info["missing_keys"]
+        assert not loading_info["unexpected_keys"]
+
+
+def test_the_page_needs_nothing_beside_itself(tiny_run):
+    page = (tiny_run[0] / "index.html").read_text()
+    assert "http" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,22})', page)
+    assert sources == ["data:image/png;base64,"] * 25  # the curve and 24 images
+    assert page.count("<figure") == 24
+
+
+def test_table_page_and_json_have_the_same_figures(tiny_run):
+    folder, printed, metrics = tiny_run
+    page = (folder / "index.html").read_text()
+    for score in metrics["scores"].values():
+        value, chance, cases = percent(score["value"]), percent(score["chance"]), score["num_cases"]
+        label = re.escape(score["label"])
+        assert re.search(rf"{label}\W+{value}\W+{chance}\W+{cases}\D", printed)
+        assert f'{score["label"]}</td><td class="value">{value}</td><td>{chance}</td><td>{cases}</td>' in page
+
+
+def test_the_three_losses_are_printed_and_logged_at_each_step(tiny_run):
+    _, printed, metrics = tiny_run
+    assert [log["step"] for log in metrics["losses"]] == [1, 2, 3, 4]
+    last = metrics["losses"][-1]
+    assert re.search(
+        rf"step 4 +itc +{last['loss_itc']:.3f} +itm +{last['loss_itm']:.3f} +lm +{last['loss_lm']:.3f}", printed
+    )
+
+
+def test_a_seed_repeats_the_run_and_another_does_not(tiny_run, tmp_path):
+    *_, metrics = tiny_run
+    again = run(DemoSettings(**TINY), tmp_path / "again", Console(file=io.StringIO()))
+    other = run(DemoSettings(**TINY, seed=1), tmp_path / "other", Console(file=io.StringIO()))
+    assert again["losses"] == metrics["losses"]
+    assert again["scores"] == metrics["scores"]
+    assert other["losses"] != metrics["losses"]
+
+
+def test_held_out_scenes_are_none_of_training():
+    training, held_out = DemoSettings(**TINY).training_scenes(), DemoSettings(**TINY).held_out_scenes()
+    training_ids = {scene["image_id"] for scene in training}
+    assert training_ids.isdisjoint(scene["image_id"] for scene in held_out)
+    assert (len(training), len(held_out)) == (32, 30)
+
+
+def test_scenes_of_one_caption_are_no_negatives_of_each_other():
+    scenes = DemoSettings(num_scenes=300).training_scenes()
+    ids = EncodedScenes(scenes, build_processor(64)).image_ids.tolist()
+    captions = scenes.captions()
+    assert len(set(ids)) == len(set(captions)) < len(captions)
+    assert len(set(zip(ids, captions, strict=True))) == len(set(ids))
+
+
+def test_encoded_scenes_are_what_the_processor_makes_of_each():
+    scenes = DemoSettings(**TINY).held_out_scenes()
+    processor = build_processor(64)
+    item = EncodedScenes(scenes, processor)[3]
+    expected = processor([scenes[3]["image"]], [scenes[3]["caption"]], role="contrast", return_tensors="pt")
+    torch.testing.assert_close(item["pixel_values"], expected["pixel_values"][0], rtol=0, atol=0)
+    assert item["input_ids"][item["attention_mask"].bool()].tolist() == expected["input_ids"][0].tolist()
+
+
+def test_caption_scores_by_hand():
+    true = ["a red ring", "two blue stars", "a red ring", "a small heart"]
+    written = ["a red ring", "two red stars", "a red star ring", "a small heart"]
+    exact, new, words = caption_scores(written, true, "a red ring", known={"a red ring", "two blue stars"})
+    # Right: the first and the last. A blind "a red ring" is right twice.
+    assert (exact.value, exact.chance, exact.num_cases) == (0.5, 0.5, 4)
+    assert (new.value, new.chance, new.num_cases) == (1.0, 0.0, 1)
+    # Words: 3/3, 2/3, 2/4, 3/3. Blind: 3/3, 0/3, 3/3, 1/3.
+    assert words.value == pytest.approx((1 + 2 / 3 + 1 / 2 + 1) / 4)
+    assert words.chance == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
+
+
+def test_equal_captions_are_all_right_in_retrieval():
+    captions = ["a ring", "a star", "a ring"]
+    similarity = torch.tensor([[0.1, 0.2, 0.9], [0.3, 0.5, 0.4], [0.8, 0.1, 0.2]])
+    image_to_text, text_to_image = retrieval_scores(similarity, captions)
+    # Each image finds a caption equal to its own; so does each caption an image: columns peak at rows 2, 1 and 0.
+    assert (image_to_text.value, text_to_image.value) == (1.0, 1.0)
+    # Chance: 2/3 for the rings, 1/3 for the star.
+    assert image_to_text.chance == pytest.approx((2 / 3 + 1 / 3 + 2 / 3) / 3)
+
+
+def test_a_caption_that_is_too_long_is_not_fully_right():
+    assert word_accuracy("a red ring ring", "a red ring") == 0.75
+    assert word_accuracy("", "a red ring") == 0.0
+
+
+@pytest.mark.parametrize("field", [{"steps": 0}, {"num_scenes": 63}, {"num_held_out": 1}])
+def test_a_demo_of_nothing_is_refused(field):
+    with pytest.raises(ValueError, match=next(iter(field))):
+        DemoSettings(**field)
+
+
+def test_help_names_the_options(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        build_parser().parse_args(["--help"])
+    assert exit_info.value.code == 0
+    assert {"--output-dir", "--steps", "--num-scenes", "--seed"} <= set(
+        re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    )

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the documentation names exists: files, headings, commands with their options, and imports."""
+
+import ast
+import importlib
+import re
+import shlex
+
+import pytest
+import yaml
+from PIL import Image
+
+from blip_hf.bootstrap.config import LoopSettings
+from blip_hf.cli import bootstrap, capfilt, evaluate, finetune, pretrain
+from blip_hf.cli.options import build_parser, parse_options
+from tests.support.paths import ROOT
+from tests.support.twins import tiny_capfilt
+
+
+PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHERS = ("torchrun", "accelerate")
+TASK_COMMANDS = {"finetune": finetune.COMMANDS, "evaluate": evaluate.COMMANDS}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(block):
+    """Lines of a shell block, with the variables that it sets in their places."""
+    values = {}
+    for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            values[assignment[1]] = assignment[2]
+        else:
+            yield line
+
+
+def commands(program):
+    """Words of each line of the pages' shell blocks that starts with a program, comments left out."""
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
+
+
+def anchors(page):
+    """Headings as GitHub links to them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_files_that_pages_name_in_code_are_there():
+    named = {name for page in PAGES for name in re.findall(r"`((?:tests|examples|docs)/[\w./]+)`", page.read_text())}
+    assert len(named) > 5
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_commands_of_tasks_parse(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)  # recipes are named from here
+    found = set()
+    for command, task, *arguments in (words for words in commands("blip-hf") if words[0] in TASK_COMMANDS):
+        use_cpu = ["--use_cpu"] if command == "finetune" and "--help" not in arguments else []
+        parse_options(TASK_COMMANDS[command][task], [*arguments, *use_cpu])
+        found.add((command, task))
+    assert found == {(command, task) for command, tasks in TASK_COMMANDS.items() for task in tasks}
+
+
+def test_commands_of_pre_training_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain"]
+    assert found
+    for arguments in found:
+        parse_options(pretrain.COMMAND, arguments if "--help" in arguments else [*arguments, "--use_cpu"])
+
+
+def test_commands_of_capfilt_parse(monkeypatch):
+    asked = []
+    for task in capfilt.COMMANDS:
+        monkeypatch.setattr(capfilt, task, lambda options, task=task: asked.append((task, options)))
+    launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in commands(name)]
+    assert launched
+    for words in [*commands("blip-hf"), *launched]:
+        if words[0] == "capfilt":
+            capfilt.main(words[1:])
+    for task, options in asked:
+        assert task == "report" or options.rule().sources
+    assert {task for task, _ in asked} == set(capfilt.COMMANDS)
+
+
+def test_commands_and_settings_of_the_loop_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed = [
+        bootstrap.build_parser().parse_args(words[1:]) for words in commands("blip-hf") if words[0] == "bootstrap"
+    ]
+    assert {options.config for options in parsed} > {None}
+    assert all(options.config is None or options.config.is_file() for options in parsed)
+    (settings,) = blocks(ROOT / "docs" / "capfilt.md", "yaml")
+    LoopSettings.from_mapping({**yaml.safe_load(settings), "device": "cpu"}).check()
+
+
+def test_options_that_the_page_of_capfilt_names_exist():
+    text = (ROOT / "docs" / "capfilt.md").read_text()
+    commands_of_page = [*capfilt.COMMANDS.values(), pretrain.COMMAND]
+    known = {
+        flag
+        for command in commands_of_page
+        for action in build_parser(command)._actions
+        for flag in action.option_strings
+    }
+    assert sorted(set(re.findall(r"`(--\w+)", text)) - known - {"--config", "--max_restarts"}) == []
+
+
+def test_options_that_the_page_of_tasks_names_exist():
+    named = set(re.findall(r"`--(\w+)", (ROOT / "docs" / "tasks.md").read_text()))
+    of_tasks = [*finetune.COMMANDS.values(), *evaluate.COMMANDS.values(), pretrain.COMMAND]
+    actions = [action for command in of_tasks for action in build_parser(command)._actions]
+    known = {flag.removeprefix("--") for action in actions for flag in action.option_strings}
+    of_help_and_examples = {"config", "help", "help_all", "tiny"}
+    assert sorted(named - known - of_help_and_examples) == []
+
+
+def test_examples_are_called_by_their_names():
+    named = {words[0] for words in commands("python") if words}
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_of_pages_parses_and_imports_what_there_is(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("blip_hf"):
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_python_of_the_readme_that_uses_checkpoints_runs_as_printed(tmp_path, monkeypatch, capsys):
+    captioner, processor, matcher, _ = tiny_capfilt()
+    models = {
+        "runs/demo/captioner": captioner,
+        "Salesforce/blip-image-captioning-base": captioner,
+        "Salesforce/blip-itm-base-coco": matcher,
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, model in models.items():
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+    for number in (1, 2):
+        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(f"{number}.jpg")
+    used = [block for block in blocks(ROOT / "README.md", "python") if any(f'"{name}"' in block for name in models)]
+    assert {name for name in models if any(name in block for block in used)} == set(models)
+    for block in used:
+        exec(block.replace('"cuda"', '"cpu"'), {})
+    assert "tensor(" in capsys.readouterr().out

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is built on the models gives the CPU's results on CUDA: evaluation, captions, CapFilt, classification."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
+from blip_hf.captioner import BlipCaptioner
+from blip_hf.data.readers.samples import Sample, Shard
+from blip_hf.evaluation.features import multimodal_embeds
+from blip_hf.evaluation.retrieval import evaluate_retrieval
+from blip_hf.evaluation.zero_shot import ZeroShotClassifier
+from tests.integration.test_gpu import TOLERANCE
+from tests.support.twins import tiny_capfilt
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.usefixtures("_without_tf32"),
+]
+NUM_IMAGES = 5
+TEXTS = ("a b", "c d e f", "g")
+
+
+@pytest.fixture(scope="module")
+def images():
+    noise = np.random.default_rng(0).integers(0, 256, size=(NUM_IMAGES, 6, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(levels).resize((40, 30)) for levels in noise]
+
+
+@pytest.fixture(scope="module")
+def shard(images):
+    def encode(image):
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    samples = [Sample(f"s/{i}", encode(image), TEXTS[: 1 + i % 3], str(i)) for i, image in enumerate(images)]
+    return Shard("s", lambda: iter(samples))
+
+
+@pytest.fixture(scope="module")
+def pairs(images):
+    """One to three captions an image, no two alike: equal scores have no order of their own on CUDA."""
+    letters = iter("abcdefghi")
+    return [
+        {"image": image, "caption": f"{next(letters)} {'j k l'[: 1 + number]}", "image_id": number}
+        for number, image in enumerate(images)
+        for _ in range(1 + number % 3)
+    ]
+
+
+def here_and_on_cuda(run, dtype=torch.float32):
+    """What a function of a captioner, a matcher and their processor returns on the CPU and on CUDA."""
+    captioner, processor, matcher, _ = tiny_capfilt()
+    expected = run(captioner, matcher, processor)
+    return expected, run(captioner.to("cuda", dtype), matcher.to("cuda", dtype), processor)
+
+
+def test_retrieval_equals_the_cpu(pairs):
+    def evaluate(captioner, matcher, processor):
+        return evaluate_retrieval(matcher, processor, pairs, k=3, image_batch_size=2, text_batch_size=4)
+
+    expected, result = here_and_on_cuda(evaluate)
+    assert result.metrics() == expected.metrics()
+    for found, wanted in (
+        (result.image_candidates, expected.image_candidates),
+        (result.text_candidates, expected.text_candidates),
+    ):
+        assert torch.equal(found.index, wanted.index)
+        assert_close(found.scores, wanted.scores, **TOLERANCE)
+
+
+@pytest.mark.parametrize("states_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_retrieval_is_finite_in_half_precision(pairs, dtype, states_dtype):
+    def evaluate(captioner, matcher, processor):
+        return evaluate_retrieval(matcher, processor, pairs, k=3, states_dtype=states_dtype)
+
+    _, result = here_and_on_cuda(evaluate, dtype)
+    assert result.image_candidates.scores.isfinite().all()
+    assert result.text_candidates.scores.dtype == torch.float32
+
+
+def test_retrieval_under_autocast_is_near_the_cpu(pairs):
+    def evaluate(captioner, matcher, processor):
+        with torch.autocast("cuda", torch.bfloat16, enabled=matcher.device.type == "cuda"):
+            return evaluate_retrieval(matcher, processor, pairs, k=NUM_IMAGES)
+
+    expected, result = here_and_on_cuda(evaluate)
+    # All images are candidates of each text, best first. Eight bits of precision, of scores below 1.
+    assert_close(result.text_candidates.scores, expected.text_candidates.scores, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_captions": 2}, {"strategy": "beam", "num_captions": 2}, {"strategy": "greedy"}]
+)
+def test_capfilt_writes_and_scores_as_the_cpu_does(shard, settings):
+    def score(captioner, matcher, processor):
+        chosen = CapFiltSettings(prompt="a b", max_length=10, batch_size=3, **settings)
+        table, faults = CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)
+        return table.to_pylist(), faults
+
+    (expected, expected_faults), (rows, faults) = here_and_on_cuda(score)
+    assert faults == expected_faults
+    assert [(row["sample_id"], row["text"]) for row in rows] == [(row["sample_id"], row["text"]) for row in expected]
+    for name in ("itm", "itc", "log_prob"):
+        found, wanted = (torch.tensor([row[name] or 0.0 for row in own]) for own in (rows, expected))
+        assert_close(found, wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_capfilt_scores_are_finite_in_half_precision(shard, dtype):
+    def score(captioner, matcher, processor):
+        chosen = CapFiltSettings(prompt="a b", max_length=10)
+        return CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)[0]
+
+    _, table = here_and_on_cuda(score, dtype)
+    for name in ("itm", "itc", "log_prob"):
+        assert np.isfinite(table[name].drop_null().to_numpy()).all()
+
+
+def test_captioner_equals_the_cpu(images):
+    def describe(captioner, matcher, processor):
+        writer = BlipCaptioner(captioner, processor, matcher=matcher, prompt="a b", max_new_tokens=6, batch_size=2)
+        return writer.caption(images, num_return_sequences=2, return_scores=True)
+
+    expected, captions = here_and_on_cuda(describe)
+    assert [caption.text for caption in captions] == [caption.text for caption in expected]
+    assert [caption.num_tokens for caption in captions] == [caption.num_tokens for caption in expected]
+    for name in ("log_probability", "itm_probability"):
+        found, wanted = (torch.tensor([getattr(caption, name) for caption in own]) for own in (captions, expected))
+        assert_close(found, wanted, **TOLERANCE)
+
+
+def test_a_seed_repeats_samples_and_leaves_the_generator_of_the_device(images):
+    captioner, processor, _, _ = tiny_capfilt()
+    writer = BlipCaptioner(captioner.cuda(), processor, do_sample=True, max_new_tokens=6, seed=3)
+    state = torch.cuda.get_rng_state()
+    first = writer(images)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert writer(images) == first
+
+
+def test_classifier_equals_the_cpu(images):
+    def classify(captioner, matcher, processor):
+        return ZeroShotClassifier(matcher, processor, ["a", "b c", "d"])(images, batch_size=2)
+
+    expected, results = here_and_on_cuda(classify)
+    assert [[entry.label for entry in own] for own in results] == [[entry.label for entry in own] for own in expected]
+    found, wanted = (torch.tensor([[e.probability for e in own] for own in all_]) for all_ in (results, expected))
+    assert_close(found, wanted, **TOLERANCE)
+
+
+def test_multimodal_embeds_equal_the_cpu(images):
+    def embed(captioner, matcher, processor):
+        return multimodal_embeds(matcher, processor, images, ["a", "b c", "d", "e f g", "h"], batch_size=2).cpu()
+
+    expected, embeds = here_and_on_cuda(embed)
+    assert_close(embeds, expected, **TOLERANCE)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""LoRA through peft on each head: the adapter alone trains, travels without the base, and merges into it."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from blip_hf import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+    BlipForVisualReasoning,
+)
+from tests.integration.test_examples_training import run_example
+from tests.support.twins import DEC, tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
+
+
+peft = pytest.importorskip("peft")
+# peft 0.21 asks for it under the older name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+ATTENTION = ["qkv", "query", "value"]
+# Pre-training shares cross-attention between its encoder and decoder: two adapters cannot be merged into one weight.
+# Its momentum towers follow the adapter like any other weight, so they get one too.
+UNSHARED_ATTENTION = r".*(\.qkv|\.attention\.self\.(query|value))"
+
+
+class Head:
+    """A model, what to adapt in it, and how to read a loss and deterministic outputs from it."""
+
+    def __init__(self, model, inputs, outputs, targets=ATTENTION, modules_to_save=None):
+        self.model = model
+        self.inputs = inputs
+        self.outputs = outputs
+        self.config = peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=targets, modules_to_save=modules_to_save, lora_dropout=0.0
+        )
+
+    def loss(self, model):
+        return model(**self.inputs).loss
+
+    @torch.no_grad()
+    def read(self, model):
+        model.eval()
+        output = model(**self.inputs)
+        return {name: output[name] for name in self.outputs}
+
+    def adapted(self):
+        """The model with a fresh adapter; the model itself stays as it is."""
+        return peft.get_peft_model(copy.deepcopy(self.model), self.config)
+
+
+def captioning_head():
+    batch = tiny_batch(first=DEC)
+    return Head(BlipForConditionalGeneration(tiny_config()), batch | {"labels": batch["input_ids"]}, ["logits"])
+
+
+def retrieval_head():
+    inputs = tiny_batch() | {"labels": torch.tensor([1, 0, 1])}
+    return Head(BlipForImageTextRetrieval(tiny_config()), inputs, ["itm_logits"], modules_to_save=["itm_head"])
+
+
+def answering_head():
+    inputs = tiny_batch() | {"labels": tiny_batch(lengths=(3, 4, 3), first=DEC, seed=1)["input_ids"]}
+    return Head(BlipForQuestionAnswering(tiny_config()), inputs, ["loss"])
+
+
+def reasoning_head():
+    batch = tiny_batch()
+    images = torch.stack([batch["pixel_values"], batch["pixel_values"].flip(0)], dim=1)
+    inputs = batch | {"pixel_values": images, "labels": torch.tensor([1, 0, 1])}
+    return Head(BlipForVisualReasoning(tiny_reasoning_config()), inputs, ["logits"], modules_to_save=["cls_head"])
+
+
+def pretraining_head():
+    outputs = ["image_features", "text_features", "momentum_image_features", "lm_logits"]
+    return Head(BlipForPreTraining(tiny_pretraining_config()), tiny_batch(), outputs, targets=UNSHARED_ATTENTION)
+
+
+@pytest.fixture(params=[captioning_head, retrieval_head, answering_head, reasoning_head, pretraining_head])
+def head(request):
+    return request.param()
+
+
+def train(head, num_steps=4):
+    """An adapted model after a few steps, its losses, and what its parameters were before."""
+    model = head.adapted().train()
+    base = model.get_base_model()
+    if isinstance(base, BlipForPreTraining):
+        base.momentum_towers.requires_grad_(False)
+        base.reset_momentum()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(num_steps):
+        optimiser.zero_grad()
+        losses.append(head.loss(model))
+        losses[-1].backward()
+        optimiser.step()
+        if isinstance(base, BlipForPreTraining):
+            base.update_momentum()
+    return model, losses, before
+
+
+def is_base(name):
+    return "lora_" not in name and "modules_to_save" not in name
+
+
+def test_the_adapter_trains_and_the_base_stays(head):
+    model, losses, before = train(head)
+    after = dict(model.named_parameters())
+    trained = {name for name, value in after.items() if value.requires_grad}
+    assert trained
+    assert not {name for name in trained if is_base(name)}
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert trained <= moved
+    # What moves without being trained are the averages of a momentum tower.
+    assert {name for name in moved - trained if "momentum_towers" not in name or is_base(name)} == set()
+    if not isinstance(head.model, BlipForPreTraining):  # which draws other negatives in each step
+        assert losses[-1] < losses[0]
+
+
+def test_a_fresh_adapter_changes_nothing(head):
+    for name, value in head.read(head.adapted()).items():
+        assert_close(value, head.read(head.model)[name], msg=name)
+
+
+def test_a_saved_adapter_gives_the_same_on_its_base(head, tmp_path):
+    model, _, _ = train(head)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(head.model), tmp_path)
+    fresh = head.read(head.model)
+    expected = head.read(model)
+    for name, value in head.read(loaded).items():
+        assert_close(value, expected[name], msg=name)
+        assert not torch.allclose(value, fresh[name], atol=1e-4), name
+
+
+def test_a_merged_adapter_gives_the_same_as_a_plain_model(head, tmp_path):
+    model, _, _ = train(head)
+    expected = head.read(model)
+    merged = model.merge_and_unload()
+    assert type(merged) is type(head.model)
+    merged.save_pretrained(tmp_path)
+    loaded, info = type(head.model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    for name, value in head.read(loaded).items():
+        if not name.startswith("momentum_"):  # a checkpoint leaves the averages out
+            assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_adapted_captioner_generates():
+    head = captioning_head()
+    model, _, _ = train(head)
+    images = head.inputs["pixel_values"]
+    generated = model.eval().generate(pixel_values=images, max_new_tokens=4, num_beams=2, do_sample=False)
+    merged = model.merge_and_unload()
+    assert torch.equal(merged.generate(pixel_values=images, max_new_tokens=4, num_beams=2, do_sample=False), generated)
+
+
+def test_lora_example(tmp_path, capsys):
+    run_example("finetune_lora", "--tiny", "--output_dir", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "is captioned" in printed
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    BlipForConditionalGeneration.from_pretrained(tmp_path / "merged")

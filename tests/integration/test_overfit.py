@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Each head learns eight pairs by heart: a shifted label or a wrong first token would not let it."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from blip_hf import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForPreTraining,
+    BlipForQuestionAnswering,
+    BlipForRetrievalTraining,
+    BlipForVisualReasoning,
+)
+from tests.support.twins import (
+    CLS,
+    DEC,
+    PAD,
+    SEP,
+    tiny_config,
+    tiny_pretraining_config,
+    tiny_reasoning_config,
+    tiny_retrieval_config,
+)
+
+
+NUM_PAIRS, LENGTH = 8, 6
+
+
+@pytest.fixture
+def pairs():
+    """Eight images, each with a caption of its own: [CLS], two to four words, [SEP], padding."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.full((NUM_PAIRS, LENGTH), PAD)
+    for row, words in zip(input_ids, torch.randint(4, DEC, (NUM_PAIRS, 4), generator=generator), strict=True):
+        length = 2 + int(words[0]) % 3
+        row[0], row[1 : 1 + length], row[1 + length] = CLS, words[:length], SEP
+    assert len(input_ids.unique(dim=0)) == NUM_PAIRS
+    pixel_values = torch.randn(NUM_PAIRS, 3, 32, 32, generator=generator)
+    return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
+
+
+def optimise(model, step_loss, num_steps, lr=5e-3, after_step=lambda: None):
+    model.train()
+    optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.1, total_iters=num_steps)
+    for _ in range(num_steps):
+        optimiser.zero_grad()
+        step_loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        after_step()
+    return model.eval()
+
+
+def assert_captions_are_reproduced(generate, pairs):
+    generated = generate(max_new_tokens=LENGTH, num_beams=1, do_sample=False)
+    for row, caption, mask in zip(generated, pairs["input_ids"], pairs["attention_mask"], strict=True):
+        expected = [DEC, *caption[mask.bool()].tolist()[1:]]
+        assert row.tolist()[: len(expected)] == expected
+
+
+def matching_accuracy(matcher, pairs):
+    """Share of right answers over all pairs of images and texts."""
+    ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
+    logits = matcher(ids, pairs["pixel_values"], attention_mask=mask).itm_logits
+    return (logits.argmax(dim=-1) == torch.eye(NUM_PAIRS, dtype=torch.long).flatten()).float().mean().item()
+
+
+def assert_all_pairs_are_found(retriever, pairs):
+    """By the matching head and, both ways, by cosine: R@1 = 1."""
+    assert matching_accuracy(retriever, pairs) == 1.0
+    similarity = retriever(**pairs, use_itm_head=False).itc_similarity
+    own = torch.arange(NUM_PAIRS)
+    assert torch.equal(similarity.argmax(dim=1), own)
+    assert torch.equal(similarity.argmax(dim=0), own)
+
+
+def test_captioner_reproduces_its_captions(pairs):
+    captioner = BlipForConditionalGeneration(tiny_config())
+    optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=100)
+    with torch.no_grad():
+        assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
+
+
+def test_matcher_tells_its_pairs_from_all_others(pairs):
+    matcher = BlipForImageTextRetrieval(tiny_config())
+    ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
+    labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
+    optimise(
+        matcher, lambda: matcher(ids, pairs["pixel_values"], attention_mask=mask, labels=labels).loss, num_steps=100
+    )
+    with torch.no_grad():
+        assert matching_accuracy(matcher, pairs) == 1.0
+
+
+def test_pretraining_teaches_all_three_heads(pairs):
+    model = BlipForPreTraining(tiny_pretraining_config(queue_size=0, momentum=0.9))
+    image_ids = torch.arange(NUM_PAIRS)
+    optimise(
+        model,
+        lambda: model(**pairs, image_ids=image_ids).loss,
+        num_steps=120,
+        after_step=model.update_momentum,
+    )
+    with torch.no_grad():
+        assert_captions_are_reproduced(partial(model.export_captioner().generate, pairs["pixel_values"]), pairs)
+        assert_all_pairs_are_found(model.export_retriever(), pairs)
+
+
+def test_retrieval_training_teaches_both_heads(pairs):
+    model = BlipForRetrievalTraining(tiny_retrieval_config(queue_size=0, momentum=0.9))
+    image_ids = torch.arange(NUM_PAIRS)
+    optimise(
+        model,
+        lambda: model(**pairs, image_ids=image_ids).loss,
+        num_steps=100,
+        after_step=model.update_momentum,
+    )
+    with torch.no_grad():
+        assert_all_pairs_are_found(model.export_retriever(), pairs)
+
+
+def test_reasoner_tells_true_sentences_from_false_ones(pairs):
+    reasoner = BlipForVisualReasoning(tiny_reasoning_config())
+    # Each of four sentences is asked of a pair of images and of the same the other way round: true once, false once.
+    images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)
+    inputs = {name: pairs[name][:4].repeat(2, 1) for name in ("input_ids", "attention_mask")}
+    inputs |= {"pixel_values": torch.cat([images, images.flip(1)]), "labels": torch.arange(2).repeat_interleave(4)}
+    optimise(reasoner, lambda: reasoner(**inputs).loss, num_steps=300)
+    with torch.no_grad():
+        logits = reasoner(**inputs).logits
+    assert torch.equal(logits.argmax(dim=-1), inputs["labels"])
+
+
+def test_answerer_writes_and_chooses_its_answers(pairs):
+    answerer = BlipForQuestionAnswering(tiny_config())
+    # One question for all images, so that only the image tells the answer. The labels start with [CLS].
+    question = torch.tensor([[CLS, 5, 6, SEP]]).repeat(NUM_PAIRS, 1)
+    inputs = {"input_ids": question, "pixel_values": pairs["pixel_values"]}
+    optimise(answerer, lambda: answerer(**inputs, labels=pairs["input_ids"]).loss, num_steps=100)
+    with torch.no_grad():
+        assert_captions_are_reproduced(partial(answerer.generate, **inputs), pairs)
+        ranking = answerer.rank_answers(**inputs, attention_mask=None, answer_ids=pairs["input_ids"])
+    assert torch.equal(ranking.best, torch.arange(NUM_PAIRS))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Small sources of image-text pairs for tests of CapFilt, and what is read of them."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from blip_hf.data.readers.samples import Sample, Skipped
+from blip_hf.data.readers.shards import find_shards
+
+
+def encoded(color="red", format="PNG", size=(4, 3)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, format)
+    return content.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 10^10 pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT")
+    packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_images(folder: Path, *colors: str) -> None:
+    for color in colors:
+        (folder / f"{color}.png").write_bytes(encoded(color))
+
+
+def write_json(path: Path, content) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read(source, **options) -> list[Sample | Skipped]:
+    return [item for shard in find_shards(source, **options) for item in shard.samples()]
+
+
+def summary(items) -> list[tuple]:
+    """Id with texts, or with the reason of the fault."""
+    return [(item.sample_id, item.texts if isinstance(item, Sample) else item.reason) for item in items]
+
+
+def color_of(sample: Sample):
+    return sample.open_image().getpixel((0, 0))

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to figures, and each recipe in small."""
+
+import json
+
+import pytest
+import torch
+import transformers
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
+from blip_hf.cli import finetune, main, pretrain
+from blip_hf.cli.options import build_parser, parse_options
+from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.tasks.base import warn_of_training_data
+from blip_hf.tasks.options import CaptionFinetuneOptions, VqaFinetuneOptions
+from tests.support.paths import EXAMPLES
+
+
+# Those of the whole loop, bootstrap_*.yaml, are of another form.
+RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if not path.stem.startswith("bootstrap"))
+# METEOR takes half a minute to start where there is Java.
+SHORT_TESTS = {"caption": ["--metrics", "bleu", "rouge_l", "cider"]}
+SHORT = {**SHORT_TESTS, "retrieval": ["--queue_size", "8"]}
+SCENES = ["--data", "scenes", "--num_scenes", "8"]
+TRAINING = [
+    *SCENES,
+    "--eval_data",
+    "scenes",
+    "--num_eval_scenes",
+    "4",
+    "--max_steps",
+    "1",
+    "--per_device_train_batch_size",
+    "4",
+    "--use_cpu",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "True",
+    "--save_strategy",
+    "no",
+]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A pre-training checkpoint of random weights with its processor."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    tokenizer = train_wordpiece_tokenizer([*scene_vocabulary_texts(), "a picture of"])
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BlipPreTrainingConfig(
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        text_config={**sizes, **processor.config_token_ids()},
+        image_text_hidden_size=8,
+        queue_size=8,
+    )
+    BlipForPreTraining(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run(command, capsys, *argv):
+    assert main([command, *map(str, argv)]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def task_of(recipe):
+    return {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2"}[recipe.stem.split("_")[0]]
+
+
+FIGURES = {
+    "caption": "cider",
+    "retrieval": "r_mean",
+    "vqa": "accuracy",
+    "nlvr2": "consistency",
+}
+
+
+@pytest.mark.parametrize("task", FIGURES)
+def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretrained, tmp_path, capsys):
+    argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
+    argv += SHORT.get(task, [])
+    trained = run("finetune", capsys, *argv)
+    answers = tmp_path / "answers.json"
+    argv = [
+        task,
+        "--model",
+        tmp_path,
+        "--data",
+        "scenes",
+        "--first_scene",
+        "8",
+        "--num_scenes",
+        "4",
+        "--output",
+        answers,
+    ]
+    figures = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
+    assert FIGURES[task] in figures
+    shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
+    assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
+    assert json.loads(answers.read_text())
+
+
+@pytest.mark.parametrize("task", FIGURES)
+def test_frozen_image_layers_stay_as_they_were(task, pretrained, tmp_path, capsys):
+    argv = [task, "--model", pretrained, *TRAINING, "--freeze_vision_layers", 1, "--output_dir", tmp_path]
+    run("finetune", capsys, *argv, *SHORT.get(task, []))
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path))
+    same = {name for name in before if name.startswith("vision_model.") and torch.equal(before[name], after[name])}
+    lower = tuple(f"vision_model.{part}." for part in ("embeddings", "encoder.layers.0"))
+    assert same == {name for name in before if name.startswith(lower)}
+
+
+@pytest.mark.parametrize("task", ["caption", "retrieval", "vqa"])
+def test_a_fine_tuned_model_opens_in_plain_transformers(task, pretrained, tmp_path, capsys):
+    classes = {
+        "caption": transformers.BlipForConditionalGeneration,
+        "retrieval": transformers.BlipForImageTextRetrieval,
+        "vqa": transformers.BlipForQuestionAnswering,
+    }
+    argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
+    run("finetune", capsys, *argv, *SHORT.get(task, []))
+    _, info = classes[task].from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "pretrain"], ids=lambda path: path.stem)
+def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
+    task = task_of(recipe)
+    argv = [task, "--config", recipe, "--model", pretrained, *TRAINING, "--image_size", "48", "--output_dir", tmp_path]
+    if task == "vqa":
+        (tmp_path / "answers.json").write_text(json.dumps(["red", "blue", "yes", "no", "2"]))
+        argv += ["--answer_list", tmp_path / "answers.json"]
+    metrics = run("finetune", capsys, *argv, *SHORT.get(task, []))
+    assert metrics["train_loss"] > 0
+    assert f"eval_{FIGURES[task]}" in metrics
+    assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 48
+    assert BlipProcessor.from_pretrained(tmp_path).image_processor.size["height"] == 48
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
+    command = pretrain.COMMAND if recipe.stem == "pretrain" else finetune.COMMANDS[task_of(recipe)]
+    assert parse_options(command, ["--config", str(recipe), "--output_dir", "unused", "--use_cpu"]) is not None
+    own_choices = ("model:", "data:", "eval_", "split:", "image_root:")
+    lines = [line for line in recipe.read_text().splitlines() if line and not line.startswith(("#", *own_choices))]
+    assert [line for line in lines if "# repo" not in line and "# the paper" not in line and "# ours" not in line] == [
+        line for line in lines if line.startswith("lr_scheduler_type: blip ")
+    ]
+
+
+def test_the_commands_defaults_are_the_recipes(pretrained):
+    for name in ("caption_coco", "retrieval_coco", "vqa", "nlvr2"):
+        recipe = next(path for path in RECIPES if path.stem == name)
+        values = yaml.safe_load(recipe.read_text())
+        parser = build_parser(finetune.COMMANDS[task_of(recipe)])
+        for option in ("learning_rate", "num_train_epochs", "weight_decay", "min_scale"):
+            assert parser.get_default(option) == values.get(option, parser.get_default(option)), (name, option)
+    values = yaml.safe_load(next(path for path in RECIPES if path.stem == "pretrain").read_text())
+    arguments = BlipTrainingArguments("unused", use_cpu=True)
+    for option in ("learning_rate", "weight_decay", "warmup_steps", "decay_rate", "num_train_epochs"):
+        assert getattr(arguments, option) == values[option]
+
+
+def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys, caplog):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    records = [
+        {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
+        {"image": "a.png", "question": "what colour", "question_id": 2, "answer": ["red"]},
+        {"image": "a.png", "question": "what else", "question_id": 3, "answer": ["red"]},
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(records))
+    (tmp_path / "answers.json").write_text(json.dumps(["blue, red", "red"]))
+    source = tmp_path / "questions.json"
+    flags = ["--answer_sets", "--blind", "--answer_list", tmp_path / "answers.json"]
+    argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
+    argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
+    metrics = run("finetune", capsys, *argv)
+    assert f"evaluated on {source}, which it is trained on too" in caplog.text
+    assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
+    # Blind, all images are one, so that even a file that is not there does not matter.
+    (tmp_path / "a.png").unlink()
+    again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
+    assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
+def test_the_recipe_of_vqa_evaluates_on_nothing_that_it_trains_on():
+    recipe = next(path for path in RECIPES if path.stem == "vqa")
+    options, _ = parse_options(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
+    assert "vqa_val.json" in options.data
+    assert options.eval_data is None
+
+
+LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
+
+
+@pytest.mark.parametrize(
+    ("options_class", "content", "fields", "is_warned_of"),
+    [
+        (VqaFinetuneOptions, LIST, {}, True),
+        (VqaFinetuneOptions, KARPATHY, {}, True),
+        (CaptionFinetuneOptions, LIST, {}, True),
+        (CaptionFinetuneOptions, KARPATHY, {}, False),
+        (CaptionFinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
+    ],
+)
+def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(content)
+    data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
+    same = str(tmp_path / "sub" / ".." / "a.json")
+    warn_of_training_data(options_class("model", data, [same, "scenes"], **fields))
+    assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
+    caplog.clear()
+    warn_of_training_data(options_class("model", data[:1], [same], **fields))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        ("caption", ["--metrics", "spice"], "'spice' needs Java"),
+        ("caption", ["--metrics", "blue"], "metrics=['blue'] is unknown"),
+        ("retrieval", ["--k_test", "0"], "k=0 is too small"),
+        ("vqa", ["--answer_list", "lost.json"], "lost.json does not exist"),
+        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 leaves nothing"),
+    ],
+)
+def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    (tmp_path / "answers.json").write_text('["red"]')
+    # Not even the model has been looked for.
+    assert main(["finetune", task, "--model", "lost", *TRAINING, "--output_dir", "out", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_not_asked_for_is_not_checked(pretrained, tmp_path, capsys):
+    argv = ["vqa", "--model", pretrained, *TRAINING, "--answer_list", "lost.json", "--output_dir", tmp_path]
+    start = argv.index("--eval_data")
+    assert run("finetune", capsys, *argv[:start], *argv[start + 2 :])["train_loss"] > 0
+
+
+def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tmp_path, capsys):
+    names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
+    for name in names:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": ["a red square"]} for name in names]))
+    source = ["--data", tmp_path / "list.json", "--device", "cpu", "--no_progress", "--output", tmp_path / "out.json"]
+    whole, processor = BlipForPreTraining.from_pretrained(pretrained), BlipProcessor.from_pretrained(pretrained)
+    for task, model in (("caption", whole.export_captioner()), ("retrieval", whole.export_retriever())):
+        model.save_pretrained(tmp_path / task)
+        processor.save_pretrained(tmp_path / task)
+        run("evaluate", capsys, task, "--model", tmp_path / task, *source, *SHORT_TESTS.get(task, []))
+        written = json.loads((tmp_path / "out.json").read_text())
+        ids = [record["image_id"] for record in written] if task == "caption" else written["image_ids"]
+        assert ids == [391895, 42]
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
+    for command in ("finetune", "evaluate"):
+        assert main([command, task, "--help"]) == 0
+        listed = capsys.readouterr().out
+        assert "split" not in listed
+        assert "folder, the name of a data set" not in " ".join(listed.split())
+    argv = ["finetune", task, "--model", pretrained, "--data", tmp_path, "--output_dir", tmp_path / "out", "--use_cpu"]
+    assert main(list(map(str, argv))) == 2
+    assert f"{tmp_path} is a folder. Pass the path of a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["nowhere", "here/not_there", "./nowhere"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    argv = [command, "vqa", "--model", source, "--data", "scenes"]
+    assert main(argv + (["--output_dir", "out", "--use_cpu"] if command == "finetune" else [])) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"blip-hf {command}: error: {source} is no folder here. Pass a folder with a saved model, or a model id such as"
+        " owner/name."
+    )

