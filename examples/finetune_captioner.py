@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processor = BlipProcessor.from_pretrained(options.model)
         # Fine-tuning crops less than pre-training (salesforce/BLIP, data/__init__.py).
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (1e-5, 5, 8)

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         captioner = BlipForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
         processor = BlipProcessor.from_pretrained(options.model)
         transform = TrainTransform(captioner.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # All attention of both towers, to the image too. Rank and factor are common choices, not the paper's.
     adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["qkv", "query", "value"])

@@ -118,7 +118,7 @@ def test_scene_depends_on_its_index_alone():
         assert record["image"].tobytes() == same["image"].tobytes()
         assert {**record, "image": None} == {**same, "image": None}
     assert long.questions(41) == late.questions(1)
-    assert long.reasoning(41)["sentence"] == late.reasoning(1)["sentence"]
+    assert long.nlvr2_record(41)["sentence"] == late.nlvr2_record(1)["sentence"]
 
 
 def test_captions_repeat_in_another_process():
@@ -227,7 +227,7 @@ def test_reasoning_sentences_are_true_as_labelled_in_the_pixels():
     scenes = Scenes(60)
     checked = set()
     for i in range(60):
-        record = scenes.reasoning(i)
+        record = scenes.nlvr2_record(i)
         colour = record["sentence"].split()[-1]
         if colour in COLOURS:
             shown = [colour in {colour_of(image, region) for region in blobs(image)} for image in record["images"]]
@@ -241,7 +241,7 @@ def test_stretches_share_no_image_of_a_reasoning_record(monkeypatch):
     scenes, looked_up = Scenes(20, start=100), []
     scene_at = Scenes._scene
     monkeypatch.setattr(Scenes, "_scene", lambda self, index: looked_up.append(index) or scene_at(self, index))
-    records = [scenes.reasoning(i) for i in range(20)]
+    records = [scenes.nlvr2_record(i) for i in range(20)]
     assert set(looked_up) == set(range(100, 120))
     assert len({image.tobytes() for record in records for image in record["images"]}) == 40
 
@@ -258,7 +258,7 @@ def test_scenes_are_a_sequence():
 
 def test_drawing_leaves_the_global_random_state_alone():
     state = random.getstate()
-    Scenes(1, noise_rate=0.5).reasoning(0)
+    Scenes(1, noise_rate=0.5).nlvr2_record(0)
     assert random.getstate() == state
 
 

@@ -29,7 +29,7 @@ def test_scenes_never_need_the_unknown_token(tokenizer):
     texts = [*scenes.captions(), "a picture of a red ring"]
     for i in range(len(scenes)):
         texts += [text for pair in scenes.questions(i) for text in pair.values()]
-    texts += [scenes.reasoning(i)["sentence"] for i in range(100)]
+    texts += [scenes.nlvr2_record(i)["sentence"] for i in range(100)]
     vocabulary = tokenizer.get_vocab()
     words = {word for text in texts for word in text.replace("?", " ?").split()}
     assert words <= set(vocabulary)  # whole words, not only known pieces
