@@ -8,51 +8,27 @@ import pytest
 import torch
 import transformers
 from PIL import ExifTags, Image
-from transformers import BertTokenizer, BlipImageProcessorPil
+from transformers import BlipImageProcessorPil
 
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.processing_blip import BlipProcessor
+from tests.support.processors import (
+    CLS,
+    DEC,
+    ENC,
+    PAD,
+    SEP,
+    SIZE,
+    ids_of,
+    make_processor,
+    make_upstream,
+    plain_tokenizer,
+    random_photo,
+)
 
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "picture",
-    "of",
-    "dog",
-    "cat",
-    "two",
-    "dogs",
-    "on",
-    "the",
-    "beach",
-    "photo",
-    "big",
-    "red",
-    ",",
-    "##s",
-]
-PAD, CLS, SEP = 0, 2, 3
-DEC, ENC = len(WORDS), len(WORDS) + 1
-SIZE = {"height": 32, "width": 32}
 CAPTIONS = ["a dog on the beach", "two dogs"]
-
-
-def plain_tokenizer() -> BertTokenizer:
-    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-
-
-def make_processor() -> BlipProcessor:
-    return BlipProcessor.from_bert_tokenizer(plain_tokenizer(), image_size=32)
-
-
-def make_upstream() -> transformers.BlipProcessor:
-    return transformers.BlipProcessor(BlipImageProcessorPil(size=SIZE), plain_tokenizer())
 
 
 @pytest.fixture
@@ -63,14 +39,6 @@ def processor() -> BlipProcessor:
 @pytest.fixture
 def upstream() -> transformers.BlipProcessor:
     return make_upstream()
-
-
-def ids_of(words: str) -> list[int]:
-    return [WORDS.index(word) for word in words.split()]
-
-
-def random_photo(seed: int = 0, size: tuple[int, int] = (50, 70)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 # ---- Parity with transformers
@@ -216,7 +184,7 @@ def test_an_exif_rotated_image_is_turned_upright(processor):
     assert torch.equal(pixel_values, processor(upright, return_tensors="pt").pixel_values)
 
 
-def test_without_rgb_conversion_a_image_is_taken_as_it_is():
+def test_without_rgb_conversion_an_image_is_taken_as_it_is():
     image = random_photo().convert("L")
     options = {"do_convert_rgb": False, "do_normalize": False, "size": SIZE, "return_tensors": "pt"}
     assert torch.equal(

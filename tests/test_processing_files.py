@@ -11,17 +11,10 @@ import transformers
 
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.processing_blip import BlipProcessor
-from tests.test_processing_blip import (
-    CAPTIONS,
-    DEC,
-    ENC,
-    SEP,
-    WORDS,
-    ids_of,
-    make_processor,
-    make_upstream,
-    random_photo,
-)
+from tests.support.processors import DEC, ENC, SEP, WORDS, ids_of, make_processor, make_upstream, random_photo
+
+
+CAPTIONS = ["a dog on the beach", "two dogs"]
 
 
 @pytest.fixture

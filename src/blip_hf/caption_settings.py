@@ -60,7 +60,8 @@ class CaptionSettings:
             own (`CaptionSettings`, *optional*):
                 Settings of the checkpoint, usually `processor.caption_settings`. `None` stands for the defaults.
             **given:
-                Values by field name. `None` stands for "not given".
+                Values by field name. `None` stands for "not given". A `max_length` below the `min_length` of `own` lowers
+                the latter, unless it is given too.
 
         Returns:
             `CaptionSettings`: the settings to use.
@@ -71,7 +72,11 @@ class CaptionSettings:
             >>> settings.prompt, settings.max_length, settings.num_beams
             ('a photo of ', 15, 3)
         """
-        return replace(cls() if own is None else own, **{name: it for name, it in given.items() if it is not None})
+        own = cls() if own is None else own
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if "max_length" in chosen:
+            chosen.setdefault("min_length", min(own.min_length, chosen["max_length"]))
+        return replace(own, **chosen)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CaptionSettings":

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedToke
 from transformers import BlipProcessor as UpstreamBlipProcessor
 from transformers.image_utils import ImageInput
 
+from .caption_settings import CaptionSettings
 from .image_processing_blip import BlipImageProcessor
 
 
@@ -36,6 +37,10 @@ class BlipProcessor(UpstreamBlipProcessor):
             What makes `pixel_values`.
         tokenizer (`PreTrainedTokenizerBase`):
             A BERT tokenizer: rows are `[CLS] ... [SEP]`.
+        caption_settings ([`CaptionSettings`], *optional*):
+            Prompt and lengths that the captioner of this checkpoint was trained with. They are saved in
+            `processor_config.json`, which transformers reads without them, and are the defaults of [`BlipCaptioner`],
+            CapFilt and evaluation. `None` stands for the package defaults.
 
     Raises:
         ValueError: If the tokenizer has no `[CLS]`, `[SEP]` or `[PAD]` token.
@@ -56,10 +61,16 @@ class BlipProcessor(UpstreamBlipProcessor):
         ['a dog', 'dogs']
     """
 
-    def __init__(self, image_processor: BlipImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        image_processor: BlipImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        caption_settings: CaptionSettings | None = None,
+    ) -> None:
         _add_role_tokens(tokenizer)
         _drop_read_lengths(tokenizer)
         super().__init__(image_processor, tokenizer)
+        self.caption_settings = caption_settings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "BlipProcessor":
@@ -89,7 +100,15 @@ class BlipProcessor(UpstreamBlipProcessor):
         # With a configuration at hand it reads none, and warns of none that is unknown to it, as that of pre-training.
         config = AutoConfig.for_model("blip")
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
-        return cls(image_processor, tokenizer)
+        contents, _ = cls.get_processor_dict(pretrained_model_name_or_path, **loading_options)
+        own = contents.get("caption_settings")
+        return cls(image_processor, tokenizer, None if own is None else CaptionSettings.from_dict(own))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of `processor_config.json`."""
+        contents = super().to_dict()
+        settings = contents.pop("caption_settings")
+        return contents if settings is None else {**contents, "caption_settings": settings.to_dict()}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Saves image options and tokenizer, to be loaded here or by transformers.
