@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The captioner: batches, order, scores and broken images."""
+"""The captioner: batches, order, settings, scores and broken images."""
 
 import runpy
 from functools import partial
@@ -33,7 +33,7 @@ def tiny_config(processor):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
-        # Wide weights, so that captions differ from image to image.
+        # Large weights, so that captions differ between images.
         "initializer_range": 0.5,
     }
     vision_config = {
@@ -59,7 +59,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def model(processor):
-    # Of this seed's captions some are empty, some end, and some are cut off.
+    # With this seed some captions are empty, some end, and some are truncated.
     torch.manual_seed(2)
     return BlipForConditionalGeneration(tiny_config(processor)).eval()
 
@@ -90,7 +90,7 @@ def test_a_batch_gives_the_captions_of_each_image_alone_in_order(model, processo
     assert len(set(single)) > 1
 
 
-def test_an_image_is_taken_in_any_form(model, processor, images, tmp_path):
+def test_all_forms_of_an_image_give_the_same_caption(model, processor, images, tmp_path):
     captioner = BlipCaptioner(model, processor)
     expected = captioner([images[0]])
     path = tmp_path / "image.png"
@@ -172,7 +172,7 @@ def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, proce
     )
 
 
-def test_defaults_that_transformers_4_wrote_down_leave_the_recipe_in_force(model, processor, images, tmp_path):
+def test_defaults_that_transformers_4_saved_do_not_replace_ours(model, processor, images, tmp_path):
     expected = BlipCaptioner(model, processor)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -184,7 +184,7 @@ def test_defaults_that_transformers_4_wrote_down_leave_the_recipe_in_force(model
     assert BlipCaptioner.from_pretrained(tmp_path, device="cpu")(images) == expected(images)
 
 
-def test_the_prompt_conditions_the_caption_and_is_not_part_of_it(model, processor, images):
+def test_the_prompt_conditions_the_caption_and_is_removed_from_it(model, processor, images):
     inputs = processor(images, [PROMPT] * len(images), return_tensors="pt")
     sequences = model.generate(**inputs, num_beams=3, max_length=20, min_length=5)
     decoded = processor.batch_decode(sequences, skip_special_tokens=True)
@@ -219,12 +219,12 @@ def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, process
         sequence = model.generate(**inputs, max_new_tokens=6, **settings)[0]
         total, count = reference_log_probability(model, processor, image, prompt, sequence)
         assert caption.num_tokens == count
-        assert caption.log_probability == pytest.approx(total, rel=1e-4)  # one pass rounds otherwise than cached steps
+        assert caption.log_probability == pytest.approx(total, rel=1e-4)  # one pass and cached steps round differently
         assert caption.mean_log_probability == pytest.approx(total / count, rel=1e-4)
 
 
 def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature(model, processor, images):
-    # Both sample the single most likely token, from distributions that differ.
+    # Both sample the most likely token, from different distributions.
     mild = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=2.0)
     sharp = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=0.5)
     greedy = BlipCaptioner(model, processor, num_beams=1)
@@ -296,7 +296,7 @@ def test_a_broken_image_can_be_skipped(model, processor, matcher, images, broken
     assert "broken.jpg" in captions[1].error
 
 
-def test_sampling_repeats_with_a_seed_and_leaves_the_generator_alone(model, processor, images):
+def test_sampling_repeats_with_a_seed_and_keeps_the_generator_state(model, processor, images):
     seeded = BlipCaptioner(model, processor, do_sample=True, seed=3, batch_size=2)
     state = torch.get_rng_state()
     first = seeded(images)
@@ -306,7 +306,7 @@ def test_sampling_repeats_with_a_seed_and_leaves_the_generator_alone(model, proc
     assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(images) != first
 
 
-def test_equal_images_in_different_batches_are_sampled_apart(model, processor, images):
+def test_equal_images_in_different_batches_get_different_samples(model, processor, images):
     captions = BlipCaptioner(model, processor, do_sample=True, seed=0, batch_size=1)([images[0]] * 5)
     assert len(set(captions)) > 1
 
@@ -326,7 +326,7 @@ def test_captions_come_batch_by_batch(model, processor, images):
 
 @pytest.mark.parametrize("matcher_size", [32, 48])
 def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_path, matcher_size):
-    # The matcher sees the images through its own processor.
+    # The matcher has its own processor.
     config = tiny_config(processor)
     config.vision_config.image_size = matcher_size
     matcher = BlipForImageTextRetrieval(config)
@@ -355,7 +355,7 @@ def test_captions_in_bfloat16(processor, images):
         ({"return_dict_in_generate": True}, "return_dict_in_generate"),
     ],
 )
-def test_wrong_options_are_refused_at_once(model, processor, options, message):
+def test_invalid_options_raise(model, processor, options, message):
     with pytest.raises(ValueError, match=message):
         BlipCaptioner(model, processor, **options)
 
@@ -371,7 +371,7 @@ def test_former_names_still_work_and_warn(model, processor, images):
         assert Caption(image_index=3).picture == 3
 
 
-def test_unknown_settings_are_refused(model, processor, images):
+def test_unknown_settings_raise(model, processor, images):
     with pytest.raises(ValueError, match="num_beasm"):
         BlipCaptioner(model, processor, num_beasm=2)(images)
     with pytest.raises(ValueError, match="on_error='ignore'"):
@@ -395,7 +395,7 @@ def test_the_example_captions_files_and_names_broken_ones(model, processor, imag
     assert "it is empty or not an image" in second
 
 
-def test_the_example_without_images_tells_what_it_needs(capsys):
+def test_the_example_without_images_fails_with_a_message(capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(EXAMPLE))["main"](["model"])
     assert "at least one image, or pass --tiny" in capsys.readouterr().err

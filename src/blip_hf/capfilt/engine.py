@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 
+from ..checkpoints import require_checkpoint
 from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
-from ..files import require_checkpoint
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
