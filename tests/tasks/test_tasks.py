@@ -286,6 +286,6 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
     assert main(argv + (["--output_dir", "out", "--use_cpu"] if command == "finetune" else [])) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"blip-hf {command}: error: {source} is no folder here. Pass a folder with a saved model, or a model id such as"
+        f"blip-hf {command}: error: {source} does not exist. Pass a folder with a saved model, or a model id such as"
         " owner/name."
     )

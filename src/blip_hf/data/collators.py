@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..caption_settings import CaptionSettings
 from ..image_utils import UnreadableImageError, open_image
 from ..processing_blip import BlipProcessor, Role
 from .pairs import SkipReporter
@@ -176,8 +177,9 @@ class BlipCaptioningCollator(PairCollator):
     Args:
         processor ([`BlipProcessor`]):
             Processor of images and text.
-        prompt (`str`, *optional*, defaults to `"a picture of "`):
-            Start of each caption, or `None`.
+        prompt (`str`, *optional*):
+            Text that each caption starts with, `""` for none. Defaults to that of `processor.caption_settings`, or
+            `"a picture of "` if there are no settings.
         max_length (`int`, *optional*, defaults to 40):
             Longest row in tokens, `[DEC]`, the prompt and `[SEP]` included. BLIP's captioning has 40.
 
@@ -196,9 +198,9 @@ class BlipCaptioningCollator(PairCollator):
 
     role = "captioning"
 
-    def __init__(self, processor: BlipProcessor, prompt: str | None = "a picture of ", max_length: int = 40) -> None:
+    def __init__(self, processor: BlipProcessor, prompt: str | None = None, max_length: int = 40) -> None:
         super().__init__(processor, max_length)
-        self.prompt = prompt
+        self.prompt = CaptionSettings.resolve(processor.caption_settings).prompt if prompt is None else prompt
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
         """Makes a batch.

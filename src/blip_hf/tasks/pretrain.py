@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, set_seed
 
+from ..checkpoints import require_checkpoint
 from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.encoded import EncodedPairs
@@ -15,7 +16,6 @@ from ..data.readers.pairs import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
-from ..files import require_checkpoint
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training import BlipContrastiveTrainer, BlipTrainingArguments
