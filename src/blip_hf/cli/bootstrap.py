@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..bootstrap.config import LoopSettings
 
 
-LOCK = "bootstrap.lock"
-"""Empty; the process that is at work in a folder holds it locked."""
+LOCKS = "locks"
+"""Folder of the lock that the process at work in an output folder holds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,15 +82,18 @@ def run(settings: "LoopSettings", output: Path) -> str:
     Raises:
         ValueError: If the settings do not fit, or another process is at work in the folder.
     """
-    from ..locks import open_locks
+    from ..locks import Locks
 
     settings.check()
-    with open_locks(output / LOCK) as claims, claims.claim(0, wait=False) as is_held:
+    locks = Locks(output / LOCKS)
+    with locks.hold("bootstrap", wait=False) as is_held:
         if not is_held:
             raise ValueError(
-                f"Another blip-hf bootstrap is at work in {output}. Wait for its end, or pass another --output."
+                f"Another blip-hf bootstrap is running in {output}. Wait until it ends, or pass another --output."
             )
-        return _run_seeds(settings, output)
+        table = _run_seeds(settings, output)
+        locks.remove_files()
+        return table
 
 
 def _run_seeds(settings: "LoopSettings", output: Path) -> str:
@@ -109,4 +112,4 @@ def _run_seeds(settings: "LoopSettings", output: Path) -> str:
     return write_results(settings, results, output)
 
 
-__all__ = ["LOCK", "build_parser", "main", "run"]
+__all__ = ["LOCKS", "build_parser", "main", "run"]
