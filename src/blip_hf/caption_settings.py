@@ -79,6 +79,11 @@ class CaptionSettings:
         return replace(own, **chosen)
 
     @classmethod
+    def for_finetuning(cls, own: "CaptionSettings | None" = None, **given: Any) -> "CaptionSettings":
+        """Like `resolve`, but a captioner that was only pre-trained, without a prompt, learns the default one."""
+        return cls.resolve(None if own == PRETRAINING_SETTINGS else own, **given)
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CaptionSettings":
         """Reads the form that [`CaptionSettings.to_dict`] writes. Unknown names are ignored."""
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
@@ -116,4 +121,7 @@ def shortest_length(prompt: str) -> int:
     return 1 + len(prompt.split()) + 1
 
 
-__all__ = ["CaptionSettings", "caption_option", "shortest_length"]
+# Captions have no prompt in pre-training (salesforce/BLIP, models/blip_pretrain.py). Two tokens are [DEC] and a word.
+PRETRAINING_SETTINGS = CaptionSettings(prompt="", min_length=2)
+
+__all__ = ["PRETRAINING_SETTINGS", "CaptionSettings", "caption_option", "shortest_length"]
