@@ -5,7 +5,6 @@ Names are loaded when they are first used: `import blip_hf` is instant and chang
 """
 
 import importlib
-import warnings
 from typing import Any
 
 
@@ -54,19 +53,12 @@ _HOMES = {
         "restore_original_state_dict",
     ],
 }
-# Old names, which work for one more version.
-_RENAMED = {"BlipTaskTrainer": "BlipTrainer"}
-
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        message = f"blip_hf.{name} is now called {_RENAMED[name]}; the old name will be removed in the next version."
-        warnings.warn(message, FutureWarning, stacklevel=2)
-        name = _RENAMED[name]
     if name not in _HOME_OF:
         raise AttributeError(f"module 'blip_hf' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -96,5 +96,5 @@ def make_captioning_trainer(folder, train=None, evaluate=None, **fields):
         make_arguments(folder, **fields),
         train_dataset=train,
         eval_dataset=evaluate,
-        data_collator=BlipCaptioningCollator(processor, prompt=None),
+        data_collator=BlipCaptioningCollator(processor, prompt=""),
     )
