@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
-    processor.caption_settings = CaptionSettings.resolve(processor.caption_settings)
+    processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (1e-5, 5, 8)

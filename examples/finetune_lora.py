@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
-    processor.caption_settings = CaptionSettings.resolve(processor.caption_settings)
+    processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
     # All attention of both towers, to the image too. Rank and factor are common choices, not the paper's.
     adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["qkv", "query", "value"])

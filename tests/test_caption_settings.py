@@ -10,6 +10,7 @@ import transformers
 from blip_hf import BlipCaptioner, BlipProcessor, CaptionSettings
 from blip_hf.capfilt.engine import CapFilt
 from blip_hf.capfilt.settings import CapFiltSettings
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.readers.samples import Sample, Shard
 from tests.support.processors import make_processor, random_photo
@@ -37,6 +38,12 @@ def test_given_values_win_over_the_checkpoint_and_the_checkpoint_over_the_defaul
     assert CaptionSettings.resolve(OWN, prompt="").prompt == ""
     assert CaptionSettings.resolve(None) == CaptionSettings()
     assert CaptionSettings.resolve(OWN, prompt="", max_length=4).min_length == 4
+    assert CaptionSettings.for_finetuning(OWN) == OWN
+
+
+def test_fine_tuning_after_pre_training_learns_the_default_prompt():
+    assert PRETRAINING_SETTINGS.prompt == ""
+    assert CaptionSettings.for_finetuning(PRETRAINING_SETTINGS, num_beams=1) == CaptionSettings(num_beams=1)
 
 
 @pytest.mark.parametrize(

@@ -203,9 +203,3 @@ def test_relative_and_absolute_imports_are_read_alike() -> None:
 
 def test_the_lowest_entry_that_names_a_module_decides_its_layer() -> None:
     assert layer_of("image_utils") < layer_of("processing_blip") < layer_of("data.scenes")
-
-
-def test_former_names_give_the_new_objects_and_warn() -> None:
-    with pytest.warns(FutureWarning, match=r"`blip_hf.BlipTaskTrainer` is deprecated.*Use `blip_hf.BlipTrainer`"):
-        former = blip_hf.BlipTaskTrainer
-    assert former is blip_hf.BlipTrainer

@@ -14,8 +14,8 @@ class CaptionSettings:
     """The prompt of a captioner and the settings of its search. Each field is documented by its `help`.
 
     A checkpoint carries the settings it was trained with as [`BlipProcessor.caption_settings`]; use
-    [`CaptionSettings.resolve`] to combine them with explicit values. As in salesforce/BLIP, `max_length` and
-    `min_length` count `[DEC]`, the prompt and the caption, without the final `[SEP]`.
+    [`CaptionSettings.resolve`] to combine them with explicit values. As in salesforce/BLIP, lengths count `[DEC]`, the
+    prompt and the caption; `max_length` also counts the final `[SEP]`.
 
     Raises:
         ValueError: If a value is out of its range, or `max_length` leaves no room for a caption after the prompt.
@@ -23,7 +23,7 @@ class CaptionSettings:
 
     # salesforce/BLIP, configs/caption_coco.yaml
     prompt: str = _setting("a picture of ", "Text that each caption starts with; not part of the caption. '' for none")
-    num_beams: int = _setting(3, "Number of beams")
+    num_beams: int = _setting(3, "Number of beams; at least the number of captions per image")
     max_length: int = _setting(20, "Maximum number of tokens, including [DEC] and the prompt")
     min_length: int = _setting(5, "Minimum number of tokens, including [DEC] and the prompt")
     # BLIP, section 4: nucleus sampling of synthetic captions
@@ -79,6 +79,11 @@ class CaptionSettings:
         return replace(own, **chosen)
 
     @classmethod
+    def for_finetuning(cls, own: "CaptionSettings | None" = None, **given: Any) -> "CaptionSettings":
+        """Like `resolve`, but a captioner that was only pre-trained, without a prompt, learns the default one."""
+        return cls.resolve(None if own == PRETRAINING_SETTINGS else own, **given)
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CaptionSettings":
         """Reads the form that [`CaptionSettings.to_dict`] writes. Unknown names are ignored."""
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
@@ -100,7 +105,7 @@ def caption_option(name: str) -> Any:
         ... class Options:
         ...     num_beams: int | None = caption_option("num_beams")
         >>> fields(Options)[0].metadata["help"]
-        'Number of beams (default: the value of the checkpoint)'
+        'Number of beams; at least the number of captions per image (default: the value of the checkpoint)'
     """
     help_text = CaptionSettings.__dataclass_fields__[name].metadata["help"]
     return field(default=None, metadata={"help": f"{help_text} (default: the value of the checkpoint)"})
@@ -116,4 +121,7 @@ def shortest_length(prompt: str) -> int:
     return 1 + len(prompt.split()) + 1
 
 
-__all__ = ["CaptionSettings", "caption_option", "shortest_length"]
+# Captions have no prompt in pre-training (salesforce/BLIP, models/blip_pretrain.py). Two tokens are [DEC] and a word.
+PRETRAINING_SETTINGS = CaptionSettings(prompt="", min_length=2)
+
+__all__ = ["PRETRAINING_SETTINGS", "CaptionSettings", "caption_option", "shortest_length"]

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
+from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments, CaptionSettings
 from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.options import build_parser, parse_options
 from blip_hf.data.scenes import scene_vocabulary_texts
@@ -263,6 +263,24 @@ def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tm
         written = json.loads((tmp_path / "out.json").read_text())
         ids = [record["image_id"] for record in written] if task == "caption" else written["image_ids"]
         assert ids == [391895, 42]
+
+
+def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained, tmp_path, capsys):
+    own = ["--prompt", "a photo of ", "--max_length", "12"]
+    run(
+        "finetune",
+        capsys,
+        "caption",
+        "--model",
+        pretrained,
+        *TRAINING,
+        "--output_dir",
+        tmp_path,
+        *own,
+        *SHORT["caption"],
+    )
+    settings = BlipProcessor.from_pretrained(tmp_path).caption_settings
+    assert settings == CaptionSettings(prompt="a photo of ", max_length=12)
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])

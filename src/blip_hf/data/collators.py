@@ -70,6 +70,9 @@ class PairCollator:
 class BlipPretrainingCollator(PairCollator):
     """Pairs to the inputs of [`BlipForPreTraining`]. Rows start with `[CLS]`; the model puts `[ENC]` and `[DEC]`.
 
+    Maps records `{"image", "caption", "image_id"}` to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and
+    `attention_mask` of shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
+
     Args:
         processor ([`BlipProcessor`]):
             Processor of images and text.
@@ -107,25 +110,17 @@ class BlipPretrainingCollator(PairCollator):
         super().__init__(processor, max_length)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption", "image_id"}`.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no image can be read.
-        """
+        """Makes a batch; raises a ValueError if no image can be read."""
         pairs = self._open_records(records)
         return {**self._encode(pairs), "image_ids": torch.tensor([pair["image_id"] for pair in pairs])}
 
 
 class BlipMatchingCollator(PairCollator):
     """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`]. Rows start with `[ENC]`.
+
+    Maps records `{"image", "caption"}`, all or none with a `label` (1 for a pair that matches, 0 for one that does not),
+    to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of shape `(b, t)`, and `labels` of
+    shape `(b,)`, int64.
 
     Args:
         processor ([`BlipProcessor`]):
@@ -148,20 +143,7 @@ class BlipMatchingCollator(PairCollator):
         super().__init__(processor, max_length)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption"}`, all or none with a `label`: 1 for a pair that matches, 0 for one that
-                does not.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `labels` of shape `(b,)`, int64, if all records have one.
-
-        Raises:
-            ValueError: If no image can be read.
-        """
+        """Makes a batch; raises a ValueError if no image can be read."""
         pairs = self._open_records(records)
         labels = [pair["label"] for pair in pairs if "label" in pair]
         given = {"labels": torch.tensor(labels)} if len(labels) == len(pairs) else {}
@@ -171,8 +153,9 @@ class BlipMatchingCollator(PairCollator):
 class BlipCaptioningCollator(PairCollator):
     """Pairs to the inputs and labels of [`BlipForConditionalGeneration`]. Rows start with `[DEC]`.
 
-    The prompt stands before each caption and has no targets ([BLIP](https://huggingface.co/papers/2201.12086) fine-tunes
-    with "a picture of"). The model shifts the labels.
+    Maps records `{"image", "caption"}` to `pixel_values` of shape `(b, 3, size, size)`, and `input_ids`,
+    `attention_mask` and `labels` of shape `(b, t)`. Labels without target, such as those of the prompt, are -100. The
+    model shifts the labels.
 
     Args:
         processor ([`BlipProcessor`]):
@@ -203,19 +186,7 @@ class BlipCaptioningCollator(PairCollator):
         self.prompt = CaptionSettings.resolve(processor.caption_settings).prompt if prompt is None else prompt
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption"}`.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, and `input_ids`, `attention_mask`
-            and `labels` of shape `(b, t)`; labels without target are -100.
-
-        Raises:
-            ValueError: If no image can be read.
-        """
+        """Makes a batch; raises a ValueError if no image can be read."""
         return self._encode(self._open_records(records), self.prompt)
 
 

@@ -168,18 +168,12 @@ class Nlvr2Dataset(PairDataset):
         records (sequence of records):
             The output of `load_nlvr2`, [`~blip_hf.data.scenes.SceneNlvr2`], or a list. Images have any form that
             [`~blip_hf.image_utils.open_image`] takes. `sentence_id` defaults to the sentence.
-        transform (`Callable`, *optional*):
-            Maps two images, the sentence and a `random.Random` to two images and a sentence, such as
-            [`Nlvr2TrainTransform`].
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the transform.
+        transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
+            As in [`PairDataset`], of two images and their sentence: [`Nlvr2TrainTransform`].
         max_words (`int`, *optional*, defaults to 40):
             Number of words to keep of a normalised sentence. BLIP keeps 40.
         normalize_sentences (`bool`, *optional*, defaults to `True`):
             Whether to apply [`~blip_hf.data.text.pre_caption`].
-
-    Raises:
-        ValueError: If there are no records.
 
     Example:
         >>> grey, red = Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")
@@ -216,6 +210,9 @@ class Nlvr2Dataset(PairDataset):
 class BlipNlvr2Collator(PairCollator):
     """Image pairs with sentences to the inputs and labels of [`BlipForVisualReasoning`]. Rows start with `[ENC]`.
 
+    Maps records `{"images", "sentence", "label"}` to `pixel_values` of shape `(b, 2, 3, size, size)`, `input_ids` and
+    `attention_mask` of shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true.
+
     Args:
         processor ([`BlipProcessor`]):
             Processor of images and text.
@@ -230,19 +227,7 @@ class BlipNlvr2Collator(PairCollator):
         super().__init__(processor, max_length)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"images", "sentence", "label"}`.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 2, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true.
-
-        Raises:
-            ValueError: If no pair of images can be read.
-        """
+        """Makes a batch; raises a ValueError if no pair of images can be read."""
         pairs = self._open_records(records)
         features = self.processor(
             [image for pair in pairs for image in pair["images"]],

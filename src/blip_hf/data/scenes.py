@@ -135,10 +135,6 @@ class Scenes(Sequence[SceneRecord]):
 class SceneVqa(Sequence[dict[str, Any]]):
     """Questions about drawn scenes as VQA records, each with its one right answer. Images are drawn on access.
 
-    Args:
-        scenes ([`Scenes`]):
-            The scenes.
-
     Example:
         >>> questions = SceneVqa(Scenes(100))
         >>> questions[2]["question"], questions[2]["answers"], questions[2]["weights"]
@@ -173,15 +169,8 @@ class SceneNlvr2(Sequence[dict[str, Any]]):
     Args:
         num_pairs (`int`):
             Number of records.
-        start (`int`, *optional*, defaults to 0):
-            Index of the first one.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the whole series.
-        image_size (`int`, *optional*, defaults to 64):
-            Width and height of the images in pixels, at least 32.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        start, seed, image_size (`int`, *optional*):
+            As in [`Scenes`].
 
     Example:
         >>> record = SceneNlvr2(100)[2]

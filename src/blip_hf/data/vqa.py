@@ -2,7 +2,7 @@
 """Visual question answering: the data set of questions and its collator."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,13 @@ from PIL import Image
 
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator, Record
-from .pairs import PairDataset
+from .pairs import PairDataset, PairTransform
 from .readers.vqa import VqaRecord
 from .text import pre_question
 
 
 # BLIP cuts no answer: as many tokens as BERT has positions.
 MAX_ANSWER_LENGTH = 512
-
-VqaTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 
 class VqaDataset(PairDataset):
@@ -27,19 +25,13 @@ class VqaDataset(PairDataset):
     Args:
         questions (sequence of records):
             The output of [`~blip_hf.data.readers.vqa.load_vqa`], or a list.
-        transform (`Callable`, *optional*):
-            Maps image, text and a `random.Random` to an image and a text, such as
-            [`~blip_hf.data.transforms.TrainTransform`]. The text holds the question and its answers, one per line, so
-            that a flip swaps left and right in all of them.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the transform.
+        transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
+            As in [`PairDataset`]. The text holds the question and its answers, one per line, so that a flip swaps left
+            and right in all of them.
         max_words (`int`, *optional*, defaults to 50):
             Number of words to keep of a normalised question. BLIP keeps 50.
         normalize_questions (`bool`, *optional*, defaults to `True`):
             Whether to apply [`~blip_hf.data.text.pre_question`].
-
-    Raises:
-        ValueError: If there are no questions.
 
     Example:
         >>> record = {"image": Image.new("L", (8, 8)), "question": "What is it?", "question_id": 5}
@@ -48,14 +40,13 @@ class VqaDataset(PairDataset):
         ('what is it?', 'RGB', ['grey'])
     """
 
-    transform: VqaTransform | None
     text_field = "question"
     _normalize = staticmethod(pre_question)
 
     def __init__(
         self,
         questions: Sequence[Mapping[str, Any]],
-        transform: VqaTransform | None = None,
+        transform: PairTransform | None = None,
         seed: int = 0,
         max_words: int = 50,
         normalize_questions: bool = True,
@@ -76,8 +67,10 @@ class VqaDataset(PairDataset):
 class BlipVqaCollator(PairCollator):
     """Questions to the inputs and labels of [`BlipForQuestionAnswering`]. Rows start with `[CLS]`.
 
-    The answers of all questions are rows of one tensor. Equal answers to a question are one row, with the sum of their
-    weights. A batch of questions without answers has no labels.
+    Maps [`~blip_hf.data.readers.vqa.VqaRecord`] records to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and
+    `attention_mask` of shape `(b, t)`, and for all `m` answers `labels` of shape `(m, t)`, -100 where there is no target,
+    `answer_weights` of shape `(m,)` and `answers_per_question` of shape `(b,)`. Equal answers to a question are one row,
+    with the sum of their weights. A batch without answers has no labels.
 
     Args:
         processor ([`BlipProcessor`]):
@@ -115,20 +108,7 @@ class BlipVqaCollator(PairCollator):
         super().__init__(processor, max_length)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                [`~blip_hf.data.readers.vqa.VqaRecord`] records.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`; and for the `m` answers `labels` of shape `(m, t)`, -100 where there is no target,
-            `answer_weights` of shape `(m,)` and `answers_per_question` of shape `(b,)`.
-
-        Raises:
-            ValueError: If no image can be read.
-        """
+        """Makes a batch; raises a ValueError if no image can be read."""
         questions = self._open_records(records)
         features = self._encode(questions)
         weights = [_weight_by_answer(question) for question in questions]
@@ -152,4 +132,4 @@ def _weight_by_answer(question: Record) -> dict[str, float]:
     return weights
 
 
-__all__ = ["MAX_ANSWER_LENGTH", "BlipVqaCollator", "VqaDataset", "VqaTransform"]
+__all__ = ["MAX_ANSWER_LENGTH", "BlipVqaCollator", "VqaDataset"]

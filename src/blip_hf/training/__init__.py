@@ -16,6 +16,8 @@ def __getattr__(name: str) -> Any:
     if name != "BlipTaskTrainer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        "BlipTaskTrainer is now called BlipTrainer; the old name will be removed.", FutureWarning, stacklevel=2
+        "`blip_hf.training.BlipTaskTrainer` is deprecated and will be removed in version 0.3. Use `BlipTrainer`.",
+        FutureWarning,
+        stacklevel=2,
     )
     return BlipTrainer

@@ -86,7 +86,7 @@ class BlipTrainer(Trainer):
             )
         warnings.warn(
             f"BlipTrainer no longer trains {type(model).__name__}; use BlipContrastiveTrainer, which this call returns."
-            " The next version raises an error instead.",
+            " Version 0.3 will raise an error instead.",
             FutureWarning,
             stacklevel=2,
         )
