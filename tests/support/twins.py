@@ -4,17 +4,16 @@
 import json
 
 import torch
-from transformers import BertTokenizer
 
 from blip_hf import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipPreTrainingConfig,
-    BlipProcessor,
     BlipRetrievalTrainingConfig,
     BlipVisualReasoningConfig,
 )
+from tests.support.vocabularies import make_processor
 
 
 VOCAB_SIZE = 40
@@ -82,20 +81,23 @@ def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
     return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
 
 
-def tiny_capfilt(image_size=32):
-    """A captioner and a filter, each with its processor, over a vocabulary of letters."""
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqr"]
-    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
-    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
+def tiny_model_for(model_class, processor, seed=0, **fields):
+    """A tiny model over the vocabulary of a processor, in evaluation mode; `fields` are of both sub-configurations."""
     config = BlipConfig(
-        text_config={**TEXT, **processor.config_token_ids(), "initializer_range": 0.5},
-        vision_config={**VISION, "image_size": image_size, "initializer_range": 0.5},
+        text_config={**TEXT, **processor.config_token_ids(), **fields},
+        vision_config={**VISION, "image_size": processor.image_processor.size["height"], **fields},
         image_text_hidden_size=8,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(2)
-        captioner = BlipForConditionalGeneration(config).eval()
-        matcher = BlipForImageTextRetrieval(config).eval()
+        torch.manual_seed(seed)
+        return model_class(config).eval()
+
+
+def tiny_capfilt(image_size=32):
+    """A captioner and a filter, each with its processor, over a vocabulary of letters."""
+    processor = make_processor(image_size=image_size)
+    captioner = tiny_model_for(BlipForConditionalGeneration, processor, seed=2, initializer_range=0.5)
+    matcher = tiny_model_for(BlipForImageTextRetrieval, processor, seed=3, initializer_range=0.5)
     # As a trained model, it writes no special token but the one that ends a caption.
     unwanted = [number for number in processor.tokenizer.all_special_ids if number != processor.tokenizer.sep_token_id]
     captioner.text_decoder.cls.predictions.bias.data[unwanted] = -100
