@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the documentation names exists: files, headings, commands with their options, and imports."""
+"""Everything that the documentation names exists: files, headings, commands, options and imports."""
 
 import ast
 import importlib
+import pkgutil
 import re
 import shlex
 
@@ -17,7 +18,8 @@ from tests.support.paths import ROOT
 from tests.support.twins import tiny_capfilt
 
 
-PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"] + sorted((ROOT / "docs").glob("*.md"))
+FOLDERS = "benchmarks|docs|examples|src|tests"
 LAUNCHERS = ("torchrun", "accelerate")
 TASK_COMMANDS = {"finetune": finetune.COMMANDS, "evaluate": evaluate.COMMANDS}
 
@@ -27,7 +29,7 @@ def blocks(page, language):
 
 
 def shell_lines(block):
-    """Lines of a shell block, with the variables that it sets in their places."""
+    """Yields the lines of a shell block, with the variables that it sets filled in."""
     values = {}
     for line in block.replace("\\\n", " ").splitlines():
         line = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
@@ -38,19 +40,19 @@ def shell_lines(block):
 
 
 def commands(program):
-    """Words of each line of the pages' shell blocks that starts with a program, comments left out."""
+    """Returns the words after `program` of each command line in a shell block, without comments."""
     lines = [line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
 def anchors(page):
-    """Headings as GitHub links to them."""
+    """Returns the anchors that GitHub gives to the headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
@@ -58,10 +60,29 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-def test_files_that_pages_name_in_code_are_there():
-    named = {name for page in PAGES for name in re.findall(r"`((?:tests|examples|docs)/[\w./]+)`", page.read_text())}
-    assert len(named) > 5
-    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+def test_paths_in_backticks_exist():
+    """Also holds the table of CONTRIBUTING that says where to find what."""
+    pattern = rf"`((?:{FOLDERS})/[^`\s<]*)`"
+    named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
+    assert len(named) > 20
+    # `tests/test_x.py::test_y` names a test of a file, and `*.yaml` several files.
+    assert sorted((page, name) for page, name in named if not any(ROOT.glob(name.partition("::")[0]))) == []
+
+
+def test_modules_in_backticks_exist():
+    pattern = r"`(blip_hf(?:\.\w+)+)(?:\(\))?`"
+    named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
+    assert named
+    assert sorted((page, name) for page, name in named if not is_importable(name)) == []
+
+
+def is_importable(name):
+    """Tells whether a dotted name is a module or an attribute of one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
 
 
 def test_commands_of_tasks_parse(monkeypatch, capsys):
@@ -128,13 +149,13 @@ def test_options_that_the_page_of_tasks_names_exist():
     assert sorted(named - known - of_help_and_examples) == []
 
 
-def test_examples_are_called_by_their_names():
+def test_scripts_in_commands_exist():
     named = {words[0] for words in commands("python") if words}
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_of_pages_parses_and_imports_what_there_is(page):
+def test_python_of_pages_parses_and_its_imports_exist(page):
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("blip_hf"):
@@ -142,7 +163,7 @@ def test_python_of_pages_parses_and_imports_what_there_is(page):
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
-def test_python_of_the_readme_that_uses_checkpoints_runs_as_printed(tmp_path, monkeypatch, capsys):
+def test_python_of_the_readme_that_loads_checkpoints_runs(tmp_path, monkeypatch, capsys):
     captioner, processor, matcher, _ = tiny_capfilt()
     models = {
         "runs/demo/captioner": captioner,
