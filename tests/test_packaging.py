@@ -23,7 +23,7 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("distributed", "files", "locks"),
+    ("distributed", "files", "locks", "checkpoints", "caption_settings"),
     ("objectives", "configuration_blip", "image_utils", "image_processing_blip", "processing_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "conversion", "captioner", "auto"),

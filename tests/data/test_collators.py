@@ -98,7 +98,7 @@ def test_captioning_batch_is_that_of_the_docstring(processor, records):
 
 
 def test_captioning_without_prompt_has_a_target_for_each_token(processor, records):
-    batch = BlipCaptioningCollator(processor, prompt=None)(records)
+    batch = BlipCaptioningCollator(processor, prompt="")(records)
     assert_close(batch["input_ids"], torch.tensor([[10, 5, 9, 3, 0], [10, 5, 8, 9, 3]]))
     assert_close(batch["labels"], torch.tensor([[-100, 5, 9, 3, -100], [-100, 5, 8, 9, 3]]))
 

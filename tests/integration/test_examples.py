@@ -14,6 +14,7 @@ from blip_hf import (
     BlipForVisualReasoning,
     BlipProcessor,
 )
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from tests.support.examples import EXAMPLE_FILES, run_example
 from tests.support.files import write_json, write_json_lines
 from tests.support.images import write_image, write_images
@@ -60,6 +61,7 @@ def test_pretrain_example(tmp_path, capsys):
     assert "eval_text_to_image_r@1" in capsys.readouterr().out
     BlipForPreTraining.from_pretrained(tmp_path)
     assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
+    assert BlipProcessor.from_pretrained(tmp_path / "captioner").caption_settings == PRETRAINING_SETTINGS
     load_in_transformers("BlipForImageTextRetrieval", tmp_path / "retriever")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..caption_settings import CaptionSettings
 from ..image_utils import UnreadableImageError, open_image
 from ..processing_blip import BlipProcessor, Role
 from .pairs import Pair, SkipReporter
@@ -182,8 +183,9 @@ class BlipCaptioningCollator(PairCollator):
     Args:
         processor ([`BlipProcessor`]):
             What makes tensors of images and text.
-        prompt (`str`, *optional*, defaults to `"a picture of "`):
-            What each caption starts with, or `None`.
+        prompt (`str`, *optional*):
+            Text that each caption starts with, `""` for none. Defaults to that of `processor.caption_settings`, or
+            `"a picture of "` if there are no settings.
         max_length (`int`, *optional*, defaults to 40):
             Longest row in tokens, `[DEC]`, the prompt and `[SEP]` included. BLIP's captioning has 40.
 
@@ -202,9 +204,9 @@ class BlipCaptioningCollator(PairCollator):
 
     role = "captioning"
 
-    def __init__(self, processor: BlipProcessor, prompt: str | None = "a picture of ", max_length: int = 40) -> None:
+    def __init__(self, processor: BlipProcessor, prompt: str | None = None, max_length: int = 40) -> None:
         super().__init__(processor, max_length)
-        self.prompt = prompt
+        self.prompt = CaptionSettings.resolve(processor.caption_settings).prompt if prompt is None else prompt
 
     def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
         """Makes a batch.

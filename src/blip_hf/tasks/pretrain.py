@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, set_seed
 
+from ..caption_settings import PRETRAINING_SETTINGS
+from ..checkpoints import require_checkpoint
 from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.encoded import EncodedPairs, encoded_or
@@ -15,7 +18,6 @@ from ..data.readers.pairs import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
-from ..files import require_checkpoint
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training import BlipContrastiveTrainer, BlipTrainingArguments
@@ -225,6 +227,9 @@ def save_parts(model: BlipForPreTraining, processor: BlipProcessor, output_dir: 
         output_dir (`Path`):
             Where the sub-folders `captioner` and `retriever` go.
     """
+    # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
+    processor = copy.copy(processor)
+    processor.caption_settings = PRETRAINING_SETTINGS
     for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
         part.save_pretrained(output_dir / name)
         processor.save_pretrained(output_dir / name)
