@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from blip_hf import BlipCaptioner, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CaptionSettings
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processor = BlipProcessor.from_pretrained(options.model)
         # Fine-tuning crops less than pre-training (salesforce/BLIP, data/__init__.py).
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
     processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)

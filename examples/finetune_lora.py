@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from blip_hf import BlipCaptioner, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CaptionSettings
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers.pairs import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         captioner = BlipForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
         processor = BlipProcessor.from_pretrained(options.model)
         transform = TrainTransform(captioner.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
 
     # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
     processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)

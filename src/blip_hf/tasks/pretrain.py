@@ -12,7 +12,7 @@ from ..caption_settings import PRETRAINING_SETTINGS
 from ..checkpoints import require_checkpoint
 from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
-from ..data.encoded import EncodedPairs, encoded_or
+from ..data.encoded import EncodedPairs
 from ..data.pairs import PairDataset
 from ..data.readers.pairs import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
@@ -49,15 +49,17 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
     set_seed(arguments.seed)
     train_pairs, train_dataset = read_training_set(options, arguments.seed)
     processor = make_processor(options, train_pairs)
+    eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
         train_dataset = EncodedPairs(train_dataset, collator)
+        eval_dataset = None if eval_dataset is None else EncodedPairs(eval_dataset, collator)
     trainer = BlipContrastiveTrainer(
         make_model(options, processor),
         arguments,
         train_dataset=train_dataset,
-        eval_dataset=read_evaluation_set(options),
-        data_collator=encoded_or(collator),
+        eval_dataset=eval_dataset,
+        data_collator=EncodedPairs.collate if options.in_memory else collator,
         processing_class=processor,
     )
     metrics = train_and_save(trainer)
