@@ -47,7 +47,7 @@ def nlvr2_of(i, color, other):
 
 FINETUNING = {
     "finetune_retrieval": (pair_of, BlipForImageTextRetrieval, r"r_mean +\d\.\d{3} +\d\.\d{3}"),
-    "finetune_vqa": (vqa_of, BlipForQuestionAnswering, r"written \d\.\d{3}, chosen from \d+ answers \d\.\d{3}"),
+    "finetune_vqa": (vqa_of, BlipForQuestionAnswering, r"generated \d\.\d{3}, ranked from \d+ answers \d\.\d{3}"),
     "finetune_nlvr2": (
         nlvr2_of,
         BlipForVisualReasoning,
