@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 from blip_hf import (
+    BlipCaptioner,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
@@ -71,6 +72,20 @@ def test_finetune_captioner_example(tmp_path, capsys):
     BlipForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_caption_example(captioner_folder, tmp_path, capsys):
+    run_example("caption_images", "--tiny", "--num_captions", "2")
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"scene {number}" for number in range(4) for _ in range(2)]
+    image = write_image(tmp_path / "image.png")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    run_example("caption_images", captioner_folder, image, tmp_path / "broken.jpg")
+    first, second = capsys.readouterr().out.splitlines()
+    (caption,) = BlipCaptioner.from_pretrained(captioner_folder)(image)
+    assert first.startswith(f"{image}: {caption} (")
+    assert second.startswith(f"{tmp_path / 'broken.jpg'}: ")
+    assert "it is empty or not an image" in second
+
+
 @pytest.mark.parametrize("name", FINETUNING)
 def test_a_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint_on_files(
     name, matcher_folder, tmp_path, capsys
@@ -119,6 +134,7 @@ def test_video_retrieval_example(matcher_folder, tmp_path, capsys):
         ("finetune_retrieval", ["--output_dir", "x", "--data", "train.json"]),
         ("finetune_vqa", ["--output_dir", "x"]),
         ("finetune_nlvr2", ["--output_dir", "x", "--eval_data", "dev.json"]),
+        ("caption_images", ["model"]),
         ("zero_shot", ["model", "image.png"]),
         ("video_retrieval", ["model"]),
     ],
