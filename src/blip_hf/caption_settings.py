@@ -14,8 +14,8 @@ class CaptionSettings:
     """The prompt of a captioner and the settings of its search. Each field is documented by its `help`.
 
     A checkpoint carries the settings it was trained with as [`BlipProcessor.caption_settings`]; use
-    [`CaptionSettings.resolve`] to combine them with explicit values. As in salesforce/BLIP, `max_length` and
-    `min_length` count `[DEC]`, the prompt and the caption, without the final `[SEP]`.
+    [`CaptionSettings.resolve`] to combine them with explicit values. As in salesforce/BLIP, lengths count `[DEC]`, the
+    prompt and the caption; `max_length` also counts the final `[SEP]`.
 
     Raises:
         ValueError: If a value is out of its range, or `max_length` leaves no room for a caption after the prompt.
@@ -23,7 +23,7 @@ class CaptionSettings:
 
     # salesforce/BLIP, configs/caption_coco.yaml
     prompt: str = _setting("a picture of ", "Text that each caption starts with; not part of the caption. '' for none")
-    num_beams: int = _setting(3, "Number of beams")
+    num_beams: int = _setting(3, "Number of beams; at least the number of captions per image")
     max_length: int = _setting(20, "Maximum number of tokens, including [DEC] and the prompt")
     min_length: int = _setting(5, "Minimum number of tokens, including [DEC] and the prompt")
     # BLIP, section 4: nucleus sampling of synthetic captions
@@ -105,7 +105,7 @@ def caption_option(name: str) -> Any:
         ... class Options:
         ...     num_beams: int | None = caption_option("num_beams")
         >>> fields(Options)[0].metadata["help"]
-        'Number of beams (default: the value of the checkpoint)'
+        'Number of beams; at least the number of captions per image (default: the value of the checkpoint)'
     """
     help_text = CaptionSettings.__dataclass_fields__[name].metadata["help"]
     return field(default=None, metadata={"help": f"{help_text} (default: the value of the checkpoint)"})

@@ -30,6 +30,12 @@ class TensorPairs(Dataset):
         self.epochs.append(epoch)
 
 
+def make_arguments(folder, **fields):
+    defaults = {"max_steps": -1, "num_train_epochs": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
+    defaults |= {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 2}
+    return BlipTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **fields})
+
+
 def make_model(seed=0, dropout=0.0, **fields):
     torch.manual_seed(seed)
     config = tiny_pretraining_config(**fields)
@@ -38,19 +44,10 @@ def make_model(seed=0, dropout=0.0, **fields):
 
 
 def make_trainer(folder, model=None, train_dataset=None, eval_dataset=None, callbacks=None, **fields):
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 2,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+    fields = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 2, **fields}
     return BlipContrastiveTrainer(
         make_model() if model is None else model,
-        BlipTrainingArguments(str(folder), **{**defaults, **fields}),
+        make_arguments(folder, **fields),
         train_dataset=TensorPairs() if train_dataset is None else train_dataset,
         eval_dataset=eval_dataset,
         callbacks=callbacks,
@@ -66,12 +63,6 @@ def make_records(num_records, broken=()):
         }
         for i in range(num_records)
     ]
-
-
-def make_arguments(folder, **fields):
-    defaults = {"max_steps": -1, "num_train_epochs": 1, "warmup_steps": 0, "logging_steps": 1, "save_strategy": "no"}
-    defaults |= {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 2}
-    return BlipTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **fields})
 
 
 def make_contrastive_trainer(folder, train=None, evaluate=None, weights=None, **fields):

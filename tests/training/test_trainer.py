@@ -67,8 +67,10 @@ def test_unusable_records_change_no_metric(tmp_path, make, broken):
 
 
 def test_an_evaluation_set_is_checked_once(tmp_path):
-    trainer = make_captioning_trainer(tmp_path, evaluate=PairDataset(make_records(3, broken=(1,))))
+    pairs = PairDataset(make_records(3, broken=(1,)))
+    trainer = make_captioning_trainer(tmp_path, evaluate=pairs, dataloader_num_workers=1)
     assert len(trainer.get_eval_dataloader().dataset) == 2
+    assert pairs.num_skipped == 1
     trainer.eval_dataset.pairs[2]["image"] = "lost_since.jpg"
     assert len(trainer.get_eval_dataloader().dataset) == 2
 

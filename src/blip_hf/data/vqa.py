@@ -2,7 +2,7 @@
 """Visual question answering: the data set of questions and its collator."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,13 @@ from PIL import Image
 
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator, Record
-from .pairs import PairDataset
+from .pairs import PairDataset, PairTransform
 from .readers.vqa import VqaRecord
 from .text import pre_question
 
 
 # BLIP cuts no answer: as many tokens as BERT has positions.
 MAX_ANSWER_LENGTH = 512
-
-VqaTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 
 class VqaDataset(PairDataset):
@@ -42,14 +40,13 @@ class VqaDataset(PairDataset):
         ('what is it?', 'RGB', ['grey'])
     """
 
-    transform: VqaTransform | None
     text_field = "question"
     _normalize = staticmethod(pre_question)
 
     def __init__(
         self,
         questions: Sequence[Mapping[str, Any]],
-        transform: VqaTransform | None = None,
+        transform: PairTransform | None = None,
         seed: int = 0,
         max_words: int = 50,
         normalize_questions: bool = True,
@@ -135,4 +132,4 @@ def _weight_by_answer(question: Record) -> dict[str, float]:
     return weights
 
 
-__all__ = ["MAX_ANSWER_LENGTH", "BlipVqaCollator", "VqaDataset", "VqaTransform"]
+__all__ = ["MAX_ANSWER_LENGTH", "BlipVqaCollator", "VqaDataset"]
