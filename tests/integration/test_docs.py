@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.cli import bootstrap, capfilt, evaluate, finetune, pretrain
-from blip_hf.cli.options import build_parser, parse_options
+from blip_hf.cli.parser import build_parser, parse
 from tests.support.paths import ROOT
 from tests.support.twins import tiny_capfilt
 
@@ -89,8 +89,9 @@ def test_commands_of_tasks_parse(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # recipes are named from here
     found = set()
     for command, task, *arguments in (words for words in commands("blip-hf") if words[0] in TASK_COMMANDS):
-        use_cpu = ["--use_cpu"] if command == "finetune" and "--help" not in arguments else []
-        parse_options(TASK_COMMANDS[command][task], [*arguments, *use_cpu])
+        use_cpu = ["--use_cpu"] if command == "finetune" else []
+        if "--help" not in arguments:
+            parse(TASK_COMMANDS[command][task], [*arguments, *use_cpu, "--overwrite"])
         found.add((command, task))
     assert found == {(command, task) for command, tasks in TASK_COMMANDS.items() for task in tasks}
 
@@ -100,18 +101,18 @@ def test_commands_of_pre_training_parse(monkeypatch):
     found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain"]
     assert found
     for arguments in found:
-        parse_options(pretrain.COMMAND, arguments if "--help" in arguments else [*arguments, "--use_cpu"])
+        if not {"--help", "--help_all"} & set(arguments):
+            parse(pretrain.COMMAND, [*arguments, "--use_cpu", "--overwrite"])
 
 
-def test_commands_of_capfilt_parse(monkeypatch):
+def test_commands_of_capfilt_parse(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no output exists
     asked = []
-    for task in capfilt.COMMANDS:
-        monkeypatch.setattr(capfilt, task, lambda options, task=task: asked.append((task, options)))
     launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in commands(name)]
     assert launched
     for words in [*commands("blip-hf"), *launched]:
         if words[0] == "capfilt":
-            capfilt.main(words[1:])
+            asked.append((words[1], *parse(capfilt.COMMANDS[words[1]], words[2:])))
     for task, options in asked:
         assert task == "report" or options.rule().sources
     assert {task for task, _ in asked} == set(capfilt.COMMANDS)
@@ -119,9 +120,7 @@ def test_commands_of_capfilt_parse(monkeypatch):
 
 def test_commands_and_settings_of_the_loop_parse(monkeypatch):
     monkeypatch.chdir(ROOT)
-    parsed = [
-        bootstrap.build_parser().parse_args(words[1:]) for words in commands("blip-hf") if words[0] == "bootstrap"
-    ]
+    parsed = [parse(bootstrap.COMMAND, words[1:])[0] for words in commands("blip-hf") if words[0] == "bootstrap"]
     assert {options.config for options in parsed} > {None}
     assert all(options.config is None or options.config.is_file() for options in parsed)
     (settings,) = blocks(ROOT / "docs" / "capfilt.md", "yaml")

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
-from blip_hf.cli import pretrain
+from blip_hf.cli import main
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.tasks.options import PretrainOptions
@@ -57,7 +57,7 @@ def test_random_encoders_have_the_given_heads_and_initializer_range():
 
 def test_pretrain_command_on_scenes(tmp_path, capsys):
     argv = [*SCENES, *EVAL_SCENES, *TINY]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path)]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path)]) == 0
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert metrics["eval_text_to_image_r@5"] == 1.0  # among four
     state = tmp_path / "trainer_state.json"
@@ -77,7 +77,7 @@ def test_pretrain_command_on_a_json_list(tmp_path, capsys):
     ]
     source = str(write_json(tmp_path / "pairs.json", pairs))
     argv = ["--data", source, "--eval_data", source, *TINY, "--output_dir", str(tmp_path / "out")]
-    assert pretrain.main(argv) == 0
+    assert main(["pretrain", *argv]) == 0
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert metrics["eval_text_to_image_r@5"] == 1.0  # among four images, of two captions each
     processor = BlipProcessor.from_pretrained(tmp_path / "out")
@@ -95,7 +95,7 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
     argv = [*SCENES, "--vision", str(tmp_path / "vit"), "--text", str(tmp_path / "bert")]
     argv += ["--image_mean", "0.5", "0.4", "0.3"]
     # So small a learning rate leaves the weights at their start.
-    assert pretrain.main([*argv, *TINY, *FROZEN_RATE, "--output_dir", str(tmp_path / "out")]) == 0
+    assert main(["pretrain", *argv, *TINY, *FROZEN_RATE, "--output_dir", str(tmp_path / "out")]) == 0
     model = BlipForPreTraining.from_pretrained(tmp_path / "out")
     words = bert.embeddings.word_embeddings.weight
     assert_close(model.get_input_embeddings().weight[: len(words)], words, rtol=0, atol=1e-6)
@@ -109,13 +109,14 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
 def test_pretrain_command_continues_from_its_own_output(tmp_path, capsys):
     argv = [*SCENES, *TINY]
     assert (
-        pretrain.main([*argv, "--itm_weight", "0", "--lm_weight", "0", "--output_dir", str(tmp_path / "first")]) == 0
+        main(["pretrain", *argv, "--itm_weight", "0", "--lm_weight", "0", "--output_dir", str(tmp_path / "first")])
+        == 0
     )
     log = json.loads((tmp_path / "first" / "trainer_state.json").read_text())["log_history"][0]
     assert "loss_itc" in log
     assert "loss_lm" not in log
     argv += ["--model", str(tmp_path / "first"), *FROZEN_RATE]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path / "second")]) == 0
     first, second = (BlipForPreTraining.from_pretrained(tmp_path / name) for name in ("first", "second"))
     assert (second.config.itm_weight, second.config.lm_weight) == (1.0, 1.0)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
@@ -124,11 +125,11 @@ def test_pretrain_command_continues_from_its_own_output(tmp_path, capsys):
 
 def test_pretrain_command_takes_the_sizes_of_its_checkpoint(tmp_path):
     argv = [*SCENES, *TINY]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "first")]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path / "first")]) == 0
     sizes = argv.index("--image_size"), argv.index("--queue_size")
     argv = [*argv[: sizes[0]], *argv[sizes[1] :], *EVAL_SCENES]
     argv += ["--model", str(tmp_path / "first"), "--queue_size", "4"]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path / "second")]) == 0
     config = BlipPreTrainingConfig.from_pretrained(tmp_path / "second")
     assert (config.image_text_hidden_size, config.vision_config.image_size, config.queue_size) == (8, 32, 4)
 
@@ -157,9 +158,9 @@ def test_pretraining_continues_at_the_image_size_of_the_checkpoint_or_another(tm
 
 def test_pretrain_command_does_not_change_frozen_layers(tmp_path):
     argv = [*SCENES, *TINY]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "first")]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path / "first")]) == 0
     argv += ["--model", str(tmp_path / "first"), "--freeze_vision_layers", "1"]
-    assert pretrain.main([*argv, "--output_dir", str(tmp_path / "second")]) == 0
+    assert main(["pretrain", *argv, "--output_dir", str(tmp_path / "second")]) == 0
     first, second = (BlipForPreTraining.from_pretrained(tmp_path / name) for name in ("first", "second"))
     same = {
         name
