@@ -14,7 +14,7 @@ help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(INSTALLED)  ## Pre-train a small BLIP on drawn scenes, then caption and match new images
-	$(BIN)/blip-hf demo --output_dir runs/demo
+	$(BIN)/blip-hf demo --output_dir runs/demo --overwrite
 
 test: lint  ## Check the style, then run the tests and doctests (WORKERS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -61,6 +61,7 @@ def find_command(words):
 def parse_command(words):
     """Parses a command line without running it, and returns the name of its command."""
     command, options = find_command(words)
+    assert [word for word in options if word.endswith(".yaml") and not Path(word).is_file()] == []
     if not {f"--{name}" for name in HELP_OPTIONS} & set(options):
         parse(command, [*options, "--use_cpu"] if command.trainer_arguments else options)
     return command.prog
@@ -125,6 +126,15 @@ def test_commands_in_shell_blocks_parse(monkeypatch, tmp_path):
     parsed = {parse_command(words) for words in [*command_lines("blip-hf"), *launched]}
     undocumented = {command.prog for command in all_commands()} - parsed
     assert undocumented == set()
+
+
+def test_rules_of_capfilt_commands_are_valid(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words in command_lines("blip-hf"):
+        if words[:2] in (["capfilt", "run"], ["capfilt", "refilter"]):
+            command, options = find_command(words)
+            (parsed,) = parse(command, options)
+            assert parsed.rule().sources
 
 
 def test_commands_in_text_have_known_options():

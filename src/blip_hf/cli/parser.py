@@ -128,20 +128,19 @@ class OptionParser(argparse.ArgumentParser):
 
     def read(self, tokens: Iterable[str]) -> dict[str, Any]:
         """The options that the words of a command line give."""
-        namespace, rest = self.parse_known_args(list(self._spell(tokens)))
+        words = list(tokens)
+        end = words.index("--") if "--" in words else len(words)
+        namespace, rest = self.parse_known_args(list(self._spell(words[:end])))
+        if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
+            self._resolve(unknown[0].lstrip("-"))
         given = vars(namespace)
-        if rest:
-            given |= self._read_positionals([word for word in rest if word != "--"], given)
-        return given
+        return given | self._read_positionals([*rest, *words[end + 1 :]], given)
 
     def _spell(self, tokens: Iterable[str]) -> Iterator[str]:
         """Spells options as they are declared, and attaches a value to each switch."""
         tokens = list(tokens)
         while tokens:
             token = tokens.pop(0)
-            if token == "--":
-                yield from (token, *tokens)
-                return
             if not token.startswith("--") or " " in token.partition("=")[0]:
                 yield token
                 continue
@@ -171,19 +170,18 @@ class OptionParser(argparse.ArgumentParser):
         )
 
     def _read_positionals(self, words: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
-        if unknown := [word for word in words if word.startswith("-") and word != "-"]:
-            self._resolve(unknown[0].lstrip("-"))
         free = [name for name, option in self.fields.items() if option.metadata.get("positional")]
-        tokens = []
+        found: dict[str, Any] = {}
         for name in free:
             if name in given or not words:
                 continue
-            taken = words if self.option_types[name].is_list else words[:1]
-            tokens += [f"--{name}", *taken]
-            words = words[len(taken) :]
+            is_list = self.option_types[name].is_list
+            taken, words = (words, []) if is_list else (words[:1], words[1:])
+            values = [getattr(self.parse_args([f"--{name}={word}"]), name) for word in taken]
+            found[name] = [value for (value,) in values] if is_list else values[0]
         if words:
             raise UsageError(f"{words[0]} is one argument too many. `{self.prog} --help` lists the options.")
-        return vars(self.parse_args(tokens))
+        return found
 
     def read_file(self, path: Path) -> dict[str, Any]:
         """The options that a YAML file gives."""
