@@ -21,8 +21,8 @@ from blip_hf.data.nlvr2 import (
     Nlvr2Dataset,
     Nlvr2TrainTransform,
     SceneNlvr2,
-    load_nlvr2,
 )
+from blip_hf.data.readers import load_nlvr2
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.evaluation.nlvr2 import evaluate_nlvr2

@@ -34,7 +34,7 @@ _HOMES = {
     "auto": ["register_auto_classes"],
     "capfilt.refilter": ["refilter"],
     "capfilt.filters": ["Rule"],
-    "data.readers.shards": ["find_shards"],
+    "data.readers": ["find_shards"],
     "captioner": ["BlipCaptioner", "Caption"],
     "evaluation.retrieval": ["RetrievalResult", "evaluate_retrieval"],
     "evaluation.video": ["evaluate_video_retrieval"],

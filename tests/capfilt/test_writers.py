@@ -19,8 +19,7 @@ from blip_hf.capfilt.refilter import refilter
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
 from blip_hf.capfilt.writers import SUFFIXES, write_pairs
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers.pairs import load_pairs
-from blip_hf.data.readers.shards import Sample, Shard, find_shards
+from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
 

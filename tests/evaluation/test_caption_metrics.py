@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
-from blip_hf.data.readers.pairs import group_captions, load_pairs
+from blip_hf.data.readers import group_captions, load_pairs
 from blip_hf.evaluation import caption_metrics as module
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
 from blip_hf.evaluation.caption_metrics import caption_metrics, caption_metrics_by_domain, resolve_metrics

@@ -47,7 +47,7 @@ class PairDataset(Dataset):
 
     Args:
         pairs (sequence of records):
-            What [`~blip_hf.data.readers.pairs.load_pairs`] returns, [`~blip_hf.data.scenes.Scenes`], or a list. An image may
+            What [`~blip_hf.data.readers.load_pairs`] returns, [`~blip_hf.data.scenes.Scenes`], or a list. An image may
             have any form that [`~blip_hf.image_utils.open_image`] takes.
         transform (`Callable`, *optional*):
             Maps image, caption and a `random.Random` to an image and a caption, as

@@ -23,14 +23,14 @@ QuestionTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Imag
 
 
 class VqaDataset(PairDataset):
-    """Map-style data set over [`~blip_hf.data.readers.vqa.Question`] records, as robust as [`PairDataset`] is.
+    """Map-style data set over [`~blip_hf.data.readers.vqa.VqaRecord`] records, as robust as [`PairDataset`] is.
 
     A record of which the image cannot be read, or whose question is empty once normalised, gives `None`, is named in a
     warning and counted in `num_skipped`. Without a transform, as in evaluation, nothing is random.
 
     Args:
         questions (sequence of records):
-            What [`~blip_hf.data.readers.vqa.load_vqa`] returns, or a list.
+            What [`~blip_hf.data.readers.load_vqa`] returns, or a list.
         transform (`Callable`, *optional*):
             Maps image, text and a `random.Random` to an image and a text, as
             [`~blip_hf.data.transforms.TrainTransform`] does. The text is the question and its answers, one a line: where
@@ -127,7 +127,7 @@ class BlipVqaCollator(PairCollator):
 
         Args:
             records (`Sequence[dict]`):
-                [`~blip_hf.data.readers.vqa.Question`] records, or `None` for one that is left out.
+                [`~blip_hf.data.readers.vqa.VqaRecord`] records, or `None` for one that is left out.
 
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of

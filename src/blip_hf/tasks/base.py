@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from ..configuration_blip import BlipConfig
 from ..data.pairs import PairDataset
-from ..data.readers.pairs import load_pairs
+from ..data.readers import load_pairs
 from ..data.readers.records import first_character
 from ..data.scenes import Scenes
 from ..data.transforms import TrainTransform

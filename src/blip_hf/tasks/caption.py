@@ -6,7 +6,7 @@ import torch
 from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
 from ..data.collators import BlipCaptioningCollator
 from ..data.pairs import PairDataset
-from ..data.readers.pairs import group_captions
+from ..data.readers import group_captions
 from ..evaluation.caption import CaptionResult, evaluate_captions, write_caption_results
 from ..evaluation.caption_metrics import resolve_metrics
 from ..modeling.caption import BlipForConditionalGeneration

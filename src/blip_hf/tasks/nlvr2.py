@@ -12,8 +12,8 @@ from ..data.nlvr2 import (
     Nlvr2Dataset,
     Nlvr2TrainTransform,
     SceneNlvr2,
-    load_nlvr2,
 )
+from ..data.readers import load_nlvr2
 from ..evaluation.nlvr2 import evaluate_nlvr2
 from ..files import write_json
 from ..modeling.nlvr2 import BlipForVisualReasoning

@@ -11,7 +11,7 @@ from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
 from ..data.encoded import EncodedPairs, encoded_or
 from ..data.pairs import PairDataset
-from ..data.readers.pairs import load_pairs
+from ..data.readers import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
