@@ -205,7 +205,7 @@ def test_a_shard_of_which_nothing_is_kept_is_written_too(format, tmp_path):
 def test_lists_that_are_all_empty_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text("[]")
-    with pytest.raises(ValueError, match="All of the 2 lists are empty"):
+    with pytest.raises(ValueError, match="There are no records in"):
         load_pairs([tmp_path / "a.json", tmp_path / "b.json"])
 
 
