@@ -15,16 +15,13 @@ from collections.abc import Sequence
 import torch
 from transformers import Trainer, TrainingArguments, set_seed
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from blip_hf import BlipCaptioner, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CaptionSettings
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-
-
-PROMPT = "a picture of "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         processor = BlipProcessor.from_pretrained(options.model)
         # Fine-tuning crops less than pre-training (salesforce/BLIP, data/__init__.py).
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
+
+    # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
+    processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
     learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (1e-5, 5, 8)
@@ -62,21 +62,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             remove_unused_columns=False,  # the collator reads them
         ),
         train_dataset=train_dataset,
-        data_collator=BlipCaptioningCollator(processor, prompt=PROMPT),
+        data_collator=BlipCaptioningCollator(processor),
         processing_class=processor,
     )
     trainer.train()
     trainer.save_model()
 
-    model.eval()
-    inputs = processor(train_dataset[0]["image"], PROMPT, return_tensors="pt").to(model.device)
-    (caption,) = processor.post_process_captions(model.generate(**inputs, max_new_tokens=20), prompt=PROMPT)
+    (caption,) = BlipCaptioner(model, processor)(train_dataset[0]["image"])
     print(f"{train_dataset[0]['caption']!r} is captioned {caption!r}")
 
 
 def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """A captioner of random weights whose vocabulary is that of the captions."""
-    processor = BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer([*captions, PROMPT]), image_size=64)
+    processor = BlipProcessor.from_bert_tokenizer(
+        train_wordpiece_tokenizer([*captions, CaptionSettings.prompt]), image_size=64
+    )
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BlipConfig(
         vision_config={**sizes, "image_size": 64, "patch_size": 8},

@@ -20,16 +20,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from blip_hf import BlipCaptioner, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CaptionSettings
 from blip_hf.data.collators import BlipCaptioningCollator
-from blip_hf.data.pairs import FilledBatches, PairDataset
+from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-
-
-PROMPT = "a picture of "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         captioner = BlipForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
         processor = BlipProcessor.from_pretrained(options.model)
         transform = TrainTransform(captioner.config.vision_config.image_size, min_scale=0.5)
-        train_dataset = FilledBatches(PairDataset(load_pairs(options.data), transform))
+        train_dataset = PairDataset(load_pairs(options.data), transform)
+
+    # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
+    processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
     # All attention of both towers, to the image too. Rank and factor are common choices, not the paper's.
     adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["qkv", "query", "value"])
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             remove_unused_columns=False,  # the collator reads them
         ),
         train_dataset=train_dataset,
-        data_collator=BlipCaptioningCollator(processor, prompt=PROMPT),
+        data_collator=BlipCaptioningCollator(processor),
         processing_class=processor,
     )
     trainer.train()
@@ -71,14 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     merged = model.merge_and_unload().eval()  # a captioner like any other
     merged.save_pretrained(Path(options.output_dir) / "merged")
     processor.save_pretrained(Path(options.output_dir) / "merged")
-    inputs = processor(train_dataset[0]["image"], PROMPT, return_tensors="pt").to(merged.device)
-    (caption,) = processor.post_process_captions(merged.generate(**inputs, max_new_tokens=20), prompt=PROMPT)
+    (caption,) = BlipCaptioner(merged, processor)(train_dataset[0]["image"])
     print(f"{train_dataset[0]['caption']!r} is captioned {caption!r}")
 
 
 def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """A captioner of random weights with the vocabulary of the captions."""
-    processor = BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer([*captions, PROMPT]), image_size=64)
+    processor = BlipProcessor.from_bert_tokenizer(
+        train_wordpiece_tokenizer([*captions, CaptionSettings.prompt]), image_size=64
+    )
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     text_config = {**sizes, **processor.config_token_ids()}
     config = BlipConfig(vision_config={**sizes, "image_size": 64, "patch_size": 8}, text_config=text_config)

@@ -20,10 +20,9 @@ from blip_hf.data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
-    SceneNlvr2,
 )
 from blip_hf.data.readers import load_nlvr2
-from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.evaluation.nlvr2 import evaluate_nlvr2
 from blip_hf.training import BlipFinetuningArguments, BlipTrainer
@@ -37,27 +36,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_dataset, eval_records = Nlvr2Dataset(SceneNlvr2(128)), SceneNlvr2(32, start=128)
         model, processor = make_tiny_model()
     else:
-        # Both twins start from the matcher's one cross-attention. Drop path: salesforce/BLIP, models/blip_nlvr.py.
+        # The cross-attentions to both images start from the matcher's one. Drop path: salesforce/BLIP, models/blip_nlvr.py.
         model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields={"drop_path_rate": 0.1})
         processor = BlipProcessor.from_pretrained(options.model)
         transform = Nlvr2TrainTransform(model.config.vision_config.image_size)
         train_dataset = Nlvr2Dataset(load_nlvr2(options.data), transform)
         eval_records = load_nlvr2(options.eval_data)
 
-    # Learning rate, epochs and a batch of 256: the paper, table 14.
-    learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (3e-5, 15, 16)
+    # Learning rate and epochs of the paper (table 14), and its batch of 256.
+    recipe = {"learning_rate": 1e-3, "num_train_epochs": 2} if options.tiny else {"gradient_accumulation_steps": 16}
     trainer = BlipTrainer(
         model,
-        BlipFinetuningArguments(
-            options.output_dir,
-            learning_rate=learning_rate,
-            num_train_epochs=num_epochs,
+        BlipFinetuningArguments.for_task(
+            "nlvr2",
+            output_dir=options.output_dir,
             per_device_train_batch_size=16,
-            gradient_accumulation_steps=num_accumulated,
             bf16=torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=0.1,
             save_strategy="no",
+            **recipe,
         ),
         train_dataset=train_dataset,
         data_collator=BlipNlvr2Collator(processor),

@@ -41,20 +41,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         processor = BlipProcessor.from_pretrained(options.model)
         train_dataset = PairDataset(pairs, TrainTransform(model.config.vision_config.image_size, min_scale=0.5))
 
-    # Learning rate, epochs and a batch of 256: the paper, table 14. Negatives come from 32 pairs and the queue.
-    learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (1e-5, 6, 8)
+    # Learning rate and epochs of the paper (table 14), and its batch of 256. Negatives come from 32 pairs and the queue.
+    recipe = {"learning_rate": 1e-3, "num_train_epochs": 2} if options.tiny else {"gradient_accumulation_steps": 8}
     trainer = BlipContrastiveTrainer(
         model,
-        BlipFinetuningArguments(
-            options.output_dir,
-            learning_rate=learning_rate,
-            num_train_epochs=num_epochs,
+        BlipFinetuningArguments.for_task(
+            "retrieval",
+            output_dir=options.output_dir,
             per_device_train_batch_size=32,
-            gradient_accumulation_steps=num_accumulated,
             bf16=torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=0.1,
             save_strategy="no",
+            **recipe,
         ),
         train_dataset=train_dataset,
         data_collator=BlipPretrainingCollator(processor, max_length=35),

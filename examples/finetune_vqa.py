@@ -39,20 +39,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
         train_dataset = VqaDataset(questions, transform)
 
-    # Learning rate, epochs and a batch of 256: the paper, table 14.
-    learning_rate, num_epochs, num_accumulated = (1e-3, 2, 1) if options.tiny else (2e-5, 10, 8)
+    # Learning rate and epochs of the paper (table 14), and its batch of 256.
+    recipe = {"learning_rate": 1e-3, "num_train_epochs": 2} if options.tiny else {"gradient_accumulation_steps": 8}
     trainer = BlipTrainer(
         model,
-        BlipFinetuningArguments(
-            options.output_dir,
-            learning_rate=learning_rate,
-            num_train_epochs=num_epochs,
+        BlipFinetuningArguments.for_task(
+            "vqa",
+            output_dir=options.output_dir,
             per_device_train_batch_size=32,
-            gradient_accumulation_steps=num_accumulated,
             bf16=torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=0.1,
             save_strategy="no",
+            **recipe,
         ),
         train_dataset=train_dataset,
         data_collator=BlipVqaCollator(processor),

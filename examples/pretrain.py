@@ -18,6 +18,7 @@ import torch
 from transformers import set_seed
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import load_pairs
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.train()
     trainer.save_model()
-    # What is inside opens in plain transformers too.
+    # The two models inside, which open in plain transformers too. Pre-training has no prompt.
+    processor.caption_settings = PRETRAINING_SETTINGS
     folder, model = Path(options.output_dir), trainer.model
     for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
         part.save_pretrained(folder / name)

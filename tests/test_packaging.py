@@ -20,7 +20,7 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("distributed", "files", "locks", "pages", "image_utils", "data.text"),
+    ("caption_settings", "checkpoints", "distributed", "files", "locks", "pages", "image_utils", "data.text"),
     ("objectives", "processing_blip", "image_processing_blip", "configuration_blip"),
     ("modeling", "data"),
     ("training", "evaluation", "captioner", "conversion", "auto"),

@@ -225,7 +225,7 @@ def test_the_status_is_1_if_every_image_fails(checkpoints, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["./nowhere", "a.png"], "./nowhere is no folder"),
+        (["./nowhere", "a.png"], "./nowhere does not exist"),
         (["MODEL", "a.png", "--device", "gpu"], "--device gpu cannot be used"),
         (["MODEL", "a.png", "--matcher", "MODEL"], "Load it with BlipForConditionalGeneration"),
     ],

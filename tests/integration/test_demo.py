@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.cli.demo import build_parser, run
 from blip_hf.demo.evaluate import caption_scores, retrieval_scores, word_accuracy
 from blip_hf.demo.pretrain import DemoSettings, EncodedScenes, build_processor
@@ -41,7 +42,9 @@ def test_the_demo_writes_models_metrics_curve_and_page(tiny_run):
     folder, _, metrics = tiny_run
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    assert BlipProcessor.from_pretrained(folder / "captioner").dec_token_id < 300
+    processor = BlipProcessor.from_pretrained(folder / "captioner")
+    assert processor.dec_token_id < 300
+    assert processor.caption_settings == PRETRAINING_SETTINGS
     for head, name in ((BlipForConditionalGeneration, "captioner"), (BlipForImageTextRetrieval, "retriever")):
         _, loading_info = head.from_pretrained(folder / name, output_loading_info=True)
         assert not loading_info["missing_keys"]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from blip_hf import BlipForConditionalGeneration, BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.cli import pretrain
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
@@ -52,6 +53,7 @@ def test_pretrain_example(tmp_path, capsys):
     assert "eval_text_to_image_r@1" in capsys.readouterr().out
     BlipForPreTraining.from_pretrained(tmp_path)
     assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
+    assert BlipProcessor.from_pretrained(tmp_path / "captioner").caption_settings == PRETRAINING_SETTINGS
     _, info = transformers.BlipForImageTextRetrieval.from_pretrained(tmp_path / "retriever", output_loading_info=True)
     assert not info["missing_keys"]
 
@@ -87,6 +89,7 @@ def test_pretrain_command_on_scenes(tmp_path, capsys):
     with Image.open(tmp_path / "losses.png") as image:
         assert image.size == (1320, 396)  # 12 x 3.6 inches at 110 dots an inch
     assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
+    assert BlipProcessor.from_pretrained(tmp_path / "captioner").caption_settings == PRETRAINING_SETTINGS
 
 
 def test_pretrain_command_on_a_json_list(tmp_path, capsys):

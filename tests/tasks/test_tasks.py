@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments
+from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments, CaptionSettings
 from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.options import build_parser, parse_options
 from blip_hf.data.scenes import scene_vocabulary_texts
@@ -265,6 +265,24 @@ def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tm
         assert ids == [391895, 42]
 
 
+def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained, tmp_path, capsys):
+    own = ["--prompt", "a photo of ", "--max_length", "12"]
+    run(
+        "finetune",
+        capsys,
+        "caption",
+        "--model",
+        pretrained,
+        *TRAINING,
+        "--output_dir",
+        tmp_path,
+        *own,
+        *SHORT["caption"],
+    )
+    settings = BlipProcessor.from_pretrained(tmp_path).caption_settings
+    assert settings == CaptionSettings(prompt="a photo of ", max_length=12)
+
+
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
     for command in ("finetune", "evaluate"):
@@ -286,6 +304,6 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
     assert main(argv + (["--output_dir", "out", "--use_cpu"] if command == "finetune" else [])) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"blip-hf {command}: error: {source} is no folder here. Pass a folder with a saved model, or a model id such as"
+        f"blip-hf {command}: error: {source} does not exist. Pass a folder with a saved model, or a model id such as"
         " owner/name."
     )

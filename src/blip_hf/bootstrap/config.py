@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..capfilt.settings import CapFiltSettings, least_length
+from ..capfilt.settings import CapFiltSettings
+from ..caption_settings import CaptionSettings, shortest_length
 from .scene_sections import SCENE_SECTIONS
 
 
@@ -246,10 +247,10 @@ class LoopSettings:
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
         self.capfilt_settings(0)
-        if self.evaluation.max_length < least_length(self.prompt):
+        if self.evaluation.max_length < shortest_length(self.prompt):
             raise ValueError(
                 f"evaluation: max_length={self.evaluation.max_length} has no room for a caption behind the prompt"
-                f" {self.prompt!r}. Pass {least_length(self.prompt)} or more."
+                f" {self.prompt!r}. Pass {shortest_length(self.prompt)} or more."
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but there is no GPU that torch finds. Pass 'cpu', or leave it out.")
@@ -262,7 +263,8 @@ class LoopSettings:
     @property
     def prompt(self) -> str:
         """What captions start with, as the captioner learns it."""
-        return self.captioner.get("prompt", CapFiltSettings.prompt)
+        own = self.captioner.get("prompt")
+        return CaptionSettings.prompt if own is None else own
 
     def capfilt_settings(self, seed: int) -> CapFiltSettings:
         """Settings of the CapFilt runs.

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..files import atomic_write, require_checkpoint
+from ..checkpoints import require_checkpoint
+from ..files import atomic_write
 
 
 if TYPE_CHECKING:

@@ -77,6 +77,7 @@ def run(settings: "DemoSettings", output_dir: Path, console: "Console") -> dict[
     Returns:
         `dict[str, Any]`: what is in `metrics.json`.
     """
+    from ..caption_settings import PRETRAINING_SETTINGS
     from ..demo.evaluate import evaluate
     from ..demo.pretrain import EncodedScenes, build_processor, pretrain
 
@@ -90,6 +91,7 @@ def run(settings: "DemoSettings", output_dir: Path, console: "Console") -> dict[
         model, history = pretrain(settings, processor, train_dataset, output_dir, report)
     console.print("Captioning and matching the held-out scenes.")
     evaluation = evaluate(model, processor, held_out, train_dataset.captions)
+    processor.caption_settings = PRETRAINING_SETTINGS
     for name, head in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
         head.save_pretrained(output_dir / name)
         processor.save_pretrained(output_dir / name)

@@ -11,13 +11,13 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from ..checkpoints import require_checkpoint
 from ..configuration_blip import BlipConfig
 from ..data.pairs import PairDataset
 from ..data.readers import load_pairs
 from ..data.readers.records import first_character
 from ..data.scenes import Scenes
 from ..data.transforms import TrainTransform
-from ..files import require_checkpoint
 from ..processing_blip import BlipProcessor
 from ..training import BlipTrainer
 from .options import SCENES, EvaluateOptions, FinetuneOptions, PairEvaluateOptions, PairFinetuneOptions

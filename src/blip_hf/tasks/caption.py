@@ -3,6 +3,7 @@
 
 import torch
 
+from ..caption_settings import CaptionSettings
 from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
 from ..data.collators import BlipCaptioningCollator
 from ..data.pairs import PairDataset
@@ -67,6 +68,13 @@ def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments
             options.metrics, options.tokenizer_of_metrics
         )  # before the long run that a failure would waste
     model, processor = load_model(options), load_processor(options.model, options.image_size)
+    processor.caption_settings = CaptionSettings.for_finetuning(
+        processor.caption_settings,
+        prompt=options.prompt,
+        num_beams=options.num_beams,
+        max_length=options.max_length,
+        min_length=options.min_length,
+    )
     image_size = image_size_of(model)
     eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
     trainer = BlipTrainer(
@@ -74,7 +82,7 @@ def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments
         arguments,
         train_dataset=training_pairs(options, image_size, arguments.seed),
         eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
-        data_collator=BlipCaptioningCollator(processor, prompt=options.prompt),
+        data_collator=BlipCaptioningCollator(processor),
         processing_class=processor,
     )
     metrics = train_and_save(trainer)

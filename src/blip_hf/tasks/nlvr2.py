@@ -11,9 +11,9 @@ from ..data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
-    SceneNlvr2,
 )
 from ..data.readers import load_nlvr2
+from ..data.scenes import SceneNlvr2
 from ..evaluation.nlvr2 import evaluate_nlvr2
 from ..files import write_json
 from ..modeling.nlvr2 import BlipForVisualReasoning

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, set_seed
 
+from ..caption_settings import PRETRAINING_SETTINGS
+from ..checkpoints import require_checkpoint
 from ..configuration_blip import BlipPreTrainingConfig
 from ..data.collators import BlipPretrainingCollator
-from ..data.encoded import EncodedPairs, encoded_or
+from ..data.encoded import EncodedPairs
 from ..data.pairs import PairDataset
 from ..data.readers import load_pairs
 from ..data.scenes import Scenes, scene_vocabulary_texts
 from ..data.transforms import TrainTransform
 from ..data.vocabulary import train_wordpiece_tokenizer
-from ..files import require_checkpoint
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
 from ..training import BlipContrastiveTrainer, BlipTrainingArguments
@@ -47,15 +49,17 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
     set_seed(arguments.seed)
     train_pairs, train_dataset = read_training_set(options, arguments.seed)
     processor = make_processor(options, train_pairs)
+    eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
         train_dataset = EncodedPairs(train_dataset, collator)
+        eval_dataset = None if eval_dataset is None else EncodedPairs(eval_dataset, collator)
     trainer = BlipContrastiveTrainer(
         make_model(options, processor),
         arguments,
         train_dataset=train_dataset,
-        eval_dataset=read_evaluation_set(options),
-        data_collator=encoded_or(collator),
+        eval_dataset=eval_dataset,
+        data_collator=EncodedPairs.collate if options.in_memory else collator,
         processing_class=processor,
     )
     metrics = train_and_save(trainer)
@@ -225,6 +229,9 @@ def save_parts(model: BlipForPreTraining, processor: BlipProcessor, output_dir: 
         output_dir (`Path`):
             Where the sub-folders `captioner` and `retriever` go.
     """
+    # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
+    processor = copy.copy(processor)
+    processor.caption_settings = PRETRAINING_SETTINGS
     for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
         part.save_pretrained(output_dir / name)
         processor.save_pretrained(output_dir / name)

@@ -5,7 +5,6 @@ A record is `{"image", "question", "question_id", "answers", "weights"}`. `answe
 answered, so that equal ones occur. Each has its weight in the training loss.
 """
 
-import operator
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from datasets import Dataset
 
-from ..scenes import Scenes
+from ..scenes import Scenes, SceneVqa
 from .records import PathLike, Record, check_record, field_error, read_id, read_json, read_path, read_text
 from .scenes import SCENES_PREFIX, parse_scenes
 
@@ -97,41 +96,6 @@ def load_vqa(
     if not all(isinstance(question_id, int) for question_id in columns["question_id"]):
         columns["question_id"] = list(map(str, columns["question_id"]))
     return Dataset.from_dict(columns)
-
-
-class SceneVqa(Sequence[VqaRecord]):
-    """Questions about drawn scenes, each with its one right answer. An image is drawn when its record is fetched.
-
-    Args:
-        scenes ([`Scenes`]):
-            The scenes.
-
-    Example:
-        >>> questions = SceneVqa(Scenes(100))
-        >>> questions[2]["question"], questions[2]["answers"], questions[2]["weights"]
-        ('what colour is the ring?', ['green'], [1.0])
-    """
-
-    def __init__(self, scenes: Scenes) -> None:
-        self.scenes = scenes
-        self._rows = [
-            (scene, pair["question"], pair["answer"])
-            for scene in range(len(scenes))
-            for pair in scenes.questions(scene)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, i: int) -> VqaRecord:
-        index = range(len(self))[operator.index(i)]
-        scene, question, answer = self._rows[index]
-        image = self.scenes[scene]["image"]
-        return {"image": image, "question": question, "question_id": index, "answers": [answer], "weights": [1.0]}
-
-    def answers(self) -> list[list[str]]:
-        """The answers of all questions in order. No image is drawn."""
-        return [[answer] for _, _, answer in self._rows]
 
 
 def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None = None) -> list[str]:
@@ -312,4 +276,4 @@ def _image_finder(root: Path) -> Callable[[str], str]:
     return lambda name: os.path.join(folder_of.get(name, root), name)
 
 
-__all__ = ["AnswerLists", "SceneVqa", "VqaRecord", "load_vqa", "most_common_answers"]
+__all__ = ["AnswerLists", "VqaRecord", "load_vqa", "most_common_answers"]
