@@ -34,7 +34,13 @@ from torch import Tensor
 from transformers import BertTokenizer, LogitsProcessorList
 
 import blip_hf
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipProcessor,
+    optimize_for_cpu,
+)
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed
 from blip_hf.data.readers.samples import Sample, Shard
@@ -129,7 +135,10 @@ def build(options: argparse.Namespace, device: str) -> tuple[CapFilt, "PlainWay"
         )
         plain_matcher = transformers.BlipForImageTextRetrieval.from_pretrained(Path(folder, "filter"), dtype=dtype)
     settings = CapFiltSettings(batch_size=options.batch_size)
-    engine = CapFilt(captioner.to(device, dtype), processor, matcher.to(device, dtype), processor, settings)
+    captioner, matcher = captioner.to(device, dtype), matcher.to(device, dtype)
+    if device == "cpu":
+        captioner, matcher = optimize_for_cpu(captioner), optimize_for_cpu(matcher)
+    engine = CapFilt(captioner, processor, matcher, processor, settings)
     return engine, PlainWay(plain_captioner.to(device), plain_matcher.to(device), processor, settings)
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from blip_hf.modeling.linear import Linear
+from blip_hf.modeling.cpu import CpuLinear
 
 
 ROUNDS = 15
@@ -116,7 +116,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype, width: int) -> Rates
     """
     matrix = torch.randn(width, width, device=device).to(dtype)
     product = torch.empty_like(matrix)
-    layer = Linear(width, width, bias=False, device=device, dtype=dtype)
+    layer = CpuLinear(width, width, bias=False, device=device, dtype=dtype)
     source = torch.zeros(min(COPIED_BYTES, 32 * width * width), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     multiply = min(

@@ -23,7 +23,7 @@ from blip_hf import (
     BlipForPreTraining,
     BlipTextModel,
 )
-from blip_hf.modeling import attention, contrastive, linear, text_layers
+from blip_hf.modeling import contrastive, cpu, text_layers
 from blip_hf.modeling.attention import ImageMemory, attend_grouped
 from blip_hf.modeling.contrastive import itm_loss_and_labels
 
@@ -131,10 +131,12 @@ def captions(options: Options) -> Iterator[Case]:
         if dtype == torch.float32:
             ways = {
                 "keys and values copied for each beam": without(copied_memory, write),
-                "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
+                "linear layers of torch": without(
+                    partial(patch.object, cpu, "_can_use_onednn", lambda *_: False), write
+                ),
             }
         else:
-            never = partial(patch.object, attention, "use_matmul_attention", lambda *_: False)
+            never = partial(patch.object, cpu, "use_matmul_attention", lambda *_: False)
             ways = {"fused attention": without(never, write)}
         name = "fp32" if dtype == torch.float32 else "bf16 weights"
         yield Case(f"caption, {num_beams} beam(s), batch {BATCH_SIZE}, {name}", {OURS: write, **ways}, dtype=dtype)

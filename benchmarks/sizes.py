@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blip_hf import BlipConfig
+from blip_hf import BlipConfig, optimize_for_cpu
 
 
 PAD, CLS, SEP = 0, 101, 102
@@ -73,21 +73,10 @@ def _widths(width: int, num_layers: int) -> dict[str, int]:
 
 
 def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.device) -> PreTrainedModel:
-    """A model with the same random weights each time, in evaluation mode.
-
-    Args:
-        model_class (`type`):
-            Class of the model.
-        config (`BlipConfig`):
-            Its configuration.
-        device (`torch.device`):
-            Where it is to be.
-
-    Returns:
-        `PreTrainedModel`: the model.
-    """
+    """A model in evaluation mode with the same random weights in each call, optimised if the device is a CPU."""
     torch.manual_seed(0)
-    return model_class(config).eval().to(device)
+    model = model_class(config).eval().to(device)
+    return optimize_for_cpu(model) if device.type == "cpu" else model
 
 
 def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -25,6 +25,7 @@ _HOMES = {
     "modeling.text": ["BlipTextModel"],
     "modeling.language_modeling": ["BlipTextLMHeadModel"],
     "modeling.base": ["BlipPreTrainedModel"],
+    "modeling.cpu": ["optimize_for_cpu"],
     "modeling.caption": ["BlipForConditionalGeneration"],
     "modeling.retrieval": ["BlipForImageTextRetrieval"],
     "modeling.pretraining": ["BlipForPreTraining"],

@@ -244,14 +244,14 @@ class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
     `BlipContrastiveConfig`, and:
 
     Args:
-        negative_all_rank (`bool`, *optional*, defaults to `True`):
+        negative_all_rank (`bool`, *optional*, defaults to `False`):
             Whether hard negatives come from the batches of all processes, as in salesforce/BLIP's
-            `configs/retrieval_coco.yaml`, or from the process's own, as in its `configs/retrieval_flickr.yaml`.
+            `configs/retrieval_coco.yaml`, or from the process's own batch, as in `configs/retrieval_flickr.yaml`.
     """
 
     model_type = "blip_retrieval_training"
 
-    negative_all_rank: bool = True
+    negative_all_rank: bool = False
 
     @classmethod
     def get_config_dict(

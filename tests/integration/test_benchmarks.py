@@ -38,7 +38,7 @@ from blip_hf import (
 from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
-from blip_hf.modeling.retrieval import with_first_token
+from blip_hf.modeling.projection import with_first_token
 from tests.support.paths import ROOT
 from tests.support.twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 

@@ -223,7 +223,7 @@ def test_the_exported_matcher_opens_in_transformers(model, batch, tmp_path):
 
 def test_defaults_are_the_papers():
     config = BlipRetrievalTrainingConfig()
-    assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, True)
+    assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, False)
 
 
 class Pairs(Dataset):

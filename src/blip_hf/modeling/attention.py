@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_attention import matmul_attention, use_matmul_attention
-
 
 @dataclass(frozen=True)
 class ImageMemory:
@@ -111,8 +109,6 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention through the backend that `module.config` names; eager where the probabilities are asked for.
 
-    On CPUs sdpa gives way to plain products where these are faster.
-
     Args:
         module (`nn.Module`):
             The attending module, with a `config`.
@@ -138,9 +134,6 @@ def attend(
     dropout = dropout if module.training else 0.0
     backend: Callable = eager_attention
     if not output_attentions:
-        is_plain = implementation == "sdpa" and mask is None and not (is_causal or dropout)
-        if is_plain and use_matmul_attention(query, key):
-            return matmul_attention(query, key, value, scaling).flatten(2), None
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     context, probabilities = backend(
         module,

@@ -22,10 +22,10 @@ from ..objectives import (
 )
 from .attention import ImageMemory
 from .base import BlipPreTrainedModel
-from .momentum import UNKNOWN_IMAGE, FeatureQueue, ema_update_
-from .momentum_towers import MomentumEncoder
+from .momentum import UNKNOWN_IMAGE, FeatureQueue, MomentumEncoder, ema_update_
 from .outputs import BlipContrastiveOutput
-from .retrieval import BlipForImageTextRetrieval, pool_and_project, with_first_token
+from .projection import pool_and_project, with_first_token
+from .retrieval import BlipForImageTextRetrieval
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 

@@ -17,7 +17,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig
 from ..objectives import captioning_loss
 from .attention import ImageMemory
-from .linear import Linear
 from .text import BlipTextModel, BlipTextPreTrainedModel
 
 
@@ -26,7 +25,7 @@ class BlipTextPredictionHeadTransform(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -41,7 +40,7 @@ class BlipTextLMPredictionHead(nn.Module):
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
         self.transform = BlipTextPredictionHeadTransform(config)
-        self.decoder = Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
 from .base import BlipPreTrainedModel, refuse_unknown
-from .nlvr2_text import BlipTwinTextModel
+from .nlvr2_text import BlipNlvr2TextModel
 from .outputs import BlipVisualReasoningOutput
 from .pretraining import BlipForPreTraining
-from .retrieval import BlipForImageTextRetrieval, with_first_token
+from .projection import with_first_token
+from .retrieval import BlipForImageTextRetrieval
 from .retrieval_training import BlipForRetrievalTraining
 from .vision import BlipVisionModel
 
@@ -46,7 +47,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
     config: BlipVisualReasoningConfig
     main_input_name = "pixel_values"
-    _no_split_modules = ["BlipVisionLayer", "BlipTwinTextLayer"]
+    _no_split_modules = ["BlipVisionLayer", "BlipNlvr2TextLayer"]
     _new_heads_remedy = "start from it with BlipForVisualReasoning.from_matcher_pretrained, which fills both twins"
 
     def __init__(self, config: BlipVisualReasoningConfig) -> None:
@@ -54,7 +55,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         config = self.config
         width = config.text_config.hidden_size
         self.vision_model = BlipVisionModel(config.vision_config)
-        self.text_encoder = BlipTwinTextModel(config.text_config, config.merge_from_layer)
+        self.text_encoder = BlipNlvr2TextModel(config.text_config, config.merge_from_layer)
         self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.post_init()
 

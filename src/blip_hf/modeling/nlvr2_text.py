@@ -20,7 +20,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory, self_attention_mask
 from .base import refuse_unknown
-from .linear import Linear
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
     BlipTextAttention,
@@ -35,15 +34,15 @@ from .text_layers import (
 ImageMemoryPair = tuple[ImageMemory, ImageMemory]
 
 
-class BlipTwinOutput(nn.Module):
+class BlipNlvr2Output(nn.Module):
     """One dense layer an image, their average or learnt merger, and the residual output that both share."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
         width = config.hidden_size
-        self.dense0 = Linear(width, width)
-        self.dense1 = Linear(width, width)
-        self.merge_layer = Linear(2 * width, width) if has_merge_layer else None
+        self.dense0 = nn.Linear(width, width)
+        self.dense1 = nn.Linear(width, width)
+        self.merge_layer = nn.Linear(2 * width, width) if has_merge_layer else None
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -57,14 +56,14 @@ class BlipTwinOutput(nn.Module):
         return self.LayerNorm(self.dropout(merged) + residual)
 
 
-class BlipTwinCrossAttention(nn.Module):
+class BlipNlvr2CrossAttention(nn.Module):
     """Attention to two images, each with weights of its own."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
         self.self0 = BlipTextCrossAttention(config)
         self.self1 = BlipTextCrossAttention(config)
-        self.output = BlipTwinOutput(config, has_merge_layer=has_merge_layer)
+        self.output = BlipNlvr2Output(config, has_merge_layer=has_merge_layer)
 
     def forward(
         self,
@@ -83,13 +82,13 @@ class BlipTwinCrossAttention(nn.Module):
         return self.output(first, second, hidden_states)
 
 
-class BlipTwinTextLayer(GradientCheckpointingLayer):
+class BlipNlvr2TextLayer(GradientCheckpointingLayer):
     """Self-attention, twin cross-attention, feed-forward; post-norm throughout."""
 
     def __init__(self, config: BlipTextConfig, layer_idx: int, *, has_merge_layer: bool) -> None:
         super().__init__()
         self.attention = BlipTextAttention(BlipTextSelfAttention(config, layer_idx), config)
-        self.crossattention = BlipTwinCrossAttention(config, has_merge_layer=has_merge_layer)
+        self.crossattention = BlipNlvr2CrossAttention(config, has_merge_layer=has_merge_layer)
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
@@ -121,18 +120,18 @@ class BlipTwinTextLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class BlipTwinTextEncoder(nn.Module):
+class BlipNlvr2TextEncoder(nn.Module):
     """The stack of layers."""
 
     def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
-            BlipTwinTextLayer(config, idx, has_merge_layer=idx >= merge_from_layer)
+            BlipNlvr2TextLayer(config, idx, has_merge_layer=idx >= merge_from_layer)
             for idx in range(config.num_hidden_layers)
         )
 
 
-class BlipTwinTextModel(BlipTextPreTrainedModel):
+class BlipNlvr2TextModel(BlipTextPreTrainedModel):
     """Text encoder grounded in two images.
 
     Args:
@@ -142,9 +141,9 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
             First layer, counted from 0, that merges the two images by learnt weights; those below average them.
     """
 
-    _no_split_modules = ["BlipTwinTextLayer"]
+    _no_split_modules = ["BlipNlvr2TextLayer"]
     _can_record_outputs = {
-        "hidden_states": BlipTwinTextLayer,
+        "hidden_states": BlipNlvr2TextLayer,
         "attentions": OutputRecorder(BlipTextSelfAttention, index=1),
         "cross_attentions": OutputRecorder(BlipTextCrossAttention, index=1),
     }
@@ -153,7 +152,7 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         super().__init__(config)
         config = self.config
         self.embeddings = BlipTextEmbeddings(config)
-        self.encoder = BlipTwinTextEncoder(config, merge_from_layer)
+        self.encoder = BlipNlvr2TextEncoder(config, merge_from_layer)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -247,4 +246,4 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states)
 
 
-__all__ = ["BlipTwinTextModel", "ImageMemoryPair"]
+__all__ = ["BlipNlvr2TextModel", "ImageMemoryPair"]

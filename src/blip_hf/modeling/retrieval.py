@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Matcher: cosines of unimodal features (ITC) and a verdict on image-text pairs (ITM)."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -12,6 +10,7 @@ from ..objectives import matching_loss
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipMatchingOutput
+from .projection import pool_and_project, with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
@@ -240,15 +239,4 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         )
 
 
-def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
-    """A copy of `input_ids` of shape `(b, t)` with another token at position 0: [CLS], [ENC] or [DEC] tells the role."""
-    first = torch.full_like(input_ids[:, :1], token_id)
-    return torch.cat([first, input_ids[:, 1:]], dim=1)
-
-
-def pool_and_project(states: Tensor, projection: nn.Module) -> Tensor:
-    """Normalised projection of position 0, in fp32: `(b, t, d)` -> `(b, feature)`."""
-    return normalize(projection(states[:, 0]).float(), dim=-1)
-
-
-__all__ = ["BlipForImageTextRetrieval", "pool_and_project", "with_first_token"]
+__all__ = ["BlipForImageTextRetrieval"]

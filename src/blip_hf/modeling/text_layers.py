@@ -12,7 +12,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_blip import BlipTextConfig
 from .attention import attend, attend_grouped, split_heads
-from .linear import Linear
 from .recompute import recompute_in_backward
 
 
@@ -39,9 +38,9 @@ class BlipTextSelfAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = False  # each call says it
-        self.query = Linear(config.hidden_size, config.hidden_size)
-        self.key = Linear(config.hidden_size, config.hidden_size)
-        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -81,9 +80,9 @@ class BlipTextCrossAttention(nn.Module):
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.query = Linear(config.hidden_size, config.hidden_size)
-        self.key = Linear(config.encoder_hidden_size, config.hidden_size)
-        self.value = Linear(config.encoder_hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.encoder_hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.encoder_hidden_size, config.hidden_size)
 
     def project(self, encoder_hidden_states: Tensor, is_contiguous: bool = False) -> tuple[Tensor, Tensor]:
         """Image states `(n, p, encoder_d)` -> keys and values of shape `(n, h, p, head_dim)`."""
@@ -137,7 +136,7 @@ class BlipTextResidualOutput(nn.Module):
 
     def __init__(self, config: BlipTextConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = Linear(input_size, config.hidden_size)
+        self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -165,7 +164,7 @@ class BlipTextIntermediate(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -228,7 +227,7 @@ class BlipTextPooler(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(b, t, d)` -> `(b, d)`."""

@@ -17,7 +17,6 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration_blip import BlipVisionConfig
 from .attention import attend, split_heads
 from .base import BlipPreTrainedModel, refuse_unknown
-from .linear import Linear
 from .recompute import recompute_in_backward
 
 
@@ -82,8 +81,8 @@ class BlipVisionAttention(nn.Module):
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.projection = Linear(config.hidden_size, config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """`(n, p, d)` -> `(n, p, d)` and the probabilities of shape `(n, h, p, p)` where asked for."""
@@ -109,8 +108,8 @@ class BlipVisionMLP(nn.Module):
     def __init__(self, config: BlipVisionConfig) -> None:
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(n, p, d)` -> `(n, p, d)`."""

@@ -17,8 +17,8 @@ from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
 from .pretraining import BlipForPreTraining
+from .projection import with_first_token
 from .prompts import resolve_settings, start_tokens
-from .retrieval import with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
