@@ -36,17 +36,7 @@ JOBS = (
 
 
 def main(arguments: Sequence[str], folder: Path = RESULTS) -> int:
-    """Runs jobs, and writes and prints what they found.
-
-    Args:
-        arguments (sequence of `str`):
-            Names of jobs, all where there are none, then options of every job.
-        folder (`Path`, *optional*, defaults to `benchmarks/results`):
-            Where results are put.
-
-    Returns:
-        `int`: how many jobs failed, for the shell. Missing a target is no failure.
-    """
+    """Runs jobs, and writes and prints what they found."""
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nJobs: {', '.join(JOBS)}. Options: see `python -m {__package__}.caption --help`.")
         return 0
@@ -94,15 +84,7 @@ def _write(stem: Path, results: Sequence[Mapping[str, Any]], failed: Sequence[st
 
 
 def table_lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The results in Markdown, a line for each rival of each case.
-
-    Args:
-        results (sequence of `dict`):
-            What jobs have printed.
-
-    Returns:
-        iterator of `str`: lines.
-    """
+    """The results in Markdown, a line for each rival of each case."""
     for where, group in groupby(results, key=_where):
         yield f"{', '.join(result['job'] for result in group)}: {where}.\n"
     yield "| job | rival | ours, s | rival, s | times as fast | wanted | memory of the rival's | share of the limit |"

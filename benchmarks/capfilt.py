@@ -154,18 +154,7 @@ def run_engine(engine: CapFilt, samples: list[Sample]) -> Rows:
 
 
 class PlainWay:
-    """The models of transformers, called as their documentation shows.
-
-    Args:
-        captioner (`transformers.BlipForConditionalGeneration`):
-            The captioner.
-        matcher (`transformers.BlipForImageTextRetrieval`):
-            The filter.
-        processor (`BlipProcessor`):
-            The processor of both.
-        settings (`CapFiltSettings`):
-            How to write.
-    """
+    """The models of transformers, called as their documentation shows."""
 
     def __init__(
         self,

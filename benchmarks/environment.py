@@ -19,15 +19,7 @@ MEASURED = ("src", "benchmarks", ":(exclude)benchmarks/results")
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Device, threads, versions, date and commit.
-
-    Args:
-        device (`torch.device`):
-            What was measured.
-
-    Returns:
-        `dict`: for JSON.
-    """
+    """Device, threads, versions, date and commit."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),

@@ -49,16 +49,7 @@ BATCH_SIZE, QUEUE_SIZE = 4, 4_096
 
 @dataclass(frozen=True)
 class Series:
-    """What changes along an axis.
-
-    Args:
-        name (`str`):
-            What is counted.
-        job (`str`):
-            What is done with it.
-        make (`Callable`):
-            Maps a number to a way.
-    """
+    """What changes along an axis."""
 
     name: str
     job: str
@@ -66,17 +57,7 @@ class Series:
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str, Any]:
-    """Measures all series, writes a plot, and prints a line for each point and JSON.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-        folder (`Path`, *optional*, defaults to `benchmarks/results`):
-            Where the plot is put, as `growth-<size>.png`.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """Measures all series, writes a plot, and prints a line for each point and JSON."""
     options = parse_options(argv)
     transformers.logging.set_verbosity_error()
     measured = {}
@@ -141,13 +122,6 @@ def measure_point(series: Series, number: int, options: Options) -> dict[str, fl
 
 def exponent(points: Sequence[dict[str, float]]) -> float | None:
     """Slope of time between the last two points in logarithms: 1 is linear.
-
-    Args:
-        points (sequence of `dict`):
-            At least two, with `n` and `seconds`.
-
-    Returns:
-        `float` or `None`: the slope; none where the first of the two is at 0.
 
     Example:
         >>> exponent([{"n": 2, "seconds": 1.0}, {"n": 4, "seconds": 4.0}])

@@ -96,19 +96,7 @@ def small_heap() -> Iterator[None]:
 
 
 def measure_seconds(ways: Mapping[str, Way], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, all ways taking turns. The caller has warmed up.
-
-    Args:
-        ways (mapping of `str` to `Callable`):
-            The ways.
-        device (`torch.device`):
-            What they run on; it is waited for.
-        rounds (`int`):
-            Times that each is run.
-
-    Returns:
-        `dict[str, list[float]]`: by way, `rounds` durations.
-    """
+    """Seconds of each way in each round, all ways taking turns. The caller has warmed up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -123,13 +111,6 @@ def measure_seconds(ways: Mapping[str, Way], device: torch.device, rounds: int) 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 10th and 90th percentile.
-
-    Args:
-        seconds (sequence of `float`):
-            At least one duration.
-
-    Returns:
-        `dict[str, float]`: `median`, `p10` and `p90`.
 
     Example:
         >>> summarize([3.0, 1.0, 2.0])
@@ -146,15 +127,6 @@ def peak_memory(way: Way, device: torch.device) -> int:
     """Most bytes of tensors that a way holds beyond those that were there before it.
 
     CUDA's allocator says it; on CPUs every allocation of a tensor is recorded. What Pillow and numpy take is not seen.
-
-    Args:
-        way (`Callable`):
-            What to run; it has been run before.
-        device (`torch.device`):
-            What it runs on.
-
-    Returns:
-        `int`: bytes.
     """
     gc.collect()
     if device.type == "cuda":
@@ -178,15 +150,7 @@ def peak_memory(way: Way, device: torch.device) -> int:
 
 
 def count_synchronizations(way: Way) -> int:
-    """How many times a way makes the host wait for CUDA.
-
-    Args:
-        way (`Callable`):
-            What to run.
-
-    Returns:
-        `int`: the number of operations that torch knows to wait.
-    """
+    """How many times a way makes the host wait for CUDA."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -198,17 +162,7 @@ def count_synchronizations(way: Way) -> int:
 
 
 def run_case(case: Case, options: Options) -> dict[str, Any]:
-    """Everything that is measured of a case.
-
-    Args:
-        case (`Case`):
-            The case.
-        options (`Options`):
-            How to measure.
-
-    Returns:
-        `dict`: a row of the table.
-    """
+    """Everything that is measured of a case."""
     results = {name: way() for name, way in case.ways.items()}  # warms up too
     if case.check is not None:
         case.check(results)
@@ -232,19 +186,7 @@ def run_case(case: Case, options: Options) -> dict[str, Any]:
 
 
 def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, Any]:
-    """The share of the limit that ours reaches, the peak memory of all ways and, on CUDA, how often they wait.
-
-    Args:
-        case (`Case`):
-            The case.
-        options (`Options`):
-            How to measure.
-        seconds (`float`):
-            What ours takes.
-
-    Returns:
-        `dict`: part of a row of the table.
-    """
+    """The share of the limit that ours reaches, the peak memory of all ways and, on CUDA, how often they wait."""
     device = options.device
     rates = measure_rates(device, case.dtype, RATE_WIDTHS[options.size_name])
     with DemandCounter(rates) as counter:
@@ -259,15 +201,7 @@ def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, A
 
 
 def is_met(row: Mapping[str, Any]) -> bool | None:
-    """Whether a row reaches its targets of speed and memory; `None` where it has none.
-
-    Args:
-        row (mapping):
-            A row as `run_case` makes it.
-
-    Returns:
-        `bool` or `None`: the verdict.
-    """
+    """Whether a row reaches its targets of speed and memory; `None` where it has none."""
     if not row["targets"] and not row["memory_targets"]:
         return None
     is_fast = all(row["speedup"][rival] >= least for rival, least in row["targets"].items())
@@ -276,19 +210,7 @@ def is_met(row: Mapping[str, Any]) -> bool | None:
 
 
 def run(job: str, cases: Callable[[Options], Iterable[Case]], argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The command of a job: runs its cases, prints a line for each way and, last, JSON.
-
-    Args:
-        job (`str`):
-            Name of the job.
-        cases (`Callable`):
-            Makes the cases, one at a time, so that one's models are gone before the next one's come.
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """The command of a job: runs its cases, prints a line for each way and, last, JSON."""
     options = parse_options(argv)
     transformers.logging.set_verbosity_error()
     rows = []
@@ -313,15 +235,7 @@ def finish(job: str, options: Options, rows: list[dict[str, Any]]) -> dict[str, 
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Reads the arguments that all jobs share.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `Options`: what to measure.
-    """
+    """Reads the arguments that all jobs share."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=SIZES, default="small", help="how large the models are")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -15,15 +15,7 @@ HELP = ("-m", "blip_hf", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures both, and prints a line each and JSON.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """Measures both, and prints a line each and JSON."""
     options = parse_options(argv)
     rows = []
     for name, measure, most in (("import blip_hf", import_seconds, 0.15), ("blip-hf --help", help_seconds, 0.5)):
@@ -33,21 +25,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def row_of(name: str, measure: Callable[[], float], most: float, rounds: int) -> dict[str, Any]:
-    """A row of the table, whose target is a number of seconds.
-
-    Args:
-        name (`str`):
-            What is done.
-        measure (`Callable`):
-            Does it once and returns its seconds.
-        most (`float`):
-            The target.
-        rounds (`int`):
-            Times it is done, after one to warm up.
-
-    Returns:
-        `dict`: the row.
-    """
+    """A row of the table, whose target is a number of seconds."""
     measure()
     summary = summarize([measure() for _ in range(rounds)])
     return {

@@ -41,10 +41,6 @@ class DemandCounter(TorchDispatchMode):
 
     Element by element operations are taken to be free, as a perfect compiler would fuse them with a product. Each
     counted operation takes the longer of its arithmetic and its traffic; the limit of a job is the sum.
-
-    Args:
-        rates (`Rates`):
-            Of the device and dtype of the job.
     """
 
     def __init__(self, rates: Rates) -> None:
@@ -101,19 +97,7 @@ _FORMULAS = {
 @cache
 @torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, width: int) -> Rates:
-    """The best of several products of square matrices, by all libraries that jobs use, and of several copies.
-
-    Args:
-        device (`torch.device`):
-            The device.
-        dtype (`torch.dtype`):
-            What the matrices are of.
-        width (`int`):
-            Width of the matrices; small ones show less than the machine can do.
-
-    Returns:
-        `Rates`: measured once in a run.
-    """
+    """The best of several products of square matrices, by all libraries that jobs use, and of several copies."""
     matrix = torch.randn(width, width, device=device).to(dtype)
     product = torch.empty_like(matrix)
     layer = CpuLinear(width, width, bias=False, device=device, dtype=dtype)

@@ -41,23 +41,7 @@ def nothing_recomputed() -> Iterator[None]:
 def pretraining_losses(
     model: BlipForPreTraining, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One pre-training forward, which also moves the averages and fills the queue.
-
-    Args:
-        model (`BlipForPreTraining`):
-            The model.
-        pixel_values (`torch.Tensor` of shape `(b, 3, height, width)`):
-            Normalised pixels.
-        input_ids (`torch.Tensor` of shape `(b, t)`):
-            Captions, [CLS] first, padded to `PRETRAINING_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-        alpha (`float`):
-            Share of the momentum towers in the targets.
-
-    Returns:
-        `tuple`: the losses of contrast, matching and language modelling.
-    """
+    """One pre-training forward, which also moves the averages and fills the queue."""
     with torch.no_grad():
         model.temp.clamp_(0.001, 0.5)
     image_embeds = model.vision_model(pixel_values).last_hidden_state  # (b, p, d)
@@ -153,21 +137,7 @@ def captioning_loss(
 
 
 def match(model: BlipForImageTextRetrieval, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Matching logits of pairs of an image and a text.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model.
-        image_embeds (`torch.Tensor` of shape `(b, p, d)`):
-            The image of each pair, a copy for each; keys and values are projected for each.
-        input_ids (`torch.Tensor` of shape `(b, t)`):
-            The text of each pair, padded to `RETRIEVAL_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-
-    Returns:
-        `torch.Tensor` of shape `(b, 2)`: scores of unmatched and matched.
-    """
+    """Matching logits of pairs of an image and a text."""
     encoder_ids = _with_first(input_ids, model.config.text_config.enc_token_id)
     return model.itm_head(_encode_pairs(model, encoder_ids, attention_mask, image_embeds))
 
@@ -181,27 +151,7 @@ def rerank(
     k: int,
     num_queries: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Re-ranks the candidates of the first images and of the first texts, one query at a time.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model.
-        image_embeds (`torch.Tensor` of shape `(n, p, d)`):
-            Image states.
-        input_ids (`torch.Tensor` of shape `(m, t)`):
-            Texts, padded to `RETRIEVAL_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(m, t)`):
-            0 for padding.
-        similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines.
-        k (`int`):
-            Candidates a query.
-        num_queries (`tuple[int, int]`):
-            How many images and how many texts are queries.
-
-    Returns:
-        `tuple`: scores of shape `(n, m)` and `(m, n)`, -100 for what is no candidate.
-    """
+    """Re-ranks the candidates of the first images and of the first texts, one query at a time."""
     image_scores, text_scores = torch.full_like(similarity, -100), torch.full_like(similarity.T, -100)
     for query, row in enumerate(similarity[: num_queries[0]]):
         cosines, found = row.topk(k)
@@ -222,25 +172,7 @@ def rank_answers(
     answer_mask: Tensor,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks answers to questions that have been read, with the states of each question tiled `k` times.
-
-    Args:
-        model (`BlipForQuestionAnswering`):
-            The model.
-        question_states (`torch.Tensor` of shape `(b, t, d)`):
-            States of the questions.
-        question_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-        answer_ids (`torch.Tensor` of shape `(m, t)`):
-            The list, [DEC] first.
-        answer_mask (`torch.Tensor` of shape `(m, t)`):
-            0 for padding.
-        k (`int`):
-            Candidates a question.
-
-    Returns:
-        `tuple`: the candidates and their scores, of shape `(b, k)` each.
-    """
+    """Ranks answers to questions that have been read, with the states of each question tiled `k` times."""
     start = torch.full_like(question_mask[:, :1], model.config.text_config.bos_token_id)
     first = model.text_decoder(
         start, encoder_hidden_states=question_states, encoder_attention_mask=question_mask, use_cache=False

@@ -41,20 +41,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 class Steps:
-    """Both ways of a step.
-
-    Args:
-        options (`Options`):
-            Of the run.
-        batch_size (`int`):
-            Pairs.
-        image_size (`int`):
-            Pixels a side.
-        queue_size (`int`):
-            Entries of the queue.
-        dtype (`torch.dtype`):
-            bf16 for autocast to it.
-    """
+    """Both ways of a step."""
 
     def __init__(
         self, options: Options, batch_size: int, image_size: int, queue_size: int, dtype: torch.dtype

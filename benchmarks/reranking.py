@@ -62,19 +62,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def pairs_of_first_images(similarity: Tensor, k: int, num_images: int) -> tuple[Tensor, Tensor]:
-    """The pairs that a whole evaluation wants of the first images, each once.
-
-    Args:
-        similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines.
-        k (`int`):
-            Candidates a query.
-        num_images (`int`):
-            How many images.
-
-    Returns:
-        `tuple`: numbers of images and of texts, of shape `(u,)` each.
-    """
+    """The pairs that a whole evaluation wants of the first images, each once."""
     found = []
 
     def remember(images: Tensor, texts: Tensor) -> Tensor:

@@ -36,17 +36,7 @@ SIZES = {
 
 
 def config_fields(size: Size, image_size: int | None = None) -> dict[str, dict[str, object]]:
-    """Fields of both towers, for any of the configurations. There is no dropout, so that ways can be compared.
-
-    Args:
-        size (`Size`):
-            How large.
-        image_size (`int`, *optional*, defaults to the size's):
-            Pixels a side.
-
-    Returns:
-        `dict`: `text_config` and `vision_config`.
-    """
+    """Fields of both towers, for any of the configurations. There is no dropout, so that ways can be compared."""
     text = {
         "vocab_size": size.vocab_size,
         "bos_token_id": size.vocab_size - 2,
@@ -80,18 +70,7 @@ def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.
 
 
 def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The class of transformers that has the same name, with the same weights.
-
-    Args:
-        model (`PreTrainedModel`):
-            A model of this package.
-
-    Returns:
-        `PreTrainedModel`: its twin, in evaluation mode on the same device.
-
-    Raises:
-        ValueError: If the weights do not fit.
-    """
+    """The class of transformers that has the same name, with the same weights."""
     fields = model.config.to_dict()
     config = transformers.BlipConfig(
         text_config=fields["text_config"],

@@ -20,13 +20,6 @@ def gather(tensor: Tensor) -> Tensor:
     """Concatenates a tensor over all processes in rank order, without gradient.
 
     Numbers of rows may differ: a process that had to leave out a record has fewer.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows; the same shape on each process but for their number.
-
-    Returns:
-        `torch.Tensor` of shape `(sum of b, ...)`: The whole; `tensor` itself on one process.
     """
     return tensor if world_size() == 1 else _gather_rows(tensor, _row_counts(tensor))
 
@@ -36,43 +29,18 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
     All processes have to run both passes. Where they average the gradients of their parameters, as data parallelism
     does, a mean over processes of losses of the gathered rows has the gradients of one process with all rows.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows; the same shape on each process but for their number.
-
-    Returns:
-        `torch.Tensor` of shape `(sum of b, ...)`: The whole; `tensor` itself on one process.
     """
     return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)
 
 
 def first_row(tensor: Tensor) -> int:
-    """Where this process's rows start in what [`gather`] returns for them.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows.
-
-    Returns:
-        `int`: The number of rows on the processes before this one.
-    """
+    """Where this process's rows start in what [`gather`] returns for them."""
     return 0 if world_size() == 1 else sum(_row_counts(tensor)[: rank()])
 
 
 @torch.no_grad()
 def pad_to_longest(tensor: Tensor, value: int) -> Tensor:
-    """Pads the second axis on the right to its longest on any process, so that the rows can be gathered.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, t)`):
-            This process's rows, of which those of other processes may differ in length.
-        value (`int`):
-            What to pad with.
-
-    Returns:
-        `torch.Tensor` of shape `(b, longest t)`: `tensor` itself on one process.
-    """
+    """Pads the second axis on the right to its longest on any process, so that the rows can be gathered."""
     if world_size() == 1:
         return tensor
     longest = torch.tensor(tensor.shape[1], device=tensor.device)

@@ -155,18 +155,7 @@ def restore_original_checkpoint(
 
 
 def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of an original checkpoint, and nothing that could run code.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            A `.pth`, or `.safetensors`: a dict of tensors, or one whose entry `model` is that.
-
-    Returns:
-        `dict`: Tensors by name, read from the file when they are used where its format allows that.
-
-    Raises:
-        ValueError: If the file holds something else.
-    """
+    """Reads the tensors of an original checkpoint, and nothing that could run code."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(

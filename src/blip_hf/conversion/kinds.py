@@ -34,20 +34,7 @@ _TRAINING_PARTS = {"momentum_towers", "queue", "temp"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of original checkpoint.
-
-    Args:
-        task (`str`):
-            Its name in messages.
-        parts (`frozenset[str]`):
-            First components of our names of its tensors, without those of training.
-        model_class (`type`):
-            The class that runs it.
-        training_class (`type`, *optional*):
-            The class that goes on training it with its momentum towers and queue, where it has them.
-        drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth that the original trains this kind with, at ViT-B.
-    """
+    """A kind of original checkpoint."""
 
     task: str
     parts: frozenset[str]
@@ -77,18 +64,7 @@ KINDS = (
 
 
 def find_kind(names: Iterable[str]) -> Kind:
-    """Tells what a checkpoint was made for.
-
-    Args:
-        names (iterable of `str`):
-            Our names of its tensors.
-
-    Returns:
-        `Kind`: The kind with exactly its parts.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Tells what a checkpoint was made for."""
     parts = {name.partition(".")[0] for name in names} - _TRAINING_PARTS
     for kind in KINDS:
         if kind.parts == parts:
@@ -101,18 +77,7 @@ def find_kind(names: Iterable[str]) -> Kind:
 
 
 def infer_image_size(state: Mapping[str, Tensor]) -> int:
-    """Side of the images that a checkpoint was made for, in pixels.
-
-    Args:
-        state (mapping of `str` to `torch.Tensor`):
-            Tensors under our names.
-
-    Returns:
-        `int`: Patch size times patches a side.
-
-    Raises:
-        ValueError: If the position embeddings are not of a square.
-    """
+    """Side of the images that a checkpoint was made for, in pixels."""
     num_patches = _shape(state, "vision_model.embeddings.position_embedding")[1] - 1  # without [CLS]
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
@@ -128,26 +93,7 @@ def infer_config(
     token_ids: Mapping[str, int],
     head_width: int = HEAD_WIDTH,
 ) -> BlipConfig:
-    """Configuration of a checkpoint: sizes from its shapes, the rest as the original code has it.
-
-    Args:
-        state (mapping of `str` to `torch.Tensor`):
-            Tensors under our names.
-        kind (`Kind`):
-            What they are.
-        config_class (`type`):
-            That of the class which will hold them.
-        token_ids (mapping of `str` to `int`):
-            Result of `BlipProcessor.config_token_ids`.
-        head_width (`int`, *optional*, defaults to 64):
-            Width of an attention head.
-
-    Returns:
-        `BlipConfig`: An instance of `config_class`.
-
-    Raises:
-        ValueError: If a tensor is missing, heads do not divide a width, or the vocabulary is not the tokenizer's.
-    """
+    """Configuration of a checkpoint: sizes from its shapes, the rest as the original code has it."""
     vision_config = _infer_vision_config(state, head_width)
     is_large = vision_config["hidden_size"] >= LARGE_VISION_WIDTH
     vision_config["drop_path_rate"] = DROP_PATH_RATE if is_large else kind.drop_path_rate

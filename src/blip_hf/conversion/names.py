@@ -47,16 +47,6 @@ _DROPPED = {
 def map_original_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Finds our name of each tensor of an original checkpoint.
 
-    Args:
-        names (iterable of `str`):
-            Names in the `model` entry of a `.pth` of salesforce/BLIP or LAVIS, of any task.
-
-    Returns:
-        `tuple`: original names with ours, and names of what is of no use here with the reason.
-
-    Raises:
-        ValueError: If a name is not known, with all such names.
-
     Example:
         >>> map_original_names(["text_proj_m.bias", "text_encoder.embeddings.position_ids"])
         ({'text_proj_m.bias': 'momentum_towers.text_proj.bias'}, \

@@ -63,29 +63,7 @@ def eager_attention(
     dropout: float = 0.0,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain tensor operations, which also gives the probabilities.
-
-    Args:
-        module (`nn.Module`):
-            The attending module; its `training` flag switches dropout.
-        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
-            Queries.
-        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Keys.
-        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Values.
-        attention_mask (`torch.Tensor`, *optional*):
-            Boolean (true: may attend) or additive, broadcastable to `(b, h, t, p)`.
-        scaling (`float`):
-            Factor of the scores.
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of the probabilities.
-        is_causal (`bool`, *optional*, defaults to `False`):
-            Part of the interface; the mask already says it.
-
-    Returns:
-        `tuple`: the context of shape `(b, t, h, head_dim)` and the probabilities of shape `(b, h, t, p)`.
-    """
+    """Attention in plain tensor operations, which also gives the probabilities."""
     scores = query @ key.transpose(-1, -2) * scaling  # (b, h, t, p)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -107,29 +85,7 @@ def attend(
     is_causal: bool,
     output_attentions: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention through the backend that `module.config` names; eager where the probabilities are asked for.
-
-    Args:
-        module (`nn.Module`):
-            The attending module, with a `config`.
-        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
-            Queries.
-        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Keys.
-        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Values.
-        mask (`torch.Tensor`, *optional*):
-            As made by `self_attention_mask` or `memory_mask` for the same backend.
-        dropout (`float`):
-            Dropout of the probabilities in training.
-        is_causal (`bool`):
-            Whether a query may see only keys up to its own position.
-        output_attentions (`bool`):
-            Whether to return the probabilities.
-
-    Returns:
-        `tuple`: the context of shape `(b, t, h * head_dim)` and the probabilities of shape `(b, h, t, p)` or `None`.
-    """
+    """Attention through the backend that `module.config` names; eager where the probabilities are asked for."""
     implementation, scaling = module.config._attn_implementation, query.shape[-1] ** -0.5
     dropout = dropout if module.training else 0.0
     backend: Callable = eager_attention
@@ -164,29 +120,7 @@ def attend_grouped(
     dropout: float,
     output_attentions: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention of `n * g` query rows to `n` images, `g` neighbouring rows an image.
-
-    Args:
-        module (`nn.Module`):
-            The attending module, with a `config`.
-        query (`torch.Tensor` of shape `(n * g, t, d)`):
-            Projected queries.
-        key (`torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Keys of the images.
-        value (`torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Values of the images.
-        mask (`torch.Tensor`, *optional*):
-            As made by `memory_mask`.
-        num_heads (`int`):
-            Number of heads.
-        dropout (`float`):
-            Dropout of the probabilities in training.
-        output_attentions (`bool`):
-            Whether to return the probabilities.
-
-    Returns:
-        `tuple`: the context of shape `(n * g, t, d)` and the probabilities of shape `(n * g, h, t, p)` or `None`.
-    """
+    """Cross-attention of `n * g` query rows to `n` images, `g` neighbouring rows an image."""
     rows, length, _ = query.shape
     folded = query.reshape(key.shape[0], -1, query.shape[-1])  # (n * g, t, d) -> (n, g * t, d)
     context, probabilities = attend(
@@ -215,22 +149,6 @@ def self_attention_mask(
     """Mask of the text transformer's self-attention.
 
     No value of the padding mask is read on the host, so that a training step does not wait for the device.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape `(b, keys)`, *optional*):
-            1 for tokens, 0 for padding. A mask of four dimensions is taken as it is.
-        states (`torch.Tensor` of shape `(b, t, d)`):
-            Embeddings of the new tokens.
-        cache (`Cache`, *optional*):
-            Keys and values of the tokens before them.
-        is_causal (`bool`):
-            Whether a token may see only itself and those before it.
-        implementation (`str`):
-            Name of the attention backend.
-
-    Returns:
-        `torch.Tensor`: boolean of shape `(b or 1, 1, t or 1, keys)`, true where a query may attend; for the flash kernels
-        the padding mask itself; or `None` where every token may see every token.
     """
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask
@@ -255,17 +173,7 @@ def self_attention_mask(
 
 
 def memory_mask(memory: ImageMemory, *, implementation: str) -> Tensor | None:
-    """Mask of cross-attention to a memory.
-
-    Args:
-        memory (`ImageMemory`):
-            The memory to be read.
-        implementation (`str`):
-            Name of the attention backend.
-
-    Returns:
-        `torch.Tensor`: boolean of shape `(n, 1, 1, p)`, for the flash kernels `(n, p)`, or `None` without padding.
-    """
+    """Mask of cross-attention to a memory."""
     if memory.mask is None or implementation.startswith("flash"):
         return memory.mask
     return memory.mask.bool()[:, None, None]

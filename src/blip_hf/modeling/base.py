@@ -88,12 +88,7 @@ class BlipPreTrainedModel(PreTrainedModel):
                 unset_library_defaults(module.generation_config)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the image encoder's position embeddings to another image size, bicubically.
-
-        Args:
-            new_num_position_embeddings (`int`):
-                The new image size in pixels, a multiple of the patch size; it is written into the configuration.
-        """
+        """Resizes the image encoder's position embeddings to another image size, bicubically."""
         self.vision_model.resize_position_embeddings(new_num_position_embeddings)
 
     def get_position_embeddings(self) -> Any:
@@ -111,17 +106,7 @@ def _own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) 
 
 
 def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
-    """Raises on arguments that no part of `forward` would read, instead of dropping them.
-
-    Args:
-        kwargs (`dict`):
-            The extra keyword arguments of a `forward`.
-        model (`PreTrainedModel`):
-            The model that got them.
-
-    Raises:
-        TypeError: If one of them is unknown.
-    """
+    """Raises on arguments that no part of `forward` would read, instead of dropping them."""
     unknown = sorted(set(kwargs) - _MACHINERY_KWARGS)
     if unknown:
         raise TypeError(

@@ -84,29 +84,14 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.reset_momentum()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resizes the word embeddings of the towers and of the momentum tower.
-
-        Args:
-            *args:
-                As `PreTrainedModel.resize_token_embeddings`.
-            **kwargs:
-                As `PreTrainedModel.resize_token_embeddings`.
-
-        Returns:
-            `nn.Embedding`: The resized word embeddings.
-        """
+        """Resizes the word embeddings of the towers and of the momentum tower."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.momentum_towers.text_encoder.resize_token_embeddings(embeddings.num_embeddings)
         self.reset_momentum()
         return embeddings
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the position embeddings of the image encoder and of its momentum tower.
-
-        Args:
-            new_num_position_embeddings (`int`):
-                The new image size in pixels, a multiple of the patch size.
-        """
+        """Resizes the position embeddings of the image encoder and of its momentum tower."""
         super().resize_position_embeddings(new_num_position_embeddings)
         self.momentum_towers.vision_model.resize_position_embeddings(new_num_position_embeddings)
 
@@ -123,20 +108,11 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
-        """Puts the momentum features of a batch into the queue; once after each training batch and its backward pass.
-
-        Args:
-            output (`BlipContrastiveOutput`):
-                What `forward` returned for the batch.
-        """
+        """Puts the momentum features of a batch into the queue; once after each training batch and its backward pass."""
         self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters that no loss of the configuration has a gradient for, such as the head of one with weight 0.
-
-        Returns:
-            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
-        """
+        """Parameters that no loss of the configuration has a gradient for, such as the head of one with weight 0."""
         return []
 
     def training_state_dict(self) -> dict[str, Tensor]:
@@ -144,11 +120,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         return {name: value for name, value in self.state_dict().items() if name.startswith(_STATE_PREFIXES)}
 
     def export_retriever(self) -> BlipForImageTextRetrieval:
-        """The matcher inside, sharing its weights with this model.
-
-        Returns:
-            `BlipForImageTextRetrieval`: Save it to have a checkpoint that plain transformers opens.
-        """
+        """The matcher inside, sharing its weights with this model."""
         parts = ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head")
         return self._export(BlipForImageTextRetrieval, parts)
 
@@ -279,19 +251,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
 
 def itm_loss_and_labels(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ITM loss, logits and labels of `b` pairs.
-
-    Args:
-        itm_logits (`torch.Tensor` of shape `(3b, 2)`):
-            For each image the scores of its own text and of a hard one in turn, then those of each text for a hard image.
-        has_text (`torch.Tensor` of shape `(b,)`):
-            Boolean: images that have a hard text.
-        has_image (`torch.Tensor` of shape `(b,)`):
-            Boolean: texts that have a hard image.
-
-    Returns:
-        `tuple`: the loss, the logits, and the labels of shape `(3b,)`, -100 for pairs that could not be made.
-    """
+    """ITM loss, logits and labels of `b` pairs."""
     always = torch.ones_like(has_text)
     valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
     labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()

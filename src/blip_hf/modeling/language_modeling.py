@@ -101,19 +101,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs of one step of generation.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(rows, t)`):
-                Tokens so far.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                What `generate` needs for `stop_strings` and hands on to each step, which does not.
-            **kwargs:
-                As `GenerationMixin.prepare_inputs_for_generation`.
-
-        Returns:
-            `dict`: Arguments of `forward`.
-        """
+        """Inputs of one step of generation."""
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     @can_return_tuple

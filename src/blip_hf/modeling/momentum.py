@@ -20,17 +20,7 @@ MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 
 def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
-    """The image of each row, unknown where no ids are given.
-
-    Args:
-        image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-            Those given.
-        rows (`torch.Tensor` of shape `(b, ...)`):
-            What they would be the images of.
-
-    Returns:
-        `torch.Tensor` of shape `(b,)`: int64.
-    """
+    """The image of each row, unknown where no ids are given."""
     if image_ids is not None:
         return image_ids
     return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
@@ -38,16 +28,7 @@ def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
-    """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`.
-
-    Args:
-        averages (sequence of `torch.Tensor`):
-            Changed in place.
-        currents (sequence of `torch.Tensor`):
-            Of the same shapes, in the same order.
-        momentum (`float`):
-            Share of the average that is kept.
-    """
+    """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`."""
     torch._foreach_lerp_(list(averages), [current.detach() for current in currents], 1 - momentum)
 
 
@@ -55,12 +36,6 @@ class FeatureQueue(nn.Module):
     """Ring of the momentum features of past batches, extra negatives (and positives, where image ids say so).
 
     It starts with random unit vectors, as the original does, and takes batches of any size.
-
-    Args:
-        size (`int`):
-            Number of pairs kept; 0 keeps none.
-        feature_size (`int`):
-            Width of a feature.
     """
 
     image_features: Tensor
@@ -92,16 +67,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, image_features: Tensor, text_features: Tensor, image_ids: Tensor | None = None) -> None:
-        """Writes a batch, gathered over all processes, over the oldest entries.
-
-        Args:
-            image_features (`torch.Tensor` of shape `(b, d)`):
-                Momentum image features.
-            text_features (`torch.Tensor` of shape `(b, d)`):
-                Momentum text features.
-            image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-                Image of each pair.
-        """
+        """Writes a batch, gathered over all processes, over the oldest entries."""
         batch = (image_features, text_features, image_ids_or_unknown(image_ids, image_features))
         rows = [gather(part) for part in batch]
         count = len(rows[0])

@@ -132,14 +132,7 @@ class BlipNlvr2TextEncoder(nn.Module):
 
 
 class BlipNlvr2TextModel(BlipTextPreTrainedModel):
-    """Text encoder grounded in two images.
-
-    Args:
-        config (`BlipTextConfig`):
-            Sizes of the text transformer.
-        merge_from_layer (`int`):
-            First layer, counted from 0, that merges the two images by learnt weights; those below average them.
-    """
+    """Text encoder grounded in two images."""
 
     _no_split_modules = ["BlipNlvr2TextLayer"]
     _can_record_outputs = {
@@ -164,17 +157,7 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def build_image_memories(self, first_states: Tensor, second_states: Tensor) -> ImageMemoryPair:
-        """Projects encoded pairs of images to what every layer's cross-attention reads, each image once.
-
-        Args:
-            first_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                Image encoder's states of the first image of each pair.
-            second_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                The same of the second image.
-
-        Returns:
-            `tuple[ImageMemory, ImageMemory]`: Of the first and the second images.
-        """
+        """Projects encoded pairs of images to what every layer's cross-attention reads, each image once."""
         twins = [layer.crossattention for layer in self.encoder.layer]
         first = [twin.self0.project(first_states) for twin in twins]
         second = [twin.self1.project(second_states) for twin in twins]

@@ -13,19 +13,6 @@ def recompute_in_backward(module: nn.Module, function: Callable[..., Any], first
 
     Backward runs it again up to the last tensor that the gradient needs, so that a product at its end is not repeated.
     Values and gradients are the same. Without training or gradients this is a plain call.
-
-    Args:
-        module (`nn.Module`):
-            The calling module; its `training` flag switches recomputation.
-        function (`Callable`):
-            What to call. It changes nothing.
-        first (`torch.Tensor`):
-            First argument, by whose need of a gradient is decided.
-        *others:
-            Further arguments.
-
-    Returns:
-        What the function returns.
     """
     if module.training and first.requires_grad:
         return checkpoint(function, first, *others, use_reentrant=False)

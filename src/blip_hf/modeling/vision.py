@@ -53,19 +53,7 @@ class BlipVisionEmbeddings(nn.Module):
 
 
 def resize_position_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Position embeddings of another patch grid, bicubically; the row of [CLS] is kept.
-
-    Args:
-        positions (`torch.Tensor` of shape `(1, 1 + side * side, d)`):
-            Embeddings of a square grid, [CLS] first.
-        rows (`int`):
-            Patches from top to bottom.
-        columns (`int`):
-            Patches from left to right.
-
-    Returns:
-        `torch.Tensor` of shape `(1, 1 + rows * columns, d)`: The resized embeddings.
-    """
+    """Position embeddings of another patch grid, bicubically; the row of [CLS] is kept."""
     side = int((positions.shape[1] - 1) ** 0.5)
     if (rows, columns) == (side, side):
         return positions

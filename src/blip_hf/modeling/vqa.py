@@ -103,19 +103,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resizes the word embeddings of questions and of answers, which share a vocabulary.
-
-        Args:
-            new_num_tokens (`int`, *optional*):
-                Size of the vocabulary.
-            pad_to_multiple_of (`int`, *optional*):
-                Rounds it up.
-            mean_resizing (`bool`, *optional*, defaults to `True`):
-                Whether to draw new rows around the mean of the old ones.
-
-        Returns:
-            `nn.Embedding`: The word embeddings of questions.
-        """
+        """Resizes the word embeddings of questions and of answers, which share a vocabulary."""
         self.text_decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 

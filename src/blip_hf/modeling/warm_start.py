@@ -49,20 +49,7 @@ _NUM_ADDED_TOKENS = 2
 
 
 def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
-    """Reads an image encoder.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
-        **fields:
-            `BlipVisionConfig` fields to set, such as `drop_path_rate`.
-
-    Returns:
-        `tuple`: its configuration, and tensors under the names of `BlipVisionModel`.
-
-    Raises:
-        ValueError: If the checkpoint is of another type.
-    """
+    """Reads an image encoder."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type == "blip_vision_model":
         model = BlipVisionModel.from_pretrained(path, dtype=torch.float32, **fields)
@@ -86,19 +73,6 @@ def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextCon
 
     BLIP has no token types, so BERT's vector of type 0, which it adds to every position, is added to the position
     embeddings here (the original loses it): the unimodal text encoder starts with exactly BERT's outputs.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Directory or Hub name of a BERT checkpoint.
-        **fields:
-            `BlipTextConfig` fields to set: those of the tokenizer (`vocab_size`, `bos_token_id`, ...; by default [DEC]
-            and [ENC] follow BERT's vocabulary), dropout.
-
-    Returns:
-        `tuple`: its configuration, and tensors under the names of `BlipTextModel`; word embeddings have BERT's rows only.
-
-    Raises:
-        ValueError: If the checkpoint is of another type.
     """
     config = AutoConfig.from_pretrained(path)
     _require_type(path, config.model_type, ("bert",))
@@ -114,14 +88,7 @@ def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextCon
 
 @torch.no_grad()
 def copy_into(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    """Copies tensors by name; a larger first axis, such as a grown vocabulary, keeps its extra rows.
-
-    Args:
-        module (`nn.Module`):
-            Changed in place.
-        state (`dict`):
-            Tensors by name.
-    """
+    """Copies tensors by name; a larger first axis, such as a grown vocabulary, keeps its extra rows."""
     parameters = dict(module.named_parameters())
     for name, value in state.items():
         parameters[name][: len(value)].copy_(value)
