@@ -146,7 +146,7 @@ def captioning_loss(
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Share of the uniform distribution in the targets.
         reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum a row.
+            `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum per row.
         num_items (`int` or `torch.Tensor`, *optional*):
             Divisor of the sum in place of this batch's labelled tokens, with `reduction="mean"`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""State of the contrastive objective: averaged weights and a queue of their features (paper, section 3.2; ALBEF)."""
+"""Momentum encoder, its EMA update, and the queue of its features (paper, section 3.2, after ALBEF)."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
-# Image id of queue entries that belong to no known image.
+# Image id of pairs whose image is unknown.
 UNKNOWN_IMAGE = -100
-# File of a checkpoint with what published weights leave out: momentum towers and queue.
+# File of a training checkpoint that holds the momentum encoder and the queue.
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 
 def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
-    """The image of each row, unknown where no ids are given."""
+    """The given image ids, or `UNKNOWN_IMAGE` for each row."""
     if image_ids is not None:
         return image_ids
     return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
@@ -28,14 +28,14 @@ def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
-    """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`."""
+    """EMA step in place: `average <- momentum * average + (1 - momentum) * current`."""
     torch._foreach_lerp_(list(averages), [current.detach() for current in currents], 1 - momentum)
 
 
 class FeatureQueue(nn.Module):
-    """Ring of the momentum features of past batches, extra negatives (and positives, where image ids say so).
+    """Ring buffer of momentum features of past batches: further negatives, or positives with equal image ids.
 
-    It starts with random unit vectors, as the original does, and takes batches of any size.
+    Starts with random unit vectors, as salesforce/BLIP does. Batches may have any size; a size of 0 keeps nothing.
     """
 
     image_features: Tensor
@@ -52,22 +52,22 @@ class FeatureQueue(nn.Module):
 
     @property
     def size(self) -> int:
-        """Number of pairs that it keeps."""
+        """Number of pairs that the queue holds."""
         return len(self.image_features)
 
     @property
     def pointer(self) -> Tensor:
-        """Next position to be written, a scalar."""
+        """Next position to write, a scalar."""
         return self.num_enqueued % max(self.size, 1)
 
     @property
     def fill(self) -> Tensor:
-        """Share of the queue that real features take, a scalar in [0, 1]."""
+        """Fraction of the queue that holds real features, a scalar."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
 
     @torch.no_grad()
     def enqueue(self, image_features: Tensor, text_features: Tensor, image_ids: Tensor | None = None) -> None:
-        """Writes a batch, gathered over all processes, over the oldest entries."""
+        """Replaces the oldest entries by a batch, gathered over all processes."""
         batch = (image_features, text_features, image_ids_or_unknown(image_ids, image_features))
         rows = [gather(part) for part in batch]
         count = len(rows[0])
@@ -80,11 +80,11 @@ class FeatureQueue(nn.Module):
 
 
 class MomentumEncoder(nn.Module):
-    """Averages of the unimodal towers and their projections; the source of contrastive keys. Not trained."""
+    """EMA of the image encoder, the unimodal text encoder and their projections; computes the contrastive keys."""
 
     def __init__(self, config: BlipContrastiveConfig) -> None:
         super().__init__()
-        # Only the unimodal role is ever run, so there is no cross-attention to keep.
+        # Only the unimodal role is used, so there is no cross-attention.
         text_config = type(config.text_config).from_dict({**config.text_config.to_dict(), "is_decoder": False})
         text_config._attn_implementation = config.text_config._attn_implementation
         self.vision_model = BlipVisionModel(config.vision_config)

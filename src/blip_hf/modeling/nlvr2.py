@@ -138,7 +138,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             labels (`torch.Tensor` of shape `(n * g,)`, *optional*):
                 1 for true sentences, 0 for false ones; gives the loss.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 

@@ -53,7 +53,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `torch.Tensor` of shape `(n, d)`: Unit vectors.
@@ -83,7 +83,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `ImageMemory`: For `get_itm_logits`.
@@ -176,7 +176,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             labels (`torch.Tensor` of shape `(m,)`, *optional*):
                 1 for matching pairs, 0 for others; gives the matching loss.
             itm_start_token (`str`, *optional*, defaults to the configuration's):

@@ -123,9 +123,9 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 1 for tokens, 0 for padding, which comes after them: before them it shifts their positions, unless
                 `position_ids` are given.
             position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Positions, where they are not those of unpadded rows.
+                Positions; defaults to 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Word embeddings in place of `input_ids`.
+                Word embeddings, in place of `input_ids`.
             encoder_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
                 Output of the embedding layer in place of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):

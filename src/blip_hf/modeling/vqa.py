@@ -124,7 +124,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `ImageMemory`: Of `b` questions in place of images, for `text_decoder`.
@@ -166,7 +166,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             labels (`torch.Tensor` of shape `(m, t)`, *optional*):
                 Ids of the answers, not shifted; -100 and padding never count.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             answer_weights (`torch.Tensor` of shape `(m,)`, *optional*):
                 Weight of each answer. The loss is then the weighted sum of the answers' losses over the number of
                 questions (salesforce/BLIP); without it, the mean over all answer tokens (transformers).
@@ -239,7 +239,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
                 Settings.
             **generate_kwargs:
@@ -294,7 +294,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             num_candidates (`int`, *optional*, defaults to 128):
                 Candidates of a question, all of the list where it is shorter.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `BlipAnswerRankingOutput`: The best answers, and the candidates with their scores.
