@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Models of three sizes with random weights, and inputs for them."""
+"""Models of three sizes with random weights, and their inputs."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ HEAD_SIZE = 64
 
 @dataclass(frozen=True)
 class Size:
-    """How large the towers are. `image_size` is that of captioning and matching; jobs name others."""
+    """Sizes of the towers. `image_size` is for captioning and matching."""
 
     image_size: int
     vision_width: int
@@ -36,7 +36,7 @@ SIZES = {
 
 
 def config_fields(size: Size, image_size: int | None = None) -> dict[str, dict[str, object]]:
-    """Fields of both towers, for any of the configurations. There is no dropout, so that ways can be compared."""
+    """Configuration fields of both towers, without dropout."""
     text = {
         "vocab_size": size.vocab_size,
         "bos_token_id": size.vocab_size - 2,
@@ -70,7 +70,7 @@ def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.
 
 
 def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The class of transformers that has the same name, with the same weights."""
+    """The transformers class of the same name with the same weights."""
     fields = model.config.to_dict()
     config = transformers.BlipConfig(
         text_config=fields["text_config"],
@@ -80,7 +80,9 @@ def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
     twin = getattr(transformers, type(model).__name__)(config)
     missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
     if missing or unexpected:
-        raise ValueError(f"{type(model).__name__} and its twin differ: missing {missing}, unexpected {unexpected}.")
+        raise ValueError(
+            f"{type(model).__name__} and its transformers class differ: missing {missing}, unexpected {unexpected}."
+        )
     return twin.eval().to(model.device)
 
 

@@ -139,7 +139,7 @@ def test_gradients_reach_every_trained_parameter(model, batch):
 
 
 def test_there_is_nothing_to_return_without_losses(model, batch):
-    with pytest.raises(ValueError, match=r"BlipForRetrievalTraining computes losses only: use export_retriever\(\)"):
+    with pytest.raises(ValueError, match=r"BlipForRetrievalTraining only computes losses. Call export_retriever\(\)"):
         model(**batch, return_loss=False)
 
 

@@ -97,13 +97,13 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
     def reset_momentum(self) -> None:
         """Copies the current weights into the momentum encoder."""
-        averages, currents = self._averaged_pairs()
+        averages, currents = self._momentum_pairs()
         ema_update_(averages, currents, momentum=0.0)
 
     @torch.no_grad()
     def update_momentum(self) -> None:
         """Updates the momentum encoder and clamps the temperature; call it once after each optimiser step."""
-        averages, currents = self._averaged_pairs()
+        averages, currents = self._momentum_pairs()
         ema_update_(averages, currents, self.config.momentum)
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
@@ -230,7 +230,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def _clamped_temperature(self) -> Tensor:
         return self.temp.float().clamp(*_TEMPERATURE_RANGE)
 
-    def _averaged_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _momentum_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         currents = dict(self.named_parameters(remove_duplicate=False))
         averages = dict(self.momentum_towers.named_parameters())
         return list(averages.values()), [currents[name] for name in averages]

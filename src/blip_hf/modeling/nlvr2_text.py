@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Text transformer that reads two images at once: twin cross-attention, averaged below and merged above (NLVR2).
+"""Text transformer of NLVR2: cross-attention to two images, averaged in lower layers and merged in upper ones.
 
     first image ── self0 ── dense0 ─┐
     text ────────┤                  ├─ average, or concatenate and merge ─ + text ─ LayerNorm
     second image ─ self1 ── dense1 ─┘
 
-The paper, section 5.5 and figure 5. Names are those of the original checkpoints.
+See the paper, section 5.5 and figure 5. Parameter names follow the original checkpoints.
 """
 
 import torch
@@ -35,7 +35,7 @@ ImageMemoryPair = tuple[ImageMemory, ImageMemory]
 
 
 class BlipNlvr2Output(nn.Module):
-    """One dense layer an image, their average or learnt merger, and the residual output that both share."""
+    """A dense layer per image, their average or learnt merge, residual and layer norm."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class BlipNlvr2Output(nn.Module):
 
 
 class BlipNlvr2CrossAttention(nn.Module):
-    """Attention to two images, each with weights of its own."""
+    """Attention to two images with separate weights."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class BlipNlvr2CrossAttention(nn.Module):
 
 
 class BlipNlvr2TextLayer(GradientCheckpointingLayer):
-    """Self-attention, twin cross-attention, feed-forward; post-norm throughout."""
+    """Self-attention, cross-attention to two images, feed-forward; post-norm."""
 
     def __init__(self, config: BlipTextConfig, layer_idx: int, *, has_merge_layer: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class BlipNlvr2TextLayer(GradientCheckpointingLayer):
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
-    # Memory tensors are positional: they carry gradients, which re-entrant checkpointing finds only there.
+    # Memory tensors are positional because re-entrant checkpointing finds gradients only there.
     def forward(
         self,
         hidden_states: Tensor,
@@ -157,10 +157,10 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def build_image_memories(self, first_states: Tensor, second_states: Tensor) -> ImageMemoryPair:
-        """Projects encoded pairs of images to what every layer's cross-attention reads, each image once."""
-        twins = [layer.crossattention for layer in self.encoder.layer]
-        first = [twin.self0.project(first_states) for twin in twins]
-        second = [twin.self1.project(second_states) for twin in twins]
+        """Projects the states of both images, each `(n, p, encoder_d)`, to keys and values of every layer."""
+        attentions = [layer.crossattention for layer in self.encoder.layer]
+        first = [attention.self0.project(first_states) for attention in attentions]
+        second = [attention.self1.project(second_states) for attention in attentions]
         return ImageMemory(*zip(*first, strict=True)), ImageMemory(*zip(*second, strict=True))
 
     @merge_with_config_defaults
@@ -173,11 +173,11 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes texts, each grounded in a pair of images.
+        """Encodes texts grounded in pairs of images.
 
         Args:
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` neighbouring texts a pair.
+                Token ids, `g` consecutive texts per pair.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             image_memories (`tuple[ImageMemory, ImageMemory]`):
@@ -188,11 +188,11 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`. Its
-            `cross_attentions`, where asked for, alternate between first and second images, layer by layer.
+            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`.
+            `cross_attentions` alternate between first and second images, layer by layer.
 
         Raises:
-            ValueError: If a text is too long, or texts do not divide among the pairs.
+            ValueError: If a text is too long, or the number of texts is not a multiple of the pairs.
         """
         refuse_unknown(kwargs, self)
         (num_texts, length), num_pairs = input_ids.shape, image_memories[0].num_images
@@ -202,8 +202,8 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
             )
         if num_texts % num_pairs:
             raise ValueError(
-                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text a pair, or the same"
-                " number for each pair, the texts of one pair next to each other."
+                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text per pair, or the same"
+                " number of consecutive texts for each pair."
             )
         positions = torch.arange(length, device=input_ids.device)[None]
         hidden_states = self.embeddings(self.embeddings.word_embeddings(input_ids), positions)
