@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Auto classes are transformers' own until they are asked to be ours."""
-
-import subprocess
-import sys
-import textwrap
+"""The Auto classes return the classes of this package only after registration."""
 
 import transformers
 
 from blip_hf import BlipForVisualReasoning
+from tests.support.processes import run_code
 from tests.support.twins import TEXT, VISION, tiny_reasoning_config
 
 
-def test_auto_classes_are_ours_only_when_asked(tmp_path):
+def test_auto_classes_are_registered_on_request(tmp_path):
     text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
     config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
     BlipForVisualReasoning(tiny_reasoning_config()).save_pretrained(tmp_path / "reasoner")
-    # In a process of its own: registration lasts.
+    # In a subprocess, since registration lasts.
     code = f"""
         import blip_hf
         from transformers import AutoModel, AutoModelForImageTextToText
@@ -27,9 +24,8 @@ def test_auto_classes_are_ours_only_when_asked(tmp_path):
         print(type(AutoModel.from_pretrained({str(tmp_path / "reasoner")!r})).__module__)
         print(len(PROCESSOR_MAPPING._extra_content))
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    before, after, reasoner, num_processors = result.stdout.split()
+    before, after, nlvr2, num_processors = run_code(code).split()
     assert before.startswith("transformers.")
     assert after == "blip_hf.modeling.caption"
-    assert num_processors == "0"  # as they would have no effect
-    assert reasoner == "blip_hf.modeling.nlvr2"
+    assert num_processors == "0"  # registered processors have no effect
+    assert nlvr2 == "blip_hf.modeling.nlvr2"

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The captioner: batches, order, scores and broken images."""
+"""The captioner: batches, order, settings, scores and broken images."""
 
-import runpy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
-from blip_hf.captioner import BlipCaptioner
+from blip_hf.caption_settings import CaptionSettings
+from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.paths import EXAMPLES
 from tests.support.twins import write_as_transformers_4
+from tests.support.vocabularies import make_processor
 
 
-WORDS = tuple("abcdefghijklmnopqr")
 PROMPT = "a b"
-EXAMPLE = EXAMPLES / "caption_images.py"
 
 
 def tiny_config(processor):
@@ -31,7 +30,7 @@ def tiny_config(processor):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "max_position_embeddings": 64,
-        # Wide weights, so that captions differ from image to image.
+        # Large weights, so that captions differ between images.
         "initializer_range": 0.5,
     }
     vision_config = {
@@ -48,14 +47,14 @@ def tiny_config(processor):
 
 @pytest.fixture(scope="module")
 def processor():
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    processor = make_processor()
+    processor.caption_settings = CaptionSettings(prompt="")
+    return processor
 
 
 @pytest.fixture(scope="module")
 def model(processor):
-    # Of this seed's captions some are empty, some end, and some are cut off.
+    # With this seed some captions are empty, some end, and some are truncated.
     torch.manual_seed(2)
     return BlipForConditionalGeneration(tiny_config(processor)).eval()
 
@@ -67,7 +66,7 @@ def matcher(processor):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     noise = np.random.default_rng(0).integers(0, 256, size=(5, 8, 12, 3), dtype=np.uint8)
     return [Image.fromarray(levels).resize((60, 40)) for levels in noise]
 
@@ -79,19 +78,19 @@ def broken(tmp_path):
     return path
 
 
-def test_a_batch_gives_the_captions_of_each_image_alone_in_order(model, processor, pictures):
-    single = BlipCaptioner(model, processor, batch_size=1)(pictures)
-    assert BlipCaptioner(model, processor, batch_size=3)(pictures) == single
-    assert BlipCaptioner(model, processor)(reversed(pictures)) == single[::-1]
+def test_a_batch_gives_the_captions_of_each_image_alone_in_order(model, processor, images):
+    single = BlipCaptioner(model, processor, batch_size=1)(images)
+    assert BlipCaptioner(model, processor, batch_size=3)(images) == single
+    assert BlipCaptioner(model, processor)(reversed(images)) == single[::-1]
     assert len(set(single)) > 1
 
 
-def test_a_image_is_taken_in_any_form(model, processor, pictures, tmp_path):
+def test_all_forms_of_an_image_give_the_same_caption(model, processor, images, tmp_path):
     captioner = BlipCaptioner(model, processor)
-    expected = captioner([pictures[0]])
+    expected = captioner([images[0]])
     path = tmp_path / "image.png"
-    pictures[0].save(path)
-    for image in (pictures[0], path, str(path), np.asarray(pictures[0]), path.read_bytes(), {"path": str(path)}):
+    images[0].save(path)
+    for image in (images[0], path, str(path), np.asarray(images[0]), path.read_bytes(), {"path": str(path)}):
         assert captioner(image) == expected
     with path.open("rb") as file:
         assert captioner(file) == expected
@@ -108,60 +107,84 @@ def test_the_models_are_put_in_evaluation_mode(model, processor, matcher):
 
 
 @pytest.mark.parametrize("prompt", [None, PROMPT])
-def test_default_settings_are_the_paper_s(model, processor, pictures, prompt):
-    explicit = BlipCaptioner(model, processor, prompt=prompt, num_beams=3, max_new_tokens=20)
-    assert BlipCaptioner(model, processor, prompt=prompt)(pictures) == explicit(pictures)
-    greedy = BlipCaptioner(model, processor, prompt=prompt, num_beams=1, max_new_tokens=20)
-    assert greedy(pictures) != explicit(pictures)
+def test_default_settings_are_the_paper_s(model, processor, images, prompt):
+    explicit = BlipCaptioner(model, processor, prompt=prompt, num_beams=3, max_length=20, min_length=5)
+    assert BlipCaptioner(model, processor, prompt=prompt)(images) == explicit(images)
+    greedy = BlipCaptioner(model, processor, prompt=prompt, num_beams=1)
+    assert greedy(images) != explicit(images)
+
+
+def test_without_settings_in_the_checkpoint_the_prompt_is_the_paper_s(model, processor):
+    bare = BlipProcessor(processor.image_processor, processor.tokenizer)
+    assert BlipCaptioner(model, bare).prompt == "a picture of "
+    assert BlipCaptioner(model, bare, prompt="").prompt == ""
 
 
 def num_tokens(captioner, image):
     return captioner.caption(image, return_scores=True)[0].num_tokens
 
 
-def test_the_model_s_generation_config_wins_over_the_recipe_and_arguments_over_both(model, processor, pictures):
-    # A model that never ends a caption, so that each is as long as it may be.
-    options = {"suppress_tokens": [processor.tokenizer.sep_token_id]}
+@pytest.fixture
+def endless(model, processor):
+    """Makes captioners that never end a caption, so that each is as long as it may be."""
+    return partial(BlipCaptioner, model, processor, suppress_tokens=[processor.tokenizer.sep_token_id])
+
+
+def test_lengths_count_dec_and_the_prompt_and_new_tokens_do_not(endless, images):
+    assert num_tokens(endless(), images[0]) == 19
+    assert num_tokens(endless(prompt=PROMPT), images[0]) == 17
+    assert num_tokens(endless(max_length=8), images[0]) == 7
+    assert num_tokens(endless(max_new_tokens=3), images[0]) == 3
+    assert num_tokens(endless(max_new_tokens=3, prompt=PROMPT), images[0]) == 3
+
+
+def test_captions_have_the_shortest_length(model, processor, images):
+    ends = BlipCaptioner(model, processor, sequence_bias=[[[processor.tokenizer.sep_token_id], 100.0]])
+    assert num_tokens(ends, images[0]) == 5  # four, and [SEP]
+    ends.generation_settings["max_length"] = 3
+    assert num_tokens(ends, images[0]) == 2
+    ends.generation_settings = {"max_new_tokens": 2, **ends.generation_settings, "max_length": None}
+    assert num_tokens(ends, images[0]) == 1
+
+
+def test_the_model_s_generation_config_wins_over_the_settings_and_arguments_over_both(endless, model, images):
     try:
-        assert num_tokens(BlipCaptioner(model, processor, **options), pictures[0]) == 20
         model.generation_config.max_new_tokens = 3
-        assert num_tokens(BlipCaptioner(model, processor, **options), pictures[0]) == 3
-        assert num_tokens(BlipCaptioner(model, processor, **options, max_new_tokens=5), pictures[0]) == 5
-        # `max_length` counts [DEC] too.
-        assert num_tokens(BlipCaptioner(model, processor, **options, max_length=8), pictures[0]) == 7
+        assert num_tokens(endless(), images[0]) == 3
+        assert num_tokens(endless(max_new_tokens=5), images[0]) == 5
+        assert num_tokens(endless(max_length=8), images[0]) == 7
     finally:
         model.generation_config.max_new_tokens = None
 
 
-def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, processor, pictures):
+def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, processor, images):
     never_ends = {"suppress_tokens": [processor.tokenizer.sep_token_id]}
     own = GenerationConfig(max_new_tokens=2, **never_ends)
-    assert num_tokens(BlipCaptioner(model, processor, generation_config=own), pictures[0]) == 2
-    assert num_tokens(BlipCaptioner(model, processor, generation_config=own, max_new_tokens=3), pictures[0]) == 3
+    assert num_tokens(BlipCaptioner(model, processor, generation_config=own), images[0]) == 2
+    assert num_tokens(BlipCaptioner(model, processor, generation_config=own, max_new_tokens=3), images[0]) == 3
     assert (
-        num_tokens(BlipCaptioner(model, processor, generation_config=GenerationConfig(**never_ends)), pictures[0])
-        == 20
+        num_tokens(BlipCaptioner(model, processor, generation_config=GenerationConfig(**never_ends)), images[0]) == 19
     )
 
 
-def test_defaults_that_transformers_4_wrote_down_leave_the_recipe_in_force(model, processor, pictures, tmp_path):
+def test_defaults_that_transformers_4_saved_do_not_replace_ours(model, processor, images, tmp_path):
     expected = BlipCaptioner(model, processor)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     write_as_transformers_4(tmp_path)
     captioner = BlipCaptioner.from_pretrained(tmp_path, device="cpu")
-    assert captioner(pictures) == expected(pictures)
-    assert len(captioner.caption(pictures[:1], num_return_sequences=3)) == 3
+    assert captioner(images) == expected(images)
+    assert len(captioner.caption(images[:1], num_return_sequences=3)) == 3
     captioner.model.save_pretrained(tmp_path)
-    assert BlipCaptioner.from_pretrained(tmp_path, device="cpu")(pictures) == expected(pictures)
+    assert BlipCaptioner.from_pretrained(tmp_path, device="cpu")(images) == expected(images)
 
 
-def test_the_prompt_conditions_the_caption_and_is_not_part_of_it(model, processor, pictures):
-    inputs = processor(pictures, [PROMPT] * len(pictures), return_tensors="pt")
-    sequences = model.generate(**inputs, num_beams=3, max_new_tokens=20)
+def test_the_prompt_conditions_the_caption_and_is_removed_from_it(model, processor, images):
+    inputs = processor(images, [PROMPT] * len(images), return_tensors="pt")
+    sequences = model.generate(**inputs, num_beams=3, max_length=20, min_length=5)
     decoded = processor.batch_decode(sequences, skip_special_tokens=True)
     assert all(text.startswith(PROMPT) for text in decoded)
-    captions = BlipCaptioner(model, processor, prompt=PROMPT)(pictures)
+    captions = BlipCaptioner(model, processor, prompt=PROMPT)(images)
     assert captions == [text.removeprefix(PROMPT).strip() for text in decoded]
 
 
@@ -182,44 +205,44 @@ def reference_log_probability(model, processor, image, prompt, sequence):
 
 @pytest.mark.parametrize("prompt", [None, PROMPT])
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}])
-def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, processor, pictures, prompt, settings):
+def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, processor, images, prompt, settings):
     captioner = BlipCaptioner(model, processor, prompt=prompt, max_new_tokens=6, **settings)
-    captions = captioner.caption(pictures, return_scores=True)
+    captions = captioner.caption(images, return_scores=True)
     assert len({caption.num_tokens for caption in captions}) > 1
-    for image, caption in zip(pictures, captions, strict=True):
+    for image, caption in zip(images, captions, strict=True):
         inputs = processor(image, prompt, return_tensors="pt")
         sequence = model.generate(**inputs, max_new_tokens=6, **settings)[0]
         total, count = reference_log_probability(model, processor, image, prompt, sequence)
         assert caption.num_tokens == count
-        assert caption.log_probability == pytest.approx(total, rel=1e-4)  # one pass rounds otherwise than cached steps
+        assert caption.log_probability == pytest.approx(total, rel=1e-4)  # one pass and cached steps round differently
         assert caption.mean_log_probability == pytest.approx(total / count, rel=1e-4)
 
 
-def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature(model, processor, pictures):
-    # Both sample the single most likely token, from distributions that differ.
+def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature(model, processor, images):
+    # Both sample the most likely token, from different distributions.
     mild = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=2.0)
     sharp = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=0.5)
     greedy = BlipCaptioner(model, processor, num_beams=1)
-    expected = greedy.caption(pictures, return_scores=True)
+    expected = greedy.caption(images, return_scores=True)
     for captioner in (mild, sharp):
-        assert captioner.caption(pictures, return_scores=True) == expected
+        assert captioner.caption(images, return_scores=True) == expected
 
 
-def test_several_captions_of_a_image_are_neighbours_with_their_own_scores(model, processor, pictures):
+def test_several_captions_of_an_image_are_neighbours_with_their_own_scores(model, processor, images):
     captioner = BlipCaptioner(model, processor, batch_size=2, length_penalty=0.0, max_new_tokens=4)
-    captions = captioner.caption(pictures, num_return_sequences=4, return_scores=True)
+    captions = captioner.caption(images, num_return_sequences=4, return_scores=True)
     assert [caption.image_index for caption in captions] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-    for number in range(len(pictures)):
+    for number in range(len(images)):
         # Without a length penalty, beam search ranks by the sum of log-probabilities.
         totals = [caption.log_probability for caption in captions if caption.image_index == number]
         assert totals == sorted(totals, reverse=True)
         assert len(set(totals)) > 1
 
 
-def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher, pictures):
-    captions = BlipCaptioner(model, processor, matcher=matcher).caption(pictures, num_return_sequences=2)
+def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher, images):
+    captions = BlipCaptioner(model, processor, matcher=matcher).caption(images, num_return_sequences=2)
     for caption in captions:
-        inputs = processor(pictures[caption.image_index], [caption.text], role="matching", return_tensors="pt")
+        inputs = processor(images[caption.image_index], [caption.text], role="matching", return_tensors="pt")
         with torch.no_grad():
             probability = matcher(**inputs).itm_score.softmax(dim=-1)[0, 1]
         assert_close(torch.tensor(caption.itm_probability), probability, rtol=1e-4, atol=1e-6)
@@ -227,12 +250,12 @@ def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher
     assert len({caption.itm_probability for caption in captions}) > 1
 
 
-def test_a_matcher_may_start_with_cls(model, processor, matcher, pictures):
-    enc = BlipCaptioner(model, processor, matcher=matcher).caption(pictures[0])[0]
+def test_a_matcher_may_start_with_cls(model, processor, matcher, images):
+    enc = BlipCaptioner(model, processor, matcher=matcher).caption(images[0])[0]
     matcher.config.itm_start_token = "cls"
     try:
-        cls = BlipCaptioner(model, processor, matcher=matcher).caption(pictures[0])[0]
-        inputs = processor(pictures[0], [cls.text], role="contrast", return_tensors="pt")
+        cls = BlipCaptioner(model, processor, matcher=matcher).caption(images[0])[0]
+        inputs = processor(images[0], [cls.text], role="contrast", return_tensors="pt")
         with torch.no_grad():
             probability = matcher(**inputs, itm_start_token="cls").itm_score.softmax(dim=-1)[0, 1]
     finally:
@@ -241,53 +264,53 @@ def test_a_matcher_may_start_with_cls(model, processor, matcher, pictures):
     assert cls.itm_probability != enc.itm_probability
 
 
-def test_the_image_is_encoded_once_for_all_its_captions(model, processor, matcher, pictures):
+def test_the_image_is_encoded_once_for_all_its_captions(model, processor, matcher, images):
     rows = []
     hook = matcher.vision_model.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    BlipCaptioner(model, processor, matcher=matcher).caption(pictures[:2], num_return_sequences=3)
+    BlipCaptioner(model, processor, matcher=matcher).caption(images[:2], num_return_sequences=3)
     hook.remove()
     assert rows == [2]
 
 
-def test_a_broken_image_raises_by_default_and_is_named(model, processor, pictures, broken):
+def test_a_broken_image_raises_by_default_and_is_named(model, processor, images, broken):
     captioner = BlipCaptioner(model, processor)
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
-        captioner.caption([pictures[0], broken])
+        captioner.caption([images[0], broken])
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         captioner([broken])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_broken_image_can_be_skipped(model, processor, matcher, pictures, broken, batch_size):
+def test_a_broken_image_can_be_skipped(model, processor, matcher, images, broken, batch_size):
     captioner = BlipCaptioner(model, processor, matcher=matcher, batch_size=batch_size)
-    captions = captioner.caption([pictures[0], broken, pictures[1]], return_scores=True, on_error="skip")
+    captions = captioner.caption([images[0], broken, images[1]], return_scores=True, on_error="skip")
     assert [caption.image_index for caption in captions] == [0, 1, 2]
-    assert [captions[0].text, captions[2].text] == captioner(pictures[:2])
+    assert [captions[0].text, captions[2].text] == captioner(images[:2])
     assert captions[1].text is None
     assert captions[1].mean_log_probability is None
     assert "broken.jpg" in captions[1].error
 
 
-def test_sampling_repeats_with_a_seed_and_leaves_the_generator_alone(model, processor, pictures):
+def test_sampling_repeats_with_a_seed_and_keeps_the_generator_state(model, processor, images):
     seeded = BlipCaptioner(model, processor, do_sample=True, seed=3, batch_size=2)
     state = torch.get_rng_state()
-    first = seeded(pictures)
+    first = seeded(images)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(7)
-    assert seeded(pictures) == first
-    assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(pictures) != first
+    assert seeded(images) == first
+    assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(images) != first
 
 
-def test_equal_images_in_different_batches_are_sampled_apart(model, processor, pictures):
-    captions = BlipCaptioner(model, processor, do_sample=True, seed=0, batch_size=1)([pictures[0]] * 5)
+def test_equal_images_in_different_batches_get_different_samples(model, processor, images):
+    captions = BlipCaptioner(model, processor, do_sample=True, seed=0, batch_size=1)([images[0]] * 5)
     assert len(set(captions)) > 1
 
 
-def test_captions_come_batch_by_batch(model, processor, pictures):
+def test_captions_come_batch_by_batch(model, processor, images):
     opened = []
 
     def feed():
-        for number, image in enumerate(pictures):
+        for number, image in enumerate(images):
             opened.append(number)
             yield image
 
@@ -297,8 +320,8 @@ def test_captions_come_batch_by_batch(model, processor, pictures):
 
 
 @pytest.mark.parametrize("matcher_size", [32, 48])
-def test_from_pretrained_gives_the_same_captions(model, processor, pictures, tmp_path, matcher_size):
-    # The matcher sees the images through its own processor.
+def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_path, matcher_size):
+    # The matcher has its own processor.
     config = tiny_config(processor)
     config.vision_config.image_size = matcher_size
     matcher = BlipForImageTextRetrieval(config)
@@ -308,14 +331,14 @@ def test_from_pretrained_gives_the_same_captions(model, processor, pictures, tmp
             part.save_pretrained(tmp_path / folder)
     loaded = BlipCaptioner.from_pretrained(tmp_path / "captioner", matcher=tmp_path / "matcher", device="cpu")
     expected = BlipCaptioner(model, processor, matcher=matcher, matcher_processor=matcher_processor)
-    captions = loaded.caption(pictures, return_scores=True)
-    assert captions == expected.caption(pictures, return_scores=True)
+    captions = loaded.caption(images, return_scores=True)
+    assert captions == expected.caption(images, return_scores=True)
     assert all(0 < caption.itm_probability < 1 for caption in captions)
 
 
-def test_captions_in_bfloat16(processor, pictures):
+def test_captions_in_bfloat16(processor, images):
     model = BlipForConditionalGeneration(tiny_config(processor)).to(torch.bfloat16)
-    caption = BlipCaptioner(model, processor).caption(pictures[0], return_scores=True)[0]
+    caption = BlipCaptioner(model, processor).caption(images[0], return_scores=True)[0]
     assert caption.log_probability < 0
 
 
@@ -327,36 +350,24 @@ def test_captions_in_bfloat16(processor, pictures):
         ({"return_dict_in_generate": True}, "return_dict_in_generate"),
     ],
 )
-def test_wrong_options_are_refused_at_once(model, processor, options, message):
+def test_invalid_options_raise(model, processor, options, message):
     with pytest.raises(ValueError, match=message):
         BlipCaptioner(model, processor, **options)
 
 
-def test_unknown_settings_are_refused(model, processor, pictures):
+def test_former_names_still_work_and_warn(model, processor, images):
+    captioner = BlipCaptioner(model, processor)
+    expected = captioner(images)
+    for method in (captioner, captioner.caption, captioner.iter_captions):
+        with pytest.warns(FutureWarning, match="`pictures` is deprecated"):
+            captions = list(method(pictures=images))
+        assert [getattr(caption, "text", caption) for caption in captions] == expected
+    with pytest.warns(FutureWarning, match=r"Use `Caption\.image_index`"):
+        assert Caption(image_index=3).picture == 3
+
+
+def test_unknown_settings_raise(model, processor, images):
     with pytest.raises(ValueError, match="num_beasm"):
-        BlipCaptioner(model, processor, num_beasm=2)(pictures)
+        BlipCaptioner(model, processor, num_beasm=2)(images)
     with pytest.raises(ValueError, match="on_error='ignore'"):
         BlipCaptioner(model, processor).caption(Image.new("RGB", (8, 8)), on_error="ignore")
-
-
-def test_the_example_captions_each_scene(capsys):
-    runpy.run_path(str(EXAMPLE))["main"](["--tiny", "--num_captions", "2"])
-    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == [f"scene {number}" for number in range(4) for _ in range(2)]
-
-
-def test_the_example_captions_files_and_names_broken_ones(model, processor, pictures, broken, tmp_path, capsys):
-    model.save_pretrained(tmp_path / "captioner")
-    processor.save_pretrained(tmp_path / "captioner")
-    pictures[0].save(tmp_path / "image.png")
-    main = runpy.run_path(str(EXAMPLE))["main"]
-    main([str(tmp_path / "captioner"), str(tmp_path / "image.png"), str(broken)])
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path / 'image.png'}: {BlipCaptioner(model, processor)(pictures[0])[0]}")
-    assert "it is empty or not an image" in second
-
-
-def test_the_example_without_images_tells_what_it_needs(capsys):
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(EXAMPLE))["main"](["model"])
-    assert "at least one image, or pass --tiny" in capsys.readouterr().err

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""The processor: parity with transformers, unusual images, special tokens, and the rows of each role."""
+
 import base64
 import io
 from pathlib import Path
@@ -8,51 +10,27 @@ import pytest
 import torch
 import transformers
 from PIL import ExifTags, Image
-from transformers import BertTokenizer, BlipImageProcessorPil
+from transformers import BlipImageProcessorPil
 
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.processing_blip import BlipProcessor
+from tests.support.processors import (
+    CLS,
+    DEC,
+    ENC,
+    PAD,
+    SEP,
+    SIZE,
+    ids_of,
+    make_processor,
+    make_upstream,
+    plain_tokenizer,
+    random_photo,
+)
 
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "picture",
-    "of",
-    "dog",
-    "cat",
-    "two",
-    "dogs",
-    "on",
-    "the",
-    "beach",
-    "photo",
-    "big",
-    "red",
-    ",",
-    "##s",
-]
-PAD, CLS, SEP = 0, 2, 3
-DEC, ENC = len(WORDS), len(WORDS) + 1
-SIZE = {"height": 32, "width": 32}
 CAPTIONS = ["a dog on the beach", "two dogs"]
-
-
-def plain_tokenizer() -> BertTokenizer:
-    return BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-
-
-def make_processor() -> BlipProcessor:
-    return BlipProcessor.from_bert_tokenizer(plain_tokenizer(), image_size=32)
-
-
-def make_upstream() -> transformers.BlipProcessor:
-    return transformers.BlipProcessor(BlipImageProcessorPil(size=SIZE), plain_tokenizer())
 
 
 @pytest.fixture
@@ -63,14 +41,6 @@ def processor() -> BlipProcessor:
 @pytest.fixture
 def upstream() -> transformers.BlipProcessor:
     return make_upstream()
-
-
-def ids_of(words: str) -> list[int]:
-    return [WORDS.index(word) for word in words.split()]
-
-
-def random_photo(seed: int = 0, size: tuple[int, int] = (50, 70)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 # ---- Parity with transformers
@@ -150,12 +120,12 @@ def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(processor, rol
     assert torch.equal(inputs.attention_mask, expected.attention_mask)
 
 
-def test_an_option_given_nested_and_flat_is_an_error(processor):
+def test_an_option_given_nested_and_flat_raises(processor):
     with pytest.raises(TypeError, match="padding"):
         processor(text="a dog", padding=True, text_kwargs={"padding": False})
 
 
-def test_nothing_to_process_is_an_error(processor):
+def test_no_input_raises(processor):
     with pytest.raises(ValueError, match="at least one input"):
         processor()
 
@@ -194,7 +164,7 @@ def one_colour(levels: tuple[float, float, float]) -> torch.Tensor:
         (np.full((9, 9), 100, dtype=np.uint8), (100, 100, 100)),
     ],
 )
-def test_unusual_images_come_out_right(processor, image, levels):
+def test_pixel_values_of_unusual_images(processor, image, levels):
     pixel_values = processor(image, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(pixel_values, one_colour(levels))
 
@@ -216,7 +186,7 @@ def test_an_exif_rotated_image_is_turned_upright(processor):
     assert torch.equal(pixel_values, processor(upright, return_tensors="pt").pixel_values)
 
 
-def test_without_rgb_conversion_a_image_is_taken_as_it_is():
+def test_without_rgb_conversion_an_image_is_not_changed():
     image = random_photo().convert("L")
     options = {"do_convert_rgb": False, "do_normalize": False, "size": SIZE, "return_tensors": "pt"}
     assert torch.equal(
@@ -234,7 +204,7 @@ def test_a_broken_image_is_named(processor, tmp_path: Path):
 # ---- The tokens [DEC] and [ENC]
 
 
-def test_plain_tokenizer_gets_dec_and_enc_and_keeps_its_frame():
+def test_a_plain_tokenizer_gets_dec_and_enc_and_keeps_cls_and_sep():
     tokenizer = plain_tokenizer()
     processor = BlipProcessor.from_bert_tokenizer(tokenizer)
     assert (processor.dec_token_id, processor.enc_token_id) == (DEC, ENC)
@@ -276,7 +246,7 @@ def test_image_options_of_a_new_processor_reach_the_images():
     torch.testing.assert_close(pixel_values, torch.ones(1, 3, 16, 16))
 
 
-def test_a_tokenizer_of_another_kind_is_refused():
+def test_a_tokenizer_without_cls_raises():
     tokenizer = plain_tokenizer()
     tokenizer.cls_token = None
     with pytest.raises(ValueError, match="needs a BERT tokenizer"):
@@ -317,8 +287,8 @@ def test_captioning_role_masks_the_prompt(processor, prompt):
     ]
 
 
-def test_prompt_is_kept_apart_from_a_caption_it_could_join(processor):
-    # Put together without a space, "dog" and "s" would be the tokens dog, ##s.
+def test_the_prompt_does_not_merge_with_the_caption(processor):
+    # Without a space between them, "dog" and "s" would be the tokens dog, ##s.
     inputs = processor(text="s on", role="captioning", prompt="a dog", return_tensors="pt")
     assert inputs.input_ids.tolist() == [[DEC, *ids_of("a dog [UNK] on"), SEP]]
 
@@ -329,7 +299,7 @@ def test_captioning_without_prompt_has_the_targets_of_lm(processor):
 
 
 @pytest.mark.parametrize(("role", "length"), [("contrast", 35), ("matching", 35), ("lm", 30), ("captioning", 40)])
-def test_long_texts_are_cut_at_the_length_of_the_role_and_end_with_sep(processor, role, length):
+def test_long_texts_are_truncated_to_the_length_of_the_role_and_end_with_sep(processor, role, length):
     inputs = processor(text="a dog " * 50, role=role, return_tensors="pt")
     assert inputs.input_ids.shape == (1, length)
     assert inputs.input_ids[0, -1] == SEP
@@ -342,7 +312,7 @@ def test_length_and_padding_of_a_role_can_be_chosen(processor):
     assert nested.input_ids.tolist() == [[DEC, *ids_of("two"), SEP]]
 
 
-def test_a_role_gives_lists_or_arrays_too(processor):
+def test_a_role_returns_lists_or_arrays_on_request(processor):
     rows = processor(text="two dogs", role="lm")
     assert rows["labels"] == [[-100, *ids_of("two dogs"), SEP]]
     arrays = processor(random_photo(), "two dogs", role="lm", return_tensors="np")
@@ -370,7 +340,7 @@ def test_a_role_changes_no_pixel(processor):
         ({"text": "a dog", "role": "captioning", "prompt": "a big red photo", "max_length": 4}, "Raise max_length"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(processor, options, message):
+def test_invalid_input_raises(processor, options, message):
     with pytest.raises(ValueError, match=message):
         processor(**options)
 

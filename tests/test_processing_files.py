@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processors that are saved, by us or by transformers, and loaded, here or there."""
+"""Saving and loading of processors, with this package and with transformers."""
 
 import json
 import pickle
@@ -11,17 +11,10 @@ import transformers
 
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.processing_blip import BlipProcessor
-from tests.test_processing_blip import (
-    CAPTIONS,
-    DEC,
-    ENC,
-    SEP,
-    WORDS,
-    ids_of,
-    make_processor,
-    make_upstream,
-    random_photo,
-)
+from tests.support.processors import DEC, ENC, SEP, WORDS, ids_of, make_processor, make_upstream, random_photo
+
+
+CAPTIONS = ["a dog on the beach", "two dogs"]
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def upstream() -> transformers.BlipProcessor:
     return make_upstream()
 
 
-def test_saved_here_loads_here_and_in_transformers(processor, tmp_path: Path):
+def test_a_saved_processor_loads_here_and_in_transformers(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     inputs = processor(random_photo(), "two dogs", return_tensors="pt")
     for loader in (BlipProcessor, transformers.BlipProcessor, transformers.AutoProcessor):
@@ -44,11 +37,7 @@ def test_saved_here_loads_here_and_in_transformers(processor, tmp_path: Path):
         assert torch.equal(again.input_ids, inputs.input_ids)
         assert loaded.decode([DEC, *ids_of("two dogs")], skip_special_tokens=True) == "two dogs"
         assert len(loaded.tokenizer) == len(WORDS) + 2
-
-
-def test_auto_processor_still_gives_the_class_of_transformers(processor, tmp_path: Path):
-    processor.save_pretrained(tmp_path)
-    assert type(transformers.AutoProcessor.from_pretrained(tmp_path)) is transformers.BlipProcessor
+    assert type(loaded) is transformers.BlipProcessor  # AutoProcessor cannot be changed
 
 
 def save_in_the_old_form(upstream: transformers.BlipProcessor, folder: Path) -> None:
@@ -60,7 +49,7 @@ def save_in_the_old_form(upstream: transformers.BlipProcessor, folder: Path) -> 
 
 
 @pytest.mark.parametrize("is_old_form", [False, True])
-def test_saved_by_transformers_loads_here_with_the_role_tokens(upstream, tmp_path: Path, is_old_form: bool):
+def test_a_processor_of_transformers_loads_here_with_the_role_tokens(upstream, tmp_path: Path, is_old_form: bool):
     if is_old_form:
         save_in_the_old_form(upstream, tmp_path)
     else:
@@ -76,7 +65,7 @@ def test_saved_by_transformers_loads_here_with_the_role_tokens(upstream, tmp_pat
     assert loaded(text="two dogs", role="matching").input_ids == [[ENC, *ids_of("two dogs"), SEP]]
 
 
-def test_loads_beside_a_config_that_transformers_does_not_know(processor, tmp_path: Path):
+def test_a_processor_loads_beside_a_config_of_unknown_type(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip_pretraining"}))
     assert BlipProcessor.from_pretrained(tmp_path).dec_token_id == DEC
@@ -90,7 +79,7 @@ def test_image_options_can_be_changed_on_loading(processor, tmp_path: Path):
 
 
 @pytest.mark.parametrize("loader", [BlipProcessor, transformers.BlipProcessor])
-def test_what_was_called_before_saving_changes_nothing(processor, tmp_path: Path, loader):
+def test_calls_before_saving_leave_no_trace(processor, tmp_path: Path, loader):
     processor(text=CAPTIONS, role="captioning")
     processor.save_pretrained(tmp_path)
     contents = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -98,17 +87,17 @@ def test_what_was_called_before_saving_changes_nothing(processor, tmp_path: Path
     assert len(loader.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
 
 
-def test_a_length_that_an_earlier_call_left_in_a_file_is_not_read(processor, upstream, tmp_path: Path):
+def test_truncation_that_an_earlier_call_left_in_a_file_is_ignored(processor, upstream, tmp_path: Path):
     upstream(text=CAPTIONS, padding=True, truncation=True, max_length=35)
     upstream.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 35
     assert len(BlipProcessor.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
 
 
-def test_pillow_may_be_asked_for_and_nothing_else(processor, tmp_path: Path):
+def test_pillow_is_the_only_backend(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     assert type(BlipProcessor.from_pretrained(tmp_path, backend="pil").image_processor) is BlipImageProcessor
-    with pytest.raises(ValueError, match="backend='torchvision', but images are read with Pillow alone"):
+    with pytest.raises(ValueError, match="backend='torchvision' is not supported"):
         BlipProcessor.from_pretrained(tmp_path, backend="torchvision")
 
 
@@ -117,5 +106,5 @@ def test_survives_pickling(processor):
     assert again(text="a dog", role="lm") == processor(text="a dog", role="lm")
 
 
-def test_model_input_names_leave_out_token_types(processor):
+def test_model_input_names_do_not_include_token_types(processor):
     assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask"}

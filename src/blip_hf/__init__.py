@@ -1,65 +1,79 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""BLIP on Hugging Face Transformers: caption, match, pre-train.
+"""BLIP on Hugging Face Transformers: captioning, retrieval, VQA, NLVR2, pre-training and CapFilt.
 
-Names are loaded when they are first used: `import blip_hf` is instant and changes nothing in transformers.
+Names are imported when they are first used: `import blip_hf` is fast and changes nothing in transformers.
 """
 
 import importlib
+import warnings
 from typing import Any
 
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "configuration_blip": [
-        "BlipConfig",
-        "BlipPreTrainingConfig",
-        "BlipRetrievalTrainingConfig",
-        "BlipTextConfig",
-        "BlipVisionConfig",
-        "BlipVisualReasoningConfig",
-    ],
-    "image_processing_blip": ["BlipImageProcessor"],
-    "processing_blip": ["BlipProcessor"],
-    "modeling.vision": ["BlipVisionModel"],
-    "modeling.text": ["BlipTextModel"],
-    "modeling.language_modeling": ["BlipTextLMHeadModel"],
-    "modeling.base": ["BlipPreTrainedModel"],
-    "modeling.cpu": ["optimize_for_cpu"],
-    "modeling.caption": ["BlipForConditionalGeneration"],
-    "modeling.retrieval": ["BlipForImageTextRetrieval"],
-    "modeling.pretraining": ["BlipForPreTraining"],
-    "modeling.retrieval_training": ["BlipForRetrievalTraining"],
-    "modeling.nlvr2": ["BlipForVisualReasoning"],
-    "modeling.vqa": ["BlipForQuestionAnswering"],
-    "auto": ["register_auto_classes"],
-    "capfilt.refilter": ["refilter"],
-    "capfilt.filters": ["Rule"],
-    "data.readers.shards": ["find_shards"],
-    "captioner": ["BlipCaptioner", "Caption"],
-    "evaluation.retrieval": ["RetrievalResult", "evaluate_retrieval"],
-    "evaluation.video": ["evaluate_video_retrieval"],
-    "evaluation.zero_shot": ["ZeroShotClassifier"],
-    "evaluation.vqa": ["VqaResult", "evaluate_vqa"],
-    "training.arguments": ["BlipFinetuningArguments", "BlipTrainingArguments"],
-    "training.trainer": ["BlipTrainer"],
-    "training.contrastive_trainer": ["BlipContrastiveTrainer"],
-    "evaluation.caption_metrics": ["caption_metrics"],
-    "evaluation.caption": ["evaluate_captions"],
-    "conversion": [
-        "Conversion",
-        "convert_original_checkpoint",
-        "convert_original_state_dict",
-        "restore_original_checkpoint",
-        "restore_original_state_dict",
-    ],
+_HOME_OF = {
+    "BlipCaptioner": "captioner",
+    "BlipConfig": "configuration_blip",
+    "BlipContrastiveTrainer": "training.contrastive_trainer",
+    "BlipFinetuningArguments": "training.arguments",
+    "BlipForConditionalGeneration": "modeling.caption",
+    "BlipForImageTextRetrieval": "modeling.retrieval",
+    "BlipForPreTraining": "modeling.pretraining",
+    "BlipForQuestionAnswering": "modeling.vqa",
+    "BlipForRetrievalTraining": "modeling.retrieval_training",
+    "BlipForVisualReasoning": "modeling.nlvr2",
+    "BlipImageProcessor": "image_processing_blip",
+    "BlipPreTrainedModel": "modeling.base",
+    "BlipPreTrainingConfig": "configuration_blip",
+    "BlipProcessor": "processing_blip",
+    "BlipRetrievalTrainingConfig": "configuration_blip",
+    "BlipTextConfig": "configuration_blip",
+    "BlipTextLMHeadModel": "modeling.language_modeling",
+    "BlipTextModel": "modeling.text",
+    "BlipTrainer": "training.trainer",
+    "BlipTrainingArguments": "training.arguments",
+    "BlipVisionConfig": "configuration_blip",
+    "BlipVisionModel": "modeling.vision",
+    "BlipVisualReasoningConfig": "configuration_blip",
+    "Caption": "captioner",
+    "caption_metrics": "evaluation.caption_metrics",
+    "CaptionSettings": "caption_settings",
+    "Conversion": "conversion",
+    "convert_original_checkpoint": "conversion",
+    "convert_original_state_dict": "conversion",
+    "evaluate_captions": "evaluation.caption",
+    "evaluate_retrieval": "evaluation.retrieval",
+    "evaluate_video_retrieval": "evaluation.video",
+    "evaluate_vqa": "evaluation.vqa",
+    "find_shards": "data.readers",
+    "load_pairs": "data.readers",
+    "optimize_for_cpu": "modeling.cpu",
+    "refilter": "capfilt.refilter",
+    "register_auto_classes": "auto",
+    "restore_original_checkpoint": "conversion",
+    "restore_original_state_dict": "conversion",
+    "RetrievalResult": "evaluation.retrieval",
+    "Rule": "capfilt.filters",
+    "VqaResult": "evaluation.vqa",
+    "ZeroShotClassifier": "evaluation.zero_shot",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+# Former names and their new ones, which are returned with a warning until version 0.3.
+_RENAMED = {
+    "BlipTaskTrainer": "BlipTrainer",
+}
 
 __all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(
+            f"`blip_hf.{name}` is deprecated and will be removed in version 0.3. Use `blip_hf.{_RENAMED[name]}`.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        name = _RENAMED[name]
     if name not in _HOME_OF:
         raise AttributeError(f"module 'blip_hf' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

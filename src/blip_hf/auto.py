@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Registration in transformers' Auto classes, for who wants it; importing the package never does."""
+"""Optional registration in the Auto classes of transformers."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
@@ -16,11 +16,11 @@ from .modeling.retrieval_training import BlipForRetrievalTraining
 
 
 def register_auto_classes() -> None:
-    """Makes the Auto classes of this process return this package's classes for BLIP checkpoints.
+    """Registers the classes of this package in the Auto classes of transformers, for the current process.
 
-    `AutoModelForImageTextToText` then loads `model_type: "blip"` here in place of transformers' own, and `AutoModel`
-    knows `"blip_pretraining"`, `"blip_retrieval_training"` and `"blip_visual_reasoning"`. `AutoProcessor` cannot be told:
-    it finds transformers' class by the name in the files. Use `BlipProcessor.from_pretrained`.
+    `AutoModelForImageTextToText` then loads `model_type: "blip"` with this package in place of transformers, and
+    `AutoModel` loads `"blip_pretraining"`, `"blip_retrieval_training"` and `"blip_visual_reasoning"`. `AutoProcessor`
+    cannot be changed, since it finds the class of transformers by its name. Use `BlipProcessor.from_pretrained`.
     """
     AutoConfig.register("blip", BlipConfig, exist_ok=True)
     AutoConfig.register("blip_pretraining", BlipPreTrainingConfig, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files and folders that are whole or not there: written beside, then renamed."""
+"""Atomic writes: files and folders are written under a temporary name, then renamed."""
 
 import json
 import os
@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import Any
 
 
-_MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
-
-
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder to, which takes the place of `path` when all went well.
+    """Yields a temporary path for a file or folder, which is renamed to `path` if the block raises nothing.
 
-    Args:
-        path (`str` or `Path`):
-            What is to be written; the folder it lies in is made.
-
-    Yields:
-        `Path`: where to write it.
+    The parent folder of `path` is created.
 
     Example:
         >>> import tempfile
@@ -35,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process in the name keeps two writers of one path apart.
+    # With the process id, two processes can write the same path.
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield beside
@@ -45,12 +37,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_partial(path: str | os.PathLike[str]) -> None:
-    """Removes what processes that were killed have left beside `path`. None may be at work on it.
-
-    Args:
-        path (`str` or `Path`):
-            What they were to write.
-    """
+    """Removes temporary files of killed processes for `path`. No process may be writing it."""
     path = Path(path)
     if path.parent.is_dir():
         for beside in path.parent.iterdir():
@@ -65,41 +52,9 @@ def _remove(beside: Path) -> None:
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a JSON file that appears under its name only when it is complete.
-
-    Args:
-        content (`Any`):
-            What to write.
-        path (`str` or `Path`):
-            The file.
-    """
+    """Writes a JSON file atomically."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(content), encoding="utf-8")
 
 
-def require_checkpoint(source: str) -> None:
-    """Raises on what is neither a folder nor can be a model id, before minutes are spent on asking the Hub for it.
-
-    Args:
-        source (`str`):
-            A folder with a saved model, or a model id on the Hub.
-
-    Raises:
-        ValueError: If there is no such folder, and the name is no `owner/name` or starts with a folder that is here.
-
-    Example:
-        >>> require_checkpoint("Salesforce/blip-vqa-base")
-        >>> require_checkpoint("nowhere")
-        Traceback (most recent call last):
-        ...
-        ValueError: nowhere is no folder here. Pass a folder with a saved model, or a model id such as owner/name.
-    """
-    if Path(source).is_dir():
-        return
-    if not re.fullmatch(_MODEL_ID, source) or Path(source).parent.is_dir():
-        raise ValueError(
-            f"{source} is no folder here. Pass a folder with a saved model, or a model id such as owner/name."
-        )
-
-
-__all__ = ["atomic_write", "remove_partial", "require_checkpoint", "write_json"]
+__all__ = ["atomic_write", "remove_partial", "write_json"]

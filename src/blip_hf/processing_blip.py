@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images and text to model inputs, with the position-0 token that each role of the text transformer needs."""
+"""Converts images and text to model inputs, with the first token that each role of the text transformer needs."""
 
 import os
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedToke
 from transformers import BlipProcessor as UpstreamBlipProcessor
 from transformers.image_utils import ImageInput
 
+from .caption_settings import CaptionSettings
 from .image_processing_blip import BlipImageProcessor
 
 
@@ -19,23 +20,27 @@ DEC_TOKEN = "[DEC]"
 ENC_TOKEN = "[ENC]"
 IGNORE_INDEX = -100
 
-# Longest rows in tokens, as in salesforce/BLIP: models/blip_retrieval.py, blip_pretrain.py and blip.py.
+# Maximum length of rows in tokens, as in salesforce/BLIP: models/blip_retrieval.py, blip_pretrain.py and blip.py.
 _MAX_LENGTHS = {"contrast": 35, "matching": 35, "lm": 30, "captioning": 40}
 _ROLES_WITH_LABELS = ("lm", "captioning")
 
 
 class BlipProcessor(UpstreamBlipProcessor):
-    """Turns images and text into the inputs of the BLIP models.
+    """Converts images and text to the inputs of the BLIP models.
 
-    Does what `transformers.BlipProcessor` does, reads what it saved and the other way round, and adds `role=`, which
-    builds what one objective needs. A tokenizer without the tokens `[DEC]` and `[ENC]`, such as that of BERT or of the
-    released checkpoints, gets them in place, with the ids after its last one: 30522 and 30523 for `bert-base-uncased`.
+    It does what `transformers.BlipProcessor` does, reads and writes the same files, and adds `role`, which prepares text
+    for one objective. A tokenizer without the tokens `[DEC]` and `[ENC]`, such as that of BERT or of the released
+    checkpoints, gets them after its last token: 30522 and 30523 for `bert-base-uncased`.
 
     Args:
         image_processor ([`BlipImageProcessor`]):
-            What makes `pixel_values`.
+            The image processor.
         tokenizer (`PreTrainedTokenizerBase`):
-            A BERT tokenizer: rows are `[CLS] ... [SEP]`.
+            A BERT tokenizer, whose rows are `[CLS] ... [SEP]`.
+        caption_settings ([`CaptionSettings`], *optional*):
+            Prompt and lengths that the captioner of this checkpoint was trained with: the defaults of
+            [`BlipCaptioner`], CapFilt and evaluation. They are saved in `processor_config.json`; transformers ignores
+            them. `None` stands for the package defaults.
 
     Raises:
         ValueError: If the tokenizer has no `[CLS]`, `[SEP]` or `[PAD]` token.
@@ -56,53 +61,57 @@ class BlipProcessor(UpstreamBlipProcessor):
         ['a dog', 'dogs']
     """
 
-    def __init__(self, image_processor: BlipImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        image_processor: BlipImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        caption_settings: CaptionSettings | None = None,
+    ) -> None:
         _add_role_tokens(tokenizer)
         _drop_read_lengths(tokenizer)
         super().__init__(image_processor, tokenizer)
+        self.caption_settings = caption_settings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "BlipProcessor":
-        """Loads a processor that was saved here or by transformers, in its one-file form or the older one.
+        """Loads a processor that was saved by this package or by transformers, in one file or in the older two.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 A folder, or a model id on the Hub.
             **kwargs:
-                Options of loading (`revision`, `token`, `cache_dir`, ...), and options of the image processor to change.
+                Options of loading (`revision`, `token`, `cache_dir`, ...) and of the image processor.
 
         Returns:
-            `BlipProcessor`: with a [`BlipImageProcessor`] and a tokenizer that knows `[DEC]` and `[ENC]`.
+            `BlipProcessor`: with a [`BlipImageProcessor`] and a tokenizer that has `[DEC]` and `[ENC]`.
 
         Raises:
-            ValueError: If another `backend` than `"pil"` is asked for.
+            ValueError: If `backend` is given and is not `"pil"`.
         """
         backend = kwargs.pop("backend", "pil")
         if backend != "pil":
             raise ValueError(
-                f"backend={backend!r}, but images are read with Pillow alone. Pass 'pil' or leave it out."
+                f"backend={backend!r} is not supported: images are read with Pillow. Pass 'pil' or leave it out."
             )
-        # Upstream's method asks the Auto classes, which know only the image processor of transformers.
+        # The method of transformers uses the Auto classes, which know only its own image processor.
         image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_options = BlipImageProcessor.valid_kwargs.__annotations__
         loading_options = {name: value for name, value in kwargs.items() if name not in image_options}
-        # With a configuration at hand it reads none, and warns of none that is unknown to it, as that of pre-training.
+        # With a config, the tokenizer does not read that of the checkpoint, whose model type may be unknown to transformers.
         config = AutoConfig.for_model("blip")
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
-        return cls(image_processor, tokenizer)
+        contents, _ = cls.get_processor_dict(pretrained_model_name_or_path, **loading_options)
+        own = contents.get("caption_settings")
+        return cls(image_processor, tokenizer, None if own is None else CaptionSettings.from_dict(own))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of `processor_config.json`."""
+        contents = super().to_dict()
+        settings = contents.pop("caption_settings")
+        return contents if settings is None else {**contents, "caption_settings": settings.to_dict()}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
-        """Saves image options and tokenizer, to be loaded here or by transformers.
-
-        Args:
-            save_directory (`str` or `os.PathLike`):
-                A folder, made where there is none.
-            **kwargs:
-                Options of `ProcessorMixin.save_pretrained`.
-
-        Returns:
-            `list[str]`: the files that were written.
-        """
+        """Saves the files of the processor, which this package and transformers load. See `ProcessorMixin`."""
         _forget_last_call(self.tokenizer)
         return super().save_pretrained(save_directory, **kwargs)
 
@@ -114,21 +123,21 @@ class BlipProcessor(UpstreamBlipProcessor):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> "BlipProcessor":
-        """Makes a processor for a model that is to be trained, from a plain BERT tokenizer.
+        """Creates the processor of a new model from a BERT tokenizer.
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`, `str` or `os.PathLike`):
-                A tokenizer, which gets `[DEC]` as `bos_token` and `[ENC]` as an extra special token if it lacks them, or
-                a folder or model id to load one from.
+                A tokenizer, or the folder or model id of one. It gets `[DEC]` as `bos_token` and `[ENC]` as an extra
+                special token if it lacks them.
             image_size (`int`, *optional*, defaults to 384):
-                Side of the square that images are resized to, in pixels.
+                Height and width that images are resized to, in pixels.
             image_mean (`Sequence[float]`, *optional*):
-                Mean of each channel, in [0, 1]. CLIP's by default, as in the paper's code.
+                Mean of each channel, in [0, 1]. Defaults to that of CLIP, as in salesforce/BLIP.
             image_std (`Sequence[float]`, *optional*):
-                Standard deviation of each channel. CLIP's by default.
+                Standard deviation of each channel. Defaults to that of CLIP.
 
         Returns:
-            `BlipProcessor`: a new processor around that tokenizer.
+            `BlipProcessor`: the new processor.
         """
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -139,20 +148,16 @@ class BlipProcessor(UpstreamBlipProcessor):
 
     @property
     def dec_token_id(self) -> int:
-        """Id of `[DEC]`, the first token in the image-grounded decoder."""
+        """Id of `[DEC]`, the first token of the image-grounded decoder."""
         return self.tokenizer.convert_tokens_to_ids(DEC_TOKEN)
 
     @property
     def enc_token_id(self) -> int:
-        """Id of `[ENC]`, the first token in the image-grounded encoder."""
+        """Id of `[ENC]`, the first token of the image-grounded encoder."""
         return self.tokenizer.convert_tokens_to_ids(ENC_TOKEN)
 
     def config_token_ids(self) -> dict[str, int]:
-        """Fields of [`BlipTextConfig`] that a model must share with this tokenizer.
-
-        Returns:
-            `dict[str, int]`: `vocab_size` and the ids of the special tokens, to be passed as `BlipTextConfig(**ids)`.
-        """
+        """Returns the vocabulary size and the ids of the special tokens, for `BlipTextConfig(**ids)`."""
         return {
             "vocab_size": len(self.tokenizer),
             "bos_token_id": self.dec_token_id,
@@ -174,17 +179,16 @@ class BlipProcessor(UpstreamBlipProcessor):
     ) -> BatchFeature:
         """Prepares images, text or both.
 
-        Without a role the result is that of transformers' processor, rows `[CLS] ... [SEP]`; several texts asked for as
-        tensors are padded to the longest, on the right whatever the tokenizer's side. With one, text always comes back as
-        rows, padded to the longest, truncated to the role's length with `[SEP]` kept, and with the role's token in place
-        of `[CLS]` (salesforce/BLIP):
+        Without `role`, the output is that of transformers: rows `[CLS] ... [SEP]`. Several texts that are returned as
+        tensors are padded to the longest, always on the right. With `role`, rows are padded to the longest, truncated to
+        the maximum length of the role with `[SEP]` kept, and start with the token of the role (salesforce/BLIP):
 
-        | `role`         | position 0 | longest row | labels                                   |
-        |----------------|------------|-------------|------------------------------------------|
-        | `"contrast"`   | `[CLS]`    | 35          | none                                     |
-        | `"matching"`   | `[ENC]`    | 35          | none                                     |
-        | `"lm"`         | `[DEC]`    | 30          | all but position 0 and padding           |
-        | `"captioning"` | `[DEC]`    | 40          | as `"lm"`, without the prompt            |
+        | `role`         | position 0 | maximum length | labels                              |
+        |----------------|------------|----------------|-------------------------------------|
+        | `"contrast"`   | `[CLS]`    | 35             | none                                |
+        | `"matching"`   | `[ENC]`    | 35             | none                                |
+        | `"lm"`         | `[DEC]`    | 30             | all but position 0 and padding      |
+        | `"captioning"` | `[DEC]`    | 40             | same as `"lm"`, without the prompt  |
 
         Args:
             images (`ImageInput`, *optional*):
@@ -192,9 +196,9 @@ class BlipProcessor(UpstreamBlipProcessor):
             text (`str` or `list[str]`, *optional*):
                 A text or a list of them.
             role (`str`, *optional*):
-                What the text is for: one of the table.
+                The objective that the text is for.
             prompt (`str`, *optional*):
-                With `role="captioning"`, what to put before each caption, a space between. It is no target.
+                With `role="captioning"`, text to put before each caption, separated by a space. It has no labels.
             **kwargs:
                 Options of the call in transformers: `return_tensors`, `padding`, `truncation`, `max_length`, options of
                 the image processor, and so on.
@@ -205,8 +209,8 @@ class BlipProcessor(UpstreamBlipProcessor):
             of shape `(b, t)`, not shifted, -100 where there is no target.
 
         Raises:
-            ValueError: If the role is unknown, comes without text or with a prompt it has no use for, if the prompt
-                cannot be told from the caption in a tokenized row, or if padding is asked for on the left.
+            ValueError: If the role is unknown or has no text, if `prompt` is given with another role, if the tokens of
+                the prompt cannot be separated from the caption, or if padding on the left is requested.
             UnreadableImageError: If an image cannot be read.
         """
         if role is not None and role not in _MAX_LENGTHS:
@@ -216,13 +220,13 @@ class BlipProcessor(UpstreamBlipProcessor):
                 f"`prompt` goes with role='captioning', got role={role!r}. For generation, pass the prompt as `text`."
             )
         _check_text(text, role)
-        # transformers takes text options nested or flat; flat they can be looked up. An option given twice is an error.
+        # transformers takes text options nested or flat. An option that is given in both forms is an error.
         options = dict(**kwargs.pop("text_kwargs", {}), **kwargs)
-        # The tokenizer's own side is not asked: position 0 says what a text is for, and its state is what is compared.
+        # The padding side of the tokenizer is ignored: the token and the hidden state at position 0 have a meaning.
         if options.setdefault("padding_side", "right") != "right":
             raise ValueError(
                 f"padding_side={options['padding_side']!r} moves texts away from position 0, which BLIP reads. Leave it"
-                " out: `generate` moves the padding of prompts itself."
+                " out: `generate` pads prompts on the left itself."
             )
         if role is None:
             if isinstance(text, list) and options.get("return_tensors") is not None:
@@ -246,8 +250,8 @@ class BlipProcessor(UpstreamBlipProcessor):
         rows = features["input_ids"]
         if any(row[0] != self.tokenizer.cls_token_id for row in rows):
             raise ValueError(
-                f"role={role!r} replaces [CLS] at position 0, but a row starts with another token. Leave out"
-                " add_special_tokens=False, and use a BERT tokenizer."
+                f"role={role!r} replaces [CLS] at position 0, but a row starts with another token. Use a BERT"
+                " tokenizer, without add_special_tokens=False."
             )
         if role in _ROLES_WITH_LABELS:
             num_context = 1 + (0 if prompt is None else self._count_prompt_tokens(prompt, rows))
@@ -274,8 +278,8 @@ class BlipProcessor(UpstreamBlipProcessor):
             if row[1 : 1 + len(prompt_ids)] != prompt_ids:
                 raise ValueError(
                     f"Row {index} does not start with the {len(prompt_ids)} tokens of the prompt {prompt!r}, so they"
-                    " cannot be left out of the labels. Raise max_length above the prompt's length, or end the prompt"
-                    " where its last token does not join the caption's first."
+                    " cannot be removed from the labels. Raise max_length above the length of the prompt, or end the"
+                    " prompt with a token that does not merge with the first token of the caption."
                 )
         return len(prompt_ids)
 
@@ -286,12 +290,12 @@ class BlipProcessor(UpstreamBlipProcessor):
 
         Args:
             sequences (`torch.Tensor` of shape `(b, t)` or `Sequence[Sequence[int]]`):
-                Token ids as `generate` returns them, special tokens included.
+                Token ids that `generate` returned, with special tokens.
             prompt (`str`, *optional*):
-                What the captions were asked to start with; it is cut off where a caption does.
+                Prompt of the captions; it is removed from those that start with it.
 
         Returns:
-            `list[str]`: one caption a sequence, without special tokens or white space around it.
+            `list[str]`: one caption per sequence, without special tokens and surrounding white space.
         """
         rows = sequences.tolist() if isinstance(sequences, torch.Tensor) else sequences
         special_ids = set(self.tokenizer.all_special_ids)
@@ -306,7 +310,7 @@ class BlipProcessor(UpstreamBlipProcessor):
 
 
 def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Adds `[DEC]` and `[ENC]`, in this order, if they are not there."""
+    """Adds `[DEC]` and `[ENC]`, in this order, if they are missing."""
     if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
         raise ValueError(
             f"{type(tokenizer).__name__} lacks one of [CLS], [SEP] and [PAD]. BLIP needs a BERT tokenizer, such as that"
@@ -319,14 +323,14 @@ def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Unsets truncation and padding, which a fast tokenizer keeps from its last call and would write to its file."""
+    """Unsets truncation and padding, which a fast tokenizer keeps from its last call and would save."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
 
 
 def _drop_read_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Unsets a length that such a file holds: transformers' processors would cut every text at it."""
+    """Unsets truncation that was saved from the last call: transformers would truncate every text to that length."""
     if tokenizer.is_fast and tokenizer.backend_tokenizer.truncation is not None:
         if tokenizer.init_kwargs.get("max_length") == tokenizer.backend_tokenizer.truncation["max_length"]:
             del tokenizer.init_kwargs["max_length"]
@@ -336,7 +340,7 @@ def _drop_read_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
 def _check_text(text: Any, role: Role | None) -> None:
     if text is None:
         if role is not None:
-            raise ValueError(f"role={role!r} is about text, and there is none. Pass `text`, or leave out `role`.")
+            raise ValueError(f"role={role!r} needs text. Pass `text`, or leave out `role`.")
     elif not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(item, str) for item in text)):
         kind = type(text).__name__
         if isinstance(text, list):

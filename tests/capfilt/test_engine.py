@@ -232,7 +232,7 @@ def test_a_fingerprint_tells_models_apart(parts):
     [
         ({"strategy": "topk"}, "strategy='topk' is unknown"),
         ({"strategy": "greedy", "num_captions": 2}, "greedy search writes one"),
-        ({"top_p": 0.0}, "top_p=0.0 is no share"),
+        ({"top_p": 0.0}, "top_p=0.0 is not a probability mass"),
         ({"batch_size": 0}, "batch_size=0 is too small"),
     ],
 )

@@ -22,6 +22,7 @@ from blip_hf import (
     restore_original_checkpoint,
     restore_original_state_dict,
 )
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.conversion.kinds import find_kind, infer_config
 from blip_hf.modeling.momentum import MOMENTUM_STATE_NAME
 from tests.support.originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
@@ -157,7 +158,10 @@ def test_the_parts_of_pretraining_are_the_models_inside(folder, tmp_path):
     for name, part in (("captioner", whole.export_captioner()), ("retriever", whole.export_retriever())):
         saved = type(part).from_pretrained(tmp_path / name)
         assert_equal_states(saved.state_dict(), part.state_dict())
-        assert BlipProcessor.from_pretrained(tmp_path / name).enc_token_id == VOCAB_SIZE - 1
+        processor = BlipProcessor.from_pretrained(tmp_path / name)
+        assert processor.enc_token_id == VOCAB_SIZE - 1
+        assert processor.caption_settings == PRETRAINING_SETTINGS
+    assert BlipProcessor.from_pretrained(tmp_path).caption_settings is None
 
 
 @pytest.mark.parametrize(

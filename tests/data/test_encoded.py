@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pairs in memory train as pairs that are read do."""
+"""Pairs in memory make the batches of pairs that are read."""
 
 import pytest
 from torch.testing import assert_close
 
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
-from blip_hf.data.encoded import EncodedPairs, encoded_or
+from blip_hf.data.encoded import EncodedPairs
 from blip_hf.data.pairs import PairDataset
-from tests.data.test_left_out_records import make_contrastive, make_records
+from tests.support.trainers import make_contrastive_trainer, make_records
 from tests.support.twins import tiny_capfilt
+
+
+@pytest.fixture(scope="module")
+def collator():
+    return BlipPretrainingCollator(tiny_capfilt()[1])
 
 
 @pytest.mark.parametrize("collator_class", [BlipPretrainingCollator, BlipMatchingCollator, BlipCaptioningCollator])
@@ -16,25 +21,46 @@ def test_batches_are_those_of_pairs_that_are_read(collator_class):
     collator = collator_class(tiny_capfilt()[1])
     pairs = PairDataset(make_records(6))
     encoded = EncodedPairs(pairs, collator)
-    collate = encoded_or(collator)
     for rows in ([1, 0], [4, 2], range(6)):  # captions of row + 1 words
-        found, expected = collate([encoded[i] for i in rows]), collate([pairs[i] for i in rows])
+        found, expected = EncodedPairs.collate([encoded[i] for i in rows]), collator([pairs[i] for i in rows])
         assert found.keys() == expected.keys()
         assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_lengths_are_those_of_the_rows():
-    encoded = EncodedPairs(PairDataset(make_records(3)), BlipPretrainingCollator(tiny_capfilt()[1]))
+def test_lengths_are_in_tokens(collator):
+    encoded = EncodedPairs(PairDataset(make_records(3)), collator)
     assert encoded.caption_lengths() == [3, 4, 5]  # of one, two and three words between [CLS] and [SEP]
 
 
-def test_a_trainer_groups_them_by_length_and_knows_their_images(tmp_path, caplog):
-    collator = BlipPretrainingCollator(tiny_capfilt()[1])
+def test_unusable_records_are_skipped_even_in_whole_chunks(collator, monkeypatch):
+    monkeypatch.setattr("blip_hf.data.encoded._CHUNK_SIZE", 2)
+    encoded = EncodedPairs(PairDataset(make_records(7, broken=(0, 4, 5))), collator)
+    assert encoded.columns["image_ids"].tolist() == [1, 2, 3, 6]
+    assert (len(encoded), encoded.num_skipped, encoded.captions[0]) == (4, 3, "a b")
+    with pytest.raises(ValueError, match="None of the 3 records"):
+        EncodedPairs(PairDataset(make_records(3, broken=range(3))), collator)
+
+
+def test_equal_captions_share_an_id_on_request(collator):
+    records = [{**record, "caption": caption} for record, caption in zip(make_records(4), "abac", strict=True)]
+    encoded = EncodedPairs(PairDataset(records), collator, equal_captions_share_id=True)
+    assert encoded.columns["image_ids"].tolist() == [0, 1, 0, 2]
+
+
+def test_a_trainer_trains_on_them_and_groups_them_by_length(collator, tmp_path, caplog):
+    encoded = EncodedPairs(PairDataset(make_records(3, broken=(1,))), collator)
+    trainer = make_contrastive_trainer(tmp_path, encoded, encoded, train_sampling_strategy="group_by_length")
+    trainer.data_collator = EncodedPairs.collate
+    trainer.train()
+    assert trainer.state.log_history[0]["num_skipped"] == 1
+    assert trainer.get_train_dataloader().batch_sampler.sampler.lengths.tolist() == [3, 5]
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_image_ids_decide_whether_a_long_queue_warns(collator, tmp_path, caplog):
     encoded = EncodedPairs(PairDataset(make_records(3)), collator)
-    trainer = make_contrastive(tmp_path, encoded, train_sampling_strategy="group_by_length")
-    assert trainer.get_train_dataloader().batch_sampler.sampler.lengths.tolist() == [3, 4, 5]
-    assert trainer.model.config.queue_size > len(encoded)
+    assert make_contrastive_trainer(tmp_path, encoded).model.config.queue_size > len(encoded)
     assert "among its own negatives" not in caplog.text
     del encoded.columns["image_ids"]
-    make_contrastive(tmp_path, encoded)
+    make_contrastive_trainer(tmp_path, encoded)
     assert "among its own negatives" in caplog.text

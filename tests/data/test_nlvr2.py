@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-image reasoning: NLVR2's files, drawn pairs, the data set, its transform, the collator and the metrics."""
+"""NLVR2: files, drawn pairs, the data set, its transform, and its collator."""
 
 import json
 import random
@@ -7,22 +7,18 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.testing import assert_close
 
-from blip_hf import BlipForVisualReasoning, BlipProcessor, BlipVisualReasoningConfig
+from blip_hf import BlipProcessor
 from blip_hf.data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
-    SceneNlvr2,
-    load_nlvr2,
 )
-from blip_hf.data.scenes import scene_vocabulary_texts
+from blip_hf.data.readers import load_nlvr2
+from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.evaluation.nlvr2 import evaluate_nlvr2, reasoning_metrics
-from tests.support.twins import TEXT, VISION
+from tests.support.files import write_json, write_json_lines
 
 
 OFFICIAL = {
@@ -40,18 +36,6 @@ def processor():
     return BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(scene_vocabulary_texts()), image_size=32)
 
 
-@pytest.fixture(scope="module")
-def reasoner(processor):
-    torch.manual_seed(0)
-    text_config = {**TEXT, **processor.config_token_ids()}
-    return BlipForVisualReasoning(BlipVisualReasoningConfig(text_config=text_config, vision_config=dict(VISION)))
-
-
-def write_lines(path, *records):
-    path.write_text("\n".join(json.dumps(record) for record in records))
-    return path
-
-
 def plain(colour):
     return Image.new("RGB", (40, 40), colour)
 
@@ -62,7 +46,7 @@ def plain(colour):
 @pytest.mark.parametrize("name", ["dev.json", "dev.jsonl"])
 def test_nlvr2_lines_name_their_images(tmp_path, name):
     train = OFFICIAL | {"identifier": "train-10171-3-0", "directory": 54, "label": "False"}
-    records = load_nlvr2(write_lines(tmp_path / name, OFFICIAL, train), image_root="images")
+    records = load_nlvr2(write_json_lines(tmp_path / name, [OFFICIAL, train]), image_root="images")
     assert records == [
         {
             "images": ["images/dev-850-0-img0.png", "images/dev-850-0-img1.png"],
@@ -91,7 +75,7 @@ def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start)
 
 def test_blip_lists_start_from_their_own_folder(tmp_path):
     path = tmp_path / "nlvr_dev.json"
-    path.write_text(json.dumps([OURS, OURS | {"label": True}]))
+    write_json(path, [OURS, OURS | {"label": True}])
     first, second = load_nlvr2(path)
     assert first["images"] == [str(tmp_path / image) for image in OURS["images"]]
     assert (first["label"], second["label"]) == (False, True)
@@ -112,7 +96,7 @@ def test_blip_lists_start_from_their_own_folder(tmp_path):
 )
 def test_misfits_name_record_and_field(tmp_path, record, message):
     path = tmp_path / "list.json"
-    path.write_text(json.dumps([OURS, record]))
+    write_json(path, [OURS, record])
     with pytest.raises(ValueError, match=re.escape(f"{path}, record 1") + ".*" + re.escape(message)):
         load_nlvr2(path)
 
@@ -156,8 +140,9 @@ def test_broken_images_and_empty_sentences_are_skipped_and_counted(tmp_path):
     wordless = {"images": [plain("red")] * 2, "sentence": "...", "label": True}
     good = {"images": [plain("red"), plain("blue")], "sentence": "Both are red!", "label": False}
     dataset = Nlvr2Dataset([broken, wordless, good])
-    items = [dataset[i] for i in (0, 1, 2, 0)]
-    assert items[0] is items[1] is items[3] is None
+    items = [dataset.get(i) for i in range(3)]
+    assert items[0] is items[1] is None
+    assert dataset[0]["sentence"] == items[2]["sentence"]
     assert dataset.num_skipped == 2
     assert (items[2]["sentence"], items[2]["sentence_id"]) == ("both are red", "Both are red!")
     assert [image.getpixel((0, 0)) for image in items[2]["images"]] == [(255, 0, 0), (0, 0, 255)]
@@ -238,7 +223,6 @@ def test_transformed_items_repeat_by_seed_epoch_and_index():
 def test_collator_keeps_pairs_together(processor):
     records = [
         {"images": [plain("black"), plain("white")], "sentence": "both pictures show a star", "label": True},
-        None,
         {"images": [plain("white"), plain("black")], "sentence": "both pictures show something red", "label": False},
         {"images": [plain("white"), "missing.png"], "sentence": "both", "label": False},
     ]
@@ -250,45 +234,4 @@ def test_collator_keeps_pairs_together(processor):
     assert batch["input_ids"][:, 0].tolist() == [processor.enc_token_id] * 2
     assert batch["labels"].tolist() == [1, 0]
     with pytest.raises(ValueError, match="None of the 1 records of this batch can be used"):
-        BlipNlvr2Collator(processor)(records[3:])
-
-
-# Metrics
-
-
-def test_metrics_by_hand():
-    # Sentence a: right, right. b: right, wrong. c: wrong. d: right. Pairs: 4 of 6; sentences: a and d of 4.
-    labels = [True, False, True, True, False, False]
-    predictions = [True, False, True, False, True, False]
-    ids = ["a", "a", "b", "b", "c", "d"]
-    assert reasoning_metrics(predictions, labels, ids) == {"accuracy": 4 / 6, "consistency": 2 / 4}
-    with pytest.raises(ValueError, match="2 predictions, 1 labels and 1 sentence ids"):
-        reasoning_metrics([True, True], [True], ["a"])
-    with pytest.raises(ValueError, match="at least one pair"):
-        reasoning_metrics([], [], [])
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_evaluation_counts_what_the_model_says(processor, reasoner, batch_size):
-    records = [dict(record) for record in SceneNlvr2(7, image_size=32)]
-    records[2]["images"] = [records[2]["images"][0], "missing.png"]
-    reasoner.train()
-    result = evaluate_nlvr2(reasoner, processor, records, batch_size=batch_size)
-    assert reasoner.training
-    assert (result.num_pairs, result.num_skipped, result.predictions[2]) == (6, 1, None)
-    reasoner.eval()
-    expected = []
-    for number in (0, 1, 3, 4, 5, 6):
-        batch = BlipNlvr2Collator(processor)([records[number]])
-        with torch.no_grad():
-            verdict = reasoner(**batch).logits.argmax().item()
-        assert result.predictions[number] == bool(verdict)
-        expected.append(verdict == batch["labels"].item())
-    assert_close(result.accuracy, sum(expected) / 6)
-    assert result.metrics()["num_pairs"] == 6
-
-
-def test_evaluation_refuses_a_random_transform(processor, reasoner):
-    dataset = Nlvr2Dataset(SceneNlvr2(4), Nlvr2TrainTransform(32))
-    with pytest.raises(ValueError, match="has a transform"):
-        evaluate_nlvr2(reasoner, processor, dataset)
+        BlipNlvr2Collator(processor)(records[2:])

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""Drawn scenes: captions, questions and sentences are true of the pixels, and repeat."""
+
 import random
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from blip_hf.data.scene_layout import COLOURS
 from blip_hf.data.scenes import Scenes
+from tests.support.processes import run_code
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
@@ -90,7 +91,7 @@ def test_size_and_place_are_true_in_the_pixels():
             assert min(abs(down), abs(right)) > 0.1
 
 
-def test_shapes_fill_their_box_as_they_should():
+def test_shapes_fill_their_box():
     filled = {}
     for (size, _, shape, *_), image in records_matching(ALONE, count=200):
         if size == "large":
@@ -98,8 +99,8 @@ def test_shapes_fill_their_box_as_they_should():
             filled.setdefault(shape, []).append(len(region) / np.prod(np.ptp(region, axis=0) + 1))
     # Areas over bounding boxes: pi / 4, 1, 1 / 2, 1 - (1 - 1 / 3) ** 2, pi / 4 * (1 - 0.58 ** 2).
     expected = {"circle": 0.785, "square": 1.0, "triangle": 0.5, "cross": 0.55, "ring": 0.52}
-    for shape, share in expected.items():
-        assert abs(np.mean(filled[shape]) - share) < 0.07, shape
+    for shape, fraction in expected.items():
+        assert abs(np.mean(filled[shape]) - fraction) < 0.07, shape
     assert {"star", "heart"} < set(filled)
 
 
@@ -118,13 +119,12 @@ def test_scene_depends_on_its_index_alone():
         assert record["image"].tobytes() == same["image"].tobytes()
         assert {**record, "image": None} == {**same, "image": None}
     assert long.questions(41) == late.questions(1)
-    assert long.reasoning(41)["sentence"] == late.reasoning(1)["sentence"]
+    assert long.nlvr2_record(41)["sentence"] == late.nlvr2_record(1)["sentence"]
 
 
 def test_captions_repeat_in_another_process():
     program = "from blip_hf.data.scenes import Scenes; print('|'.join(Scenes(30, noise_rate=0.5).captions()))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.strip().split("|") == Scenes(30, noise_rate=0.5).captions()
+    assert run_code(program).strip().split("|") == Scenes(30, noise_rate=0.5).captions()
 
 
 def test_another_seed_gives_other_scenes():
@@ -132,7 +132,7 @@ def test_another_seed_gives_other_scenes():
     assert same < 10
 
 
-def test_captions_are_many():
+def test_there_are_thousands_of_captions():
     assert len(set(Scenes(5_000).captions())) > 2_000
 
 
@@ -178,7 +178,7 @@ def test_answers_agree_with_the_caption():
 
 
 def answer_from_caption(caption, question):
-    """Answers from the words of the caption alone, the other way round from how questions are made."""
+    """Answers from the words of the caption alone."""
     words = caption.replace("crosses", "cross").split()
     if words[0] in NUMBERS and words[-1] != "cross":
         words[-1] = words[-1].removesuffix("s")
@@ -223,11 +223,11 @@ def test_as_many_answers_are_yes_as_no():
         assert answers.count("yes") == answers.count("no") > 0
 
 
-def test_reasoning_sentences_are_true_as_labelled_in_the_pixels():
+def test_nlvr2_labels_are_true_in_the_pixels():
     scenes = Scenes(60)
     checked = set()
     for i in range(60):
-        record = scenes.reasoning(i)
+        record = scenes.nlvr2_record(i)
         colour = record["sentence"].split()[-1]
         if colour in COLOURS:
             shown = [colour in {colour_of(image, region) for region in blobs(image)} for image in record["images"]]
@@ -237,11 +237,11 @@ def test_reasoning_sentences_are_true_as_labelled_in_the_pixels():
     assert checked == {True, False}
 
 
-def test_stretches_share_no_image_of_a_reasoning_record(monkeypatch):
+def test_nlvr2_records_share_no_image(monkeypatch):
     scenes, looked_up = Scenes(20, start=100), []
     scene_at = Scenes._scene
     monkeypatch.setattr(Scenes, "_scene", lambda self, index: looked_up.append(index) or scene_at(self, index))
-    records = [scenes.reasoning(i) for i in range(20)]
+    records = [scenes.nlvr2_record(i) for i in range(20)]
     assert set(looked_up) == set(range(100, 120))
     assert len({image.tobytes() for record in records for image in record["images"]}) == 40
 
@@ -258,7 +258,7 @@ def test_scenes_are_a_sequence():
 
 def test_drawing_leaves_the_global_random_state_alone():
     state = random.getstate()
-    Scenes(1, noise_rate=0.5).reasoning(0)
+    Scenes(1, noise_rate=0.5).nlvr2_record(0)
     assert random.getstate() == state
 
 

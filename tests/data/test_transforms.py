@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""The training transform and its operations on images and captions."""
+
 import math
 import pickle
 import random
@@ -90,7 +92,7 @@ def test_rotation_by_a_right_angle_is_counter_clockwise():
     assert rotate(image, 90.0).getpixel((8, 3)) == RED
 
 
-def test_level_five_never_moves_farther_than_the_reference_does(photo):
+def test_level_five_warps_by_the_amounts_of_the_reference(photo):
     solid = Image.new("RGB", (40, 40), (10, 20, 30))
     seen = {RandomAugment(1)(solid, random.Random(seed)).tobytes() for seed in range(300)}
     shear, turn = 0.15, 15.0
@@ -103,7 +105,7 @@ def test_level_five_never_moves_farther_than_the_reference_does(photo):
     assert seen == {image.tobytes() for image in expected}
 
 
-def test_brightness_and_sharpness_are_at_work_off_level_five():
+def test_brightness_changes_at_other_levels_than_five():
     grey = Image.new("RGB", (8, 8), (100, 100, 100))
     seen = {RandomAugment(1, level=10)(grey, random.Random(seed)).getpixel((4, 4)) for seed in range(200)}
     assert (190, 190, 190) in seen  # 0.1 + 1.8 = 1.9
@@ -120,14 +122,14 @@ def test_half_of_the_single_draws_are_applied(photo):
 
 
 @pytest.mark.parametrize("size", [1, 24, 224])
-def test_results_have_the_asked_size_in_rgb(size, photo):
+def test_results_are_rgb_of_the_given_size(size, photo):
     transform = TrainTransform(size)
     for seed in range(20):
         image, _ = transform(photo, "a dog", random.Random(seed))
         assert (image.size, image.mode) == ((size, size), "RGB")
 
 
-def test_the_generator_alone_decides(photo):
+def test_results_depend_on_the_generator_alone(photo):
     transform = TrainTransform(32)
     other = pickle.loads(pickle.dumps(transform))
     first, caption = transform(photo, "left", random.Random(7))
@@ -235,11 +237,11 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((-1, 5), "num_operations=-1"), ((2, 11), "level=11")])
-def test_bad_augmentations_are_named(arguments, message):
+def test_bad_arguments_of_the_augmentation_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         RandomAugment(*arguments)
 
 
-def test_images_that_are_not_rgb_are_refused():
+def test_other_modes_than_rgb_are_an_error():
     with pytest.raises(ValueError, match="mode L, expected RGB"):
         TrainTransform(8)(Image.new("L", (9, 9)), "", random.Random(0))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""Tokenizers trained on a few texts."""
+
 import json
-import subprocess
-import sys
 
 import pytest
 from transformers import BertTokenizer
 
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from tests.support.processes import run_code
 
 
 TEXTS = ["a small dog runs", "two dogs run on the grass", "Étranges photographs of 12 birds?"]
@@ -29,7 +30,7 @@ def test_scenes_never_need_the_unknown_token(tokenizer):
     texts = [*scenes.captions(), "a picture of a red ring"]
     for i in range(len(scenes)):
         texts += [text for pair in scenes.questions(i) for text in pair.values()]
-    texts += [scenes.reasoning(i)["sentence"] for i in range(100)]
+    texts += [scenes.nlvr2_record(i)["sentence"] for i in range(100)]
     vocabulary = tokenizer.get_vocab()
     words = {word for text in texts for word in text.replace("?", " ?").split()}
     assert words <= set(vocabulary)  # whole words, not only known pieces
@@ -55,7 +56,7 @@ def test_saved_tokenizer_reads_the_same(tokenizer, tmp_path):
 
 
 def test_unseen_words_fall_into_pieces():
-    tokenizer = train_wordpiece_tokenizer(TEXTS)
+    tokenizer = train_wordpiece_tokenizer(text for text in TEXTS)
     assert tokenizer.tokenize("grassdog")[0] == "grass"
     assert tokenizer.unk_token not in tokenizer.tokenize("grassdog")
     assert tokenizer.tokenize("DOGS étranges") == ["dogs", "etranges"]
@@ -68,26 +69,19 @@ def test_same_texts_give_same_ids_in_another_process(vocab_size):
         "import json, sys; from blip_hf.data.vocabulary import train_wordpiece_tokenizer as train;"
         "print(json.dumps(train(json.loads(sys.argv[1]), vocab_size=int(sys.argv[2])).get_vocab()))"
     )
-    command = [sys.executable, "-c", program, json.dumps(TEXTS), str(vocab_size)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = run_code(program, json.dumps(TEXTS), vocab_size)
     vocabulary = train_wordpiece_tokenizer(TEXTS, vocab_size=vocab_size).get_vocab()
-    assert json.loads(run.stdout.splitlines()[-1]) == vocabulary
+    assert json.loads(printed.splitlines()[-1]) == vocabulary
     assert len(vocabulary) == vocab_size
 
 
-def test_texts_may_be_a_generator():
-    assert (
-        train_wordpiece_tokenizer(text for text in TEXTS).get_vocab() == train_wordpiece_tokenizer(TEXTS).get_vocab()
-    )
-
-
-def test_too_small_a_vocabulary_is_refused_with_the_least_size():
+def test_too_small_a_vocabulary_is_an_error_that_names_the_minimum():
     with pytest.raises(ValueError, match=r"vocab_size=10 .* at least 11"):
         train_wordpiece_tokenizer(["abc"], vocab_size=10)
     assert len(train_wordpiece_tokenizer(["abc"], vocab_size=11)) == 11
 
 
 @pytest.mark.parametrize("texts", [[], [" ", ""]])
-def test_texts_without_a_word_are_refused(texts):
+def test_texts_without_a_word_are_an_error(texts):
     with pytest.raises(ValueError, match="no visible character"):
         train_wordpiece_tokenizer(texts)

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
-from blip_hf.cli.demo import build_parser, run
+from blip_hf.caption_settings import PRETRAINING_SETTINGS
+from blip_hf.cli.demo import run
 from blip_hf.demo.evaluate import caption_scores, retrieval_scores, word_accuracy
 from blip_hf.demo.pretrain import DemoSettings, EncodedScenes, build_processor
 from blip_hf.pages import percent
@@ -41,7 +42,9 @@ def test_the_demo_writes_models_metrics_curve_and_page(tiny_run):
     folder, _, metrics = tiny_run
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    assert BlipProcessor.from_pretrained(folder / "captioner").dec_token_id < 300
+    processor = BlipProcessor.from_pretrained(folder / "captioner")
+    assert processor.dec_token_id < 300
+    assert processor.caption_settings == PRETRAINING_SETTINGS
     for head, name in ((BlipForConditionalGeneration, "captioner"), (BlipForImageTextRetrieval, "retriever")):
         _, loading_info = head.from_pretrained(folder / name, output_loading_info=True)
         assert not loading_info["missing_keys"]
@@ -139,12 +142,3 @@ def test_a_caption_that_is_too_long_is_not_fully_right():
 def test_a_demo_of_nothing_is_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         DemoSettings(**field)
-
-
-def test_help_names_the_options(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        build_parser().parse_args(["--help"])
-    assert exit_info.value.code == 0
-    assert {"--output-dir", "--steps", "--num-scenes", "--seed"} <= set(
-        re.findall(r"--[a-z-]+", capsys.readouterr().out)
-    )

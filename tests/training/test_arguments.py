@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the arguments of a run decide: learning rates, the order of the pairs, and what is refused."""
+"""Arguments of a run: learning rates, order of the pairs, task recipes, and errors."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch.testing import assert_close
 
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.scenes import Scenes
-from blip_hf.training import BlipTrainingArguments
+from blip_hf.training import BlipFinetuningArguments, BlipTrainingArguments
 from blip_hf.training.sampling import CaptionLengthSampler
 from blip_hf.training.schedules import blip_learning_rate, linear_ramp
-from tests.training.test_contrastive_trainer import Pairs, make_model, make_trainer
+from tests.support.trainers import TensorPairs, make_model, make_trainer
 
 
 # salesforce/BLIP configs/pretrain.yaml
@@ -114,9 +114,26 @@ def test_arguments_survive_their_dictionary(tmp_path):
     assert BlipTrainingArguments(**args.to_dict()).lr_scheduler_type == "blip"
 
 
+def test_the_recipe_of_a_task_yields_to_keyword_arguments(tmp_path):
+    args = BlipFinetuningArguments.for_task("nlvr2", output_dir=str(tmp_path), use_cpu=True)
+    assert (args.learning_rate, args.num_train_epochs, args.lr_scheduler_type) == (3e-5, 15, "blip_cosine")
+    args = BlipFinetuningArguments.for_task("nlvr2", output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-4)
+    assert (args.learning_rate, args.num_train_epochs) == (1e-4, 15)
+    # Those of retrieval are the defaults of the class.
+    plain = BlipFinetuningArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert BlipFinetuningArguments.for_task("retrieval", output_dir=str(tmp_path), use_cpu=True) == plain
+
+
+def test_an_unknown_task_is_named_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match="task='reasoning' is unknown; pass one of 'caption', 'retrieval', 'vqa', 'nlvr2'"
+    ):
+        BlipFinetuningArguments.for_task("reasoning", output_dir="runs")
+
+
 def test_a_set_smaller_than_a_batch_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has 3 records and a step takes 4 .*Lower `per_device_train_batch_size`"):
-        make_trainer(tmp_path, train_dataset=Pairs(3)).train()
-    trainer = make_trainer(tmp_path, train_dataset=Pairs(3), dataloader_drop_last=False, max_steps=1)
+        make_trainer(tmp_path, train_dataset=TensorPairs(3)).train()
+    trainer = make_trainer(tmp_path, train_dataset=TensorPairs(3), dataloader_drop_last=False, max_steps=1)
     trainer.train()
     assert trainer.model.queue.num_enqueued == 3

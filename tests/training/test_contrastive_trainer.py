@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The trainer: what moves, when, and what a log, a checkpoint and an evaluation hold."""
+"""The contrastive trainer: what changes and when, and the content of logs, checkpoints and evaluations."""
 
 import logging
 
@@ -8,58 +8,9 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch.testing import assert_close
-from torch.utils.data import Dataset
 
-from blip_hf import BlipForPreTraining
-from blip_hf.training import BlipContrastiveTrainer, BlipTrainingArguments
 from blip_hf.training.metrics import RunningMeans, recalls_in_set
-from tests.support.twins import tiny_batch, tiny_pretraining_config
-
-
-class Pairs(Dataset):
-    """Random pairs of which the images change from epoch to epoch."""
-
-    def __init__(self, num_pairs=8, image_ids=None):
-        self.columns = tiny_batch([6] * num_pairs)
-        self.columns["image_ids"] = torch.arange(num_pairs) if image_ids is None else torch.tensor(image_ids)
-        self.epochs = []
-
-    def __len__(self):
-        return len(self.columns["image_ids"])
-
-    def __getitem__(self, i):
-        item = {name: column[i] for name, column in self.columns.items()}
-        return item | {"pixel_values": item["pixel_values"] + sum(self.epochs[-1:])}
-
-    def set_epoch(self, epoch):
-        self.epochs.append(epoch)
-
-
-def make_model(seed=0, dropout=0.0, **fields):
-    torch.manual_seed(seed)
-    config = tiny_pretraining_config(**fields)
-    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = dropout
-    return BlipForPreTraining(config)
-
-
-def make_trainer(folder, model=None, train_dataset=None, eval_dataset=None, callbacks=None, **fields):
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 2,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return BlipContrastiveTrainer(
-        make_model() if model is None else model,
-        BlipTrainingArguments(str(folder), **{**defaults, **fields}),
-        train_dataset=Pairs() if train_dataset is None else train_dataset,
-        eval_dataset=eval_dataset,
-        callbacks=callbacks,
-    )
+from tests.support.trainers import TensorPairs, make_model, make_trainer
 
 
 def parameters_of(model):
@@ -87,7 +38,7 @@ def test_weight_decay_reaches_every_parameter(tmp_path):
     assert all(len(group["params"]) > 0 for group in trainer.optimizer.param_groups)
 
 
-def test_the_averages_move_once_an_optimiser_step(tmp_path):
+def test_the_momentum_encoder_moves_once_per_optimiser_step(tmp_path):
     model = make_model(momentum=0.75)
     before = parameters_of(model)
     trainer = make_trainer(tmp_path, model, max_steps=1, gradient_accumulation_steps=2)
@@ -112,7 +63,7 @@ def test_accumulating_equal_batches_gives_the_step_of_one(tmp_path):
     fields |= {"learning_rate": 0.1, "train_sampling_strategy": "sequential"}
     models = []
     for num_batches in (1, 4):
-        pairs = Pairs(2)
+        pairs = TensorPairs(2)
         pairs.columns = {
             name: column.repeat(num_batches, *[1] * (column.ndim - 1)) for name, column in pairs.columns.items()
         }
@@ -173,19 +124,19 @@ def test_recall_counts_the_captions_of_one_image_together():
 
 def test_evaluation_reports_the_losses_and_recalls(tmp_path):
     # Six pairs: a full batch and one of two, which counts half.
-    metrics = make_trainer(tmp_path, eval_dataset=Pairs(6)).evaluate()
+    metrics = make_trainer(tmp_path, eval_dataset=TensorPairs(6)).evaluate()
     parts = [metrics[f"eval_loss_{name}"] for name in ("itc", "itm", "lm")]
     assert_close(sum(parts), metrics["eval_loss"], rtol=1e-5, atol=1e-5)
     assert {"eval_itm_accuracy", "eval_image_to_text_r@1", "eval_text_to_image_r@1"} <= set(metrics)
 
 
 def test_prediction_reports_as_evaluation_does(tmp_path):
-    output = make_trainer(tmp_path).predict(Pairs(6))
+    output = make_trainer(tmp_path).predict(TensorPairs(6))
     assert {"test_loss_lm", "test_text_to_image_r@1"} <= set(output.metrics)
 
 
 def test_evaluation_uses_all_pairs(tmp_path):
-    metrics = make_trainer(tmp_path, eval_dataset=Pairs(3)).evaluate()
+    metrics = make_trainer(tmp_path, eval_dataset=TensorPairs(3)).evaluate()
     assert metrics["eval_text_to_image_r@5"] == 1.0
 
 
@@ -195,15 +146,15 @@ def test_images_of_an_evaluation_are_none_of_the_queue(tmp_path, queue_size):
     trainer.train()
     assert trainer.model.queue.image_ids.tolist()[:8].count(-100) == 0  # the queue has images 0 to 7
     ids = [0, 0, 3, -100]
-    metrics = [trainer.evaluate(Pairs(4, [i if i < 0 else i + offset for i in ids])) for offset in (0, 5, 1000)]
+    metrics = [trainer.evaluate(TensorPairs(4, [i if i < 0 else i + offset for i in ids])) for offset in (0, 5, 1000)]
     for name in ("eval_loss", "eval_loss_itc", "eval_text_to_image_r@1"):
         assert metrics[0][name] == metrics[1][name] == metrics[2][name]
     if queue_size:  # the captions of one image are positives still
-        assert trainer.evaluate(Pairs(4, [0, 1, 3, -100]))["eval_loss_itc"] != metrics[0]["eval_loss_itc"]
+        assert trainer.evaluate(TensorPairs(4, [0, 1, 3, -100]))["eval_loss_itc"] != metrics[0]["eval_loss_itc"]
 
 
 def test_evaluation_changes_no_state(tmp_path):
-    trainer = make_trainer(tmp_path, eval_dataset=Pairs(6))
+    trainer = make_trainer(tmp_path, eval_dataset=TensorPairs(6))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     random_state = torch.get_rng_state()
     first = trainer.evaluate()
@@ -216,7 +167,7 @@ def test_evaluation_changes_no_state(tmp_path):
 def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
     curves = []
     for fields in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
-        trainer = make_trainer(tmp_path, make_model(dropout=0.1), eval_dataset=Pairs(4), max_steps=3, **fields)
+        trainer = make_trainer(tmp_path, make_model(dropout=0.1), eval_dataset=TensorPairs(4), max_steps=3, **fields)
         trainer.train()
         curves.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     assert curves[0] == curves[1]
@@ -225,9 +176,9 @@ def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
 def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
     # Step 4 is in the middle of the second epoch of three steps, and alpha is on its ramp.
     fields = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
-    whole = make_trainer(tmp_path, make_model(dropout=0.1, momentum=0.5), Pairs(12), **fields)
+    whole = make_trainer(tmp_path, make_model(dropout=0.1, momentum=0.5), TensorPairs(12), **fields)
     whole.train()
-    pairs = Pairs(12)
+    pairs = TensorPairs(12)
     resumed = make_trainer(tmp_path, make_model(seed=1, dropout=0.1, momentum=0.5), pairs, **fields)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
@@ -316,7 +267,7 @@ def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
 def test_a_training_step_never_waits_for_the_device(tmp_path):
     trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
     trainer.train()
-    batch = trainer._prepare_inputs({name: column[:4] for name, column in Pairs().columns.items()})
+    batch = trainer._prepare_inputs({name: column[:4] for name, column in TensorPairs().columns.items()})
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss = trainer.training_step(trainer.model_wrapped, batch)

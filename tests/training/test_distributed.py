@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes train and evaluate as one does, whatever is left out of the data or of the losses."""
+"""Two processes train and evaluate as one does, also with unusable records or losses of weight 0."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from blip_hf.data.pairs import PairDataset
-from tests.data.test_left_out_records import make_captioning, make_contrastive, make_records
 from tests.support.ranks import run_on_ranks
+from tests.support.trainers import make_captioning_trainer, make_contrastive_trainer, make_records
 
 
 WEIGHTS = {
@@ -30,7 +30,7 @@ def evaluate(folder, make):
 def train(folder, weights):
     # One record is lost, so that a process is left with a batch of one pair, which has no negatives.
     fields = {"per_device_train_batch_size": 2, "max_steps": 4}
-    trainer = make_contrastive(folder, PairDataset(make_records(8, broken=(3,))), weights=weights, **fields)
+    trainer = make_contrastive_trainer(folder, PairDataset(make_records(8, broken=(3,))), weights=weights, **fields)
     start = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
     end = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
@@ -42,7 +42,7 @@ def batches_until(folder, num_steps, resume_from_checkpoint=None):
     """Image ids of the batches of one process: three steps an epoch, and a checkpoint within the second one."""
     fields = {"per_device_train_batch_size": 2, "train_sampling_strategy": "group_by_length"}
     fields |= {"max_steps": num_steps, "save_strategy": "steps", "save_steps": 4}
-    trainer = make_contrastive(f"{folder}/resumed", PairDataset(make_records(12)), **fields)
+    trainer = make_contrastive_trainer(f"{folder}/resumed", PairDataset(make_records(12)), **fields)
     collator, batches = trainer.data_collator, []
 
     def collate(records):
@@ -55,7 +55,10 @@ def batches_until(folder, num_steps, resume_from_checkpoint=None):
 
 
 def run_rank(rank, folder):
-    results = {"contrastive": evaluate(folder, make_contrastive), "captioning": evaluate(folder, make_captioning)}
+    results = {
+        "contrastive": evaluate(folder, make_contrastive_trainer),
+        "captioning": evaluate(folder, make_captioning_trainer),
+    }
     results |= {name: train(folder, weights) for name, weights in WEIGHTS.items()}
     results["batches"] = batches_until(folder, 6)
     results["resumed"] = batches_until(folder, 6, f"{folder}/resumed/checkpoint-4")
@@ -70,7 +73,7 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("data", ["whole", "lost"])
 def test_an_evaluation_counts_each_usable_record_once(ranks, tmp_path, data):
-    for task, make in (("contrastive", make_contrastive), ("captioning", make_captioning)):
+    for task, make in (("contrastive", make_contrastive_trainer), ("captioning", make_captioning_trainer)):
         expected = evaluate(tmp_path, make)[data]
         names = [name for name in expected if "loss" in name or "r@" in name]
         assert "eval_loss" in names

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..capfilt.settings import CapFiltSettings, least_length
+from ..capfilt.settings import CapFiltSettings
+from ..caption_settings import CaptionSettings, shortest_length
 from .scene_sections import SCENE_SECTIONS
 
 
@@ -62,7 +63,7 @@ class SceneData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Annotation files, as [`~blip_hf.data.readers.pairs.load_pairs`] reads them.
+    """Annotation files, as [`~blip_hf.data.readers.load_pairs`] reads them.
 
     Args:
         web (`str`):
@@ -246,10 +247,10 @@ class LoopSettings:
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
         self.capfilt_settings(0)
-        if self.evaluation.max_length < least_length(self.prompt):
+        if self.evaluation.max_length < shortest_length(self.prompt):
             raise ValueError(
                 f"evaluation: max_length={self.evaluation.max_length} has no room for a caption behind the prompt"
-                f" {self.prompt!r}. Pass {least_length(self.prompt)} or more."
+                f" {self.prompt!r}. Pass {shortest_length(self.prompt)} or more."
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but there is no GPU that torch finds. Pass 'cpu', or leave it out.")
@@ -262,7 +263,8 @@ class LoopSettings:
     @property
     def prompt(self) -> str:
         """What captions start with, as the captioner learns it."""
-        return self.captioner.get("prompt", CapFiltSettings.prompt)
+        own = self.captioner.get("prompt")
+        return CaptionSettings.prompt if own is None else own
 
     def capfilt_settings(self, seed: int) -> CapFiltSettings:
         """Settings of the CapFilt runs.
@@ -314,13 +316,14 @@ class LoopSettings:
         Raises:
             ValueError: If an option is unknown, or a number is written in a form that YAML takes for text.
         """
-        from ..tasks.options import CaptionFinetuneOptions, PretrainOptions, RetrievalFinetuneOptions
+        from ..tasks import caption, retrieval
+        from ..tasks.pretrain import PretrainOptions
         from ..training import BlipFinetuningArguments, BlipTrainingArguments
 
         options_class, arguments_class = {
             "pretrain": (PretrainOptions, BlipTrainingArguments),
-            "captioner": (CaptionFinetuneOptions, BlipFinetuningArguments),
-            "filter": (RetrievalFinetuneOptions, BlipFinetuningArguments),
+            "captioner": (caption.FinetuneOptions, BlipFinetuningArguments),
+            "filter": (retrieval.FinetuneOptions, BlipFinetuningArguments),
         }[section]
         values = {"save_total_limit": 1, "report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
         values |= {**getattr(self, section), **own, "use_cpu": self.device == "cpu"}

@@ -241,7 +241,7 @@ class _SeedLoop:
         ).figures
 
     def _measure_captioner(self, folder: Path, pairs: Path, *, has_prompt: bool = True) -> Figures:
-        prompt = self.settings.prompt if has_prompt else None
+        prompt = self.settings.prompt if has_prompt else ""
         is_drawn = self.settings.is_drawn
         return measure_captions(folder, pairs, self.settings.evaluation, self.device, prompt=prompt, is_drawn=is_drawn)
 

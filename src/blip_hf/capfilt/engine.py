@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 
+from ..checkpoints import require_checkpoint
 from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
-from ..files import require_checkpoint
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
@@ -78,7 +78,7 @@ class CapFilt:
         matcher_processor (`BlipProcessor`):
             The processor it was trained with. Where it makes the same pixels as the captioner's, they are made once.
         settings (`CapFiltSettings`, *optional*):
-            How to write and to batch; the paper's by default.
+            Settings of captioning and batching. Those that are `None` are replaced by the captioner's own.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CapFilt:
         self.captioner_processor = captioner_processor
         self.matcher = matcher.eval()
         self.matcher_processor = matcher_processor
-        self.settings = CapFiltSettings() if settings is None else settings
+        self.settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
         own, other = (processor.image_processor.to_dict() for processor in (captioner_processor, matcher_processor))
         self._has_shared_pixels = own == other
         # [CLS] prompt [SEP], which is read as [DEC] prompt.
@@ -131,9 +131,12 @@ class CapFilt:
             require_checkpoint(str(source))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        captioner_processor = BlipProcessor.from_pretrained(captioner)
+        # Wrong settings fail before the models are loaded.
+        settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
         return cls(
             BlipForConditionalGeneration.from_pretrained(captioner, dtype=dtype).to(device),
-            BlipProcessor.from_pretrained(captioner),
+            captioner_processor,
             BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device),
             BlipProcessor.from_pretrained(matcher),
             settings,

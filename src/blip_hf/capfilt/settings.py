@@ -1,76 +1,70 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How captions are written and pairs are scored. Imports nothing heavy, so that `--help` is quick."""
+"""Settings of a CapFilt run. Imports nothing heavy, so that `--help` is quick."""
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from ..caption_settings import CaptionSettings, caption_option
 
-# What changes no more than the last digits of a score: a run may go on with another value.
+
+# These change only the last digits of a score, so a run may resume with other values.
 FREE_SETTINGS = ("batch_size", "num_workers")
+
+# Values that are compatible with every prompt and length
+_UNCONSTRAINED = {"prompt": "", "min_length": 0, "max_length": sys.maxsize}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CapFiltSettings:
-    """Settings of a CapFilt run (paper, section 4: one caption an image, by nucleus sampling at 0.9).
+    """Settings of a CapFilt run. Each field is documented by its `help`.
 
-    Each is documented by its `help`. Lengths count tokens as salesforce/BLIP does, `[DEC]` and the prompt included.
+    The defaults are those of the paper (section 4): one caption per image, by nucleus sampling. A field that is `None`
+    stands for the setting that the captioner was trained with, see [`~blip_hf.CaptionSettings`].
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a value is out of its range.
     """
 
-    num_captions: int = field(default=1, metadata={"help": "Synthetic captions an image; 0 for a filter alone."})
+    num_captions: int = field(default=1, metadata={"help": "Synthetic captions per image; 0 to filter web texts only"})
     strategy: Literal["nucleus", "beam", "greedy"] = field(
-        default="nucleus", metadata={"help": "How they are written: nucleus (sampling), beam or greedy."}
+        default="nucleus", metadata={"help": "Decoding: nucleus (sampling), beam or greedy"}
     )
-    top_p: float = field(default=0.9, metadata={"help": "Probability mass that nucleus sampling draws from."})
-    num_beams: int = field(default=3, metadata={"help": "Beams; as many as captions where those are more."})
-    prompt: str = field(default="a picture of ", metadata={"help": "What each caption starts with; not part of it."})
-    max_length: int = field(default=20, metadata={"help": "Most tokens of a caption, the prompt's included."})
-    min_length: int = field(default=5, metadata={"help": "Least tokens likewise."})
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Above 1 a word is less likely to come twice (salesforce/BLIP samples at 1.1)."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    batch_size: int = field(default=32, metadata={"help": "Images at a time."})
-    num_workers: int = field(default=2, metadata={"help": "Threads that open images ahead; 0 for none."})
+    top_p: float | None = caption_option("top_p")
+    num_beams: int | None = caption_option("num_beams")
+    prompt: str | None = caption_option("prompt")
+    max_length: int | None = caption_option("max_length")
+    min_length: int | None = caption_option("min_length")
+    repetition_penalty: float | None = caption_option("repetition_penalty")
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling"})
+    batch_size: int = field(default=32, metadata={"help": "Images per batch"})
+    num_workers: int = field(default=2, metadata={"help": "Threads that read images ahead; 0 for none"})
 
     def __post_init__(self) -> None:
         if self.strategy not in ("nucleus", "beam", "greedy"):
             raise ValueError(f"strategy={self.strategy!r} is unknown. Pass 'nucleus', 'beam' or 'greedy'.")
-        for name, least in (("num_captions", 0), ("num_beams", 1), ("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is too small. Pass {least} or more.")
-        if not isinstance(self.prompt, str):
-            raise ValueError(f"prompt={self.prompt!r} is no text. Pass '' for none.")
-        if self.max_length < least_length(self.prompt):
-            raise ValueError(
-                f"max_length={self.max_length} has no room for a caption behind the prompt {self.prompt!r}. Pass"
-                f" {least_length(self.prompt)} or more."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is no share of the probability. Pass a value in (0, 1].")
+        for name, minimum in (("num_captions", 0), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}={getattr(self, name)} is too small. Pass {minimum} or more.")
         if self.strategy == "greedy" and self.num_captions > 1:
             raise ValueError(
-                f"num_captions={self.num_captions}, but greedy search writes one. Pass strategy='nucleus' or 'beam'."
+                f"num_captions={self.num_captions}, but greedy search writes one caption. Pass strategy='nucleus' or"
+                " 'beam'."
             )
+        given = {name: value for name, value in self._caption_options().items() if value is not None}
+        CaptionSettings(**{**_UNCONSTRAINED, **given})  # raises for values out of range
+
+    def resolve(self, own: CaptionSettings | None) -> "CapFiltSettings":
+        """Replaces each `None` by the setting of the captioner.
+
+        Args:
+            own (`CaptionSettings`, *optional*):
+                Settings of the captioner: `processor.caption_settings`.
+        """
+        return replace(self, **CaptionSettings.resolve(own, **self._caption_options()).to_dict())
+
+    def _caption_options(self) -> dict[str, object]:
+        return {item.name: getattr(self, item.name) for item in fields(CaptionSettings)}
 
 
-def least_length(prompt: str) -> int:
-    """Tokens of the shortest caption, as far as that can be told without a vocabulary.
-
-    Args:
-        prompt (`str`):
-            What it starts with.
-
-    Returns:
-        `int`: `[DEC]`, at least one for each word of the prompt, and one more.
-
-    Example:
-        >>> least_length("a picture of ")
-        5
-    """
-    return 1 + len(prompt.split()) + 1
-
-
-__all__ = ["FREE_SETTINGS", "CapFiltSettings", "least_length"]
+__all__ = ["FREE_SETTINGS", "CapFiltSettings"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizer, PreTrainedConfig
 
+from ..caption_settings import PRETRAINING_SETTINGS
 from ..files import atomic_write
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.momentum import MOMENTUM_STATE_NAME
@@ -116,6 +117,7 @@ def convert_original_checkpoint(
         if keep_training_state:
             _save_training_state(kept, folder)
         if save_parts:
+            processor.caption_settings = PRETRAINING_SETTINGS
             _save(model.export_captioner(), processor, folder / "captioner")
             _save(model.export_retriever(), processor, folder / "retriever")
     return Conversion(model_class.__name__, infer_image_size(state), len(original) - len(dropped), dropped)
@@ -160,7 +162,7 @@ def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder. A folder of transformers needs no conversion: pass it to `from_pretrained`. Otherwise"
-            " name the .pth in it, or add --to-original to write one."
+            " name the .pth in it, or add --to_original to write one."
         )
     if path.suffix == ".safetensors":
         return load_file(path)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RandomAugment: the photometric and geometric augmentation of BLIP's training images, with Pillow alone.
+"""RandomAugment, BLIP's augmentation of training images, with Pillow.
 
-Each operation is a pure function of an RGB image and an amount. What a warp uncovers turns mid-grey.
+Each operation is a pure function of an RGB image and an amount. Areas that a warp uncovers turn mid-grey.
 """
 
 import random
@@ -26,12 +26,12 @@ def adjust_sharpness(image: Image.Image, factor: float) -> Image.Image:
 
 
 def shear_x(image: Image.Image, slope: float) -> Image.Image:
-    """Moves each row to the right by `slope` pixels per row above it; the top edge stays."""
+    """Shears to the right, by `slope` pixels per row below the top edge."""
     return _warp(image, (1.0, -slope, 0.0, 0.0, 1.0, 0.0))
 
 
 def shear_y(image: Image.Image, slope: float) -> Image.Image:
-    """Moves each column down by `slope` pixels per column left of it; the left edge stays."""
+    """Shears down, by `slope` pixels per column right of the left edge."""
     return _warp(image, (1.0, 0.0, 0.0, -slope, 1.0, 0.0))
 
 
@@ -46,7 +46,7 @@ def translate_y(image: Image.Image, pixels: float) -> Image.Image:
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turns the image counter-clockwise about its centre; the size stays."""
+    """Rotates the image counter-clockwise about its centre and keeps its size."""
     return image.rotate(degrees, Resampling.BILINEAR, fillcolor=FILL_COLOR)
 
 
@@ -63,7 +63,7 @@ ENHANCEMENTS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": adjust_brightness,
     "sharpness": adjust_sharpness,
 }
-# Each warp with its amount at the highest level: a slope, pixels of the image as it is, or degrees.
+# Each warp with its amount at the highest level: a slope, pixels, or degrees.
 WARPS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float]] = {
     "shear_x": (shear_x, 0.3),
     "shear_y": (shear_y, 0.3),
@@ -76,15 +76,15 @@ WARPS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float]] = {
 class RandomAugment:
     """Draws operations with replacement and applies each with probability 0.5.
 
-    The operations are identity, auto-contrast, equalize, brightness, sharpness, and shear, translation and rotation
-    either way. At level `m` of 10 shear is `0.03 * m`, translation `m` pixels and rotation `3 * m` degrees, each with a
-    random sign; brightness and sharpness are scaled by `0.1 + 0.18 * m`, which is exactly 1, no change, at BLIP's level
-    of 5. [BLIP](https://huggingface.co/papers/2201.12086) leaves out the colour operations of RandAugment because
-    captions speak of colours.
+    The operations are identity, auto-contrast, equalize, brightness, sharpness, shear, translation and rotation. At
+    level `m` of 10, shear is `0.03 * m`, translation `m` pixels and rotation `3 * m` degrees, each with a random sign;
+    brightness and sharpness are scaled by `0.1 + 0.18 * m`, which is 1, no change, at BLIP's level of 5.
+    [BLIP](https://huggingface.co/papers/2201.12086) omits the colour operations of RandAugment because captions name
+    colours.
 
     Args:
         num_operations (`int`, *optional*, defaults to 2):
-            Number of draws an image.
+            Number of operations drawn per image.
         level (`int`, *optional*, defaults to 5):
             Strength, from 0 to 10.
 

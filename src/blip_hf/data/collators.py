@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a list of pairs to the inputs of a model: one collator for each role of the text transformer.
+"""Collators from pairs to the inputs of a model, one for each role of the text transformer.
 
-All of them take items of [`~blip_hf.data.pairs.PairDataset`], where `None` is left out, and raw records with an image
-in any form that [`~blip_hf.image_utils.open_image`] takes, where one that cannot be read is left out with a warning. A
-batch needs a usable record; in training [`~blip_hf.data.pairs.FilledBatches`] sees to that. Captions are taken as they
-are, and rows are padded to the longest of the batch.
+They take items of [`~blip_hf.data.pairs.PairDataset`] and raw records with an image in any form that
+[`~blip_hf.image_utils.open_image`] takes. An unreadable image is skipped with a warning; a batch without a readable image
+is an error. Captions are not normalised, and rows are padded to the longest of the batch.
 
 With transformers' `Trainer`, set `remove_unused_columns=False`: it would otherwise drop the columns of pairs, which no
 model has as arguments, before a collator sees them.
@@ -15,9 +14,10 @@ from typing import Any
 
 import torch
 
+from ..caption_settings import CaptionSettings
 from ..image_utils import UnreadableImageError, open_image
 from ..processing_blip import BlipProcessor, Role
-from .pairs import Pair, SkipReporter
+from .pairs import SkipReporter
 
 
 Record = Mapping[str, Any]
@@ -26,42 +26,39 @@ NUM_NAMED_ERRORS = 3
 
 
 class PairCollator:
-    """What the collators share: which pairs are usable, and the call of the processor."""
+    """Opens images, skips unreadable ones, and calls the processor."""
 
     role: Role
+    text_field = "caption"
 
     def __init__(self, processor: BlipProcessor, max_length: int) -> None:
         self.processor = processor
         self.max_length = max_length
         self._skips = SkipReporter()
 
-    def _usable_pairs(self, records: Sequence[Record | None]) -> list[Pair]:
-        pairs, errors = [], []
-        for index, record in enumerate(records):
-            if record is None:
-                errors.append(f"item {index} was left out by its data set, whose warnings say why")
-                continue
+    def _open_records(self, records: Sequence[Record]) -> list[dict[str, Any]]:
+        opened, errors = [], []
+        for record in records:
             try:
-                pairs.append(self._opened(record))
+                opened.append(self._open_record(record))
             except UnreadableImageError as error:
                 errors.append(str(error))
                 self._skips.report(str(error))
-        if not pairs:
+        if not opened:
             more = f"; and {len(errors) - NUM_NAMED_ERRORS} more" if len(errors) > NUM_NAMED_ERRORS else ""
             raise ValueError(
                 f"None of the {len(records)} records of this batch can be used: {'; '.join(errors[:NUM_NAMED_ERRORS])}"
                 f"{more}. Check that image paths start from the right folder (`image_root` of `load_pairs`)."
             )
-        return pairs
+        return opened
 
-    def _opened(self, record: Record) -> Record:
-        """The record with its image read."""
+    def _open_record(self, record: Record) -> dict[str, Any]:
         return {**record, "image": open_image(record["image"])}
 
-    def _encode(self, pairs: list[Pair], prompt: str | None = None) -> dict[str, torch.Tensor]:
+    def _encode(self, records: Sequence[Record], prompt: str | None = None) -> dict[str, torch.Tensor]:
         features = self.processor(
-            [pair["image"] for pair in pairs],
-            [pair["caption"] for pair in pairs],
+            [record["image"] for record in records],
+            [record[self.text_field] for record in records],
             role=self.role,
             prompt=prompt,
             max_length=self.max_length,
@@ -71,11 +68,14 @@ class PairCollator:
 
 
 class BlipPretrainingCollator(PairCollator):
-    """Pairs to the inputs of [`BlipForPreTraining`], whose rows start with `[CLS]`: the model puts `[ENC]` and `[DEC]`.
+    """Pairs to the inputs of [`BlipForPreTraining`]. Rows start with `[CLS]`; the model puts `[ENC]` and `[DEC]`.
+
+    Maps records `{"image", "caption", "image_id"}` to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and
+    `attention_mask` of shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of images and text.
+            Processor of images and text.
         max_length (`int`, *optional*, defaults to 30):
             Longest row in tokens, `[CLS]` and `[SEP]` included. BLIP pre-trains with 30.
 
@@ -88,7 +88,6 @@ class BlipPretrainingCollator(PairCollator):
         >>> black, white = (Image.new("RGB", (1, 1), color) for color in ("black", "white"))
         >>> records = [
         ...     {"image": black, "caption": "a square", "image_id": 7},
-        ...     None,
         ...     {"image": white, "caption": "a red square", "image_id": 9},
         ... ]
         >>> batch = BlipPretrainingCollator(processor)(records)
@@ -110,36 +109,27 @@ class BlipPretrainingCollator(PairCollator):
     def __init__(self, processor: BlipProcessor, max_length: int = 30) -> None:
         super().__init__(processor, max_length)
 
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption", "image_id"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        pairs = self._usable_pairs(records)
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Makes a batch; raises a ValueError if no image can be read."""
+        pairs = self._open_records(records)
         return {**self._encode(pairs), "image_ids": torch.tensor([pair["image_id"] for pair in pairs])}
 
 
 class BlipMatchingCollator(PairCollator):
-    """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`], whose rows start with `[ENC]`.
+    """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`]. Rows start with `[ENC]`.
+
+    Maps records `{"image", "caption"}`, all or none with a `label` (1 for a pair that matches, 0 for one that does not),
+    to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of shape `(b, t)`, and `labels` of
+    shape `(b,)`, int64.
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of images and text.
+            Processor of images and text.
         max_length (`int`, *optional*, defaults to 35):
             Longest row in tokens, `[ENC]` and `[SEP]` included. BLIP's retrieval has 35.
 
     Example:
-        The records of [`BlipPretrainingCollator`], whose `image_id` is not needed here, give the same batch without
-        `image_ids`, and
+        The records of [`BlipPretrainingCollator`] give the same batch without `image_ids`, and
 
         ```text
         input_ids       [[11, 5, 9, 3, 0],
@@ -152,43 +142,32 @@ class BlipMatchingCollator(PairCollator):
     def __init__(self, processor: BlipProcessor, max_length: int = 35) -> None:
         super().__init__(processor, max_length)
 
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption"}`, or `None` for one that is left out. Each may have a `label`: 1 for a pair
-                that matches, 0 for one that does not.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and, where each record has one, `labels` of shape `(b,)`, int64.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        pairs = self._usable_pairs(records)
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Makes a batch; raises a ValueError if no image can be read."""
+        pairs = self._open_records(records)
         labels = [pair["label"] for pair in pairs if "label" in pair]
         given = {"labels": torch.tensor(labels)} if len(labels) == len(pairs) else {}
         return {**self._encode(pairs), **given}
 
 
 class BlipCaptioningCollator(PairCollator):
-    """Pairs to the inputs and labels of [`BlipForConditionalGeneration`], whose rows start with `[DEC]`.
+    """Pairs to the inputs and labels of [`BlipForConditionalGeneration`]. Rows start with `[DEC]`.
 
-    The prompt stands before each caption and is no target ([BLIP](https://huggingface.co/papers/2201.12086) fine-tunes
-    with "a picture of"). Labels are not shifted; the model does that. A stock transformers `Trainer` trains with it.
+    Maps records `{"image", "caption"}` to `pixel_values` of shape `(b, 3, size, size)`, and `input_ids`,
+    `attention_mask` and `labels` of shape `(b, t)`. Labels without target, such as those of the prompt, are -100. The
+    model shifts the labels.
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of images and text.
-        prompt (`str`, *optional*, defaults to `"a picture of "`):
-            What each caption starts with, or `None`.
+            Processor of images and text.
+        prompt (`str`, *optional*):
+            Start of each caption, `""` for none. Defaults to that of `processor.caption_settings`, or
+            `"a picture of "` if there are no settings.
         max_length (`int`, *optional*, defaults to 40):
             Longest row in tokens, `[DEC]`, the prompt and `[SEP]` included. BLIP's captioning has 40.
 
     Example:
-        The records of [`BlipPretrainingCollator`], whose `image_id` is not needed here, give the same `pixel_values` and
+        The records of [`BlipPretrainingCollator`] give the same `pixel_values` and
 
         ```text
         input_ids       [[  10,    5,    6,    7,    5,    9,    3,    0],
@@ -202,25 +181,13 @@ class BlipCaptioningCollator(PairCollator):
 
     role = "captioning"
 
-    def __init__(self, processor: BlipProcessor, prompt: str | None = "a picture of ", max_length: int = 40) -> None:
+    def __init__(self, processor: BlipProcessor, prompt: str | None = None, max_length: int = 40) -> None:
         super().__init__(processor, max_length)
-        self.prompt = prompt
+        self.prompt = CaptionSettings.resolve(processor.caption_settings).prompt if prompt is None else prompt
 
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"image", "caption"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 3, size, size)`, and `input_ids`, `attention_mask`
-            and `labels` of shape `(b, t)`; labels are -100 where there is no target.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        return self._encode(self._usable_pairs(records), self.prompt)
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Makes a batch; raises a ValueError if no image can be read."""
+        return self._encode(self._open_records(records), self.prompt)
 
 
 __all__ = ["BlipCaptioningCollator", "BlipMatchingCollator", "BlipPretrainingCollator", "PairCollator"]

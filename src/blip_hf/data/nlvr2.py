@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sentences about two images (NLVR2): annotation files, drawn scenes, the data set, its transform and its collator."""
+"""NLVR2, sentences about two images: the data set, its training transform and its collator."""
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -14,20 +12,17 @@ from ..image_utils import open_image
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator
 from .pairs import PairDataset
-from .readers.records import Record, check_record, field_error, first_character, read_json, read_text
-from .scenes import Nlvr2Record, Scenes
+from .readers.records import Record
 from .transforms import FlipMode, TrainTransform, mirror_caption
 
 
 Nlvr2Transform = Callable[[list[Image.Image], str, random.Random], tuple[list[Image.Image], str]]
 
-LABELS = {"true": True, "false": False}
-
 
 class Nlvr2Pair(TypedDict):
-    """Two images, the first (left) one first, a sentence about them and its truth, ready for the collator.
+    """Two images, left and right, a sentence about them and its truth, ready for the collator.
 
-    Pairs of equal `sentence_id` share their sentence; consistency asks for all of them.
+    Pairs of equal `sentence_id` share their sentence; consistency needs all of them right.
     """
 
     images: list[Image.Image]
@@ -36,145 +31,21 @@ class Nlvr2Pair(TypedDict):
     sentence_id: str
 
 
-def load_nlvr2(
-    path: str | os.PathLike[str], *, image_root: str | os.PathLike[str] | None = None
-) -> list[dict[str, Any]]:
-    """Reads a list of NLVR2, without opening an image.
-
-    | file                               | its fields                                                             |
-    |------------------------------------|------------------------------------------------------------------------|
-    | NLVR2's own `dev.json` (JSON lines)| `identifier`, `sentence`, `label`, and `directory` in the training set |
-    | BLIP's `nlvr_dev.json`             | `images` (two paths), `sentence`, `label`                              |
-
-    NLVR2's own files name no image: those of `dev-850-0-1` are `dev-850-0-img0.png` and `dev-850-0-img1.png`.
-
-    Args:
-        path (`str` or `Path`):
-            A JSON list or JSON lines, told by their content: NLVR2's own lines end in `.json`.
-        image_root (`str` or `Path`, *optional*):
-            Folder that image paths start from. Defaults to the folder of the file.
-
-    Returns:
-        `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
-        `sentence_id` is NLVR2's identifier without the number of the pair, as in its `eval/metrics.py`, and the sentence
-        itself in BLIP's lists, which have no identifier.
-
-    Raises:
-        ValueError: If the file or a record of it does not fit; the message names the record and the field.
-    """
-    path = Path(path)
-    root = path.parent if image_root is None else Path(image_root)
-    content = read_json(path, is_lines=first_character(path) == "{")
-    if not isinstance(content, list) or not content:
-        raise ValueError(
-            f"{path} holds {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
-            " 'identifier' or 'images', 'sentence' and 'label'."
-        )
-    return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
-
-
-def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:
-    check_record(record, where, "sentence")
-    sentence = read_text(record, "sentence", where)
-    if "identifier" in record:
-        images, sentence_id = _read_identifier(record, where)
-    else:
-        images, sentence_id = _read_images(record, where), sentence
-    return {
-        "images": [os.path.join(root, image) for image in images],
-        "sentence": sentence,
-        "label": _read_label(record, where),
-        "sentence_id": sentence_id,
-    }
-
-
-def _read_identifier(record: Record, where: str) -> tuple[list[str], str]:
-    """Paths of the images and the sentence's id, of `split-set-pair-sentence`."""
-    identifier = read_text(record, "identifier", where)
-    parts = identifier.split("-")
-    if len(parts) != 4:
-        raise _unfit(record, "identifier", where, "split-set-pair-sentence, such as 'dev-850-0-1'")
-    split, set_id, pair_id, number = parts
-    folder = str(record.get("directory", ""))  # the training images lie in numbered folders
-    images = [os.path.join(folder, f"{split}-{set_id}-{pair_id}-img{side}.png") for side in (0, 1)]
-    return images, f"{split}-{set_id}-{number}"
-
-
-def _read_images(record: Record, where: str) -> list[str]:
-    images = record.get("images")
-    if not isinstance(images, list) or len(images) != 2 or not all(isinstance(path, str) and path for path in images):
-        raise field_error(record, "images", where, "the paths of two images")
-    return images
-
-
-def _read_label(record: Record, where: str) -> bool:
-    label = record.get("label")
-    if isinstance(label, bool):
-        return label
-    if not isinstance(label, str) or label.lower() not in LABELS:
-        raise _unfit(record, "label", where, "'True' or 'False'")
-    return LABELS[label.lower()]
-
-
-def _unfit(record: Record, field: str, where: str, expected: str) -> ValueError:
-    """As `field_error`, for text of which not the type is wrong."""
-    if not isinstance(record.get(field), str):
-        return field_error(record, field, where, expected)
-    return ValueError(
-        f"{where}: field {field!r} is {record[field]!r}, expected {expected}. Correct or leave out this record."
-    )
-
-
-class SceneNlvr2(Sequence[Nlvr2Record]):
-    """Pairs of drawn images with a sentence such as "both pictures show a star", true of every second pair.
-
-    Record `i` depends on the seed and on `start + i` only, and is [`~blip_hf.data.scenes.Scenes.reasoning`] of it: one
-    of its scenes is in the stretch, the other one in no other record.
-
-    Args:
-        num_pairs (`int`):
-            Number of records.
-        start (`int`, *optional*, defaults to 0):
-            Index of the first one.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the whole series.
-        image_size (`int`, *optional*, defaults to 64):
-            Width and height of the images in pixels, at least 32.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-        >>> record = SceneNlvr2(100)[2]
-        >>> record["sentence"], record["label"], [image.size for image in record["images"]]
-        ('both pictures show a star', True, [(64, 64), (64, 64)])
-    """
-
-    def __init__(self, num_pairs: int, *, start: int = 0, seed: int = 0, image_size: int = 64) -> None:
-        self.scenes = Scenes(num_pairs, start=start, seed=seed, image_size=image_size)
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, i: int) -> Nlvr2Record:
-        return self.scenes.reasoning(i)
-
-
 class Nlvr2TrainTransform:
-    """Random crop and RandomAugment of each image, and the pair mirrored, for training only.
+    """Random crop and RandomAugment of each image, and a flip of the pair.
 
     Args:
         size (`int`):
             Width and height of the results in pixels.
         min_scale (`float`, *optional*, defaults to 0.5):
-            Smallest share of an image's area that a crop keeps, as BLIP fine-tunes.
+            Smallest fraction of an image's area that a crop keeps. BLIP fine-tunes with 0.5.
         flip (`str`, *optional*, defaults to `"caption_aware"`):
-            What happens to every second pair. `"caption_aware"` mirrors it as if it were one wide image: both images
-            are mirrored, change places, and left and right in the sentence with them, so that it keeps its truth.
-            `"always"` is BLIP's way: the images change places with left and right in the sentence, and each is
-            mirrored by a chance of its own, whatever the sentence says. `"never"` leaves all in place.
+            What happens to every second pair. `"caption_aware"` mirrors it like one wide image: both images are
+            mirrored and swapped, and left and right in the sentence too, so that its label stays true. `"always"` is
+            BLIP's way: the images and left and right in the sentence are swapped, and each image is mirrored with
+            probability 0.5. `"never"` leaves all in place.
         augment (`bool`, *optional*, defaults to `True`):
-            Whether [`~blip_hf.data.augment.RandomAugment`] follows.
+            Whether to apply [`~blip_hf.data.augment.RandomAugment`].
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -188,19 +59,7 @@ class Nlvr2TrainTransform:
         self.flip = flip
 
     def __call__(self, images: list[Image.Image], sentence: str, rng: random.Random) -> tuple[list[Image.Image], str]:
-        """Transforms one pair.
-
-        Args:
-            images (`list[PIL.Image.Image]`):
-                Two RGB images of any size.
-            sentence (`str`):
-                What is said of them.
-            rng (`random.Random`):
-                Source of the randomness; its state moves on.
-
-        Returns:
-            `tuple[list[PIL.Image.Image], str]`: two images of `size` x `size`, and a sentence of the same truth.
-        """
+        """Transforms two RGB images and their sentence; the label stays true of the result."""
         images = [self.image_transform(image, "", rng)[0] for image in images]
         if rng.random() < 0.5 or self.flip == "never":
             return images, sentence
@@ -210,27 +69,18 @@ class Nlvr2TrainTransform:
 
 
 class Nlvr2Dataset(PairDataset):
-    """Map-style data set over records `{"images", "sentence", "label"}`, as robust as [`PairDataset`] is.
-
-    A record of which an image cannot be read, or whose sentence is empty once normalised, gives `None`, is named in a
-    warning and counted in `num_skipped`. Without a transform, as in evaluation, nothing is random.
+    """Map-style data set over records `{"images", "sentence", "label"}`; skips unusable ones as [`PairDataset`].
 
     Args:
         records (sequence of records):
-            What [`load_nlvr2`] returns, [`SceneNlvr2`], or a list. Images may have any form that
-            [`~blip_hf.image_utils.open_image`] takes. `sentence_id` is the sentence itself where a record has none.
-        transform (`Callable`, *optional*):
-            Maps two images, the sentence and a `random.Random` to two images and a sentence, as
-            [`Nlvr2TrainTransform`] does.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the transform.
+            The output of [`~blip_hf.data.readers.load_nlvr2`], [`~blip_hf.data.scenes.SceneNlvr2`], or a list. Images have any form that
+            [`~blip_hf.image_utils.open_image`] takes. `sentence_id` defaults to the sentence.
+        transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
+            As in [`PairDataset`], of two images and their sentence: [`Nlvr2TrainTransform`].
         max_words (`int`, *optional*, defaults to 40):
-            How many words of a sentence to keep. BLIP keeps 40.
+            Number of words to keep of a normalised sentence. BLIP keeps 40.
         normalize_sentences (`bool`, *optional*, defaults to `True`):
-            Whether sentences go through [`~blip_hf.data.text.pre_caption`]. Without it `max_words` has no effect.
-
-    Raises:
-        ValueError: If there are no records.
+            Whether to apply [`~blip_hf.data.text.pre_caption`].
 
     Example:
         >>> grey, red = Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")
@@ -252,10 +102,6 @@ class Nlvr2Dataset(PairDataset):
     ) -> None:
         super().__init__(records, transform, seed, max_words, normalize_sentences)
 
-    def caption_lengths(self) -> list[int]:
-        """Words of each sentence as it is written, by which batches can be grouped."""
-        return [len(record["sentence"].split()) for record in self.pairs]
-
     def _open(self, record: Mapping[str, Any]) -> list[Image.Image]:
         return [open_image(image) for image in record["images"]]
 
@@ -269,14 +115,17 @@ class Nlvr2Dataset(PairDataset):
 
 
 class BlipNlvr2Collator(PairCollator):
-    """Pairs of images with sentences to the inputs and labels of [`BlipForVisualReasoning`]; rows start with `[ENC]`.
+    """Image pairs with sentences to the inputs and labels of [`BlipForVisualReasoning`]. Rows start with `[ENC]`.
+
+    Maps records `{"images", "sentence", "label"}` to `pixel_values` of shape `(b, 2, 3, size, size)`, `input_ids` and
+    `attention_mask` of shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true.
 
     Args:
         processor ([`BlipProcessor`]):
-            What makes tensors of images and text.
+            Processor of images and text.
         max_length (`int`, *optional*, defaults to 512):
-            Longest row in tokens, `[ENC]` and `[SEP]` included: as many as BERT has positions. BLIP cuts no sentence of
-            NLVR2.
+            Longest row in tokens, `[ENC]` and `[SEP]` included: as many as BERT has positions, since BLIP cuts no
+            sentence of NLVR2.
     """
 
     role = "matching"
@@ -284,21 +133,9 @@ class BlipNlvr2Collator(PairCollator):
     def __init__(self, processor: BlipProcessor, max_length: int = 512) -> None:
         super().__init__(processor, max_length)
 
-    def __call__(self, records: Sequence[Record | None]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            records (`Sequence[dict]`):
-                Records `{"images", "sentence", "label"}`, or `None` for one that is left out.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` of shape `(b, 2, 3, size, size)`, `input_ids` and `attention_mask` of
-            shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true.
-
-        Raises:
-            ValueError: If no record can be used.
-        """
-        pairs = self._usable_pairs(records)
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Makes a batch; raises a ValueError if no pair of images can be read."""
+        pairs = self._open_records(records)
         features = self.processor(
             [image for pair in pairs for image in pair["images"]],
             [pair["sentence"] for pair in pairs],
@@ -310,7 +147,7 @@ class BlipNlvr2Collator(PairCollator):
         labels = torch.tensor([int(pair["label"]) for pair in pairs])
         return {**features, "pixel_values": pixel_values, "labels": labels}
 
-    def _opened(self, record: Record) -> Record:
+    def _open_record(self, record: Record) -> dict[str, Any]:
         return {**record, "images": [open_image(image) for image in record["images"]]}
 
 
@@ -320,6 +157,4 @@ __all__ = [
     "Nlvr2Pair",
     "Nlvr2TrainTransform",
     "Nlvr2Transform",
-    "SceneNlvr2",
-    "load_nlvr2",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Draws a scene with Pillow: flat shapes with smooth edges on a soft background."""
+"""Draws a scene with Pillow: flat shapes with smooth edges on a gradient."""
 
 import math
 
@@ -8,21 +8,11 @@ from PIL import Image, ImageDraw
 from .scene_layout import Scene, Thing
 
 
-_OVERSAMPLING = 4  # drawn so much larger, then averaged down: Pillow's own shapes have jagged edges
+_OVERSAMPLING = 4  # drawn larger, then averaged: Pillow's shapes have jagged edges
 
 
 def draw_scene(scene: Scene, image_size: int) -> Image.Image:
-    """Image of a scene.
-
-    Args:
-        scene (`Scene`):
-            What to draw.
-        image_size (`int`):
-            Width and height in pixels.
-
-    Returns:
-        `PIL.Image.Image`: RGB.
-    """
+    """RGB image of a scene."""
     side = image_size * _OVERSAMPLING
     shades = Image.new("RGB", (1, 2))
     shades.putdata(scene.background)
@@ -46,7 +36,7 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
 
 
 def _star() -> list[tuple[float, float]]:
-    """Five points, the first one up, with waists at 0.45 of their reach."""
+    """Five outer points at radius 1, the first one up, and five inner ones at 0.45."""
     reaches = [1.0, 0.45] * 5
     angles = [math.pi * step / 5 for step in range(10)]
     return [
@@ -55,7 +45,7 @@ def _star() -> list[tuple[float, float]]:
 
 
 def _heart() -> list[tuple[float, float]]:
-    """The usual curve of sines and cosines, scaled into the box."""
+    """The usual heart curve, scaled into the box."""
     angles = [2 * math.pi * step / 60 for step in range(60)]
     return [
         (
@@ -68,7 +58,7 @@ def _heart() -> list[tuple[float, float]]:
 
 
 def _cross() -> list[tuple[float, float]]:
-    """Upright, with arms a third as wide as they are long."""
+    """Upright, with arms of width 0.66."""
     corner = [(0.33, -1.0), (0.33, -0.33), (1.0, -0.33)]
     points = []
     for _ in range(4):
@@ -77,7 +67,7 @@ def _cross() -> list[tuple[float, float]]:
     return points
 
 
-# Points in the box from -1 to 1, y downwards. The circle and the ring have none: they are ellipses to Pillow.
+# Points in the box from -1 to 1, y downwards. Pillow draws circle and ring as ellipses.
 _OUTLINES = {
     "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
     "triangle": [(0.0, -0.95), (1.0, 0.82), (-1.0, 0.82)],

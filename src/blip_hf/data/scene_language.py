@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is said about a scene: its one caption, questions with answers, and sentences about two images.
+"""Text about scenes: the caption, questions with answers, and sentences about two images.
 
-A caption is a function of the scene, so that a model which sees well can get it exactly right. The rules a speaker
-follows are in `Scene`: a thing in the middle has no place worth saying, and of two things the small one is told first.
+A caption is a function of the scene, so that a model can reach an exact match. It omits the place of a thing in the
+middle, and names the small thing of two first.
 """
 
 import random
@@ -35,7 +35,7 @@ _SENTENCES = {"shape": "both pictures show {shape}", "colour": "both pictures sh
 
 
 def caption_of(scene: Scene) -> str:
-    """The one caption of a scene, such as `"a small blue square left of a yellow star"`."""
+    """The caption of a scene, such as `"a small blue square left of a yellow star"`."""
     first = scene.things[0]
     if scene.relation is not None:
         other = _with_article(_name(scene.things[1]))
@@ -48,17 +48,7 @@ def caption_of(scene: Scene) -> str:
 
 
 def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """Questions that the image answers, each with its exact answer; as many answers are yes as are no.
-
-    Args:
-        scene (`Scene`):
-            What the image shows.
-        rng (`random.Random`):
-            Chooses what is asked for in the questions of yes and no.
-
-    Returns:
-        `list[dict[str, str]]`: items with the keys `question` and `answer`.
-    """
+    """Items `{"question", "answer"}` that the image answers exactly; as many answers are yes as are no."""
     pairs = _presence_questions(scene, rng)
     if scene.place is None and scene.relation is None:
         pairs += _number_questions(scene.things)
@@ -73,19 +63,7 @@ def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
 
 
 def shared_property_sentence(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, bool]:
-    """Sentence that both pictures show some shape or colour of the first, and whether it is true.
-
-    Args:
-        scene (`Scene`):
-            The image that has what is spoken of.
-        other (`Scene`):
-            The image that may have it too.
-        rng (`random.Random`):
-            Chooses the shape or colour.
-
-    Returns:
-        `tuple[str, bool]`: the sentence and its truth.
-    """
+    """A sentence that both images show a random shape or colour of the first, and whether it is true."""
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
         sentence = _SENTENCES["shape"].format(shape=_with_article(thing.shape))
@@ -95,11 +73,7 @@ def shared_property_sentence(scene: Scene, other: Scene, rng: random.Random) -> 
 
 
 def scene_vocabulary_texts() -> list[str]:
-    """Texts that hold each word a scene can say, for the tokenizer to learn from.
-
-    Returns:
-        `list[str]`: words of captions, questions, answers and sentences, and the prompt of the captioner.
-    """
+    """Texts with each word of captions, questions, answers, sentences and the prompt, to train a tokenizer on."""
     templates = (*_CAPTIONS.values(), *_QUESTIONS.values(), *_SENTENCES.values())
     return [
         "a picture of an",
@@ -116,7 +90,7 @@ def scene_vocabulary_texts() -> list[str]:
 
 
 def _presence_questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """One thing that is there, and one that is not but has the shape or the colour of one that is."""
+    """Asks for a thing that is present, and for an absent one of the same shape or colour."""
     present = {(thing.colour, thing.shape) for thing in scene.things}
     thing = rng.choice(scene.things)
     near_misses = [(colour, thing.shape) for colour in COLOURS] + [(thing.colour, shape) for shape in SHAPES]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is in a scene and where: the random part of the embedded images, without a pixel or a sentence.
+"""Random scenes: which things they contain and where.
 
 Coordinates are fractions of the frame, x to the right and y downwards. A thing fits in the square box of its radius, and
 the boxes of two things never touch.
@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 SMALL_RADII = (0.12, 0.145)
 LARGE_RADII = (0.21, 0.25)
 
-# Centres of a thing on its own; (0, 0) and (1, 1) stand for as far into the corner as its size allows.
+# Centres of a single thing; (0, 0) and (1, 1) mean as far into the corner as its size allows.
 PLACES = {
     "middle": (0.5, 0.5),
     "top left": (0.0, 0.0),
@@ -45,7 +45,7 @@ _NUM_COLUMNS = {2: (2, 3), 3: (2, 3), 4: (2, 3), 5: (3,)}
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One drawn object. `shade` is its colour as painted, a little off the pure one."""
+    """One drawn object. `shade` is its RGB colour, a variation of `colour`."""
 
     shape: str
     colour: str
@@ -56,16 +56,16 @@ class Thing:
 
     @property
     def size(self) -> str:
-        """`"large"` or `"small"`; no thing is in between."""
+        """`"large"` or `"small"`."""
         return "large" if self.radius >= LARGE_RADII[0] else "small"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that an image shows, and the fact its caption is about.
+    """The content of an image, and the fact that its caption states.
 
-    One thing has a `place`; two that differ in shape and in colour have a `relation`, a small one seen from a large one;
-    two to five of the same shape and colour have neither.
+    A single thing has a `place`. Two things of different shape and colour have a `relation` of the small one to the large
+    one. Two to five things of one shape and colour have neither.
     """
 
     things: tuple[Thing, ...]
@@ -75,7 +75,7 @@ class Scene:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draws one scene: one thing, several alike, or two in a relation."""
+    """Samples a scene: one thing, several alike, or two in a relation."""
     sampler = rng.choices((_one_thing, _things_alike, _two_things), weights=(0.35, 0.25, 0.4))[0]
     return sampler(rng, _sample_background(rng))
 
@@ -84,7 +84,7 @@ def _one_thing(rng: random.Random, background: Background) -> Scene:
     place, (across, down) = rng.choice(list(PLACES.items()))
     radius = rng.uniform(*rng.choice((SMALL_RADII, LARGE_RADII)))
     slack = 1 - 2 * (_MARGIN + radius)
-    # A corner keeps the jitter on the inner side, the middle splits it to both sides.
+    # Jitter: towards the inside from a corner, to both sides from the middle.
     x, y = (
         _MARGIN + radius + slack * where + (0.5 - where + rng.uniform(-0.5, 0.5)) * 0.08 for where in (across, down)
     )
@@ -110,14 +110,14 @@ def _things_alike(rng: random.Random, background: Background) -> Scene:
 def _two_things(rng: random.Random, background: Background) -> Scene:
     relation, (axis, is_first) = rng.choice(list(RELATIONS.items()))
     radii = rng.uniform(*SMALL_RADII), rng.uniform(*LARGE_RADII)
-    # Along the axis, the room that the two leave is shared out before, between and after them.
+    # Along the axis, the remaining space is split before, between and after the two.
     gap = rng.uniform(0.05, 0.1)
     free = 1 - 2 * (sum(radii) + _MARGIN) - gap
     first, second = radii if is_first else radii[::-1]
     start = _MARGIN + rng.uniform(0, free)
     centres = start + first, start + 2 * first + gap + second
     along = centres if is_first else centres[::-1]
-    # Across it they lie in one line, or nearly, so that no other relation can be meant.
+    # Across it they are nearly aligned, so that no other relation holds.
     level = rng.uniform(0.3, 0.7)
     across = level + rng.uniform(-0.06, 0.06), level
 
@@ -131,14 +131,14 @@ def _two_things(rng: random.Random, background: Background) -> Scene:
 
 
 def _paint(rng: random.Random, shape: str, colour: str, x: float, y: float, radius: float) -> Thing:
-    """Thing in a shade near its colour: a little lighter or darker, a little off in hue."""
+    """A thing in a slightly varied shade of its colour."""
     light = rng.uniform(0.9, 1.05)
     shade = _as_shade(level * light + rng.uniform(-8, 8) for level in COLOURS[colour])
     return Thing(shape, colour, shade, x, y, radius)
 
 
 def _sample_background(rng: random.Random) -> Background:
-    """Two light near greys."""
+    """Two light, nearly grey shades."""
     level = rng.uniform(185, 250)
     tint = [rng.uniform(-5, 5) for _ in range(3)]
     slope = rng.uniform(-12, 12)

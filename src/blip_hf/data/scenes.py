@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The embedded data: an endless series of drawn images with exact captions, of which a data set is a stretch."""
+"""Drawn scenes with exact captions, questions and sentences: data for the demo and for tests, without a download."""
 
 import operator
 import random
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from PIL import Image
 
@@ -14,7 +14,7 @@ from .scene_layout import Scene, sample_scene
 
 
 class SceneRecord(TypedDict):
-    """A pair of the package's record form, with `is_swapped` to tell a noisy caption."""
+    """A pair; `is_swapped` marks a noisy caption."""
 
     image: Image.Image
     caption: str
@@ -22,20 +22,11 @@ class SceneRecord(TypedDict):
     is_swapped: bool
 
 
-class Nlvr2Record(TypedDict):
-    """Two images, a sentence about both and whether it is true."""
-
-    images: list[Image.Image]
-    sentence: str
-    label: bool
-
-
 class Scenes(Sequence[SceneRecord]):
     """Images of coloured shapes with captions of their size, colour, shape, place, number or relation.
 
-    Scene `index` depends on `seed` and `index` only, so stretches with different `start` never share a scene: train on
-    `Scenes(10_000)` and test on `Scenes(500, start=10_000)`. There are several thousand captions; equal captions of
-    different scenes do occur.
+    Scene `index` depends only on `seed` and `index`: train on `Scenes(10_000)` and test on `Scenes(500, start=10_000)`.
+    There are several thousand captions, so different scenes may have the same one.
 
     Args:
         num_scenes (`int`):
@@ -47,8 +38,8 @@ class Scenes(Sequence[SceneRecord]):
         image_size (`int`, *optional*, defaults to 64):
             Width and height of the images in pixels, at least 32.
         noise_rate (`float`, *optional*, defaults to 0.0):
-            Share of the captions, in [0, 1), exchanged for one of another scene that reads differently. Scenes swapped
-            at one rate stay swapped, to the same caption, at each higher rate.
+            Fraction of the captions, in [0, 1), that is replaced by a different caption of another scene. A scene
+            swapped at one rate has the same wrong caption at each higher rate.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -71,7 +62,7 @@ class Scenes(Sequence[SceneRecord]):
         if image_size < 32:
             raise ValueError(f"image_size={image_size} is too small to tell the shapes apart; pass 32 or more.")
         if not 0 <= noise_rate < 1:
-            raise ValueError(f"noise_rate={noise_rate} is not a share of the captions; pass a value in [0, 1).")
+            raise ValueError(f"noise_rate={noise_rate} is not a fraction of the captions; pass a value in [0, 1).")
         self.num_scenes = num_scenes
         self.start = start
         self.seed = seed
@@ -91,21 +82,18 @@ class Scenes(Sequence[SceneRecord]):
         return [self._caption(self._index(i))[0] for i in range(len(self))]
 
     def true_caption(self, i: int) -> str:
-        """The caption that fits image `i`, whether it was swapped or not."""
+        """The caption that fits image `i`, also if it was swapped."""
         return caption_of(self._scene(self._index(i)))
 
     def questions(self, i: int) -> list[dict[str, str]]:
-        """Questions about image `i`, as items with the keys `question` and `answer`.
-
-        See [`~blip_hf.data.scene_language.questions_about`]. Noise in the captions does not touch them.
-        """
+        """Questions about image `i`, as items `{"question", "answer"}`; noise in the captions does not affect them."""
         index = self._index(i)
         return questions_about(self._scene(index), self._rng(index, "questions"))
 
-    def reasoning(self, i: int) -> Nlvr2Record:
-        """Image `i` and another one, in any order, with a sentence about both that is true for every second `i`.
+    def nlvr2_record(self, i: int) -> dict[str, Any]:
+        """Image `i` and another one, in random order, with a sentence about both that is true for every second `i`.
 
-        The other image is drawn for this record alone, so that stretches share none.
+        The other image occurs in no other record.
         """
         index = self._index(i)
         rng = self._rng(index, "reasoning")
@@ -118,7 +106,7 @@ class Scenes(Sequence[SceneRecord]):
         return {"images": images, "sentence": sentence, "label": wanted}
 
     def _index(self, i: int) -> int:
-        """Index in the series of item `i`; negative items count from the end."""
+        """Index in the series of item `i`."""
         return range(self.start, self.start + self.num_scenes)[operator.index(i)]
 
     def _rng(self, index: int, purpose: str) -> random.Random:
@@ -132,7 +120,6 @@ class Scenes(Sequence[SceneRecord]):
         return draw_scene(self._scene(index), self.image_size)
 
     def _caption(self, index: int) -> tuple[str, bool]:
-        """Caption at an index, and whether it belongs to another scene."""
         caption = true_caption = caption_of(self._scene(index))
         rng = self._rng(index, "noise")
         is_swapped = rng.random() < self.noise_rate
@@ -141,8 +128,64 @@ class Scenes(Sequence[SceneRecord]):
         return caption, is_swapped
 
     def _other_index(self, index: int, rng: random.Random) -> int:
-        """Index of some other scene, of the million at the head of the series."""
+        """Index of another scene among the first million."""
         return (index + rng.randrange(1, 1_000_000)) % 1_000_000
 
 
-__all__ = ["Nlvr2Record", "SceneRecord", "Scenes", "scene_vocabulary_texts"]
+class SceneVqa(Sequence[dict[str, Any]]):
+    """Questions about drawn scenes as VQA records, each with its one right answer. Images are drawn on access.
+
+    Example:
+        >>> questions = SceneVqa(Scenes(100))
+        >>> questions[2]["question"], questions[2]["answers"], questions[2]["weights"]
+        ('what colour is the ring?', ['green'], [1.0])
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+        self._rows = [
+            (scene, pair["question"], pair["answer"])
+            for scene in range(len(scenes))
+            for pair in scenes.questions(scene)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        index = range(len(self))[operator.index(i)]
+        scene, question, answer = self._rows[index]
+        image = self.scenes[scene]["image"]
+        return {"image": image, "question": question, "question_id": index, "answers": [answer], "weights": [1.0]}
+
+    def answers(self) -> list[list[str]]:
+        """Answers of all questions in order, without drawing an image."""
+        return [[answer] for _, _, answer in self._rows]
+
+
+class SceneNlvr2(Sequence[dict[str, Any]]):
+    """Pairs of drawn scenes as NLVR2 records, with sentences such as "both pictures show a star"; half of them are true.
+
+    Args:
+        num_pairs (`int`):
+            Number of records.
+        start, seed, image_size (`int`, *optional*):
+            As in [`Scenes`].
+
+    Example:
+        >>> record = SceneNlvr2(100)[2]
+        >>> record["sentence"], record["label"], [image.size for image in record["images"]]
+        ('both pictures show a star', True, [(64, 64), (64, 64)])
+    """
+
+    def __init__(self, num_pairs: int, *, start: int = 0, seed: int = 0, image_size: int = 64) -> None:
+        self.scenes = Scenes(num_pairs, start=start, seed=seed, image_size=image_size)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.scenes.nlvr2_record(i)
+
+
+__all__ = ["SceneNlvr2", "SceneRecord", "SceneVqa", "Scenes", "scene_vocabulary_texts"]

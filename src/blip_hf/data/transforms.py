@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The training transform of BLIP: random crop, flip and RandomAugment, of an image and its caption together."""
+"""BLIP's training transform of an image and its caption: random crop, flip and RandomAugment."""
 
 import math
 import random
@@ -24,22 +24,10 @@ MIRRORED_PATTERN = re.compile(rf"\b({'|'.join(MIRRORED_WORDS)})\b", re.IGNORECAS
 def sample_crop_box(
     width: int, height: int, rng: random.Random, *, min_scale: float = 0.2
 ) -> tuple[int, int, int, int]:
-    """Random box of an area uniform in `[min_scale, 1]` of the image and an aspect log-uniform in `[3/4, 4/3]`.
+    """Random box `(left, top, right, bottom)` in pixels for a crop.
 
-    An image so long that ten tries find no box that fits gives its largest centred box of an allowed aspect.
-
-    Args:
-        width (`int`):
-            Width of the image in pixels.
-        height (`int`):
-            Height of the image in pixels.
-        rng (`random.Random`):
-            Source of the randomness.
-        min_scale (`float`, *optional*, defaults to 0.2):
-            Smallest share of the image's area.
-
-    Returns:
-        `tuple[int, int, int, int]`: left, top, right and bottom in pixels, as Pillow has them.
+    Its area is uniform in `[min_scale, 1]` of the image and its aspect log-uniform in `[3/4, 4/3]`. If ten tries find no
+    box that fits, the result is the largest centred box of an allowed aspect.
 
     Example:
         >>> sample_crop_box(1000, 10, random.Random(0))
@@ -59,17 +47,9 @@ def sample_crop_box(
 
 
 def mirror_caption(caption: str) -> str:
-    """Caption of the mirrored image: the words left and right change places.
+    """Caption of the mirrored image: swaps the words left and right, leftmost and rightmost, and keeps their case.
 
-    Only whole words count, and leftmost and rightmost with them; case is kept. Other senses ("right now") are not told
-    apart.
-
-    Args:
-        caption (`str`):
-            Caption of the image as it was.
-
-    Returns:
-        `str`: caption of its mirror image.
+    Other senses of the words ("right now") are swapped too.
 
     Example:
         >>> mirror_caption("Left of the bright cup, a right-hand glove")
@@ -87,21 +67,21 @@ def _mirror_word(match: re.Match[str]) -> str:
 
 
 class TrainTransform:
-    """Random resized crop, horizontal flip and RandomAugment, as BLIP trains with them.
+    """Random resized crop, horizontal flip and RandomAugment, as in BLIP's training.
 
-    All randomness comes from the generator of the call, so the same state gives the same image on every machine.
+    All randomness comes from the generator of the call, so results repeat on every machine.
 
     Args:
         size (`int`):
             Width and height of the result in pixels.
         min_scale (`float`, *optional*, defaults to 0.2):
-            Smallest share of the image's area that a crop keeps, in (0, 1]. BLIP has 0.2 in pre-training and 0.5 in
-            all fine-tuning.
+            Smallest fraction of the image's area that a crop keeps, in (0, 1]. BLIP pre-trains with 0.2 and fine-tunes
+            with 0.5.
         flip (`str`, *optional*, defaults to `"caption_aware"`):
-            What happens to every second image. `"always"` mirrors it whatever its caption says, as BLIP does;
-            `"caption_aware"` also swaps left and right in the caption, so that it stays true; `"never"` leaves it.
+            How to flip every second image. `"always"` mirrors it and keeps its caption, as BLIP does; `"caption_aware"`
+            also swaps left and right in the caption, so that it stays true; `"never"` does not flip.
         augment (`bool`, *optional*, defaults to `True`):
-            Whether [`~blip_hf.data.augment.RandomAugment`] follows, with two operations at level 5.
+            Whether to apply [`~blip_hf.data.augment.RandomAugment`] with two operations at level 5.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -119,7 +99,7 @@ class TrainTransform:
         if size < 1:
             raise ValueError(f"size={size} leaves no image; pass the model's image size in pixels, 1 or more.")
         if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale={min_scale} is not a share of the image's area; pass a value in (0, 1].")
+            raise ValueError(f"min_scale={min_scale} is not a fraction of the image's area; pass a value in (0, 1].")
         if flip not in get_args(FlipMode):
             raise ValueError(f"flip={flip!r} is unknown; pass one of {', '.join(map(repr, get_args(FlipMode)))}.")
         self.size = size
@@ -128,27 +108,12 @@ class TrainTransform:
         self.augment = RandomAugment() if augment else None
 
     def __call__(self, image: Image.Image, caption: str, rng: random.Random) -> tuple[Image.Image, str]:
-        """Transforms one pair.
-
-        Args:
-            image (`PIL.Image.Image`):
-                RGB image of any size, as [`~blip_hf.image_utils.open_image`] gives it.
-            caption (`str`):
-                Its caption.
-            rng (`random.Random`):
-                Source of the randomness; its state moves on.
-
-        Returns:
-            `tuple[PIL.Image.Image, str]`: RGB image of `size` x `size`, and a caption that fits it.
-
-        Raises:
-            ValueError: If the image is not RGB.
-        """
+        """Transforms an RGB image of any size and its caption; raises a ValueError for other modes."""
         if image.mode != "RGB":
             raise ValueError(f"The image has mode {image.mode}, expected RGB; open it with `open_image`.")
         box = sample_crop_box(*image.size, rng, min_scale=self.min_scale)
         image = image.resize((self.size, self.size), Resampling.BICUBIC, box=box)
-        # Drawn in every mode, so that runs of different modes see the same crops and operations.
+        # Drawn for each `flip`, so that runs that differ in it see the same crops and operations.
         is_flipped = rng.random() < 0.5
         if is_flipped and self.flip != "never":
             image = ImageOps.mirror(image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A WordPiece vocabulary trained on the spot, for models that start from nothing and machines without a network."""
+"""Trains a WordPiece tokenizer, for models trained from scratch and machines without a network."""
 
 from collections.abc import Iterable
 
@@ -11,22 +11,21 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def train_wordpiece_tokenizer(texts: Iterable[str], *, vocab_size: int = 30_522) -> BertTokenizer:
-    """Lower-cased WordPiece tokenizer whose vocabulary is learnt from `texts`.
+    """Trains a lower-casing WordPiece tokenizer; the same texts give the same ids.
 
-    The same texts give the same ids on every run. `[PAD]` has id 0. The tokens of BLIP's roles, `[DEC]` and `[ENC]`, are
-    not in it: `BlipProcessor.from_bert_tokenizer` adds them.
+    `[PAD]` has id 0. `BlipProcessor.from_bert_tokenizer` adds BLIP's `[DEC]` and `[ENC]`.
 
     Args:
         texts (`Iterable[str]`):
-            Sentences, or single words.
+            Sentences or single words.
         vocab_size (`int`, *optional*, defaults to 30522):
-            Upper limit of the vocabulary, that of BERT-base. Training stops earlier when each word is one piece.
+            Maximum size of the vocabulary, that of BERT-base. Training stops earlier once each word is one piece.
 
     Returns:
-        `BertTokenizer`: ready to use, and to be saved with `save_pretrained`.
+        `BertTokenizer`: the tokenizer.
 
     Raises:
-        ValueError: If `texts` holds no visible character, or `vocab_size` is too small for the characters in it.
+        ValueError: If `texts` has no visible character, or `vocab_size` is too small for its characters.
 
     Example:
         >>> tokenizer = train_wordpiece_tokenizer(["a red circle", "two red squares"])
@@ -36,8 +35,8 @@ def train_wordpiece_tokenizer(texts: Iterable[str], *, vocab_size: int = 30_522)
     texts = list(texts)
     normalizer = normalizers.BertNormalizer(lowercase=True)
     alphabet = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
-    # The trainer numbers the pieces inside words in the order of a randomly seeded hash map, and breaks ties between
-    # merges by number. Naming them up front is what makes ids repeat from run to run.
+    # The trainer numbers the pieces inside words in the order of a randomly seeded hash map and breaks ties between
+    # merges by number. Ids repeat only if these pieces are given.
     fixed_tokens = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in alphabet)]
     smallest_size = len(fixed_tokens) + len(alphabet)
     if not alphabet:

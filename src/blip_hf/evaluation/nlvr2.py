@@ -123,7 +123,7 @@ def evaluate_nlvr2(
     with evaluating(model):
         for start in range(0, len(dataset), batch_size):
             numbers = range(start, min(start + batch_size, len(dataset)))
-            pairs = {number: pair for number in numbers if (pair := dataset[number]) is not None}
+            pairs = {number: pair for number in numbers if (pair := dataset.get(number)) is not None}
             if not pairs:
                 continue
             labels += [pair["label"] for pair in pairs.values()]

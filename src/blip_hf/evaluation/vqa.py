@@ -162,8 +162,8 @@ def evaluate_vqa(
             The model; its mode, device and dtype are left as they are.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        questions (sequence of [`~blip_hf.data.readers.vqa.Question`]):
-            What [`~blip_hf.data.readers.vqa.load_vqa`] returns, or a list.
+        questions (sequence of [`~blip_hf.data.readers.vqa.VqaRecord`]):
+            What [`~blip_hf.data.readers.load_vqa`] returns, or a list.
         answer_list (sequence of `str`, *optional*):
             Answers to choose from, such as those of VQA's `answer_list.json` or of
             [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it answers are written.
@@ -193,8 +193,8 @@ def evaluate_vqa(
     if answer_list is not None:
         check_choice(answer_list, num_candidates)
     dataset = VqaDataset(questions, normalize_questions=normalize_questions)
-    collate = _EvaluationCollator(BlipVqaCollator(processor))
-    batches = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    collate = _EvaluationCollator(dataset, BlipVqaCollator(processor))
+    batches = DataLoader(range(len(dataset)), batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     if answer_list is None:
         settings = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
         answer = partial(_write, model=model, processor=processor, **settings)
@@ -258,13 +258,14 @@ def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathL
 
 
 class _EvaluationCollator:
-    """Usable questions of a batch, without their images, and the model's inputs for them."""
+    """Usable questions at the given indices, without their images, and the model's inputs for them."""
 
-    def __init__(self, collator: BlipVqaCollator) -> None:
+    def __init__(self, dataset: VqaDataset, collator: BlipVqaCollator) -> None:
+        self.dataset = dataset
         self.collator = collator
 
-    def __call__(self, items: Sequence[VqaRecord | None]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        usable = [item for item in items if item is not None]
+    def __call__(self, indices: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        usable = [item for i in indices if (item := self.dataset.get(i)) is not None]
         asked = [{"question_id": item["question_id"], "answers": item["answers"]} for item in usable]
         if not usable:
             return asked, {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Settings of generation, and prompts of unequal length in one batch: each is to be continued as it would be alone."""
+"""Generation settings, and batches of prompts of unequal length, each of which is continued as if it were alone."""
 
 import copy
 from typing import Any
@@ -12,48 +12,32 @@ from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory
 
 
-# Length of a text where neither the caller nor the checkpoint says: what transformers falls back to, with a warning.
-DEFAULT_MAX_NEW_TOKENS = 20
-
-
 def resolve_settings(
     settings: GenerationConfig, options: dict[str, Any], config: BlipTextConfig
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Settings of one call of `generate`: the given ones, the options that win over them, and BLIP's special tokens.
+    """Returns the settings of one call of `generate`, and the options that are not settings.
 
-    Args:
-        settings (`GenerationConfig`):
-            The caller's or the model's own. Not changed.
-        options (`dict`):
-            Keyword arguments of the call.
-        config (`BlipTextConfig`):
-            Whose tokens these are: a text ends with [SEP] where no other end tokens are chosen.
-
-    Returns:
-        `tuple`: the settings, and the options that are none and go on to the decoder's `generate`.
+    `options` win over `settings`, which are not changed. A text ends with [SEP] unless other end tokens are chosen.
     """
     settings = copy.deepcopy(settings)
     if settings.eos_token_id == config.eos_token_id:
-        # Read off the model's configuration and chosen by nobody; released files hold a wrong one.
+        # Copied from the model's configuration, not chosen by a user; released files have a wrong one.
         settings.eos_token_id = None
     settings.update(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id)
     remaining = settings.update(**options)
     if settings.eos_token_id is None:
         settings.eos_token_id = config.sep_token_id
     if settings.max_new_tokens is None and settings.max_length is None:
-        settings.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
+        # The default of transformers, which `generate` would apply with a warning.
+        settings.max_new_tokens = settings._get_default_generation_params()["max_length"]
     return settings, remaining
 
 
 def unset_library_defaults(settings: GenerationConfig) -> None:
-    """Unsets what only repeats transformers' defaults, where settings were made of a model's configuration.
+    """Unsets, in place, the defaults of transformers in settings that were read from a model's configuration.
 
-    Up to version 4, transformers wrote its defaults of generation into each `config.json`, those of the released
-    checkpoints among them, and it reads them back as if someone had chosen them.
-
-    Args:
-        settings (`GenerationConfig`):
-            As loaded. Changed in place.
+    Up to version 4, transformers wrote its generation defaults into each `config.json`, including those of the released
+    checkpoints, and it reads them back as if a user had chosen them.
     """
     if settings._from_model_config:
         for name, default in settings._get_default_generation_params().items():
@@ -62,18 +46,9 @@ def unset_library_defaults(settings: GenerationConfig) -> None:
 
 
 def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: BlipTextConfig) -> tuple[Tensor, Tensor]:
-    """Prompts as the decoder continues them: without [SEP], [DEC] first, padded on the left.
+    """Converts prompts of a processor to those that the decoder continues: [DEC] first, no [SEP], padded on the left.
 
-    Args:
-        input_ids (`torch.Tensor` of shape `(b, t)`):
-            Prompts as a processor gives them: [CLS] first, [SEP] last, padded on either side. Not changed.
-        attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-            0 for padding.
-        config (`BlipTextConfig`):
-            Whose tokens these are.
-
-    Returns:
-        `tuple`: ids and mask, each of shape `(b, longest)`.
+    Returns ids and mask, each of shape `(b, longest)`. `input_ids` `(b, t)` may be padded on either side.
 
     Example:
         >>> config = BlipTextConfig(pad_token_id=0, sep_token_id=3, bos_token_id=9)
@@ -86,7 +61,7 @@ def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: Blip
         attention_mask = input_ids != config.pad_token_id
     keep = attention_mask.bool() & (input_ids != config.sep_token_id)  # (b, t)
     longest = int(keep.sum(dim=1).max())
-    # A stable sort on "is kept" moves the dropped tokens to the front and leaves the order of the others.
+    # A stable sort by "is kept" moves the dropped tokens to the front and keeps the order of the others.
     order = keep.long().argsort(dim=1, stable=True)[:, input_ids.shape[1] - longest :]
     keep = keep.gather(1, order)
     is_first = keep & (keep.cumsum(dim=1) == 1)
@@ -95,23 +70,16 @@ def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: Blip
 
 
 def start_tokens(memory: ImageMemory, config: BlipTextConfig) -> Tensor:
-    """[DEC] for each image, or question, of a memory: `(n, 1)`."""
+    """Returns [DEC] for each image (or question) of a memory: `(n, 1)`."""
     return torch.full((memory.num_images, 1), config.bos_token_id, device=memory.keys[0].device)
 
 
 def limit_each_row(
     settings: GenerationConfig, num_padding: Tensor
 ) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
-    """Makes `max_length` and `min_length` count each row's own tokens and not its padding.
+    """Makes `max_length` and `min_length` count the tokens of each row without its `num_padding`, of shape `(b,)`.
 
-    Args:
-        settings (`GenerationConfig`):
-            Changed in place: its `max_length` is raised to leave room for the padding.
-        num_padding (`torch.Tensor` of shape `(b,)`):
-            Tokens of padding before each prompt.
-
-    Returns:
-        `tuple`: what `generate` is to be given beside the settings.
+    Returns processors and criteria for `generate`, and raises `settings.max_length` in place to make room for the padding.
     """
     processors, criteria = LogitsProcessorList(), StoppingCriteriaList()
     longest = int(num_padding.max())
@@ -128,40 +96,28 @@ def limit_each_row(
 
 
 class MaxLengthOfRows(StoppingCriteria):
-    """Stops each row at a length of its own.
-
-    Args:
-        lengths (`torch.Tensor` of shape `(b,)`):
-            Tokens a row, padding included; beams of one row share it.
-    """
+    """Stops each row, with all its beams, at its own length: `lengths` of shape `(b,)`, padding included."""
 
     def __init__(self, lengths: Tensor) -> None:
         self.lengths = lengths
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: object) -> Tensor:
-        """Whether each row is done: `(rows, t)` -> `(rows,)`."""
+        """Returns whether each row is done: `(rows, t)` -> `(rows,)`."""
         return input_ids.shape[1] >= _for_beams(self.lengths, input_ids)
 
 
 class MinLengthOfRows(LogitsProcessor):
-    """Forbids the end of a caption until its row has a length of its own.
-
-    Args:
-        lengths (`torch.Tensor` of shape `(b,)`):
-            Tokens a row, padding included; beams of one row share it.
-        end_ids (`list[int]`):
-            The tokens that end a caption.
-    """
+    """Forbids `end_ids` until a row has its own length: `lengths` of shape `(b,)`, padding included."""
 
     def __init__(self, lengths: Tensor, end_ids: list[int]) -> None:
         self.lengths = lengths
         self.end_ids = end_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of the next token: `(rows, v)` -> `(rows, v)`."""
+        """Masks the scores of the next token: `(rows, v)` -> `(rows, v)`."""
         is_short = input_ids.shape[1] < _for_beams(self.lengths, input_ids)  # (rows,)
         scores = scores.clone()
-        for end_id in self.end_ids:  # a list as an index would be copied to the device at each token
+        for end_id in self.end_ids:  # indexing by a list would copy it to the device at each token
             scores[:, end_id] = scores[:, end_id].masked_fill(is_short, -torch.inf)
         return scores
 

@@ -43,7 +43,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
     Example:
         ```python
         model = BlipForRetrievalTraining.from_pretrained("Salesforce/blip-itm-base-coco", queue_size=4096)
-        BlipTrainer(model, BlipFinetuningArguments("runs/retrieval"), train_dataset=pairs, ...).train()
+        BlipContrastiveTrainer(model, BlipFinetuningArguments("runs/retrieval"), train_dataset=pairs, ...).train()
         model.export_retriever().save_pretrained("matcher")
         ```
     """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arguments of a run of pre-training or of fine-tuning, with the paper's recipes as defaults."""
+"""Arguments of pre-training and fine-tuning, with the paper's recipes as defaults."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from transformers import SchedulerType, TrainingArguments
 
@@ -10,18 +11,29 @@ BLIP_SCHEDULE = "blip"
 BLIP_COSINE_SCHEDULE = "blip_cosine"
 _OWN_SCHEDULES = (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE)
 
+# Paper, table 14, for ViT-B.
+TASK_RECIPES: dict[str, dict[str, float]] = {
+    "caption": {"learning_rate": 1e-5, "num_train_epochs": 5},
+    "retrieval": {"learning_rate": 1e-5, "num_train_epochs": 6},
+    "vqa": {"learning_rate": 2e-5, "num_train_epochs": 10},
+    "nlvr2": {"learning_rate": 3e-5, "num_train_epochs": 15},
+}
+
 
 @dataclass
 class BlipTrainingArguments(TrainingArguments):
-    """Arguments of [`BlipContrastiveTrainer`], with the recipe of pre-training.
+    """Arguments of pre-training with [`BlipContrastiveTrainer`].
 
-    Those of `transformers.TrainingArguments`, whose fields are documented there; the fields below are documented by
-    their help texts. Other defaults than there: `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps`
-    and `lr_scheduler_type` are the paper's, `max_grad_norm=0` because the original clips nothing,
-    `remove_unused_columns=False` because collators read columns that no model takes, `dataloader_drop_last=True`
-    (training only) because a last batch of one pair has no negatives, `ddp_broadcast_buffers=False` because the queue is
-    the same on each process, `ddp_find_unused_parameters=False` because the trainer freezes those that no loss reads, and
-    `logging_nan_inf_filter=False` because the filter waits for the device at each step.
+    Help texts document the fields below; `transformers.TrainingArguments` documents the others. Defaults that differ
+    from it:
+
+    - The paper's `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps` and `lr_scheduler_type`, and
+      `max_grad_norm=0`, since the original does not clip.
+    - `remove_unused_columns=False`: collators read columns that no model takes.
+    - `dataloader_drop_last=True` (in training only): a last batch of one pair has no negatives.
+    - `ddp_broadcast_buffers=False`: the queue is the same on each process.
+    - `ddp_find_unused_parameters=False`: the trainer freezes parameters that no loss reads.
+    - `logging_nan_inf_filter=False`: the filter waits for the device at each step.
 
     Raises:
         ValueError: If the learning rates contradict each other, or `label_smoothing_factor` is given.
@@ -45,19 +57,19 @@ class BlipTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(
         default=BLIP_SCHEDULE,
         metadata={
-            "help": "`blip`: linear warm-up and a factor an epoch, as the paper pre-trains; `blip_cosine`: half a cosine"
-            " with one value an epoch, as it fine-tunes; or a schedule of transformers, such as `cosine`, which reads"
-            " neither of `warmup_learning_rate`, `min_learning_rate` and `decay_rate`."
+            "help": "`blip`: linear warm-up and a decay factor per epoch, as the paper pre-trains; `blip_cosine`: half"
+            " a cosine with one value per epoch, as it fine-tunes; or a schedule of transformers, such as `cosine`,"
+            " which ignores `warmup_learning_rate`, `min_learning_rate` and `decay_rate`."
         },
     )
     warmup_steps: float = field(
         default=3000,
-        metadata={"help": "Steps of linear warm-up (salesforce/BLIP), or a share of all steps if below 1."},
+        metadata={"help": "Steps of linear warm-up (salesforce/BLIP), or a fraction of all steps if below 1."},
     )
     warmup_learning_rate: float = field(
         default=1e-6, metadata={"help": "Learning rate of the first step of a warm-up (salesforce/BLIP)."}
     )
-    min_learning_rate: float = field(default=1e-6, metadata={"help": "Where the decay ends (salesforce/BLIP)."})
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Lower bound of the decay (salesforce/BLIP)."})
     decay_rate: float = field(
         default=0.9,
         metadata={
@@ -67,45 +79,47 @@ class BlipTrainingArguments(TrainingArguments):
     alpha_ramp_epochs: float = field(
         default=2.0,
         metadata={
-            "help": "Epochs over which `alpha`, the momentum towers' share in the contrastive targets, rises from 0 to"
-            " the configuration's value (salesforce/BLIP pretrain.py)."
+            "help": "Epochs over which `alpha`, the weight of the momentum encoder in the contrastive targets, rises"
+            " from 0 to the configuration's value (salesforce/BLIP pretrain.py)."
         },
     )
     learn_temperature: bool = field(
         default=True,
         metadata={
-            "help": "Train the temperature (paper). In a short run at a high learning rate it falls before the features"
-            " have any order; then keep it fixed."
+            "help": "Train the temperature (paper). Keep it fixed in a short run at a high learning rate, where it would"
+            " fall before the features are aligned."
         },
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Norm to clip gradients to; 0 clips nothing."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Norm to clip gradients to; 0 disables clipping."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop columns that no model takes. The collators of this package need them."}
+        default=False,
+        metadata={"help": "Drop columns that the model does not take. The collators of this package need them."},
     )
     dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop the last incomplete batch of an epoch of training."}
+        default=True, metadata={"help": "Drop the last incomplete batch of each training epoch."}
     )
     ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Send the buffers, the whole queue, to all processes before each forward."}
+        default=False,
+        metadata={"help": "Send all buffers, such as the queue, to all processes before each forward pass."},
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for parameters without a gradient at each step."}
+        default=False, metadata={"help": "Look for parameters without gradient at each step."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinity out of the logged loss, at the price of speed."}
+        default=False, metadata={"help": "Leave NaN and infinity out of the logged loss (slower)."}
     )
 
     def __post_init__(self) -> None:
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, but Trainer smooths unshifted labels, with"
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but Trainer smooths unshifted labels, from"
                 " which a captioner learns to copy its input. Set `config.text_config.label_smoothing` of the model"
                 " instead."
             )
         own_schedule = self.lr_scheduler_type if self.lr_scheduler_type in _OWN_SCHEDULES else None
         if own_schedule is not None:
             self._check_learning_rates()
-            # The base class knows its own names only; this one passes all of its checks.
+            # The base class accepts only its own names; this one passes its checks.
             self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
         super().__post_init__()
         if own_schedule is not None:
@@ -121,22 +135,24 @@ class BlipTrainingArguments(TrainingArguments):
                     f"{name} is {value}, expected a value from 0 to the learning_rate, which is {self.learning_rate}."
                 )
         if not 0 < self.decay_rate <= 1:
-            raise ValueError(f"decay_rate is {self.decay_rate}, expected a value in (0, 1]; 1 decays nothing.")
+            raise ValueError(
+                f"decay_rate is {self.decay_rate}, expected a value in (0, 1]; 1 keeps the rate constant."
+            )
 
 
 @dataclass
 class BlipFinetuningArguments(BlipTrainingArguments):
-    """Arguments of [`BlipTrainer`] and [`BlipContrastiveTrainer`], with the recipe of fine-tuning (paper, table 14).
+    """Arguments of fine-tuning with [`BlipTrainer`] or, for retrieval, [`BlipContrastiveTrainer`].
 
-    Those of [`BlipTrainingArguments`], whose fields are documented there and by their help texts. Other defaults than
-    there, from salesforce/BLIP `configs/retrieval_coco.yaml` and `train_retrieval.py`: `learning_rate`,
-    `num_train_epochs`, `lr_scheduler_type`, no warm-up, `min_learning_rate=0`, and `alpha_ramp_epochs=1`. Rate and epochs
-    are those of retrieval; the paper has 5 epochs for captioning, 10 at 2e-5 for VQA and 15 at 3e-5 for NLVR2.
+    As [`BlipTrainingArguments`], with the defaults of retrieval (paper, table 14; salesforce/BLIP
+    `configs/retrieval_coco.yaml` and `train_retrieval.py`): `learning_rate`, `num_train_epochs`, `lr_scheduler_type`, no
+    warm-up, `min_learning_rate=0` and `alpha_ramp_epochs=1`. [`~BlipFinetuningArguments.for_task`] has the learning rate
+    and epochs of the other tasks.
 
     Example:
-        >>> args = BlipFinetuningArguments("runs/retrieval", per_device_train_batch_size=32)
+        >>> args = BlipFinetuningArguments.for_task("vqa", output_dir="runs/vqa", per_device_train_batch_size=16)
         >>> args.learning_rate, args.num_train_epochs, args.lr_scheduler_type
-        (1e-05, 6.0, 'blip_cosine')
+        (2e-05, 10, 'blip_cosine')
     """
 
     learning_rate: float = field(
@@ -145,20 +161,37 @@ class BlipFinetuningArguments(BlipTrainingArguments):
     num_train_epochs: float = field(default=6.0, metadata={"help": "Number of epochs (paper, table 14)."})
     lr_scheduler_type: str = field(
         default=BLIP_COSINE_SCHEDULE,
-        metadata={"help": "As in pre-training; `blip_cosine` is half a cosine with one value an epoch."},
+        metadata={"help": "As in pre-training; `blip_cosine` is half a cosine with one value per epoch."},
     )
     warmup_steps: float = field(
         default=0,
-        metadata={"help": "Steps of linear warm-up (salesforce/BLIP: none), or a share of all steps if below 1."},
+        metadata={"help": "Steps of linear warm-up (salesforce/BLIP: none), or a fraction of all steps if below 1."},
     )
     warmup_learning_rate: float = field(
         default=0.0, metadata={"help": "Learning rate of the first step of a warm-up."}
     )
-    min_learning_rate: float = field(default=0.0, metadata={"help": "What the cosine approaches (salesforce/BLIP)."})
+    min_learning_rate: float = field(default=0.0, metadata={"help": "Lower bound of the cosine (salesforce/BLIP)."})
     alpha_ramp_epochs: float = field(
         default=1.0,
         metadata={"help": "Epochs over which `alpha` rises from 0 (salesforce/BLIP train_retrieval.py)."},
     )
 
+    @classmethod
+    def for_task(cls, task: str, **kwargs: Any) -> Self:
+        """Arguments with the paper's learning rate and number of epochs for a task (table 14, ViT-B).
 
-__all__ = ["BLIP_COSINE_SCHEDULE", "BLIP_SCHEDULE", "BlipFinetuningArguments", "BlipTrainingArguments"]
+        Args:
+            task (`str`):
+                `"caption"`, `"retrieval"`, `"vqa"` or `"nlvr2"`.
+            **kwargs:
+                Further arguments, such as `output_dir`. They win over the recipe.
+
+        Raises:
+            ValueError: If the task is unknown.
+        """
+        if task not in TASK_RECIPES:
+            raise ValueError(f"task={task!r} is unknown; pass one of {', '.join(map(repr, TASK_RECIPES))}.")
+        return cls(**{**TASK_RECIPES[task], **kwargs})
+
+
+__all__ = ["BLIP_COSINE_SCHEDULE", "BLIP_SCHEDULE", "TASK_RECIPES", "BlipFinetuningArguments", "BlipTrainingArguments"]

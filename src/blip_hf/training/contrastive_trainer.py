@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Trainer of the contrastive models: what transformers' Trainer does not know about momentum, queue and several losses."""
+"""Trainer of the contrastive models, with momentum encoder, queue and several losses."""
 
 from collections.abc import Sized
 from pathlib import Path
@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from ..data.encoded import EncodedPairs
-from ..data.pairs import FilledBatches, PairDataset
+from ..data.pairs import PairDataset
 from ..distributed import gather
 from ..files import atomic_write
 from ..modeling.contrastive import BlipContrastiveModel
@@ -28,37 +28,30 @@ from .trainer import BlipTrainer
 
 logger = logging.get_logger(__name__)
 
-# Entropy of one match in three pairs: the loss of a matching head that ignores its input.
+# Entropy of one match in three pairs: the loss of an ITM head that ignores its input.
 CHANCE_ITM_LOSS = 0.6365
 NUM_CHANCE_LOGS = 20
 
 
 class MomentumCallback(TrainerCallback):
-    """Moves the averages once an optimiser step."""
+    """Updates the momentum encoder once per optimiser step."""
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: BlipContrastiveModel,
-        **kwargs: Any,
-    ) -> None:
-        """Runs after the weights have moved."""
+    def on_optimizer_step(self, *_: Any, model: BlipContrastiveModel, **kwargs: Any) -> None:
+        """Runs after the weights have changed."""
         model.update_momentum()
 
 
 class BlipContrastiveTrainer(BlipTrainer):
     """Trains [`BlipForPreTraining`] or [`BlipForRetrievalTraining`] as [BLIP](https://huggingface.co/papers/2201.12086).
 
-    The class of the arguments has the recipe: of pre-training (section 4.1) or of retrieval fine-tuning (table 14).
+    [`BlipTrainingArguments`] has the recipe of pre-training (section 4.1), [`BlipFinetuningArguments`] that of retrieval
+    fine-tuning (table 14).
 
-    On top of [`BlipTrainer`]: the momentum towers take one step after each optimiser step, each training batch
-    enters the queue, `alpha` is ramped up, and each log has the means since the last one of each loss and of the
-    matching accuracy, with temperature, `alpha` and the share of the queue that is filled. Evaluation reports the same
-    losses with the configuration's full `alpha`, and the recalls of the contrastive features within the set; it changes
-    no state, random numbers included. Checkpoints hold the momentum towers and the queue in a file of their own, so that
-    a resumed run continues the curve; `save_model` writes neither.
+    On top of [`BlipTrainer`]: the momentum encoder is updated after each optimiser step, each training batch enters the
+    queue, and `alpha` is ramped up. Logs have the means of each loss and of the ITM accuracy since the last log, the
+    temperature, `alpha` and the fill of the queue. Evaluation uses the configuration's full `alpha`, adds the recalls of
+    the contrastive features within the set, and changes no state. Checkpoints store the momentum encoder and the queue
+    in a file of their own, so that a resumed run continues the curve; `save_model` saves neither.
 
     Args:
         model ([`BlipForPreTraining`] or [`BlipForRetrievalTraining`]):
@@ -74,7 +67,7 @@ class BlipContrastiveTrainer(BlipTrainer):
     """
 
     model: BlipContrastiveModel
-    # Each loss is the mean over a micro-batch, so that Trainer has to divide by the number of accumulated ones.
+    # Each loss is a mean over a micro-batch, so Trainer has to divide by the number of accumulated ones.
     loss_is_scaled_for_ga = False
 
     def __init__(self, model: BlipContrastiveModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
@@ -91,26 +84,14 @@ class BlipContrastiveTrainer(BlipTrainer):
 
     @property
     def alpha(self) -> float:
-        """Share of the momentum towers in the contrastive targets at the current optimiser step."""
+        """Weight of the momentum encoder in the contrastive targets at the current optimiser step."""
         ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
         return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As `Trainer.training_step`; after the backward pass, which reads the queue, the batch enters it.
-
-        Args:
-            model (`nn.Module`):
-                The model, wrapped as the run needs it.
-            inputs (`dict`):
-                Arguments of the model's `forward`.
-            num_items_in_batch (`int`, *optional*):
-                As in `compute_loss`.
-
-        Returns:
-            `torch.Tensor`: The loss.
-        """
+        """Adds the batch to the queue after the backward pass, which reads the queue."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.model.enqueue(self._trained_output)
         self._trained_output = None
@@ -123,21 +104,7 @@ class BlipContrastiveTrainer(BlipTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, BlipContrastiveOutput]:
-        """The sum of the losses of a micro-batch.
-
-        Args:
-            model (`nn.Module`):
-                The model, wrapped as the run needs it.
-            inputs (`dict`):
-                Arguments of the model's `forward`.
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the output too.
-            num_items_in_batch (`int`, *optional*):
-                Not used: each loss is a mean of its own kind of items.
-
-        Returns:
-            `torch.Tensor` or `tuple`: The loss, with `return_outputs` and the output.
-        """
+        """The sum of the losses of a micro-batch."""
         if model.training:
             output = model(**inputs, alpha=self.alpha)
             self._train_means.add_output(output)
@@ -161,29 +128,13 @@ class BlipContrastiveTrainer(BlipTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with each loss, the matching accuracy and recalls among the metrics.
-
-        Args:
-            dataloader (`DataLoader`):
-                Of the set.
-            description (`str`):
-                Its name in messages.
-            prediction_loss_only (`bool`, *optional*):
-                Not used: there are no labels, and no predictions come back.
-            ignore_keys (`list[str]`, *optional*):
-                As in the base class.
-            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
-                What the names of the metrics start with.
-
-        Returns:
-            `EvalLoopOutput`: What the base class returns.
-        """
+        """Adds each loss, the ITM accuracy and the recalls to the metrics. There are no labels and no predictions."""
         self._eval_features: list[list[Tensor]] = []
-        # The same hard negatives at each evaluation, drawn without touching the random numbers of training; a data
-        # loader draws one too.
+        # Draws the same hard negatives at each evaluation and leaves the random numbers of training alone, of which a
+        # data loader would draw one too.
         self._eval_generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         with torch.random.fork_rng(devices=[]):
-            # Losses only: without labels there is nothing to hold the logits of a whole set against.
+            # `prediction_loss_only=True`: there are no labels to compare logits with.
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         columns = [gather(torch.cat(column)) for column in zip(*self._eval_features, strict=True)]
         recalls = recalls_in_set(*columns)
@@ -191,14 +142,7 @@ class BlipContrastiveTrainer(BlipTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `Trainer.log`; a log of the training loss also has what the class says.
-
-        Args:
-            logs (`dict[str, float]`):
-                What to log.
-            start_time (`float`, *optional*):
-                Start of training.
-        """
+        """Adds means, temperature, `alpha` and fill of the queue to the logs of the training loss."""
         if "loss" in logs:
             logs |= self._train_means.pop()
             logs |= {
@@ -214,13 +158,12 @@ class BlipContrastiveTrainer(BlipTrainer):
         self._num_chance_logs = self._num_chance_logs + 1 if is_chance else 0
         if self._num_chance_logs == NUM_CHANCE_LOGS:
             logger.warning(
-                f"The matching loss has been {CHANCE_ITM_LOSS}, that of a constant guess, for {NUM_CHANCE_LOGS} logs."
-                " If that goes on, start from trained image and text encoders, lower the learning rate or enlarge the"
-                " batch."
+                f"The ITM loss has been {CHANCE_ITM_LOSS}, that of a constant guess, for {NUM_CHANCE_LOGS} logs. If it"
+                " does not fall, start from trained image and text encoders, lower the learning rate or enlarge the batch."
             )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        # Trainer calls this for checkpoints that a run can be resumed from, and for no others.
+        # Trainer calls this only for checkpoints that a run can be resumed from.
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
@@ -234,30 +177,30 @@ class BlipContrastiveTrainer(BlipTrainer):
         else:
             self.model.reset_momentum()
             logger.warning(
-                f"{resume_from_checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum towers start at its weights and"
-                " the queue from what it holds, so the curve will jump. Save without `save_only_model` to resume."
+                f"{resume_from_checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum encoder starts from its weights"
+                " and the queue keeps its content, so the curve will jump. Save without `save_only_model` to resume."
             )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The base class expects the keys that are not in a model's file to be all missing or all there.
+        # The base class expects either all or none of the keys that a model does not save.
         expected = {*self.model._keys_to_ignore_on_save, *self.model.all_tied_weights_keys}
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
         super()._issue_warnings_after_load(load_result)
 
 
 def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """Ids of an evaluation set past those of the training set in the queue, which is numbered from 0 too."""
+    """Shifts ids of an evaluation set past those in the queue: both sets are numbered from 0."""
     if not len(queue_ids):
         return image_ids
     return torch.where(image_ids < 0, image_ids, image_ids + queue_ids.max().clamp(min=-1) + 1)
 
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
-    # A pair that comes again is then no negative of itself.
-    knows_images = isinstance(train_dataset, PairDataset | FilledBatches) or (
+    # With `image_ids`, a pair that comes again is not a negative of itself.
+    has_image_ids = isinstance(train_dataset, PairDataset) or (
         isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
     )
-    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not knows_images:
+    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not has_image_ids:
         logger.warning(
             f"The queue holds {queue_size} pairs and the training set {len(train_dataset)}, so that each pair is among"
             " its own negatives. Lower `config.queue_size`, or give the pairs `image_ids`."

@@ -1,27 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each record of an evaluation counts once, whatever is left out and however many processes share the set."""
+"""Evaluation counts each usable record once, on any number of processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data.pairs import next_usable
+from ..data.pairs import PairDataset
+from ..distributed import gather, rank, world_size
 
 
-# Key of a batch that says whether it counts; the trainer takes it out.
+# Key of a batch that tells the trainer whether it counts.
 IS_COUNTED = "is_counted"
 
 
-class PadToWorldSize(Dataset):
-    """A set padded with `None`, which is left out, in place of the copies of its first records that accelerate adds.
+def usable_subset(dataset: PairDataset, *, num_workers: int, device: torch.device) -> Subset:
+    """The usable records of a set. Each process opens the images of its share once."""
+    dataset[0]  # raises for a wrong folder before the whole set is read
+    checks = DataLoader(
+        range(rank(), len(dataset), world_size()),
+        batch_size=64,
+        num_workers=num_workers,
+        collate_fn=_UsableIndices(dataset),
+        generator=torch.Generator(),  # or the loader would draw from the random numbers of training
+    )
+    usable = torch.tensor([i for indices in checks for i in indices], dtype=torch.long, device=device)
+    return Subset(dataset, gather(usable).sort().values.tolist())
 
-    Args:
-        dataset (`Dataset`):
-            Map-style.
-        round_size (`int`):
-            Records that all processes together take at a time; the length is a multiple of it.
-    """
+
+class _UsableIndices:
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __call__(self, indices: Sequence[int]) -> list[int]:
+        return [i for i in indices if self.dataset.get(i) is not None]
+
+
+class PadToWorldSize(Dataset):
+    """A set padded with `None` to a multiple of `round_size`; accelerate would repeat its first records instead."""
 
     def __init__(self, dataset: Dataset, round_size: int) -> None:
         self.dataset = dataset
@@ -34,16 +51,10 @@ class PadToWorldSize(Dataset):
         return self.dataset[i] if i < len(self.dataset) else None
 
 
-class MarkingCollator:
-    """Marks batches that do not count: those of no usable record, for which another one stands in.
+class PaddingCollator:
+    """Drops the padding of [`PadToWorldSize`]. A batch of padding alone becomes one of the first record, not counted.
 
-    The stand-in runs through the model all the same, as the other processes may wait for this one there.
-
-    Args:
-        collator (`Callable`):
-            Makes batches of items that are not `None`.
-        dataset (`Dataset`):
-            Where the stand-in comes from.
+    That batch runs through the model too, since other processes wait for its metrics.
     """
 
     def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], dataset: Dataset) -> None:
@@ -51,21 +62,9 @@ class MarkingCollator:
         self.dataset = dataset
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
-        """Makes a batch.
-
-        Args:
-            items (`Sequence`):
-                Items of the set; `None` is left out.
-
-        Returns:
-            `dict`: The batch, and whether it counts.
-
-        Raises:
-            ValueError: If no record can be used, and none of the first 100 of the set.
-        """
-        usable = [item for item in items if item is not None]
-        batch = self.collator(usable or [next_usable(self.dataset, start=0)])
-        return {**batch, IS_COUNTED: bool(usable)}
+        """Makes a batch and says whether it counts."""
+        records = [item for item in items if item is not None]
+        return {**self.collator(records or [self.dataset[0]]), IS_COUNTED: bool(records)}
 
 
-__all__ = ["IS_COUNTED", "MarkingCollator", "PadToWorldSize"]
+__all__ = ["IS_COUNTED", "PadToWorldSize", "PaddingCollator", "usable_subset"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batches of captions of about one length: what is not padded is not computed."""
+"""Batches of captions of similar length, which need less padding."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,20 +7,12 @@ import torch
 from torch.utils.data import Sampler
 
 
-# Batches that are sorted together: enough for lengths to agree, few enough for batches to stay a mixture.
-BATCHES_A_STRETCH = 20
+# Batches that are sorted together: enough for similar lengths, few enough to keep batches random.
+BATCHES_PER_CHUNK = 20
 
 
 class CaptionLengthSampler(Sampler[int]):
-    """Shuffles, sorts each stretch of batches by length, and shuffles its batches; another order each epoch.
-
-    Args:
-        lengths (`Sequence[int]`):
-            Length of each caption.
-        batch_size (`int`):
-            Pairs of one optimiser step on one process.
-        seed (`int`):
-            Seed of the order, which it repeats.
+    """Shuffles, sorts each chunk of batches by length, and shuffles its batches; each epoch has its own order.
 
     Example:
         >>> sampler = CaptionLengthSampler([9, 2, 9, 2], batch_size=2, seed=0)
@@ -36,7 +28,7 @@ class CaptionLengthSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Gives the epoch its own order; data loaders call this."""
+        """Gives the epoch its own order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -45,10 +37,10 @@ class CaptionLengthSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
-        for stretch in order.split(BATCHES_A_STRETCH * self.batch_size):
-            batches = stretch[self.lengths[stretch].argsort(stable=True)].split(self.batch_size)
+        for chunk in order.split(BATCHES_PER_CHUNK * self.batch_size):
+            batches = chunk[self.lengths[chunk].argsort(stable=True)].split(self.batch_size)
             for number in torch.randperm(len(batches), generator=generator).tolist():
                 yield from batches[number].tolist()
 
 
-__all__ = ["BATCHES_A_STRETCH", "CaptionLengthSampler"]
+__all__ = ["BATCHES_PER_CHUNK", "CaptionLengthSampler"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How learning rate and `alpha` depend on the optimiser step: pure functions."""
+"""Learning rate and `alpha` as functions of the optimiser step."""
 
 import math
 
@@ -14,30 +14,11 @@ def blip_learning_rate(
     warmup_steps: int,
     warmup_learning_rate: float,
 ) -> float:
-    """Learning rate of a step: linear warm-up, and a constant factor from each epoch to the next.
+    """Learning rate of pre-training: linear warm-up, and a constant factor from each epoch to the next.
 
     As in salesforce/BLIP (`utils.py`), epoch `e` has `max(min_learning_rate, learning_rate * decay_rate**e)`. The
-    original warms up during its first epoch only and jumps if that is shorter than the warm-up; here the ramp goes on
-    until `warmup_steps`, below the rate of the epoch.
-
-    Args:
-        step (`int`):
-            Optimiser steps taken before this one.
-        steps_per_epoch (`int`):
-            Optimiser steps of an epoch.
-        learning_rate (`float`):
-            The rate of the first epoch.
-        min_learning_rate (`float`):
-            Where the decay ends.
-        decay_rate (`float`):
-            Factor from one epoch to the next.
-        warmup_steps (`int`):
-            Length of the warm-up, 0 for none.
-        warmup_learning_rate (`float`):
-            The rate of the first step of a warm-up.
-
-    Returns:
-        `float`: The learning rate.
+    original warms up only during its first epoch and jumps if that is shorter than the warm-up; here the warm-up lasts
+    `warmup_steps` and stays below the rate of the epoch. `step` counts the optimiser steps before this one.
 
     Example:
         >>> recipe = dict(learning_rate=3e-4, min_learning_rate=1e-6, decay_rate=0.9)
@@ -58,26 +39,7 @@ def cosine_learning_rate(
     warmup_steps: int,
     warmup_learning_rate: float,
 ) -> float:
-    """Learning rate of a step of fine-tuning: half a cosine over the run, one value an epoch (salesforce/BLIP `utils.py`).
-
-    Args:
-        step (`int`):
-            Optimiser steps taken before this one.
-        steps_per_epoch (`int`):
-            Optimiser steps of an epoch.
-        num_epochs (`int`):
-            Epochs of the run.
-        learning_rate (`float`):
-            The rate of the first epoch.
-        min_learning_rate (`float`):
-            What the rate approaches; the last epoch is still above it.
-        warmup_steps (`int`):
-            Length of the warm-up, 0 for none, as in the original.
-        warmup_learning_rate (`float`):
-            The rate of the first step of a warm-up.
-
-    Returns:
-        `float`: The learning rate.
+    """Learning rate of fine-tuning: half a cosine over the run, one value per epoch (salesforce/BLIP `utils.py`).
 
     Example:
         >>> recipe = dict(learning_rate=1e-5, min_learning_rate=0.0, warmup_steps=0, warmup_learning_rate=0.0)
@@ -85,22 +47,13 @@ def cosine_learning_rate(
         5e-06
     """
     epoch = step // steps_per_epoch
-    share = (1 + math.cos(math.pi * epoch / num_epochs)) / 2
-    decayed = min_learning_rate + (learning_rate - min_learning_rate) * share
+    fraction = (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+    decayed = min_learning_rate + (learning_rate - min_learning_rate) * fraction
     return _warmed_up(decayed, step, learning_rate, warmup_steps, warmup_learning_rate)
 
 
 def linear_ramp(step: int, num_steps: float) -> float:
-    """Share of its full value that something ramped up over the first `num_steps` steps has, in [0, 1].
-
-    Args:
-        step (`int`):
-            Steps taken so far.
-        num_steps (`float`):
-            Length of the ramp; 0 for the full value from the start.
-
-    Returns:
-        `float`: The share.
+    """Rises linearly from 0 to 1 over the first `num_steps` steps; 1 from the start if that is 0.
 
     Example:
         >>> [linear_ramp(step, 4) for step in (0, 1, 4, 9)]
