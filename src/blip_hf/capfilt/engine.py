@@ -28,6 +28,7 @@ from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
+from ..modeling.cpu import optimize_for_cpu
 from ..modeling.projection import pool_and_project
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
@@ -124,13 +125,13 @@ class CapFilt:
         captioner_processor = BlipProcessor.from_pretrained(captioner)
         # Wrong settings fail before the models are loaded.
         settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
-        return cls(
+        models = (
             BlipForConditionalGeneration.from_pretrained(captioner, dtype=dtype).to(device),
-            captioner_processor,
             BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device),
-            BlipProcessor.from_pretrained(matcher),
-            settings,
         )
+        if torch.device(device).type == "cpu":
+            models = tuple(map(optimize_for_cpu, models))
+        return cls(models[0], captioner_processor, models[1], BlipProcessor.from_pretrained(matcher), settings)
 
     def score_shard(self, shard: Shard) -> tuple[pa.Table, list[Skipped]]:
         """Captions and scores a shard.
