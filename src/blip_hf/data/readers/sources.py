@@ -17,7 +17,7 @@ from .hub import Table, is_hub_name, is_saved, load_from_hub, pick_split
 from .lists import METADATA_FILES, ListFile
 from .parquet import ParquetFile
 from .records import PathLike
-from .scenes import SCENES_PREFIX, SceneSource, parse_scenes
+from .scenes import SceneSource, is_scenes, parse_scenes
 from .tar import TarFile
 
 
@@ -71,7 +71,7 @@ def make_absolute(source: PathLike) -> str:
     """A source as it is found from any working directory. Names on the Hub and drawn scenes do not change."""
     path = os.path.expanduser(source)
     is_elsewhere = isinstance(source, str) and not os.path.exists(path) and is_hub_name(source)
-    return str(source) if is_elsewhere or str(source).startswith(SCENES_PREFIX) else os.path.abspath(path)
+    return str(source) if is_elsewhere or is_scenes(source) else os.path.abspath(path)
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ def _find(
             f"source is a {type(source).__name__}, expected {ACCEPTED}. Records in memory need no loading: pass them to"
             " `PairDataset`."
         )
-    if isinstance(source, str) and source.startswith(SCENES_PREFIX):
+    if is_scenes(source):
         return [SceneSource(parse_scenes(source))]
     path = Path(source).expanduser()
     if path.exists():
