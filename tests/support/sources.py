@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Small sources of image-text pairs, and what is read from them."""
 
-import io
 import struct
 import zlib
-from pathlib import Path
-
-from PIL import Image
 
 from blip_hf.data.readers import Sample, Skipped, find_shards
+from tests.support.images import encode_image, plain_image
 
 
 def encoded(color="red", format="PNG", size=(4, 3)) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, color).save(content, format)
-    return content.getvalue()
+    return encode_image(plain_image(color, size), format)
 
 
 def bomb() -> bytes:
@@ -23,11 +18,6 @@ def bomb() -> bytes:
     chunks = (b"IHDR" + header, b"IDAT")
     packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-def write_images(folder: Path, *colors: str) -> None:
-    for color in colors:
-        (folder / f"{color}.png").write_bytes(encoded(color))
 
 
 def read(source, **options) -> list[Sample | Skipped]:
