@@ -1,144 +1,172 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captioning (paper, section 5.2): fine-tune a captioner, and compare what it writes with what people wrote."""
+"""Captioning (paper, section 5.2)."""
 
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..caption_settings import CaptionSettings
-from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
-from ..data.collators import BlipCaptioningCollator
-from ..data.pairs import PairDataset
-from ..data.readers.pairs import group_captions
-from ..evaluation.caption import CaptionResult, evaluate_captions, write_caption_results
-from ..evaluation.caption_metrics import resolve_metrics
-from ..modeling.caption import BlipForConditionalGeneration
-from ..modeling.pretraining import BlipForPreTraining
-from ..processing_blip import BlipProcessor
-from ..training import BlipFinetuningArguments, BlipTrainer
+from ..caption_settings import CaptionSettings, caption_option
 from .base import (
+    FinetuningRun,
+    PairEvaluateOptions,
+    PairFinetuneOptions,
     checkpoint_type,
-    evaluation_pairs,
-    image_size_of,
+    given_options,
     load_for_evaluation,
-    load_processor,
-    prefixed,
+    load_for_training,
+    load_pair_records,
     prepare_for_training,
-    read_config,
-    train_and_save,
-    training_pairs,
-    warn_of_training_data,
+    run_finetuning,
 )
-from .options import CaptionEvaluateOptions, CaptionFinetuneOptions
 
 
-def load_model(options: CaptionFinetuneOptions) -> BlipForConditionalGeneration:
-    """Loads the captioner to start from, in training mode; that of a pre-training checkpoint too.
+if TYPE_CHECKING:
+    from ..evaluation.caption import CaptionResult
+    from ..modeling.caption import BlipForConditionalGeneration
+    from ..processing_blip import BlipProcessor
+    from ..training import BlipFinetuningArguments
 
-    Args:
-        options (`CaptionFinetuneOptions`):
-            Options of the command.
 
-    Returns:
-        `BlipForConditionalGeneration`: with float32 weights.
-    """
-    if checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = read_config(BlipPreTrainingConfig, options)
-        whole = BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-        model = whole.export_captioner()
+@dataclass(kw_only=True)
+class CaptionOptions:
+    """How captions are written and scored."""
+
+    prompt: str | None = caption_option("prompt")
+    num_beams: int | None = caption_option("num_beams")
+    max_length: int | None = caption_option("max_length")
+    min_length: int | None = caption_option("min_length")
+    metrics: list[Literal["bleu", "rouge_l", "cider", "meteor", "spice"]] | None = field(
+        default=None,
+        metadata={
+            "help": "Any of bleu, rouge_l, cider, meteor and spice (default: the first three, and meteor if Java is"
+            " installed)",
+            "metavar": "METRIC",
+        },
+    )
+    tokenizer_of_metrics: Literal["treebank", "ptb"] = field(
+        default="treebank",
+        metadata={"help": "Tokenizer of the metrics; ptb, the official one, needs Java"},
+    )
+
+    def given_settings(self) -> dict[str, Any]:
+        """The caption settings that are given, by name; the checkpoint has the others."""
+        names = ("prompt", "num_beams", "max_length", "min_length")
+        return given_options(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(CaptionOptions, PairFinetuneOptions):
+    """Options of the fine-tuning of a captioner."""
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(CaptionOptions, PairEvaluateOptions):
+    """Options of the evaluation of a captioner."""
+
+    repetition_penalty: float | None = caption_option("repetition_penalty")
+
+    def given_settings(self) -> dict[str, Any]:
+        """The caption settings that are given, by name; the checkpoint has the others."""
+        return super().given_settings() | given_options(repetition_penalty=self.repetition_penalty)
+
+
+def load_model(options: FinetuneOptions) -> "BlipForConditionalGeneration":
+    """Loads a captioner, or that of a pre-training checkpoint, for training."""
+    from ..modeling.caption import BlipForConditionalGeneration
+    from ..modeling.pretraining import BlipForPreTraining
+
+    if checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
+        model = load_for_training(BlipForPreTraining, options).export_captioner()
     else:
-        config = read_config(BlipConfig, options)
-        model = BlipForConditionalGeneration.from_pretrained(options.model, config=config, dtype=torch.float32)
+        model = load_for_training(BlipForConditionalGeneration, options)
     return prepare_for_training(model, options)
 
 
-def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes a captioner, saves it with its processor, and evaluates it where there is a set for that.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes a captioner, saves it with its processor and caption settings, and evaluates it on `eval_data`.
 
     Args:
-        options (`CaptionFinetuneOptions`):
-            What to train on.
-        arguments (`BlipFinetuningArguments`):
-            How.
+        options (`FinetuneOptions`):
+            The checkpoint, the data and the prompt.
+        arguments ([`BlipFinetuningArguments`]):
+            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("caption", output_dir=...)`.
 
     Returns:
-        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
+        `dict[str, float]`: metrics of the training, and those of the evaluation as `eval_...`.
     """
+    from ..data.collators import BlipCaptioningCollator
+    from ..data.pairs import PairDataset
+    from ..evaluation.caption_metrics import resolve_metrics
+
     if options.eval_data is not None:
-        warn_of_training_data(options)
-        resolve_metrics(
-            options.metrics, options.tokenizer_of_metrics
-        )  # before the long run that a failure would waste
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    processor.caption_settings = CaptionSettings.for_finetuning(
-        processor.caption_settings,
-        prompt=options.prompt,
-        num_beams=options.num_beams,
-        max_length=options.max_length,
-        min_length=options.min_length,
-    )
-    image_size = image_size_of(model)
-    eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
-    trainer = BlipTrainer(
-        model,
+        resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # a mistake shows before the training
+
+    def set_up_processor(processor: "BlipProcessor") -> None:
+        own = processor.caption_settings
+        processor.caption_settings = CaptionSettings.for_finetuning(own, **options.given_settings())
+
+    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
+        return _metrics(_evaluate(run.model, run.processor, run.eval_records, options, batch_size=run.batch_size))
+
+    return run_finetuning(
+        options,
         arguments,
-        train_dataset=training_pairs(options, image_size, arguments.seed),
-        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
-        data_collator=BlipCaptioningCollator(processor),
-        processing_class=processor,
+        load_model=load_model,
+        load_records=load_pair_records,
+        dataset_class=PairDataset,
+        make_collator=BlipCaptioningCollator,
+        evaluate=evaluate_run,
+        set_up_processor=set_up_processor,
     )
-    metrics = train_and_save(trainer)
-    if eval_pairs is not None and trainer.is_world_process_zero():
-        result = _evaluate(model, processor, eval_pairs, options, arguments.per_device_eval_batch_size)
-        metrics |= prefixed(result.metrics)
-    return metrics
 
 
-def evaluate(options: CaptionEvaluateOptions) -> dict[str, float]:
-    """Evaluates a captioner, and writes its captions where a file is named.
-
-    Args:
-        options (`CaptionEvaluateOptions`):
-            What to evaluate, and on what.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates a captioner, and writes its captions to `output` if that is given.
 
     Returns:
-        `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, and METEOR where Java is found.
+        `dict[str, float]`: BLEU-1 to 4, ROUGE-L, CIDEr, METEOR if Java is installed, and `num_skipped`.
     """
+    from ..evaluation.caption import write_caption_results
+    from ..modeling.caption import BlipForConditionalGeneration
+
     model, processor = load_for_evaluation(BlipForConditionalGeneration, options)
-    pairs = evaluation_pairs(options, image_size_of(model))
+    records = load_pair_records(options.evaluation_source(), options, model.config.vision_config.image_size)
     result = _evaluate(
         model,
         processor,
-        pairs,
+        records,
         options,
-        options.batch_size,
-        repetition_penalty=options.repetition_penalty,
+        batch_size=options.batch_size,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
         write_caption_results(result.predictions, options.output)
-    return {**result.metrics, "num_skipped": result.num_skipped}
+    return _metrics(result)
 
 
 def _evaluate(
-    model: BlipForConditionalGeneration,
-    processor: BlipProcessor,
-    pairs: object,
-    options: CaptionFinetuneOptions | CaptionEvaluateOptions,
-    batch_size: int,
-    **settings: object,
-) -> CaptionResult:
+    model: "BlipForConditionalGeneration",
+    processor: "BlipProcessor",
+    records: Sequence[Mapping[str, Any]],
+    options: CaptionOptions,
+    **settings: Any,
+) -> "CaptionResult":
+    from ..data.readers import group_captions
+    from ..evaluation.caption import evaluate_captions
+
     return evaluate_captions(
         model,
         processor,
-        group_captions(pairs),
-        prompt=options.prompt,
-        num_beams=options.num_beams,
-        max_length=options.max_length,
-        min_length=options.min_length,
-        batch_size=batch_size,
+        group_captions(records),
         tokenizer=options.tokenizer_of_metrics,
         metrics=options.metrics,
+        **options.given_settings(),
         **settings,
     )
 
 
-__all__ = ["evaluate", "finetune", "load_model"]
+def _metrics(result: "CaptionResult") -> dict[str, float]:
+    return {**result.metrics, "num_skipped": result.num_skipped}
+
+
+__all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,117 +1,147 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Image-text retrieval (paper, section 5.1): fine-tune a matcher, and rank in two stages."""
+"""Image-text retrieval (paper, section 5.1)."""
 
-import torch
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
-from ..configuration_blip import BlipRetrievalTrainingConfig
-from ..data.collators import BlipPretrainingCollator
-from ..data.pairs import PairDataset
-from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
-from ..files import write_json
-from ..modeling.retrieval import BlipForImageTextRetrieval
-from ..modeling.retrieval_training import BlipForRetrievalTraining
-from ..training import BlipContrastiveTrainer, BlipFinetuningArguments
+from ..evaluation.defaults import K_TEST
 from .base import (
-    evaluation_pairs,
-    image_size_of,
+    FinetuningRun,
+    PairEvaluateOptions,
+    PairFinetuneOptions,
+    given_options,
     load_for_evaluation,
-    load_processor,
-    prefixed,
+    load_for_training,
+    load_pair_records,
     prepare_for_training,
-    read_config,
-    train_and_save,
-    training_pairs,
-    warn_of_training_data,
+    run_finetuning,
 )
-from .options import RetrievalEvaluateOptions, RetrievalFinetuneOptions
 
 
-# Tokens of a caption in BLIP's retrieval, [CLS] and [SEP] included.
+if TYPE_CHECKING:
+    from ..modeling.retrieval_training import BlipForRetrievalTraining
+    from ..training import BlipFinetuningArguments
+
+
+# Tokens of a caption, [CLS] and [SEP] included (salesforce/BLIP, models/blip_retrieval.py).
 MAX_LENGTH = 35
 
 
-def load_model(options: RetrievalFinetuneOptions) -> BlipForRetrievalTraining:
-    """Loads the matcher to start from, with momentum towers and queue, in training mode.
+@dataclass(kw_only=True)
+class FinetuneOptions(PairFinetuneOptions):
+    """Options of the fine-tuning of a retrieval model. `None` stands for the value of the checkpoint's configuration."""
 
-    Args:
-        options (`RetrievalFinetuneOptions`):
-            Options of the command.
+    queue_size: int | None = field(
+        default=None, metadata={"help": "Pairs in the queue (default: the checkpoint's, or 57600)"}
+    )
+    momentum: float | None = field(
+        default=None,
+        metadata={"help": "Decay of the momentum encoder (default: the checkpoint's, or 0.995)", "metavar": "RATE"},
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the momentum encoder in the contrastive targets (default: the checkpoint's, or 0.4)",
+            "metavar": "WEIGHT",
+        },
+    )
+    negative_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature that hard negatives of ITM are drawn with (default: the checkpoint's, or the contrastive"
+            " one); 1 draws nearly any pair"
+        },
+    )
+    negative_all_rank: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Draw hard negatives from the batches of all processes (default: the checkpoint's, or True, as for"
+            " COCO in salesforce/BLIP)"
+        },
+    )
+    k_test: int = field(default=K_TEST, metadata={"help": "Candidates per query that the ITM head re-ranks"})
 
-    Returns:
-        `BlipForRetrievalTraining`: with float32 weights.
-    """
-    config = read_config(
-        BlipRetrievalTrainingConfig,
-        options,
+
+@dataclass(kw_only=True)
+class EvaluateOptions(PairEvaluateOptions):
+    """Options of two-stage evaluation."""
+
+    k_test: int = field(
+        default=K_TEST,
+        metadata={"help": "Candidates per query that the ITM head re-ranks; the paper has 256 for COCO"},
+    )
+
+
+def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
+    """Loads a retrieval model with momentum encoder and queue, for training."""
+    from ..modeling.retrieval_training import BlipForRetrievalTraining
+
+    fields = given_options(
         queue_size=options.queue_size,
         momentum=options.momentum,
         alpha=options.alpha,
         negative_temperature=options.negative_temperature,
         negative_all_rank=options.negative_all_rank,
     )
-    model = BlipForRetrievalTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-    return prepare_for_training(model, options)
+    return prepare_for_training(load_for_training(BlipForRetrievalTraining, options, **fields), options)
 
 
-def finetune(options: RetrievalFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes a matcher, saves it as `BlipForImageTextRetrieval`, and evaluates it where there is a set for that.
-
-    The folder itself opens as the matcher, here and in plain transformers.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes a retrieval model, saves it as [`BlipForImageTextRetrieval`], and evaluates it on `eval_data`.
 
     Args:
-        options (`RetrievalFinetuneOptions`):
-            What to train on.
-        arguments (`BlipFinetuningArguments`):
-            How.
+        options (`FinetuneOptions`):
+            The checkpoint and the data.
+        arguments ([`BlipFinetuningArguments`]):
+            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("retrieval", output_dir=...)`.
 
     Returns:
-        `dict[str, float]`: metrics of training, and of two-stage evaluation as `eval_...`.
+        `dict[str, float]`: metrics of the training, and those of two-stage evaluation as `eval_...`.
     """
+    from ..data.collators import BlipPretrainingCollator
+    from ..data.pairs import PairDataset
+    from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
+    from ..training import BlipContrastiveTrainer
+
     if options.eval_data is not None:
-        warn_of_training_data(options)
-        check_num_candidates(options.k_test)
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    image_size = image_size_of(model)
-    eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
-    trainer = BlipContrastiveTrainer(
-        model,
-        arguments,
-        train_dataset=training_pairs(options, image_size, arguments.seed),
-        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
-        data_collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
-        processing_class=processor,
-    )
-    metrics = train_and_save(trainer)
-    matcher = model.export_retriever()
-    if trainer.is_world_process_zero():
-        matcher.save_pretrained(arguments.output_dir)
-    if eval_pairs is not None:
+        check_num_candidates(options.k_test)  # a mistake shows before the training
+
+    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
         result = evaluate_retrieval(
-            matcher,
-            processor,
-            eval_pairs,
-            k=options.k_test,
-            image_batch_size=arguments.per_device_eval_batch_size,
+            run.model, run.processor, run.eval_records, k=options.k_test, image_batch_size=run.batch_size
         )
-        metrics |= prefixed(result.metrics())
-    return metrics
+        return result.metrics()
+
+    return run_finetuning(
+        options,
+        arguments,
+        load_model=load_model,
+        load_records=load_pair_records,
+        dataset_class=PairDataset,
+        make_collator=partial(BlipPretrainingCollator, max_length=MAX_LENGTH),
+        evaluate=evaluate_run,
+        trainer_class=BlipContrastiveTrainer,
+        export=lambda model: model.export_retriever(),
+        evaluates_on_all_processes=True,
+    )
 
 
-def evaluate(options: RetrievalEvaluateOptions) -> dict[str, float]:
-    """Evaluates a matcher in two stages, and writes each query's ranked candidates where a file is named.
-
-    Args:
-        options (`RetrievalEvaluateOptions`):
-            What to evaluate, and on what.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates a retrieval model in two stages, and writes the candidates of each query to `output` if that is given.
 
     Returns:
         `dict[str, float]`: recalls in both directions after re-ranking, and those of the cosines as `itc_...`.
     """
+    from ..evaluation.retrieval import evaluate_retrieval
+    from ..files import write_json
+    from ..modeling.retrieval import BlipForImageTextRetrieval
+
     model, processor = load_for_evaluation(BlipForImageTextRetrieval, options)
     result = evaluate_retrieval(
         model,
         processor,
-        evaluation_pairs(options, image_size_of(model)),
+        load_pair_records(options.evaluation_source(), options, model.config.vision_config.image_size),
         k=options.k_test,
         image_batch_size=options.batch_size,
         show_progress=not options.no_progress,
@@ -130,4 +160,4 @@ def evaluate(options: RetrievalEvaluateOptions) -> dict[str, float]:
     return result.metrics()
 
 
-__all__ = ["evaluate", "finetune", "load_model"]
+__all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

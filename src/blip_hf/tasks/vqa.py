@@ -1,142 +1,200 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering (paper, section 5.4): fine-tune a model that answers, and measure its answers."""
+"""Visual question answering (paper, section 5.4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
-from ..data.readers.records import read_json
-from ..data.readers.vqa import VqaRecord, load_vqa, most_common_answers
-from ..data.vqa import BlipVqaCollator, VqaDataset
-from ..evaluation.vqa import VqaResult, check_choice, evaluate_vqa, vqa_accuracy, write_vqa_results
-from ..modeling.pretraining import BlipForPreTraining
-from ..modeling.vqa import BlipForQuestionAnswering
-from ..training import BlipFinetuningArguments, BlipTrainer
+from ..evaluation.defaults import NUM_CANDIDATES, VQA_BATCH_SIZE
 from .base import (
+    BaseEvaluateOptions,
+    BaseFinetuneOptions,
+    FinetuningRun,
+    Source,
     checkpoint_type,
-    evaluation_scenes,
-    evaluation_source,
-    image_size_of,
     load_for_evaluation,
-    load_processor,
-    one_or_several,
-    prefixed,
+    load_for_training,
     prepare_for_training,
-    read_config,
-    train_and_save,
-    training_scenes,
-    training_transform,
-    warn_of_training_data,
+    run_finetuning,
 )
-from .options import SCENES, VqaEvaluateOptions, VqaFinetuneOptions
 
 
-class BlindQuestions(Sequence[VqaRecord]):
-    """The same questions about a grey image: what can be answered without looking.
+if TYPE_CHECKING:
+    from ..data.readers.vqa import VqaRecord
+    from ..modeling.vqa import BlipForQuestionAnswering
+    from ..training import BlipFinetuningArguments
 
-    Args:
-        questions (sequence of [`VqaRecord`]):
-            Questions about images.
-    """
 
-    def __init__(self, questions: Sequence[VqaRecord]) -> None:
+@dataclass(kw_only=True)
+class AnswerOptions:
+    """How questions are read and answered."""
+
+    answer_list: str | None = field(
+        default=None,
+        metadata={"help": "JSON list of answers to rank (default: answers are generated)", "metavar": "FILE"},
+    )
+    num_candidates: int = field(
+        default=NUM_CANDIDATES, metadata={"help": "Answers of the list that are scored in full"}
+    )
+    answer_sets: bool = field(
+        default=False,
+        metadata={"help": "Read a list of answers as one answer, as in DAQUAR, not as the votes of several people"},
+    )
+    blind: bool = field(
+        default=False, metadata={"help": "Replace each image by a grey one, as a baseline of text alone"}
+    )
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(AnswerOptions, BaseFinetuneOptions):
+    """Options of the fine-tuning of a VQA model."""
+
+    annotations: str | None = field(
+        default=None, metadata={"help": "Answers of --data, if that is a VQA v2 file", "metavar": "FILE"}
+    )
+    eval_annotations: str | None = field(
+        default=None, metadata={"help": "Answers of --eval_data, if that is a VQA v2 file", "metavar": "FILE"}
+    )
+
+    def training_source(self) -> Source:
+        """Where the training set is."""
+        return replace(super().training_source(), annotations=self.annotations)
+
+    def evaluation_source(self) -> Source:
+        """Where the set to evaluate on is."""
+        return replace(super().evaluation_source(), annotations=self.eval_annotations)
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(AnswerOptions, BaseEvaluateOptions):
+    """Options of the evaluation of a VQA model."""
+
+    annotations: str | None = field(
+        default=None, metadata={"help": "Answers of --data, if that is a VQA v2 file", "metavar": "FILE"}
+    )
+    batch_size: int = field(default=VQA_BATCH_SIZE, metadata={"help": "Questions per batch"})
+
+    def evaluation_source(self) -> Source:
+        """Where the set to evaluate on is."""
+        return replace(super().evaluation_source(), annotations=self.annotations)
+
+
+class BlindQuestions(Sequence["VqaRecord"]):
+    """Questions with a grey image in place of their own."""
+
+    def __init__(self, questions: Sequence["VqaRecord"]) -> None:
+        from PIL import Image
+
         self.questions = questions
         self.image = Image.new("RGB", (8, 8), "grey")
 
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, i: int) -> VqaRecord:
+    def __getitem__(self, i: int) -> "VqaRecord":
         return {**self.questions[i], "image": self.image}
 
 
-def load_model(options: VqaFinetuneOptions) -> BlipForQuestionAnswering:
-    """Loads the model to start from, in training mode: one that answers, or a pre-training checkpoint.
+def load_model(options: FinetuneOptions) -> "BlipForQuestionAnswering":
+    """Loads a VQA model, or makes one of a pre-training checkpoint, for training."""
+    from ..modeling.pretraining import BlipForPreTraining
+    from ..modeling.vqa import BlipForQuestionAnswering
 
-    Args:
-        options (`VqaFinetuneOptions`):
-            Options of the command.
-
-    Returns:
-        `BlipForQuestionAnswering`: with float32 weights.
-    """
-    if checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = read_config(BlipPreTrainingConfig, options)
-        whole = BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-        model = BlipForQuestionAnswering.from_pretraining(whole)
+    if checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
+        model = BlipForQuestionAnswering.from_pretraining(load_for_training(BlipForPreTraining, options))
     else:
-        config = read_config(BlipConfig, options)
-        model = BlipForQuestionAnswering.from_pretrained(options.model, config=config, dtype=torch.float32)
+        model = load_for_training(BlipForQuestionAnswering, options)
     return prepare_for_training(model, options)
 
 
-def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes the model, saves it with its processor, and evaluates it where there is a set for that.
+def load_records(
+    source: Source, options: FinetuneOptions | EvaluateOptions, image_size: int
+) -> Sequence["VqaRecord"]:
+    """Reads questions and their answers."""
+    from ..data.readers.vqa import load_vqa
+
+    scenes = source.scenes(image_size)
+    if scenes is not None:
+        questions = load_vqa(scenes)
+    else:
+        questions = load_vqa(
+            source.path_or_paths,
+            annotations=source.annotations,
+            image_root=options.image_root,
+            answer_lists="set" if options.answer_sets else "votes",
+        )
+    return BlindQuestions(questions) if options.blind else questions
+
+
+def load_answer_list(options: AnswerOptions) -> list[str] | None:
+    """Reads the answers to rank, or returns `None` if answers are generated; checks them for the evaluation."""
+    from ..data.readers.records import read_json
+    from ..evaluation.vqa import check_answer_list
+
+    if options.answer_list is None:
+        return None
+    answers = read_json(Path(options.answer_list))
+    check_answer_list(answers, options.num_candidates)
+    return answers
+
+
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes a VQA model, saves it with its processor, and evaluates it on `eval_data`.
 
     Args:
-        options (`VqaFinetuneOptions`):
-            What to train on.
-        arguments (`BlipFinetuningArguments`):
-            How.
+        options (`FinetuneOptions`):
+            The checkpoint, the data and how to answer.
+        arguments ([`BlipFinetuningArguments`]):
+            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("vqa", output_dir=...)`.
 
     Returns:
-        `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, with that of the training set's most
-        common answer to every question beside it.
+        `dict[str, float]`: metrics of the training, and as `eval_...` those of the evaluation and
+        `accuracy_of_most_common_answer`, the accuracy of the training set's most common answer to every question.
     """
-    answer_list = None
-    if options.eval_data is not None:
-        warn_of_training_data(options)
-        answer_list = read_answer_list(options)
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    image_size = image_size_of(model)
-    questions = _training_questions(options, image_size)
-    eval_questions = None if options.eval_data is None else _evaluation_questions(options, image_size)
-    trainer = BlipTrainer(
-        model,
-        arguments,
-        train_dataset=VqaDataset(questions, _transform(options, image_size), seed=arguments.seed),
-        eval_dataset=None if eval_questions is None else VqaDataset(eval_questions),
-        data_collator=BlipVqaCollator(processor),
-        processing_class=processor,
-    )
-    metrics = train_and_save(trainer)
-    if eval_questions is not None and trainer.is_world_process_zero():
+    from ..data.vqa import BlipVqaCollator, VqaDataset
+    from ..evaluation.vqa import evaluate_vqa
+
+    # A mistake in the list shows before the training.
+    answer_list = None if options.eval_data is None else load_answer_list(options)
+
+    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
         result = evaluate_vqa(
-            model,
-            processor,
-            eval_questions,
+            run.model,
+            run.processor,
+            run.eval_records,
             answer_list=answer_list,
             num_candidates=options.num_candidates,
-            batch_size=arguments.per_device_eval_batch_size,
+            batch_size=run.batch_size,
         )
-        metrics |= prefixed(_table(result))
-        (guess,) = most_common_answers(questions, 1)
-        accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
-        if accuracies:
-            metrics["eval_accuracy_of_most_common_answer"] = sum(accuracies) / len(accuracies)
-    return metrics
+        return {**result.metrics(), **_accuracy_of_most_common_answer(run)}
+
+    return run_finetuning(
+        options,
+        arguments,
+        load_model=load_model,
+        load_records=load_records,
+        dataset_class=VqaDataset,
+        make_collator=BlipVqaCollator,
+        evaluate=evaluate_run,
+    )
 
 
-def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
-    """Evaluates a model, and writes its answers where a file is named.
-
-    Args:
-        options (`VqaEvaluateOptions`):
-            What to evaluate, and on what.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates a VQA model, and writes its answers to `output` if that is given.
 
     Returns:
-        `dict[str, float]`: the accuracy, where the questions have answers, and counts.
+        `dict[str, float]`: the accuracy, if the questions have answers, and counts.
     """
-    answer_list = read_answer_list(options)
+    from ..evaluation.vqa import evaluate_vqa, write_vqa_results
+    from ..modeling.vqa import BlipForQuestionAnswering
+
+    answer_list = load_answer_list(options)
     model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
-    questions = _evaluation_questions(options, image_size_of(model))
     result = evaluate_vqa(
         model,
         processor,
-        questions,
+        load_records(options.evaluation_source(), options, model.config.vision_config.image_size),
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
@@ -144,66 +202,16 @@ def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_vqa_results(result.predictions, options.output)
-    return _table(result)
+    return result.metrics()
 
 
-def read_answer_list(options: VqaFinetuneOptions | VqaEvaluateOptions) -> list[str] | None:
-    """Reads the answers to choose from, and refuses what an evaluation would refuse after a long run.
+def _accuracy_of_most_common_answer(run: FinetuningRun) -> dict[str, Any]:
+    from ..data.readers.vqa import most_common_answers
+    from ..evaluation.vqa import vqa_accuracy
 
-    Args:
-        options (`VqaFinetuneOptions` or `VqaEvaluateOptions`):
-            Options of the command.
-
-    Returns:
-        `list[str]`, *optional*: the answers, or `None` where they are to be written.
-
-    Raises:
-        ValueError: If the file cannot be read or holds no list of answers, or there are too few candidates.
-    """
-    if options.answer_list is None:
-        return None
-    answers = read_json(Path(options.answer_list))
-    check_choice(answers, options.num_candidates)
-    return answers
+    (guess,) = most_common_answers(run.train_records, 1)
+    accuracies = [vqa_accuracy(guess, record["answers"]) for record in run.eval_records if record["answers"]]
+    return {"accuracy_of_most_common_answer": sum(accuracies) / len(accuracies)} if accuracies else {}
 
 
-def _transform(options: VqaFinetuneOptions, image_size: int) -> object | None:
-    # Drawn images are taken as they are: crops would cut off what is asked about.
-    return None if options.data == [SCENES] else training_transform(options, image_size)
-
-
-def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequence[VqaRecord]:
-    if options.data == [SCENES]:
-        return _seen(load_vqa(training_scenes(options, image_size)), options)
-    return _seen(_load(options.data, options.annotations, options), options)
-
-
-def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[VqaRecord]:
-    source = evaluation_source(options)
-    annotations = options.eval_annotations if isinstance(options, VqaFinetuneOptions) else options.annotations
-    if source == [SCENES]:
-        return _seen(load_vqa(evaluation_scenes(options, image_size)), options)
-    return _seen(_load(source, annotations, options), options)
-
-
-def _load(
-    source: list[str], annotations: str | None, options: VqaFinetuneOptions | VqaEvaluateOptions
-) -> Sequence[VqaRecord]:
-    return load_vqa(
-        one_or_several(source),
-        annotations=annotations,
-        image_root=options.image_root,
-        answer_lists="set" if options.answer_sets else "votes",
-    )
-
-
-def _seen(questions: Sequence[VqaRecord], options: VqaFinetuneOptions | VqaEvaluateOptions) -> Sequence[VqaRecord]:
-    return BlindQuestions(questions) if options.blind else questions
-
-
-def _table(result: VqaResult) -> dict[str, float]:
-    accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
-    return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
-
-
-__all__ = ["BlindQuestions", "evaluate", "finetune", "load_model", "read_answer_list"]
+__all__ = ["BlindQuestions", "EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]
