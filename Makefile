@@ -2,6 +2,8 @@
 # Two commands on a fresh machine with Python (>= 3.11) and make: `make demo` and `make test`.
 
 PYTHON ?= python3
+# Processes that the tests run in, with one thread each.
+WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -11,30 +13,30 @@ INSTALLED := .venv/.installed
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: $(INSTALLED)  ## Pre-train a small BLIP on drawn scenes, then caption and match new ones
-	$(BIN)/blip-hf demo --output-dir runs/demo
+demo: $(INSTALLED)  ## Pre-train a small BLIP on drawn scenes, then caption and match new images
+	$(BIN)/blip-hf demo --output_dir runs/demo --overwrite
 
-test: lint  ## Lint, then run the tests and the doctests
-	$(BIN)/python -m pytest
+test: lint  ## Check the style, then run the tests and doctests (WORKERS=2 processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED)  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED)  ## Repair style and formatting in place
+format: $(INSTALLED)  ## Fix style and formatting in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Time every job beside its rivals at base size (hours on a CPU); results in benchmarks/results
+bench: $(INSTALLED)  ## Benchmark each job against other packages at base size (hours on a CPU)
 	$(BIN)/python -m benchmarks --size base
 
-clean:  ## Remove caches and build products; .venv and runs stay
+clean:  ## Remove caches and build products, but not .venv and runs
 	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so an installation that was cut short starts again.
+# The stamp is written last, so that an interrupted installation starts again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("blip_hf needs Python 3.11 or newer, got %d.%d: name one, as in make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("blip_hf needs Python 3.11 or newer, got %d.%d: choose another, as in make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,test]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
 	touch $@

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all tests share: no network, few threads, one seed, and the real photos where they are at hand."""
+"""Set-up of all tests: no network, one seed, few threads, and fixtures that several files use."""
 
 import os
 from pathlib import Path
-
-from tests.support.paths import DATA
 
 
 # Before any import that reads them.
@@ -14,10 +12,15 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
+    # Workers of pytest-xdist share the cores: one thread each, in the processes that tests start too.
+    **({"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}),
 )
 
 import pytest
 import torch
+
+from tests.support.paths import DATA
+from tests.support.twins import tiny_capfilt
 
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -36,7 +39,27 @@ def _without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real photos; tests that need it skip where it is absent."""
+    """The folder of real photos; tests that need it skip if it is absent."""
     if not DATA.is_dir():
-        pytest.skip(f"no real photos: {DATA} is not a folder, set BLIP_HF_DATA to one")
+        pytest.skip(f"{DATA} is not a folder: set BLIP_HF_DATA to a folder of real photos")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny random captioner with its processor. Do not write into it."""
+    folder = tmp_path_factory.mktemp("captioner")
+    captioner, processor, _, _ = tiny_capfilt()
+    captioner.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def matcher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny random matcher with its processor. Do not write into it."""
+    folder = tmp_path_factory.mktemp("matcher")
+    _, _, matcher, processor = tiny_capfilt()
+    matcher.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -1,35 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is installed, what importing it touches, and which way its arrows point."""
+"""Rules of the package: what is installed, what an import loads, and which module may import which."""
 
 import ast
 import configparser
-import os
+import functools
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import blip_hf
 from tests.support.paths import ROOT
+from tests.support.processes import run_code
 
 
 SOURCE = ROOT / "src" / "blip_hf"
-CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
+TESTS = ROOT / "tests"
+CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow", "filelock"}
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
-    ("caption_settings", "checkpoints", "distributed", "files", "locks", "pages", "image_utils", "data.text"),
-    ("objectives", "processing_blip", "image_processing_blip", "configuration_blip"),
+    ("distributed", "files", "locks", "checkpoints", "caption_settings"),
+    ("objectives", "configuration_blip", "image_utils", "image_processing_blip", "processing_blip"),
     ("modeling", "data"),
-    ("training", "evaluation", "captioner", "conversion", "auto"),
-    ("demo", "tasks", "capfilt"),
-    ("bootstrap",),
+    ("training", "evaluation", "conversion", "captioner", "auto"),
+    ("tasks",),
+    ("bootstrap", "capfilt", "demo", "pages"),
     ("cli", "__main__"),
 )
-# What a part may import from outside the package and the standard library, where design.md narrows it.
-NARROWED = {
+# The libraries that a part may import, if design.md narrows them; the standard library is always allowed.
+LIBRARIES = {
     "objectives": {"torch"},
     "evaluation.recall": {"torch", "numpy"},
     "modeling": {"torch", "transformers", "huggingface_hub", "safetensors"},
@@ -37,7 +40,7 @@ NARROWED = {
 
 
 def module_name(path: Path) -> str:
-    """`src/blip_hf/image_utils.py` is `data.images`, and the package itself the empty string."""
+    """Maps `src/blip_hf/data/scenes.py` to `data.scenes`, and the package itself to the empty string."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -46,7 +49,7 @@ MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def imported_names(module: str, source: str, *, is_package: bool) -> set[str]:
-    """Absolute dotted names that `source` imports; `from a import b` gives `a.b`."""
+    """Returns the absolute dotted names that `source` imports; `from a import b` gives `a.b`."""
     own = ["blip_hf", *module.split(".")] if module else ["blip_hf"]
     package = own if is_package else own[:-1]
     names: set[str] = set()
@@ -60,36 +63,38 @@ def imported_names(module: str, source: str, *, is_package: bool) -> set[str]:
     return names
 
 
+@functools.cache
 def imports_of(module: str) -> set[str]:
     path = MODULES[module]
     return imported_names(module, path.read_text(), is_package=path.stem == "__init__")
 
 
 def own_imports_of(module: str) -> set[str]:
-    """Modules of the package that `module` imports, as names within it."""
-    own = {name.removeprefix("blip_hf").removeprefix(".") for name in imports_of(module) if is_own(name)}
-    # The last part may be a module or a name in one.
-    return {name if name in MODULES else name.rpartition(".")[0] for name in own} - {module}
+    """Returns the modules of the package that `module` imports, without the package itself."""
+    own = {
+        name.removeprefix("blip_hf").removeprefix(".") for name in imports_of(module) if top_level(name) == "blip_hf"
+    }
+    # The last part is a module or a name in one.
+    return {name if name in MODULES else name.rpartition(".")[0] for name in own} - {module, ""}
 
 
-def is_own(name: str) -> bool:
-    return name.split(".")[0] == "blip_hf"
+def top_level(name: str) -> str:
+    return name.split(".")[0]
 
 
-def layer_of(module: str) -> int:
-    """Index of the layer whose longest entry is `module` or a package above it."""
-    entries = [
-        (len(entry), i) for i, layer in enumerate(LAYERS) for entry in layer if f"{module}.".startswith(f"{entry}.")
-    ]
-    assert entries, f"{module} stands in no layer: give it one in LAYERS"
-    return max(entries)[1]
+def is_in(module: str, part: str) -> bool:
+    return f"{module}.".startswith(f"{part}.")
 
 
-def run_python(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def layer_of(module: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) for part in layer if is_in(module, part)), None)
+
+
+def own_imports() -> Iterator[tuple[str, str]]:
+    """Yields each import inside the package as (importing module, imported module); its `__init__` may import all."""
+    for module in MODULES:
+        for name in sorted(own_imports_of(module)) if module else ():
+            yield module, name
 
 
 def read_setup_cfg() -> configparser.ConfigParser:
@@ -112,7 +117,7 @@ def test_citation_has_the_version_of_the_package() -> None:
     assert cited == blip_hf.__version__
 
 
-def test_the_core_install_is_six_packages() -> None:
+def test_the_core_install_is_seven_packages() -> None:
     requirements = read_setup_cfg()["options"]["install_requires"].split()
     assert {requirement_name(requirement) for requirement in requirements} == CORE
     assert len(requirements) == len(CORE)
@@ -125,10 +130,18 @@ def test_constraints_pin_one_public_version_of_each_package() -> None:
     assert len(names) == len(set(names))
 
 
-def test_constraints_cover_all_that_make_installs() -> None:
+def test_constraints_pin_the_core_and_all_extras() -> None:
+    extras = read_setup_cfg()["options.extras_require"].values()
+    wanted = CORE | {requirement_name(line) for extra in extras for line in extra.split()}
+    pinned = {requirement_name(line) for line in constraints()}
+    assert wanted - pinned - {"blip-hf", "pre-commit"} == set()
+
+
+def test_the_tests_have_all_optional_packages_that_the_package_uses() -> None:
     extras = read_setup_cfg()["options.extras_require"]
-    wanted = CORE | {requirement_name(line) for key in ("demo", "test") for line in extras[key].split()} - {"blip-hf"}
-    assert wanted - {requirement_name(line) for line in constraints()} == set()
+    (nested,) = re.findall(r"blip_hf\[(.*)\]", extras["test"])
+    assert set(extras) - {"examples", "report", "test", "dev"} == set(nested.split(","))
+    assert "blip_hf[report]" in extras["demo"].split()
 
 
 def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
@@ -145,13 +158,13 @@ def test_workflows_pin_actions_by_commit() -> None:
 
 
 def test_importing_the_package_imports_no_heavy_library() -> None:
-    loaded = run_python("import sys, blip_hf; print(*{name.split('.')[0] for name in sys.modules})").split()
+    loaded = run_code("import sys, blip_hf; print(*{name.split('.')[0] for name in sys.modules})").split()
     assert "blip_hf" in loaded
     assert {"torch", "transformers", "numpy", "PIL", "datasets"} & set(loaded) == set()
 
 
 def test_using_the_package_leaves_the_auto_classes_untouched() -> None:
-    run_python(
+    run_code(
         "import transformers, blip_hf\n"
         "for name in blip_hf.__all__: getattr(blip_hf, name)\n"
         "config = transformers.CONFIG_MAPPING['blip']\n"
@@ -162,36 +175,61 @@ def test_using_the_package_leaves_the_auto_classes_untouched() -> None:
     )
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_torchvision(module: str) -> None:
-    assert [name for name in imports_of(module) if name.split(".")[0] == "torchvision"] == []
+def test_no_module_imports_torchvision() -> None:
+    imports = [(module, name) for module in MODULES for name in imports_of(module)]
+    assert [pair for pair in imports if top_level(pair[1]) == "torchvision"] == []
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module])
-def test_arrows_point_down(module: str) -> None:
-    layer = layer_of(module)
-    assert sorted(name for name in own_imports_of(module) - {""} if layer_of(name) > layer) == []
+def test_each_module_has_a_layer_and_each_layer_modules() -> None:
+    assert [module for module in MODULES if module and layer_of(module) is None] == []
+    assert [part for layer in LAYERS for part in layer if part not in MODULES] == []
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module])
-def test_modules_import_from_where_a_name_is_defined(module: str) -> None:
-    # A name taken from the package's front would hide which layer it comes from.
-    from_the_front = {name for name in imports_of(module) if re.fullmatch(r"blip_hf(\.\w+)?", name)}
-    modules = {f"blip_hf.{name}" for name in MODULES}
-    assert from_the_front - modules - {"blip_hf.__version__"} == set()
+def test_imports_point_down() -> None:
+    assert [(module, name) for module, name in own_imports() if layer_of(name) > layer_of(module)] == []
 
 
-@pytest.mark.parametrize("part", NARROWED)
+def test_parts_do_not_import_each_other_in_a_circle() -> None:
+    parts: dict[str, set[str]] = {}
+    for module, name in own_imports():
+        parts.setdefault(top_level(module), set()).add(top_level(name))
+    graph = {part: imported - {part} for part, imported in parts.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_modules_import_from_where_a_name_is_defined() -> None:
+    # A name imported from `blip_hf` itself would hide its layer.
+    modules = {f"blip_hf.{name}" for name in MODULES} | {"blip_hf.__version__"}
+    imports = [(module, name) for module in MODULES if module for name in imports_of(module)]
+    assert [pair for pair in imports if re.fullmatch(r"blip_hf(\.\w+)?", pair[1]) and pair[1] not in modules] == []
+
+
+@pytest.mark.parametrize("part", LIBRARIES)
 def test_narrow_parts_import_only_their_libraries(part: str) -> None:
-    members = [module for module in MODULES if f"{module}.".startswith(f"{part}.")]
-    imported = {name.split(".")[0] for module in members for name in imports_of(module)}
-    assert imported - set(sys.stdlib_module_names) - {"blip_hf"} <= NARROWED[part]
+    imported = {top_level(name) for module in MODULES if is_in(module, part) for name in imports_of(module)}
+    assert imported - sys.stdlib_module_names - {"blip_hf"} - LIBRARIES[part] == set()
 
 
-def test_models_know_no_data_and_no_processor() -> None:
-    members = [module for module in MODULES if f"{module}.".startswith("modeling.")]
-    imported = {name for module in members for name in own_imports_of(module)}
-    assert {name for name in imported if re.match(r"data|processing_blip|image_processing_blip", name)} == set()
+def test_models_import_no_data_and_no_processor() -> None:
+    imports = [(module, name) for module, name in own_imports() if is_in(module, "modeling")]
+    assert imports
+    above = {"data", "image_utils", "processing_blip", "image_processing_blip"}
+    assert [pair for pair in imports if top_level(pair[1]) in above] == []
+
+
+def test_no_test_imports_a_test_module() -> None:
+    imports = [
+        (path.relative_to(TESTS).as_posix(), name)
+        for path in sorted(TESTS.rglob("*.py"))
+        for name in imported_names("", path.read_text(), is_package=True)
+    ]
+    assert ("conftest.py", "tests.support.paths.DATA") in imports
+    assert [pair for pair in imports if re.match(r"tests\.(?:(?!support)\w+\.)*test_", pair[1])] == []
+
+
+def test_folders_of_tests_are_those_of_the_package() -> None:
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")} - {Path("integration")}
+    assert {folder.as_posix() for folder in folders if not (SOURCE / folder).is_dir()} == set()
 
 
 def test_relative_and_absolute_imports_are_read_alike() -> None:
@@ -199,7 +237,3 @@ def test_relative_and_absolute_imports_are_read_alike() -> None:
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )
     assert names == {"blip_hf.data.text", "blip_hf.cli.main", "blip_hf.demo"}
-
-
-def test_the_lowest_entry_that_names_a_module_decides_its_layer() -> None:
-    assert layer_of("image_utils") < layer_of("processing_blip") < layer_of("data.scenes")

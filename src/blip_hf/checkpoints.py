@@ -1,11 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks of the names of checkpoints. Imports nothing heavy."""
+"""Names of checkpoints, and the error for one that does not fit. Imports nothing heavy."""
 
 import re
 from pathlib import Path
 
 
 _MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
+
+
+class WrongCheckpointError(ValueError):
+    """A checkpoint that does not fit the class that loads it.
+
+    Args:
+        problem (`str`):
+            What does not fit, in a sentence.
+        remedy (`str`):
+            What to do in Python.
+        model_class (`str`):
+            Name of the class that loads it.
+    """
+
+    def __init__(self, problem: str, *, remedy: str, model_class: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.model_class = model_class
 
 
 def require_checkpoint(source: str) -> None:
@@ -34,4 +52,4 @@ def require_checkpoint(source: str) -> None:
         )
 
 
-__all__ = ["require_checkpoint"]
+__all__ = ["WrongCheckpointError", "require_checkpoint"]

@@ -15,7 +15,8 @@ from blip_hf.bootstrap.loop import SeedResult, drop_checkpoints
 from blip_hf.bootstrap.scene_sections import SCENE_SECTIONS
 from blip_hf.bootstrap.stages import run_stage, source_digests
 from blip_hf.bootstrap.table import render, summarise
-from blip_hf.cli import bootstrap
+from blip_hf.cli import bootstrap, main
+from blip_hf.cli.parser import run
 from blip_hf.training import BlipTrainer
 from tests.support.paths import EXAMPLES
 
@@ -49,7 +50,7 @@ def run_loop(folder, capfd, **changes):
     """The closing table, and the stages that were not skipped."""
     config = folder / "loop.yaml"
     config.write_text(yaml.safe_dump(TINY | changes))
-    assert bootstrap.main(["--config", str(config), "--output", str(folder / "out")]) == 0
+    assert main(["bootstrap", "--config", str(config), "--output_dir", str(folder / "out")]) == 0
     out, err = capfd.readouterr()
     lines = [line.partition("] ")[2] for line in err.splitlines() if line.startswith("[seed")]
     return out, [line.partition(":")[0] for line in lines if line.endswith(("starts", "goes on"))]
@@ -210,7 +211,7 @@ def test_a_mistake_is_found_before_the_first_stage(values, message):
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process"):
-        bootstrap.main([])
+        run(bootstrap.COMMAND, [])
 
 
 def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
@@ -221,8 +222,8 @@ def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
     command = [sys.executable, "-c", hold, str(tmp_path / bootstrap.LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="Another blip-hf bootstrap is at work in"):
-            bootstrap.main(["--output", str(tmp_path)])
+        with pytest.raises(ValueError, match="Another blip-hf bootstrap is running in"):
+            run(bootstrap.COMMAND, ["--output_dir", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCK]
 
 

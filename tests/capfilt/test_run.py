@@ -238,7 +238,7 @@ def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
 def flags(checkpoints, out_dir):
     models = ("--captioner", str(checkpoints / "captioner"), "--filter", str(checkpoints / "filter"))
     settings = ("--prompt", "a b", "--max_length", "12", "--batch_size", "2", "--device", "cpu", "--no_progress")
-    return ["--source", SOURCE, "--shard_size", str(SHARD_SIZE), *models, *settings, "--output", str(out_dir)]
+    return ["--source", SOURCE, "--shard_size", str(SHARD_SIZE), *models, *settings, "--output_dir", str(out_dir)]
 
 
 def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path, capsys):
@@ -259,7 +259,7 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     capsys.readouterr()
 
     pairs = tmp_path / "pairs"
-    assert main(["capfilt", "refilter", str(out), "--output", str(pairs)]) == 0
+    assert main(["capfilt", "refilter", str(out), "--output_dir", str(pairs)]) == 0
     kept = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sum(kept.values()) == undisturbed[1]["num_kept"]
     assert contents(pairs) == contents(out / "pairs")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
-from blip_hf.cli.demo import build_parser, run
+from blip_hf.cli.demo import run
 from blip_hf.demo.evaluate import caption_scores, retrieval_scores, word_accuracy
 from blip_hf.demo.pretrain import DemoSettings, EncodedScenes, build_processor
 from blip_hf.pages import percent
@@ -142,12 +142,3 @@ def test_a_caption_that_is_too_long_is_not_fully_right():
 def test_a_demo_of_nothing_is_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         DemoSettings(**field)
-
-
-def test_help_names_the_options(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        build_parser().parse_args(["--help"])
-    assert exit_info.value.code == 0
-    assert {"--output-dir", "--steps", "--num-scenes", "--seed"} <= set(
-        re.findall(r"--[a-z-]+", capsys.readouterr().out)
-    )

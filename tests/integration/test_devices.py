@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tensors are made where the inputs are and in their precision, whatever the device and the default precision."""
+"""New tensors have the device and the precision of the inputs, whatever the default precision is."""
 
-from io import BytesIO
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip_hf import (
-    BlipForConditionalGeneration,
-    BlipForPreTraining,
-    BlipForQuestionAnswering,
-    BlipForRetrievalTraining,
-    BlipForVisualReasoning,
-)
+from blip_hf import BlipForConditionalGeneration, BlipForQuestionAnswering
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.captioner import BlipCaptioner
 from blip_hf.data.readers.samples import Sample, Shard
@@ -25,72 +15,18 @@ from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier
 from blip_hf.training.metrics import RunningMeans, recalls_in_set
+from tests.support.batches import CONTRASTIVE_TASKS, TASK_MODELS, make_model_and_batch, weighted_vqa_batch
+from tests.support.images import encode_image, noise_images
 from tests.support.pretended_device import DEVICE, on_cpu, pretended_device
-from tests.support.twins import (
-    DEC,
-    tiny_batch,
-    tiny_capfilt,
-    tiny_config,
-    tiny_pretraining_config,
-    tiny_reasoning_config,
-    tiny_retrieval_config,
-)
-
-
-IMAGE_IDS = torch.tensor([4, 4, 5])
+from tests.support.twins import tiny_batch, tiny_capfilt, tiny_config
 
 
 def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def reasoning_batch() -> dict[str, Tensor]:
-    batch = tiny_batch()
-    pairs = torch.stack([batch["pixel_values"], batch["pixel_values"].flip(0)], dim=1)
-    return batch | {"pixel_values": pairs, "labels": torch.tensor([1, 0, 1])}
-
-
-def answer_batch() -> dict[str, Tensor]:
-    answers = tiny_batch((4, 3, 5, 4), seed=3)["input_ids"]
-    return tiny_batch() | {
-        "labels": answers,
-        "answer_weights": torch.tensor([0.3, 0.7, 1.0, 1.0]),
-        "answers_per_question": torch.tensor([2, 1, 1]),
-    }
-
-
-def caption_batch() -> dict[str, Tensor]:
-    batch = tiny_batch(first=DEC)
-    return batch | {"labels": batch["input_ids"]}
-
-
-def even_answer_batch() -> dict[str, Tensor]:
-    return tiny_batch() | {"labels": tiny_batch((4, 3, 5), seed=3)["input_ids"]}
-
-
-def pictures(number: int) -> list[Image.Image]:
-    noise = np.random.default_rng(0).integers(0, 256, size=(number, 6, 8, 3), dtype=np.uint8)
-    return [Image.fromarray(levels).resize((40, 30)) for levels in noise]
-
-
-TRAINED = {
-    "captioner": (BlipForConditionalGeneration, tiny_config, caption_batch),
-    "answerer": (BlipForQuestionAnswering, tiny_config, even_answer_batch),
-    "reasoner": (BlipForVisualReasoning, tiny_reasoning_config, reasoning_batch),
-    "pretraining": (BlipForPreTraining, tiny_pretraining_config, lambda: tiny_batch() | {"image_ids": IMAGE_IDS}),
-    "retrieval": (BlipForRetrievalTraining, tiny_retrieval_config, lambda: tiny_batch() | {"image_ids": IMAGE_IDS}),
-}
-CONTRASTIVE = ("pretraining", "retrieval")
-
-
-def make(kind):
-    """A model in training mode and its batch."""
-    model_class, make_config, make_batch = TRAINED[kind]
-    return model_class(make_config()).train(), make_batch()
-
-
 def assert_same_there(run_on, *modules, **tolerance):
-    """A function of a device gives the CPU's results on the pretended one, to which the modules are then moved."""
+    """Asserts that `run_on(device)` gives the same on the CPU and, with the modules moved, on the pretended device."""
     expected = run_on(torch.device("cpu"))
     with pretended_device():
         for module in modules:
@@ -128,9 +64,9 @@ def test_the_device_refuses_what_cuda_refuses():
 # Training
 
 
-@pytest.mark.parametrize("kind", list(TRAINED))
-def test_a_training_step_stays_on_the_device_and_never_waits_for_it(kind):
-    model, batch = make(kind)
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_a_training_step_stays_on_the_device_and_never_waits_for_it(task):
+    model, batch = make_model_and_batch(task)
     with pretended_device():
         model.to(DEVICE)
         batch = moved(batch)
@@ -138,7 +74,7 @@ def test_a_training_step_stays_on_the_device_and_never_waits_for_it(kind):
     with pretended_device(may_wait=False):
         output = model(**batch)
         assert output.loss.device == DEVICE
-        if kind in CONTRASTIVE:
+        if task in CONTRASTIVE_TASKS:
             model.update_momentum()
             model.enqueue(output)
             means.add_output(output)
@@ -146,19 +82,19 @@ def test_a_training_step_stays_on_the_device_and_never_waits_for_it(kind):
     assert all(value.device == DEVICE for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", list(TRAINED))
-def test_losses_are_those_of_the_cpu(kind):
-    model, batch = make(kind)
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_losses_are_those_of_the_cpu(task):
+    model, batch = make_model_and_batch(task)
 
     def loss(device):
-        torch.manual_seed(0)  # of the hard negatives
+        torch.manual_seed(0)  # for the hard negatives
         return model(**moved(batch, device)).loss.detach()
 
     assert_same_there(loss, model)
 
 
 def test_uneven_numbers_of_answers_stay_on_the_device():
-    model, batch = BlipForQuestionAnswering(tiny_config()).eval(), answer_batch()
+    model, batch = BlipForQuestionAnswering(tiny_config()).eval(), weighted_vqa_batch()
     assert_same_there(lambda device: model(**moved(batch, device)).loss.detach(), model)
 
 
@@ -192,7 +128,7 @@ def test_retrieval_gives_the_metrics_of_the_cpu():
     _, _, model, processor = tiny_capfilt()
     pairs = [
         {"image": image, "caption": f"{'abcd'[number]} {caption}", "image_id": number}  # equal texts would tie
-        for number, image in enumerate(pictures(4))
+        for number, image in enumerate(noise_images(4))
         for caption in ("a b c", "d e", "f g h i")[: 1 + number % 3]
     ]
 
@@ -206,11 +142,7 @@ def test_retrieval_gives_the_metrics_of_the_cpu():
 
 def test_capfilt_gives_the_scores_of_the_cpu():
     parts = tiny_capfilt()
-    images = []
-    for image in pictures(3):
-        buffer = BytesIO()
-        image.save(buffer, "PNG")
-        images.append(buffer.getvalue())
+    images = map(encode_image, noise_images(3))
     samples = [Sample(f"s/{i}", image, ("a b", "c d e")[: 1 + i % 2], str(i)) for i, image in enumerate(images)]
 
     def score(device):
@@ -226,7 +158,7 @@ def test_capfilt_gives_the_scores_of_the_cpu():
 
 def test_tools_give_the_results_of_the_cpu():
     captioner, processor, matcher, _ = tiny_capfilt()
-    images = pictures(3)
+    images = noise_images(3)
 
     def describe(device):
         writer = BlipCaptioner(captioner, processor, matcher=matcher, prompt="a b", max_new_tokens=5, batch_size=2)
@@ -261,9 +193,9 @@ def test_recalls_are_those_of_the_cpu():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", list(TRAINED))
-def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(kind, dtype):
-    model, batch = make(kind)
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(task, dtype):
+    model, batch = make_model_and_batch(task)
     model.to(dtype)
     output = model(**batch)
     assert output.loss.dtype == torch.float32
@@ -275,7 +207,7 @@ def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(kin
         elif "features" in name:
             assert value.dtype == torch.float32, name
     output.loss.backward()
-    if kind in CONTRASTIVE:
+    if task in CONTRASTIVE_TASKS:
         model.update_momentum()
         model.enqueue(output)
         assert model.queue.image_features.dtype == dtype
@@ -283,18 +215,18 @@ def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(kin
 
 @pytest.fixture
 def _fp64_by_default():
-    """What is made without a dtype is then fp64, and shows."""
+    """Makes tensors without a dtype fp64, so that they show."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("kind", list(TRAINED))
-def test_no_tensor_of_a_step_has_the_default_precision(kind, request):
-    model, batch = make(kind)
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_no_tensor_of_a_step_has_the_default_precision(task, request):
+    model, batch = make_model_and_batch(task)
     request.getfixturevalue("_fp64_by_default")
     output = model(**batch)
-    if kind in CONTRASTIVE:
+    if task in CONTRASTIVE_TASKS:
         model.update_momentum()
         model.enqueue(output)
     assert {value.dtype for value in output.values() if isinstance(value, Tensor) and value.is_floating_point()} == {
@@ -305,7 +237,7 @@ def test_no_tensor_of_a_step_has_the_default_precision(kind, request):
 def test_no_tensor_of_an_evaluation_has_the_default_precision(request):
     _, processor, matcher, _ = tiny_capfilt()
     answerer, batch, answers = BlipForQuestionAnswering(tiny_config()).eval(), tiny_batch(), tiny_batch((4, 6), seed=3)
-    pairs = [{"image": image, "caption": "a b", "image_id": n} for n, image in enumerate(pictures(2))]
+    pairs = [{"image": image, "caption": "a b", "image_id": n} for n, image in enumerate(noise_images(2))]
     request.getfixturevalue("_fp64_by_default")
     assert answerer.rank_answers(**batch, answer_ids=answers["input_ids"]).scores.dtype == torch.float32
     assert ZeroShotClassifier(matcher, processor, ["a", "b"]).label_features.dtype == torch.float32

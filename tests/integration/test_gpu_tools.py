@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is built on the models gives the CPU's results on CUDA: evaluation, captions, CapFilt, classification."""
-
-from io import BytesIO
+"""Evaluation, captioner, CapFilt and classifier give the CPU's results on CUDA."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
@@ -15,39 +12,30 @@ from blip_hf.data.readers.samples import Sample, Shard
 from blip_hf.evaluation.features import multimodal_embeds
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier
-from tests.integration.test_gpu import TOLERANCE
+from tests.support.cuda import NEEDS_CUDA, TOLERANCE
+from tests.support.images import encode_image, noise_images
 from tests.support.twins import tiny_capfilt
 
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.usefixtures("_without_tf32"),
-]
+pytestmark = NEEDS_CUDA
 NUM_IMAGES = 5
 TEXTS = ("a b", "c d e f", "g")
 
 
 @pytest.fixture(scope="module")
 def images():
-    noise = np.random.default_rng(0).integers(0, 256, size=(NUM_IMAGES, 6, 8, 3), dtype=np.uint8)
-    return [Image.fromarray(levels).resize((40, 30)) for levels in noise]
+    return noise_images(NUM_IMAGES)
 
 
 @pytest.fixture(scope="module")
 def shard(images):
-    def encode(image):
-        buffer = BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
-    samples = [Sample(f"s/{i}", encode(image), TEXTS[: 1 + i % 3], str(i)) for i, image in enumerate(images)]
+    samples = [Sample(f"s/{i}", encode_image(image), TEXTS[: 1 + i % 3], str(i)) for i, image in enumerate(images)]
     return Shard("s", lambda: iter(samples))
 
 
 @pytest.fixture(scope="module")
 def pairs(images):
-    """One to three captions an image, no two alike: equal scores have no order of their own on CUDA."""
+    """One to three captions an image, all different: the order of equal scores on CUDA is undefined."""
     letters = iter("abcdefghi")
     return [
         {"image": image, "caption": f"{next(letters)} {'j k l'[: 1 + number]}", "image_id": number}
@@ -56,8 +44,8 @@ def pairs(images):
     ]
 
 
-def here_and_on_cuda(run, dtype=torch.float32):
-    """What a function of a captioner, a matcher and their processor returns on the CPU and on CUDA."""
+def on_cpu_and_cuda(run, dtype=torch.float32):
+    """Returns `run(captioner, matcher, processor)` on the CPU and on CUDA."""
     captioner, processor, matcher, _ = tiny_capfilt()
     expected = run(captioner, matcher, processor)
     return expected, run(captioner.to("cuda", dtype), matcher.to("cuda", dtype), processor)
@@ -67,7 +55,7 @@ def test_retrieval_equals_the_cpu(pairs):
     def evaluate(captioner, matcher, processor):
         return evaluate_retrieval(matcher, processor, pairs, k=3, image_batch_size=2, text_batch_size=4)
 
-    expected, result = here_and_on_cuda(evaluate)
+    expected, result = on_cpu_and_cuda(evaluate)
     assert result.metrics() == expected.metrics()
     for found, wanted in (
         (result.image_candidates, expected.image_candidates),
@@ -83,7 +71,7 @@ def test_retrieval_is_finite_in_half_precision(pairs, dtype, states_dtype):
     def evaluate(captioner, matcher, processor):
         return evaluate_retrieval(matcher, processor, pairs, k=3, states_dtype=states_dtype)
 
-    _, result = here_and_on_cuda(evaluate, dtype)
+    _, result = on_cpu_and_cuda(evaluate, dtype)
     assert result.image_candidates.scores.isfinite().all()
     assert result.text_candidates.scores.dtype == torch.float32
 
@@ -93,7 +81,7 @@ def test_retrieval_under_autocast_is_near_the_cpu(pairs):
         with torch.autocast("cuda", torch.bfloat16, enabled=matcher.device.type == "cuda"):
             return evaluate_retrieval(matcher, processor, pairs, k=NUM_IMAGES)
 
-    expected, result = here_and_on_cuda(evaluate)
+    expected, result = on_cpu_and_cuda(evaluate)
     # All images are candidates of each text, best first. Eight bits of precision, of scores below 1.
     assert_close(result.text_candidates.scores, expected.text_candidates.scores, atol=0.1, rtol=0)
 
@@ -107,7 +95,7 @@ def test_capfilt_writes_and_scores_as_the_cpu_does(shard, settings):
         table, faults = CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)
         return table.to_pylist(), faults
 
-    (expected, expected_faults), (rows, faults) = here_and_on_cuda(score)
+    (expected, expected_faults), (rows, faults) = on_cpu_and_cuda(score)
     assert faults == expected_faults
     assert [(row["sample_id"], row["text"]) for row in rows] == [(row["sample_id"], row["text"]) for row in expected]
     for name in ("itm", "itc", "log_prob"):
@@ -121,7 +109,7 @@ def test_capfilt_scores_are_finite_in_half_precision(shard, dtype):
         chosen = CapFiltSettings(prompt="a b", max_length=10)
         return CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)[0]
 
-    _, table = here_and_on_cuda(score, dtype)
+    _, table = on_cpu_and_cuda(score, dtype)
     for name in ("itm", "itc", "log_prob"):
         assert np.isfinite(table[name].drop_null().to_numpy()).all()
 
@@ -131,7 +119,7 @@ def test_captioner_equals_the_cpu(images):
         writer = BlipCaptioner(captioner, processor, matcher=matcher, prompt="a b", max_new_tokens=6, batch_size=2)
         return writer.caption(images, num_return_sequences=2, return_scores=True)
 
-    expected, captions = here_and_on_cuda(describe)
+    expected, captions = on_cpu_and_cuda(describe)
     assert [caption.text for caption in captions] == [caption.text for caption in expected]
     assert [caption.num_tokens for caption in captions] == [caption.num_tokens for caption in expected]
     for name in ("log_probability", "itm_probability"):
@@ -152,7 +140,7 @@ def test_classifier_equals_the_cpu(images):
     def classify(captioner, matcher, processor):
         return ZeroShotClassifier(matcher, processor, ["a", "b c", "d"])(images, batch_size=2)
 
-    expected, results = here_and_on_cuda(classify)
+    expected, results = on_cpu_and_cuda(classify)
     assert [[entry.label for entry in own] for own in results] == [[entry.label for entry in own] for own in expected]
     found, wanted = (torch.tensor([[e.probability for e in own] for own in all_]) for all_ in (results, expected))
     assert_close(found, wanted, **TOLERANCE)
@@ -162,5 +150,5 @@ def test_multimodal_embeds_equal_the_cpu(images):
     def embed(captioner, matcher, processor):
         return multimodal_embeds(matcher, processor, images, ["a", "b c", "d", "e f g", "h"], batch_size=2).cpu()
 
-    expected, embeds = here_and_on_cuda(embed)
+    expected, embeds = on_cpu_and_cuda(embed)
     assert_close(embeds, expected, **TOLERANCE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""LoRA through peft on each head: the adapter alone trains, travels without the base, and merges into it."""
+"""LoRA by peft on each head: only the adapter trains, it is saved without the base and merges into it."""
 
 import copy
 
@@ -14,22 +14,23 @@ from blip_hf import (
     BlipForQuestionAnswering,
     BlipForVisualReasoning,
 )
-from tests.integration.test_examples_training import run_example
-from tests.support.twins import DEC, tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
+from tests.support.batches import caption_batch, nlvr2_batch, vqa_batch
+from tests.support.examples import run_example
+from tests.support.twins import tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
 
 
 peft = pytest.importorskip("peft")
-# peft 0.21 asks for it under the older name.
+# peft 0.21 reads it by the older name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 ATTENTION = ["qkv", "query", "value"]
-# Pre-training shares cross-attention between its encoder and decoder: two adapters cannot be merged into one weight.
-# Its momentum towers follow the adapter like any other weight, so they get one too.
+# In pre-training, encoder and decoder share cross-attention: two adapters cannot be merged into one weight.
+# The momentum encoder gets an adapter too, which follows the online one.
 UNSHARED_ATTENTION = r".*(\.qkv|\.attention\.self\.(query|value))"
 
 
 class Head:
-    """A model, what to adapt in it, and how to read a loss and deterministic outputs from it."""
+    """A model, the modules to adapt, its inputs and the names of its deterministic outputs."""
 
     def __init__(self, model, inputs, outputs, targets=ATTENTION, modules_to_save=None):
         self.model = model
@@ -49,13 +50,12 @@ class Head:
         return {name: output[name] for name in self.outputs}
 
     def adapted(self):
-        """The model with a fresh adapter; the model itself stays as it is."""
+        """A copy of the model with a new adapter."""
         return peft.get_peft_model(copy.deepcopy(self.model), self.config)
 
 
 def captioning_head():
-    batch = tiny_batch(first=DEC)
-    return Head(BlipForConditionalGeneration(tiny_config()), batch | {"labels": batch["input_ids"]}, ["logits"])
+    return Head(BlipForConditionalGeneration(tiny_config()), caption_batch(), ["logits"])
 
 
 def retrieval_head():
@@ -63,16 +63,13 @@ def retrieval_head():
     return Head(BlipForImageTextRetrieval(tiny_config()), inputs, ["itm_logits"], modules_to_save=["itm_head"])
 
 
-def answering_head():
-    inputs = tiny_batch() | {"labels": tiny_batch(lengths=(3, 4, 3), first=DEC, seed=1)["input_ids"]}
-    return Head(BlipForQuestionAnswering(tiny_config()), inputs, ["loss"])
+def vqa_head():
+    return Head(BlipForQuestionAnswering(tiny_config()), vqa_batch(), ["loss"])
 
 
-def reasoning_head():
-    batch = tiny_batch()
-    images = torch.stack([batch["pixel_values"], batch["pixel_values"].flip(0)], dim=1)
-    inputs = batch | {"pixel_values": images, "labels": torch.tensor([1, 0, 1])}
-    return Head(BlipForVisualReasoning(tiny_reasoning_config()), inputs, ["logits"], modules_to_save=["cls_head"])
+def nlvr2_head():
+    model = BlipForVisualReasoning(tiny_reasoning_config())
+    return Head(model, nlvr2_batch(), ["logits"], modules_to_save=["cls_head"])
 
 
 def pretraining_head():
@@ -80,26 +77,26 @@ def pretraining_head():
     return Head(BlipForPreTraining(tiny_pretraining_config()), tiny_batch(), outputs, targets=UNSHARED_ATTENTION)
 
 
-@pytest.fixture(params=[captioning_head, retrieval_head, answering_head, reasoning_head, pretraining_head])
+@pytest.fixture(params=[captioning_head, retrieval_head, vqa_head, nlvr2_head, pretraining_head])
 def head(request):
     return request.param()
 
 
 def train(head, num_steps=4):
-    """An adapted model after a few steps, its losses, and what its parameters were before."""
+    """Returns an adapted model after a few steps, the losses, and the parameters before."""
     model = head.adapted().train()
     base = model.get_base_model()
     if isinstance(base, BlipForPreTraining):
         base.momentum_towers.requires_grad_(False)
         base.reset_momentum()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     losses = []
     for _ in range(num_steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses.append(head.loss(model))
         losses[-1].backward()
-        optimiser.step()
+        optimizer.step()
         if isinstance(base, BlipForPreTraining):
             base.update_momentum()
     return model, losses, before
@@ -117,13 +114,13 @@ def test_the_adapter_trains_and_the_base_stays(head):
     assert not {name for name in trained if is_base(name)}
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert trained <= moved
-    # What moves without being trained are the averages of a momentum tower.
+    # The momentum encoder moves without gradients.
     assert {name for name in moved - trained if "momentum_towers" not in name or is_base(name)} == set()
-    if not isinstance(head.model, BlipForPreTraining):  # which draws other negatives in each step
+    if not isinstance(head.model, BlipForPreTraining):  # it draws new negatives in each step
         assert losses[-1] < losses[0]
 
 
-def test_a_fresh_adapter_changes_nothing(head):
+def test_a_new_adapter_does_not_change_outputs(head):
     for name, value in head.read(head.adapted()).items():
         assert_close(value, head.read(head.model)[name], msg=name)
 
@@ -150,7 +147,7 @@ def test_a_merged_adapter_gives_the_same_as_a_plain_model(head, tmp_path):
     loaded, info = type(head.model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"]
     for name, value in head.read(loaded).items():
-        if not name.startswith("momentum_"):  # a checkpoint leaves the averages out
+        if not name.startswith("momentum_"):  # a checkpoint does not hold the momentum encoder
             assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -164,7 +161,7 @@ def test_an_adapted_captioner_generates():
 
 
 def test_lora_example(tmp_path, capsys):
-    run_example("finetune_lora", "--tiny", "--output_dir", str(tmp_path))
+    run_example("finetune_lora", "--tiny", "--output_dir", tmp_path)
     printed = capsys.readouterr().out
     assert "is captioned" in printed
     assert (tmp_path / "adapter_model.safetensors").exists()

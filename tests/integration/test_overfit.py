@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each head learns eight pairs by heart: a shifted label or a wrong first token would not let it."""
+"""Each head overfits eight pairs, which a shifted label or a wrong first token would prevent."""
 
 from functools import partial
 
@@ -14,6 +14,7 @@ from blip_hf import (
     BlipForRetrievalTraining,
     BlipForVisualReasoning,
 )
+from tests.support.optimization import optimize
 from tests.support.twins import (
     CLS,
     DEC,
@@ -31,7 +32,7 @@ NUM_PAIRS, LENGTH = 8, 6
 
 @pytest.fixture
 def pairs():
-    """Eight images, each with a caption of its own: [CLS], two to four words, [SEP], padding."""
+    """Eight images with different captions: [CLS], two to four words, [SEP], padding."""
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.full((NUM_PAIRS, LENGTH), PAD)
     for row, words in zip(input_ids, torch.randint(4, DEC, (NUM_PAIRS, 4), generator=generator), strict=True):
@@ -42,20 +43,6 @@ def pairs():
     return {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
 
 
-def optimise(model, step_loss, num_steps, lr=5e-3, after_step=lambda: None):
-    model.train()
-    optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.1, total_iters=num_steps)
-    for _ in range(num_steps):
-        optimiser.zero_grad()
-        step_loss().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        after_step()
-    return model.eval()
-
-
 def assert_captions_are_reproduced(generate, pairs):
     generated = generate(max_new_tokens=LENGTH, num_beams=1, do_sample=False)
     for row, caption, mask in zip(generated, pairs["input_ids"], pairs["attention_mask"], strict=True):
@@ -64,14 +51,14 @@ def assert_captions_are_reproduced(generate, pairs):
 
 
 def matching_accuracy(matcher, pairs):
-    """Share of right answers over all pairs of images and texts."""
+    """Accuracy over all pairs of images and texts."""
     ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
     logits = matcher(ids, pairs["pixel_values"], attention_mask=mask).itm_logits
     return (logits.argmax(dim=-1) == torch.eye(NUM_PAIRS, dtype=torch.long).flatten()).float().mean().item()
 
 
 def assert_all_pairs_are_found(retriever, pairs):
-    """By the matching head and, both ways, by cosine: R@1 = 1."""
+    """Asserts R@1 = 1, by the ITM head and in both directions by cosine."""
     assert matching_accuracy(retriever, pairs) == 1.0
     similarity = retriever(**pairs, use_itm_head=False).itc_similarity
     own = torch.arange(NUM_PAIRS)
@@ -81,7 +68,7 @@ def assert_all_pairs_are_found(retriever, pairs):
 
 def test_captioner_reproduces_its_captions(pairs):
     captioner = BlipForConditionalGeneration(tiny_config())
-    optimise(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=100)
+    optimize(captioner, lambda: captioner(**pairs, labels=pairs["input_ids"]).loss, num_steps=100)
     with torch.no_grad():
         assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
 
@@ -90,7 +77,7 @@ def test_matcher_tells_its_pairs_from_all_others(pairs):
     matcher = BlipForImageTextRetrieval(tiny_config())
     ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
     labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
-    optimise(
+    optimize(
         matcher, lambda: matcher(ids, pairs["pixel_values"], attention_mask=mask, labels=labels).loss, num_steps=100
     )
     with torch.no_grad():
@@ -100,7 +87,7 @@ def test_matcher_tells_its_pairs_from_all_others(pairs):
 def test_pretraining_teaches_all_three_heads(pairs):
     model = BlipForPreTraining(tiny_pretraining_config(queue_size=0, momentum=0.9))
     image_ids = torch.arange(NUM_PAIRS)
-    optimise(
+    optimize(
         model,
         lambda: model(**pairs, image_ids=image_ids).loss,
         num_steps=120,
@@ -114,7 +101,7 @@ def test_pretraining_teaches_all_three_heads(pairs):
 def test_retrieval_training_teaches_both_heads(pairs):
     model = BlipForRetrievalTraining(tiny_retrieval_config(queue_size=0, momentum=0.9))
     image_ids = torch.arange(NUM_PAIRS)
-    optimise(
+    optimize(
         model,
         lambda: model(**pairs, image_ids=image_ids).loss,
         num_steps=100,
@@ -124,25 +111,25 @@ def test_retrieval_training_teaches_both_heads(pairs):
         assert_all_pairs_are_found(model.export_retriever(), pairs)
 
 
-def test_reasoner_tells_true_sentences_from_false_ones(pairs):
-    reasoner = BlipForVisualReasoning(tiny_reasoning_config())
-    # Each of four sentences is asked of a pair of images and of the same the other way round: true once, false once.
+def test_nlvr2_model_tells_true_sentences_from_false_ones(pairs):
+    model = BlipForVisualReasoning(tiny_reasoning_config())
+    # Each of four sentences is true of a pair of images and false of the swapped pair.
     images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)
     inputs = {name: pairs[name][:4].repeat(2, 1) for name in ("input_ids", "attention_mask")}
     inputs |= {"pixel_values": torch.cat([images, images.flip(1)]), "labels": torch.arange(2).repeat_interleave(4)}
-    optimise(reasoner, lambda: reasoner(**inputs).loss, num_steps=300)
+    optimize(model, lambda: model(**inputs).loss, num_steps=300)
     with torch.no_grad():
-        logits = reasoner(**inputs).logits
+        logits = model(**inputs).logits
     assert torch.equal(logits.argmax(dim=-1), inputs["labels"])
 
 
-def test_answerer_writes_and_chooses_its_answers(pairs):
-    answerer = BlipForQuestionAnswering(tiny_config())
-    # One question for all images, so that only the image tells the answer. The labels start with [CLS].
+def test_vqa_model_writes_and_ranks_its_answers(pairs):
+    model = BlipForQuestionAnswering(tiny_config())
+    # One question for all images: only the image determines the answer. The labels start with [CLS].
     question = torch.tensor([[CLS, 5, 6, SEP]]).repeat(NUM_PAIRS, 1)
     inputs = {"input_ids": question, "pixel_values": pairs["pixel_values"]}
-    optimise(answerer, lambda: answerer(**inputs, labels=pairs["input_ids"]).loss, num_steps=100)
+    optimize(model, lambda: model(**inputs, labels=pairs["input_ids"]).loss, num_steps=100)
     with torch.no_grad():
-        assert_captions_are_reproduced(partial(answerer.generate, **inputs), pairs)
-        ranking = answerer.rank_answers(**inputs, attention_mask=None, answer_ids=pairs["input_ids"])
+        assert_captions_are_reproduced(partial(model.generate, **inputs), pairs)
+        ranking = model.rank_answers(**inputs, attention_mask=None, answer_ids=pairs["input_ids"])
     assert torch.equal(ranking.best, torch.arange(NUM_PAIRS))

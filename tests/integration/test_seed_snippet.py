@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The usual snippet of BLIP users runs with only its import line changed."""
+"""The snippet on the model cards of BLIP runs with only its import line changed."""
 
 import warnings
 
@@ -10,18 +10,16 @@ from PIL import Image
 
 import blip_hf
 from tests.support.twins import TEXT, VISION
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photography", "of", "dog", "red", "hat"]
+from tests.support.vocabularies import make_tokenizer
 
 
 @pytest.fixture
 def directory(tmp_path):
-    """A checkpoint and its processor as plain transformers saves them, with an image."""
-    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    """A checkpoint and a processor saved by transformers, with an image."""
+    tokenizer = make_tokenizer(("a", "photography", "of", "dog", "red", "hat"))
     image_processor = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
     transformers.BlipProcessor(image_processor, tokenizer).save_pretrained(tmp_path)
-    size = len(WORDS)
+    size = len(tokenizer)
     text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
     text_config |= {"vocab_size": size + 2, "bos_token_id": size, "sep_token_id": 3, "eos_token_id": 3}
     config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments, CaptionSettings
 from blip_hf.cli import finetune, main, pretrain
-from blip_hf.cli.options import build_parser, parse_options
+from blip_hf.cli.parser import parse
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.tasks.base import warn_of_training_data
-from blip_hf.tasks.options import CaptionFinetuneOptions, VqaFinetuneOptions
+from blip_hf.tasks import caption, vqa
+from blip_hf.tasks.base import warn_about_training_data
 from tests.support.paths import EXAMPLES
 
 
@@ -65,7 +65,7 @@ def pretrained(tmp_path_factory):
 
 
 def run(command, capsys, *argv):
-    assert main([command, *map(str, argv)]) == 0
+    assert main([command, *map(str, argv), "--overwrite"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -148,7 +148,7 @@ def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
     command = pretrain.COMMAND if recipe.stem == "pretrain" else finetune.COMMANDS[task_of(recipe)]
-    assert parse_options(command, ["--config", str(recipe), "--output_dir", "unused", "--use_cpu"]) is not None
+    assert parse(command, ["--config", str(recipe), "--output_dir", "unused", "--use_cpu"]) is not None
     own_choices = ("model:", "data:", "eval_", "split:", "image_root:")
     lines = [line for line in recipe.read_text().splitlines() if line and not line.startswith(("#", *own_choices))]
     assert [line for line in lines if "# repo" not in line and "# the paper" not in line and "# ours" not in line] == [
@@ -160,9 +160,11 @@ def test_the_commands_defaults_are_the_recipes(pretrained):
     for name in ("caption_coco", "retrieval_coco", "vqa", "nlvr2"):
         recipe = next(path for path in RECIPES if path.stem == name)
         values = yaml.safe_load(recipe.read_text())
-        parser = build_parser(finetune.COMMANDS[task_of(recipe)])
+        argv = ["--model", "m", "--data", "d", "--output_dir", "unused", "--use_cpu"]
+        options, arguments = parse(finetune.COMMANDS[task_of(recipe)], argv)
+        defaults = vars(options) | vars(arguments)
         for option in ("learning_rate", "num_train_epochs", "weight_decay", "min_scale"):
-            assert parser.get_default(option) == values.get(option, parser.get_default(option)), (name, option)
+            assert defaults[option] == values.get(option, defaults[option]), (name, option)
     values = yaml.safe_load(next(path for path in RECIPES if path.stem == "pretrain").read_text())
     arguments = BlipTrainingArguments("unused", use_cpu=True)
     for option in ("learning_rate", "weight_decay", "warmup_steps", "decay_rate", "num_train_epochs"):
@@ -193,7 +195,7 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
 
 def test_the_recipe_of_vqa_evaluates_on_nothing_that_it_trains_on():
     recipe = next(path for path in RECIPES if path.stem == "vqa")
-    options, _ = parse_options(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
+    options, _ = parse(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
     assert "vqa_val.json" in options.data
     assert options.eval_data is None
 
@@ -204,11 +206,11 @@ LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
 @pytest.mark.parametrize(
     ("options_class", "content", "fields", "is_warned_of"),
     [
-        (VqaFinetuneOptions, LIST, {}, True),
-        (VqaFinetuneOptions, KARPATHY, {}, True),
-        (CaptionFinetuneOptions, LIST, {}, True),
-        (CaptionFinetuneOptions, KARPATHY, {}, False),
-        (CaptionFinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
+        (vqa.FinetuneOptions, LIST, {}, True),
+        (vqa.FinetuneOptions, KARPATHY, {}, True),
+        (caption.FinetuneOptions, LIST, {}, True),
+        (caption.FinetuneOptions, KARPATHY, {}, False),
+        (caption.FinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
     ],
 )
 def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
@@ -217,10 +219,10 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         (tmp_path / name).write_text(content)
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
-    warn_of_training_data(options_class("model", data, [same, "scenes"], **fields))
+    warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
     assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
     caplog.clear()
-    warn_of_training_data(options_class("model", data[:1], [same], **fields))
+    warn_about_training_data(options_class("model", data[:1], [same], **fields))
     assert not caplog.text
 
 

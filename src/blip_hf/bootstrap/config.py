@@ -63,7 +63,7 @@ class SceneData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Annotation files, as [`~blip_hf.data.readers.pairs.load_pairs`] reads them.
+    """Annotation files, as [`~blip_hf.data.readers.load_pairs`] reads them.
 
     Args:
         web (`str`):
@@ -316,13 +316,14 @@ class LoopSettings:
         Raises:
             ValueError: If an option is unknown, or a number is written in a form that YAML takes for text.
         """
-        from ..tasks.options import CaptionFinetuneOptions, PretrainOptions, RetrievalFinetuneOptions
+        from ..tasks import caption, retrieval
+        from ..tasks.pretrain import PretrainOptions
         from ..training import BlipFinetuningArguments, BlipTrainingArguments
 
         options_class, arguments_class = {
             "pretrain": (PretrainOptions, BlipTrainingArguments),
-            "captioner": (CaptionFinetuneOptions, BlipFinetuningArguments),
-            "filter": (RetrievalFinetuneOptions, BlipFinetuningArguments),
+            "captioner": (caption.FinetuneOptions, BlipFinetuningArguments),
+            "filter": (retrieval.FinetuneOptions, BlipFinetuningArguments),
         }[section]
         values = {"save_total_limit": 1, "report_to": "none", "disable_tqdm": not sys.stderr.isatty()}
         values |= {**getattr(self, section), **own, "use_cpu": self.device == "cpu"}

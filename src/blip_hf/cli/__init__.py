@@ -1,102 +1,80 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `blip-hf`: one module a sub-command, imported when it is called."""
+"""The command `blip-hf`: one module per command, imported when it is called."""
 
-import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from .errors import UsageError, message_of
+from .output import escape_unprintable, silence_closed_streams
+from .parser import Command, CommandGroup, choose, format_commands, run
 
 
 COMMANDS = {
-    "pretrain": "pre-train BLIP with its three objectives",
-    "finetune": "fine-tune for captioning, retrieval, questions or two-image reasoning",
-    "evaluate": "measure a model at one of these tasks",
-    "caption": "write captions for images",
-    "capfilt": "clean image-text pairs by captioning and filtering",
-    "convert": "turn an original .pth into a folder for from_pretrained, or back",
-    "bootstrap": "run the whole loop: pre-train, clean the data, pre-train again",
-    "demo": "pre-train, caption and match on built-in scenes, with a report",
+    "pretrain": "Pre-trains BLIP with its three objectives",
+    "finetune": "Fine-tunes for captioning, retrieval, VQA or NLVR2",
+    "evaluate": "Evaluates a model on one of these tasks",
+    "caption": "Captions images",
+    "capfilt": "Cleans image-text pairs by captioning and filtering",
+    "convert": "Converts an original .pth to a folder for from_pretrained, or back",
+    "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
+    "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
+    "env": "Prints the versions and hardware that a bug report needs",
+    "completion": "Prints a completion script for bash, zsh or fish",
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Runs a sub-command.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
 
-    A mistake of the user ends in one line on stderr and status 2; `--debug`, anywhere, lets the traceback through.
+    An error of the user ends in one line on stderr and status 2; `--debug`, anywhere, shows its traceback.
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Arguments. Those of the process by default.
+            Arguments. Defaults to those of the process.
 
     Returns:
-        `int`, *optional*: The status to exit with.
+        `int`: the exit status.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    is_debugging = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    # The sub-command reads its own arguments, `--help` among them.
-    command = build_parser().parse_args(arguments[:1]).command
-    module = importlib.import_module(f".{command}", __name__)
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    escape_unprintable()
+    prog = " ".join(["blip-hf", *(word for word in words[:1] if word in COMMANDS)])
     try:
-        try:
-            return module.main(arguments[1:])
-        finally:
-            sys.stdout.flush()
+        status = _run(words)
+        sys.stdout.flush()
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not silence_closed_streams():
             raise
         return 1
     except Exception as error:
-        message = _mistake(error)
+        message = message_of(error)
         if is_debugging or message is None:
             raise
-        print(f"blip-hf {command}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        silence_closed_streams()
         return 2
+    return status
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of stdout, such as `head`, has left; what is still to be written then goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+def _run(words: Sequence[str]) -> int:
+    if not words:
+        raise UsageError(f"no command given. The commands are {', '.join(COMMANDS)}.")
+    if words[0] == "--version":
+        print(f"blip-hf {__version__}")
+        return 0
+    if words[0] in ("-h", "--help"):
+        print(f"{format_commands('blip-hf', COMMANDS)}\n`--version` prints the version, `--debug` shows tracebacks.")
+        return 0
+    choose(words[0], COMMANDS, "blip-hf")
+    return run(load_command(words[0]), words[1:])
 
 
-def _mistake(error: Exception) -> str | None:
-    """What an error says to the user, or `None` where it is no mistake of theirs."""
-    is_missing_extra = isinstance(error, ImportError) and "blip_hf[" in str(error)
-    if isinstance(error, (ValueError, OSError)) or is_missing_extra:
-        return str(error)
-    # A configuration that refuses a value has that error as its cause.
-    is_of_configuration = type(error).__module__ == "huggingface_hub.errors" and error.__cause__ is not None
-    return str(error.__cause__) if is_of_configuration else None
+def load_command(name: str) -> Command | CommandGroup:
+    """The command of a name in `COMMANDS`."""
+    return importlib.import_module(f".{name}", __name__).COMMAND
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of what stands before a sub-command's own arguments.
-
-    Returns:
-        `argparse.ArgumentParser`: knows the sub-commands and `--version`.
-    """
-    width = max(len(name) for name in COMMANDS)
-    summary = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="blip-hf",
-        usage="blip-hf [--version] [--debug] COMMAND ...",
-        description="BLIP: pre-training, captioning and image-text matching.",
-        epilog=f"commands:\n{summary}\n\n`blip-hf COMMAND --help` tells what a command takes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
-    parser.add_argument("--version", action="version", version=f"blip-hf {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
-    return parser
-
-
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "load_command", "main"]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf bootstrap`: the paper's whole loop from one YAML file, or on drawn scenes without any."""
+"""`blip-hf bootstrap`: the paper's whole loop from one YAML file, or on drawn scenes without one."""
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import read_yaml
+from .config_file import read_yaml
+from .parser import Command
 
 
 if TYPE_CHECKING:
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 LOCK = "bootstrap.lock"
-"""Empty; the process that is at work in a folder holds it locked."""
+"""Empty file that the running process holds locked."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the loop, or what is left of it, and prints the closing table.
+@dataclass(frozen=True, kw_only=True)
+class BootstrapOptions:
+    """What `blip-hf bootstrap` takes."""
 
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Arguments after the name of the command. Those of the process by default.
+    config: Path | None = field(
+        default=None, metadata={"help": "YAML file of settings; examples/recipes has some. Without one: drawn scenes"}
+    )
+    output_dir: Path = field(
+        default=Path("runs/bootstrap"),
+        metadata={"help": "Folder of the run; one that was interrupted is resumed", "old_names": ["output"]},
+    )
 
-    Returns:
-        `int`: 0.
 
-    Raises:
-        ValueError: If the settings do not fit, or several processes were started.
-    """
-    arguments = build_parser().parse_args(argv)
+def _run(options: BootstrapOptions) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "blip-hf bootstrap runs in one process. Start it without a launcher, or launch the commands of its stages:"
@@ -41,59 +41,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from ..bootstrap.config import LoopSettings
 
-    settings = LoopSettings.from_mapping({} if arguments.config is None else read_yaml(arguments.config))
+    settings = LoopSettings.from_mapping({} if options.config is None else read_yaml(options.config))
     # Only the table goes to stdout; the trainers would print their logs there too.
     with redirect_stdout(sys.stderr):
-        table = run(settings, arguments.output)
+        table = run_loop(settings, options.output_dir)
     print(table)
-    return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command.
-
-    Returns:
-        `argparse.ArgumentParser`: of a file of settings and a folder.
-    """
-    parser = argparse.ArgumentParser(
-        prog="blip-hf bootstrap",
-        description="Pre-trains on noisy pairs, fine-tunes a captioner and a filter on clean ones, cleans the noisy pairs"
-        " with them, pre-trains again from scratch, and compares the models. Without --config it runs on drawn scenes. The"
-        " same command again goes on where it was interrupted, and does again only what changed settings change.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, help="YAML file; examples/recipes has some (default: drawn scenes)")
-    parser.add_argument("--output", type=Path, default=Path("runs/bootstrap"), help="where to (default: %(default)s)")
-    return parser
-
-
-def run(settings: "LoopSettings", output: Path) -> str:
-    """Does what the command does.
-
-    Args:
-        settings (`LoopSettings`):
-            Settings of the loop.
-        output (`Path`):
-            Gets a folder a seed with a folder a stage, `results.json` and `table.md`.
+def run_loop(settings: "LoopSettings", output_dir: Path) -> str:
+    """Runs the loop for each seed, and writes `results.json` and `table.md`.
 
     Returns:
-        `str`: the closing table.
+        `str`: the table.
 
     Raises:
-        ValueError: If the settings do not fit, or another process is at work in the folder.
+        ValueError: If the settings do not fit, or another process is running in the folder.
     """
     from ..locks import open_locks
 
     settings.check()
-    with open_locks(output / LOCK) as claims, claims.claim(0, wait=False) as is_held:
+    with open_locks(output_dir / LOCK) as locks, locks.claim(0, wait=False) as is_held:
         if not is_held:
             raise ValueError(
-                f"Another blip-hf bootstrap is at work in {output}. Wait for its end, or pass another --output."
+                f"Another blip-hf bootstrap is running in {output_dir}. Wait for its end, or pass another --output_dir."
             )
-        return _run_seeds(settings, output)
+        return _run_seeds(settings, output_dir)
 
 
-def _run_seeds(settings: "LoopSettings", output: Path) -> str:
+def _run_seeds(settings: "LoopSettings", output_dir: Path) -> str:
     import datasets
     import transformers
 
@@ -103,10 +78,20 @@ def _run_seeds(settings: "LoopSettings", output: Path) -> str:
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     results = [
-        run_seed(settings, seed, output / f"seed-{seed}", lambda line, seed=seed: print(f"[seed {seed}] {line}"))
+        run_seed(settings, seed, output_dir / f"seed-{seed}", lambda line, seed=seed: print(f"[seed {seed}] {line}"))
         for seed in settings.seeds
     ]
-    return write_results(settings, results, output)
+    return write_results(settings, results, output_dir)
 
 
-__all__ = ["LOCK", "build_parser", "main", "run"]
+COMMAND = Command(
+    prog="blip-hf bootstrap",
+    description="Pre-trains on noisy pairs, fine-tunes a captioner and a filter on clean ones, cleans the noisy pairs with"
+    " them, pre-trains again from scratch, and compares the models. The same command again resumes an interrupted run and"
+    " repeats only the stages whose settings have changed.",
+    options=BootstrapOptions,
+    run=_run,
+    resumes=True,
+)
+
+__all__ = ["COMMAND", "LOCK", "BootstrapOptions", "run_loop"]

@@ -1,126 +1,129 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf convert`: an original checkpoint to a folder that `from_pretrained` opens, or back."""
 
-import argparse
 import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .errors import UsageError
+from .parser import Command
 
 
 if TYPE_CHECKING:
     from ..conversion import Conversion
 
-# What has no meaning with --to-original.
 _READING_OPTIONS = ("tokenizer", "training_state", "parts", "head_width")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Converts, and prints what became of the tensors.
+@dataclass(kw_only=True)
+class ConvertOptions:
+    """What `blip-hf convert` takes. Options that are `None` keep the defaults of `blip_hf.conversion`."""
 
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Arguments after the name of the command. Those of the process by default.
-
-    Returns:
-        `int`: 0.
-    """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    for name in _READING_OPTIONS:
-        if arguments.to_original and getattr(arguments, name):
-            parser.error(f"--{name} is about reading originals: leave it out with --to-original")
-    print(describe(convert(arguments), arguments))
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command.
-
-    Returns:
-        `argparse.ArgumentParser`: its defaults of `None` leave the choice to `blip_hf.conversion`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="blip-hf convert",
-        description="Turns a checkpoint of salesforce/BLIP or LAVIS, of any task, into a folder with a model and its"
-        " processor, or a folder back into such a checkpoint. Folders of transformers need no conversion.",
-        allow_abbrev=False,
+    source: str = field(
+        metadata={
+            "help": ".pth or .safetensors file; with --to_original a folder or model id",
+            "positional": True,
+            "metavar": "SOURCE",
+        }
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help=".pth or .safetensors; with --to-original a folder or model id"
+    target: str | None = field(default=None, metadata={"positional": True, "hidden": True})  # old form of the next two
+    output_dir: Path | None = field(default=None, metadata={"help": "New folder for the model and its processor"})
+    output: Path | None = field(default=None, metadata={"help": "With --to_original: the .pth file to write"})
+    to_original: bool = field(default=False, metadata={"help": "Convert a folder to a .pth file"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or model id of the BERT tokenizer that the model was trained with (default:"
+            " bert-base-uncased, from the Hub)"
+        },
     )
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="new folder; with --to-original the .pth")
-    parser.add_argument("--to-original", "--to_original", action="store_true", help="go from a folder to a .pth")
-    parser.add_argument(
-        "--tokenizer",
-        help="folder or model id of the BERT tokenizer that the model was trained with (default: bert-base-uncased,"
-        " from the Hub)",
+    training_state: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the momentum encoder and the queue of a pre-training or retrieval checkpoint, to continue"
+            " training"
+        },
     )
-    parser.add_argument(
-        "--training_state",
-        action="store_true",
-        help="keep momentum towers and queue of a pre-training or retrieval checkpoint, to go on training it",
+    parts: bool = field(
+        default=False,
+        metadata={"help": "Also save the captioner and the retriever of a pre-training checkpoint, in subfolders"},
     )
-    parser.add_argument(
-        "--parts",
-        action="store_true",
-        help="save the captioner and the retriever inside of a pre-training checkpoint too, in folders of their own",
+    head_width: int | None = field(
+        default=None, metadata={"help": "Width of an attention head (default: 64, as in every released model)"}
     )
-    parser.add_argument(
-        "--head_width", type=int, help="width of an attention head (default: 64, that of every released model)"
-    )
-    return parser
+
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing model folder or .pth file"})
+
+    def __post_init__(self) -> None:
+        wanted, other = ("output", "output_dir") if self.to_original else ("output_dir", "output")
+        if self.target is not None:
+            print(
+                f"blip-hf convert: warning: name the target with --{wanted}; the form without it will be removed.",
+                file=sys.stderr,
+            )
+            setattr(self, wanted, Path(self.target))
+        if getattr(self, other) is not None:
+            raise UsageError(
+                f"--{other} does not go {'with' if self.to_original else 'without'} --to_original. Pass --{wanted}."
+            )
+        if getattr(self, wanted) is None:
+            raise UsageError(f"--{wanted} {'FILE' if self.to_original else 'DIR'} missing.")
+        given = [name for name in _READING_OPTIONS if getattr(self, name)]
+        if self.to_original and given:
+            raise UsageError(f"--{given[0]} applies to original checkpoints only. Leave it out with --to_original.")
+
+    @property
+    def written(self) -> Path:
+        """The file or the folder to write."""
+        return self.output if self.to_original else self.output_dir
 
 
-def convert(arguments: argparse.Namespace) -> "Conversion":
-    """Does what the arguments say.
-
-    Args:
-        arguments (`argparse.Namespace`):
-            Of `build_parser`.
-
-    Returns:
-        `Conversion`: What became of the tensors.
-    """
+def _run(options: ConvertOptions) -> None:
     from transformers.utils import logging
 
     from ..conversion import convert_original_checkpoint, restore_original_checkpoint
 
     logging.disable_progress_bar()
-    if arguments.to_original:
-        return restore_original_checkpoint(arguments.source, arguments.output)
-    given = {name: getattr(arguments, name) for name in ("tokenizer", "head_width") if getattr(arguments, name)}
-    return convert_original_checkpoint(
-        arguments.source,
-        arguments.output,
-        keep_training_state=arguments.training_state,
-        save_parts=arguments.parts,
-        **given,
-    )
+    if options.overwrite and not options.to_original:
+        _remove_model(options.written)
+    if options.to_original:
+        conversion = restore_original_checkpoint(options.source, options.written)
+    else:
+        given = {name: getattr(options, name) for name in ("tokenizer", "head_width") if getattr(options, name)}
+        conversion = convert_original_checkpoint(
+            options.source,
+            options.written,
+            keep_training_state=options.training_state,
+            save_parts=options.parts,
+            **given,
+        )
+    print(describe(conversion, options))
 
 
-def describe(conversion: "Conversion", arguments: argparse.Namespace) -> str:
-    """One line on what was made, and a table of what was left out.
+def _remove_model(folder: Path) -> None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no config.json, so it is not a model to replace. Pass another --output_dir.")
+    shutil.rmtree(folder)
 
-    Args:
-        conversion (`Conversion`):
-            What became of the tensors.
-        arguments (`argparse.Namespace`):
-            Of `build_parser`.
 
-    Returns:
-        `str`: The lines.
-    """
+def describe(conversion: "Conversion", options: ConvertOptions) -> str:
+    """One line on the result, and a table of the tensors that were dropped."""
     head = (
-        f"{arguments.source} -> {arguments.output}: {conversion.model_class} at {conversion.image_size} px,"
+        f"{options.source} -> {options.written}: {conversion.model_class} at {conversion.image_size} px,"
         f" {conversion.num_tensors} tensors"
     )
     return "\n".join([head, *_table(conversion.dropped)])
 
 
 def _table(dropped: Mapping[str, str]) -> list[str]:
-    """Rows of names, their number and the reason; names of one part with one reason share a row."""
+    """Rows of a name, a count and a reason; tensors of one part with one reason share a row."""
     if not dropped:
         return []
     counts = Counter((name.partition(".")[0], reason) for name, reason in dropped.items())
@@ -133,7 +136,7 @@ def _table(dropped: Mapping[str, str]) -> list[str]:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names share, stars for numbers and for the rest: `text_encoder_m.encoder.layer.*.crossattention.*`."""
+    """The common start of names, with stars, such as `text_encoder_m.encoder.layer.*.crossattention.*`."""
     shared = []
     for components in zip(*(re.sub(r"\.\d+\.", ".*.", name).split(".") for name in names), strict=False):
         if len(set(components)) > 1:
@@ -142,4 +145,13 @@ def _common_name(names: Sequence[str]) -> str:
     return ".".join([*shared, "*"])
 
 
-__all__ = ["build_parser", "convert", "describe", "main"]
+COMMAND = Command(
+    prog="blip-hf convert",
+    description="Converts a checkpoint of salesforce/BLIP or LAVIS, of any task, to a folder with a model and its processor,"
+    " in --output_dir, or with --to_original such a folder to a .pth file, --output. Folders of transformers need no"
+    " conversion.",
+    options=ConvertOptions,
+    run=_run,
+)
+
+__all__ = ["COMMAND", "ConvertOptions", "describe"]

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf demo`: pre-trains a small BLIP on the embedded scenes, captions and matches new ones, writes a report."""
 
-import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .parser import Command
 
 
 if TYPE_CHECKING:
@@ -21,17 +23,17 @@ _NUM_IMAGES = 24
 _NUM_LINES = 10
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo.
+@dataclass(kw_only=True)
+class DemoOptions:
+    """What `blip-hf demo` takes. Options that are `None` keep the defaults of `DemoSettings`."""
 
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Arguments after the name of the command. Those of the process by default.
+    output_dir: Path = field(default=Path("runs/demo"), metadata={"help": "Folder for the models and the report"})
+    steps: int | None = field(default=None, metadata={"help": "Optimizer steps"})
+    num_scenes: int | None = field(default=None, metadata={"help": "Scenes to train on"})
+    seed: int | None = field(default=None, metadata={"help": "Seed of scenes, weights and batches (default: 0)"})
 
-    Returns:
-        `int`: 0.
-    """
-    arguments = build_parser().parse_args(argv)
+
+def _run(options: DemoOptions) -> None:
     import transformers
     from rich.console import Console
 
@@ -39,28 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = {name: value for name, value in vars(arguments).items() if name != "output_dir" and value is not None}
-    run(DemoSettings(**options), arguments.output_dir, Console(highlight=False))
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command.
-
-    Returns:
-        `argparse.ArgumentParser`: its defaults of `None` leave the choice to `DemoSettings`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="blip-hf demo",
-        description="Pre-trains a small BLIP on drawn scenes with the three objectives, captions and matches scenes that"
-        " it has never seen, and writes the model, metrics.json and a page of images. Takes a few minutes on two cores.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="where to (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps")
-    parser.add_argument("--num-scenes", type=int, help="scenes to train on")
-    parser.add_argument("--seed", type=int, help="seed of scenes, weights and batches (default: 0)")
-    return parser
+    given = {name: value for name, value in vars(options).items() if name != "output_dir" and value is not None}
+    run(DemoSettings(**given), options.output_dir, Console(highlight=False))
 
 
 def run(settings: "DemoSettings", output_dir: Path, console: "Console") -> dict[str, Any]:
@@ -209,4 +191,12 @@ def print_table(evaluation: "Evaluation", console: "Console") -> None:
     console.print(notes(evaluation))
 
 
-__all__ = ["build_parser", "loss_bar", "main", "print_table", "run", "write_report"]
+COMMAND = Command(
+    prog="blip-hf demo",
+    description="Pre-trains a small BLIP on drawn scenes with its three objectives, captions and matches held-out scenes,"
+    " and writes the model, metrics.json and a page of images. Takes a few minutes on two cores.",
+    options=DemoOptions,
+    run=_run,
+)
+
+__all__ = ["COMMAND", "DemoOptions", "loss_bar", "print_table", "run", "write_report"]

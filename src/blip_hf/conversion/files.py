@@ -173,7 +173,7 @@ def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder. A folder of transformers needs no conversion: pass it to `from_pretrained`. Otherwise"
-            " name the .pth in it, or add --to-original to write one."
+            " name the .pth in it, or add --to_original to write one."
         )
     if path.suffix == ".safetensors":
         return load_file(path)

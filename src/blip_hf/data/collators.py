@@ -161,7 +161,7 @@ class BlipCaptioningCollator(PairCollator):
         processor ([`BlipProcessor`]):
             Processor of images and text.
         prompt (`str`, *optional*):
-            Text that each caption starts with, `""` for none. Defaults to that of `processor.caption_settings`, or
+            Start of each caption, `""` for none. Defaults to that of `processor.caption_settings`, or
             `"a picture of "` if there are no settings.
         max_length (`int`, *optional*, defaults to 40):
             Longest row in tokens, `[DEC]`, the prompt and `[SEP]` included. BLIP's captioning has 40.

@@ -162,8 +162,8 @@ def evaluate_vqa(
             The model; its mode, device and dtype are left as they are.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        questions (sequence of [`~blip_hf.data.readers.vqa.Question`]):
-            What [`~blip_hf.data.readers.vqa.load_vqa`] returns, or a list.
+        questions (sequence of [`~blip_hf.data.readers.vqa.VqaRecord`]):
+            What [`~blip_hf.data.readers.load_vqa`] returns, or a list.
         answer_list (sequence of `str`, *optional*):
             Answers to choose from, such as those of VQA's `answer_list.json` or of
             [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it answers are written.
@@ -188,10 +188,10 @@ def evaluate_vqa(
         `VqaResult`: accuracy and answers. A question whose image cannot be read is left out of both, with a warning.
 
     Raises:
-        ValueError: If there are no questions or none can be used, two have the same id, or as of `check_answer_list`.
+        ValueError: If there are no questions or none can be used, two have the same id, or as of `check_choice`.
     """
     if answer_list is not None:
-        check_answer_list(answer_list, num_candidates)
+        check_choice(answer_list, num_candidates)
     dataset = VqaDataset(questions, normalize_questions=normalize_questions)
     collate = _EvaluationCollator(dataset, BlipVqaCollator(processor))
     batches = DataLoader(range(len(dataset)), batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
@@ -214,7 +214,7 @@ def evaluate_vqa(
     return VqaResult(accuracy, predictions, num_scored=len(accuracies), num_skipped=dataset.num_skipped)
 
 
-def check_answer_list(answer_list: Sequence[str], num_candidates: int) -> None:
+def check_choice(answer_list: Sequence[str], num_candidates: int) -> None:
     """Refuses at once what answers cannot be chosen from.
 
     Args:
@@ -321,4 +321,4 @@ def _tokenize(processor: BlipProcessor, answer_list: Sequence[str], device: torc
     return {"answer_ids": rows["input_ids"], "answer_attention_mask": rows["attention_mask"]}
 
 
-__all__ = ["VqaResult", "check_answer_list", "evaluate_vqa", "normalize_answer", "vqa_accuracy", "write_vqa_results"]
+__all__ = ["VqaResult", "check_choice", "evaluate_vqa", "normalize_answer", "vqa_accuracy", "write_vqa_results"]

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What every BLIP model shares: capabilities, initialisation, and loading that refuses the wrong class."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
+from ..checkpoints import WrongCheckpointError
 from ..configuration_blip import BlipConfig
 from .prompts import unset_library_defaults
 
@@ -75,9 +79,14 @@ class BlipPreTrainedModel(PreTrainedModel):
         """
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if not allow_new_heads:
-            _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
+        allow_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with _held_load_report():
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
+            if not allow_other_shapes:
+                _refuse_other_shapes(model, info, str(pretrained_model_name_or_path))
+            if not allow_new_heads:
+                _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
         model._finish_loading()
         return (model, info) if output_loading_info else model
 
@@ -151,10 +160,48 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
     remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that it was saved from"
     # A pre-training checkpoint holds once what its encoder and decoder share, so that one of them is there in part.
     names = [part if part in absent else f"some of {part}" for part in sorted(lacking)]
-    raise ValueError(
-        f"{source} has no weights for {', '.join(names)} of {type(model).__name__}. {remedy}, or"
-        f" {model._new_heads_remedy}."
+    raise WrongCheckpointError(
+        f"{source} has no weights for {', '.join(names)} of {type(model).__name__}.",
+        remedy=f"{remedy}, or {model._new_heads_remedy}.",
+        model_class=type(model).__name__,
     )
+
+
+def _refuse_other_shapes(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
+    mismatched = sorted(info["mismatched_keys"])
+    if not mismatched:
+        return
+    name, stored, expected = mismatched[0]
+    raise WrongCheckpointError(
+        f"{source} has {len(mismatched)} weights whose shapes differ from its configuration, such as {name}:"
+        f" {tuple(stored)}, expected {tuple(expected)}.",
+        remedy="Load it with its own config.json, or pass ignore_mismatched_sizes=True to train these weights anew.",
+        model_class=type(model).__name__,
+    )
+
+
+@contextmanager
+def _held_load_report() -> Iterator[None]:
+    """Holds transformers' table of missing and unexpected weights, and drops it if the checkpoint is refused."""
+    held: list[logging.LogRecord] = []
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in record.getMessage():
+            return True
+        held.append(record)
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    except WrongCheckpointError:
+        held.clear()
+        raise
+    finally:
+        logger.removeFilter(is_other)
+        for record in held:
+            logger.handle(record)
 
 
 __all__ = ["BlipPreTrainedModel", "refuse_unknown"]

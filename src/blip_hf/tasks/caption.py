@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captioning (paper, section 5.2)."""
+"""Captioning (paper, section 5.2): fine-tunes a captioner, and compares its captions with human ones."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import CaptionSettings, caption_option
-from .base import (
-    FinetuningRun,
-    PairEvaluateOptions,
-    PairFinetuneOptions,
-    checkpoint_type,
-    given_options,
-    load_for_evaluation,
-    load_for_training,
-    load_pair_records,
-    prepare_for_training,
-    run_finetuning,
-)
+from . import base
+from .base import PairEvaluateOptions, PairFinetuneOptions, option
 
 
 if TYPE_CHECKING:
@@ -27,128 +16,137 @@ if TYPE_CHECKING:
     from ..training import BlipFinetuningArguments
 
 
-@dataclass(kw_only=True)
+@dataclass
 class CaptionOptions:
-    """How captions are written and scored."""
+    """How captions are generated and compared with human ones."""
 
     prompt: str | None = caption_option("prompt")
     num_beams: int | None = caption_option("num_beams")
     max_length: int | None = caption_option("max_length")
     min_length: int | None = caption_option("min_length")
-    metrics: list[Literal["bleu", "rouge_l", "cider", "meteor", "spice"]] | None = field(
-        default=None,
-        metadata={
-            "help": "Any of bleu, rouge_l, cider, meteor and spice (default: the first three, and meteor if Java is"
-            " installed)",
-            "metavar": "METRIC",
-        },
+    metrics: list[str] | None = option(
+        None, "Some of bleu, rouge_l, cider, meteor and spice (default: the first three, and meteor with Java)", "NAME"
     )
-    tokenizer_of_metrics: Literal["treebank", "ptb"] = field(
-        default="treebank",
-        metadata={"help": "Tokenizer of the metrics; ptb, the official one, needs Java"},
+    tokenizer_of_metrics: str = option(
+        "treebank", "Tokenizer of the metrics: treebank, or ptb, the official one, which needs Java", "NAME"
     )
 
-    def given_settings(self) -> dict[str, Any]:
-        """The caption settings that are given, by name; the checkpoint has the others."""
-        names = ("prompt", "num_beams", "max_length", "min_length")
-        return given_options(**{name: getattr(self, name) for name in names})
+    def caption_settings(self) -> dict[str, Any]:
+        """Returns the options that are fields of [`CaptionSettings`]; `None` stands for the checkpoint's own."""
+        return {name: getattr(self, name) for name in ("prompt", "num_beams", "max_length", "min_length")}
 
 
-@dataclass(kw_only=True)
+@dataclass
 class FinetuneOptions(CaptionOptions, PairFinetuneOptions):
-    """Options of the fine-tuning of a captioner."""
+    """Options of fine-tuning a captioner."""
 
 
-@dataclass(kw_only=True)
+@dataclass
 class EvaluateOptions(CaptionOptions, PairEvaluateOptions):
-    """Options of the evaluation of a captioner."""
+    """Options of evaluating a captioner."""
 
     repetition_penalty: float | None = caption_option("repetition_penalty")
 
-    def given_settings(self) -> dict[str, Any]:
-        """The caption settings that are given, by name; the checkpoint has the others."""
-        return super().given_settings() | given_options(repetition_penalty=self.repetition_penalty)
-
 
 def load_model(options: FinetuneOptions) -> "BlipForConditionalGeneration":
-    """Loads a captioner, or that of a pre-training checkpoint, for training."""
+    """Loads the captioner to start from, also that of a pre-training checkpoint, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
     from ..modeling.caption import BlipForConditionalGeneration
     from ..modeling.pretraining import BlipForPreTraining
 
-    if checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
-        model = load_for_training(BlipForPreTraining, options).export_captioner()
+    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
+        config = base.read_config(BlipPreTrainingConfig, options)
+        model = BlipForPreTraining.from_pretrained(
+            options.model, config=config, dtype=torch.float32
+        ).export_captioner()
     else:
-        model = load_for_training(BlipForConditionalGeneration, options)
-    return prepare_for_training(model, options)
+        config = base.read_config(BlipConfig, options)
+        model = BlipForConditionalGeneration.from_pretrained(options.model, config=config, dtype=torch.float32)
+    return base.prepare_for_training(model, options)
 
 
 def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
-    """Fine-tunes a captioner, saves it with its processor and caption settings, and evaluates it on `eval_data`.
+    """Fine-tunes a captioner, saves it with its processor, prompt and lengths, and evaluates it if there is a set for that.
 
     Args:
         options (`FinetuneOptions`):
-            The checkpoint, the data and the prompt.
-        arguments ([`BlipFinetuningArguments`]):
-            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("caption", output_dir=...)`.
+            Model, data and captions.
+        arguments (`BlipFinetuningArguments`):
+            Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of the training, and those of the evaluation as `eval_...`.
+        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
     from ..data.collators import BlipCaptioningCollator
     from ..data.pairs import PairDataset
     from ..evaluation.caption_metrics import resolve_metrics
+    from ..training import BlipTrainer
 
-    if options.eval_data is not None:
-        resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # a mistake shows before the training
-
-    def set_up_processor(processor: "BlipProcessor") -> None:
-        own = processor.caption_settings
-        processor.caption_settings = CaptionSettings.for_finetuning(own, **options.given_settings())
-
-    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
-        return _metrics(_evaluate(run.model, run.processor, run.eval_records, options, batch_size=run.batch_size))
-
-    return run_finetuning(
-        options,
-        arguments,
-        load_model=load_model,
-        load_records=load_pair_records,
-        dataset_class=PairDataset,
-        make_collator=BlipCaptioningCollator,
-        evaluate=evaluate_run,
-        set_up_processor=set_up_processor,
+    source = options.evaluation_source()
+    if source is not None:
+        base.warn_about_training_data(options)
+        resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    processor.caption_settings = CaptionSettings.for_finetuning(
+        processor.caption_settings, **options.caption_settings()
     )
+    image_size = base.image_size_of(model)
+    eval_pairs = None if source is None else source.read_pairs(image_size)
+    trainer = BlipTrainer(
+        model,
+        arguments,
+        train_dataset=PairDataset(
+            options.training_source().read_pairs(image_size),
+            base.training_transform(options, image_size),
+            seed=arguments.seed,
+        ),
+        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
+        data_collator=BlipCaptioningCollator(processor),
+        processing_class=processor,
+    )
+
+    def evaluate_trained() -> dict[str, float]:
+        return _evaluate(model, processor, eval_pairs, options, arguments.per_device_eval_batch_size).metrics
+
+    return base.train_and_evaluate(trainer, None if eval_pairs is None else evaluate_trained)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """Evaluates a captioner, and writes its captions to `output` if that is given.
+    """Evaluates a captioner, and writes its captions if the options name a file.
+
+    Args:
+        options (`EvaluateOptions`):
+            Model, data and captions.
 
     Returns:
-        `dict[str, float]`: BLEU-1 to 4, ROUGE-L, CIDEr, METEOR if Java is installed, and `num_skipped`.
+        `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, METEOR if Java is installed, and `num_skipped`.
     """
     from ..evaluation.caption import write_caption_results
     from ..modeling.caption import BlipForConditionalGeneration
 
-    model, processor = load_for_evaluation(BlipForConditionalGeneration, options)
-    records = load_pair_records(options.evaluation_source(), options, model.config.vision_config.image_size)
+    model, processor = base.load_for_evaluation(BlipForConditionalGeneration, options)
     result = _evaluate(
         model,
         processor,
-        records,
+        options.evaluation_source().read_pairs(base.image_size_of(model)),
         options,
-        batch_size=options.batch_size,
+        options.batch_size,
+        repetition_penalty=options.repetition_penalty,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
         write_caption_results(result.predictions, options.output)
-    return _metrics(result)
+    return {**result.metrics, "num_skipped": result.num_skipped}
 
 
 def _evaluate(
     model: "BlipForConditionalGeneration",
     processor: "BlipProcessor",
-    records: Sequence[Mapping[str, Any]],
+    pairs: Any,
     options: CaptionOptions,
+    batch_size: int,
     **settings: Any,
 ) -> "CaptionResult":
     from ..data.readers import group_captions
@@ -157,16 +155,13 @@ def _evaluate(
     return evaluate_captions(
         model,
         processor,
-        group_captions(records),
+        group_captions(pairs),
+        **options.caption_settings(),
+        batch_size=batch_size,
         tokenizer=options.tokenizer_of_metrics,
         metrics=options.metrics,
-        **options.given_settings(),
         **settings,
     )
-
-
-def _metrics(result: "CaptionResult") -> dict[str, float]:
-    return {**result.metrics, "num_skipped": result.num_skipped}
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

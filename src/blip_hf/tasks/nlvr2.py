@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NLVR2 (paper, section 5.5): is a sentence true of two images?"""
+"""NLVR2 (paper, section 5.5): fine-tunes a model that tells whether a sentence is true of two images, and evaluates it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import (
-    BaseEvaluateOptions,
-    BaseFinetuneOptions,
-    FinetuningRun,
-    Source,
-    checkpoint_type,
-    given_options,
-    load_for_evaluation,
-    load_for_training,
-    prepare_for_training,
-    run_finetuning,
-)
+from . import base
+from .base import Source
 
 
 if TYPE_CHECKING:
@@ -24,87 +14,102 @@ if TYPE_CHECKING:
     from ..training import BlipFinetuningArguments
 
 
-@dataclass(kw_only=True)
-class FinetuneOptions(BaseFinetuneOptions):
-    """Options of the fine-tuning of an NLVR2 model."""
+@dataclass
+class FinetuneOptions(base.FinetuneOptions):
+    """Options of fine-tuning for NLVR2."""
 
 
-@dataclass(kw_only=True)
-class EvaluateOptions(BaseEvaluateOptions):
-    """Options of the evaluation of an NLVR2 model."""
+@dataclass
+class EvaluateOptions(base.EvaluateOptions):
+    """Options of evaluating NLVR2."""
 
 
 def load_model(options: FinetuneOptions) -> "BlipForVisualReasoning":
-    """Loads an NLVR2 model, or makes one of a retrieval or pre-training checkpoint, for training."""
+    """Loads the model to start from, an NLVR2, retrieval or pre-training checkpoint, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipVisualReasoningConfig
     from ..modeling.nlvr2 import BlipForVisualReasoning
 
-    if checkpoint_type(options.model) == BlipForVisualReasoning.config_class.model_type:
-        model = load_for_training(BlipForVisualReasoning, options)
+    if base.checkpoint_type(options.model) == BlipVisualReasoningConfig.model_type:
+        config = base.read_config(BlipVisualReasoningConfig, options)
+        model = BlipForVisualReasoning.from_pretrained(options.model, config=config, dtype=torch.float32)
     else:
-        vision_fields = given_options(drop_path_rate=options.drop_path)
-        model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields=vision_fields)
-    return prepare_for_training(model, options)
-
-
-def load_records(
-    source: Source, options: FinetuneOptions | EvaluateOptions, image_size: int
-) -> Sequence[Mapping[str, Any]]:
-    """Reads sentences about two images."""
-    from ..data.readers import load_nlvr2
-    from ..data.scenes import SceneNlvr2
-
-    scenes = source.scenes(image_size)
-    if scenes is not None:
-        return SceneNlvr2(len(scenes), start=scenes.start, image_size=image_size)
-    return [record for path in source.paths for record in load_nlvr2(path, image_root=options.image_root)]
+        fields = {} if options.drop_path is None else {"drop_path_rate": options.drop_path}
+        model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields=fields)
+    return base.prepare_for_training(model, options)
 
 
 def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
-    """Fine-tunes an NLVR2 model, saves it with its processor, and evaluates it on `eval_data`.
+    """Fine-tunes for NLVR2, saves the model with its processor, and evaluates it if there is a set for that.
 
     Args:
         options (`FinetuneOptions`):
-            The checkpoint and the data.
-        arguments ([`BlipFinetuningArguments`]):
-            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("nlvr2", output_dir=...)`.
+            Model and data.
+        arguments (`BlipFinetuningArguments`):
+            Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of the training, and those of the evaluation as `eval_...`.
+        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
     from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
     from ..evaluation.nlvr2 import evaluate_nlvr2
+    from ..training import BlipTrainer
 
-    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
-        return evaluate_nlvr2(run.model, run.processor, run.eval_records, batch_size=run.batch_size).metrics()
-
-    return run_finetuning(
-        options,
+    source, transform = options.evaluation_source(), None
+    if source is not None:
+        base.warn_about_training_data(options)
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    training_source = options.training_source()
+    if options.augment and not training_source.is_scenes:
+        transform = Nlvr2TrainTransform(image_size, min_scale=options.min_scale)
+    eval_set = None if source is None else Nlvr2Dataset(_read_records(source, image_size))
+    trainer = BlipTrainer(
+        model,
         arguments,
-        load_model=load_model,
-        load_records=load_records,
-        dataset_class=Nlvr2Dataset,
-        make_collator=BlipNlvr2Collator,
-        evaluate=evaluate_run,
-        transform_class=Nlvr2TrainTransform,
+        train_dataset=Nlvr2Dataset(_read_records(training_source, image_size), transform, seed=arguments.seed),
+        eval_dataset=eval_set,
+        data_collator=BlipNlvr2Collator(processor),
+        processing_class=processor,
     )
+
+    def evaluate_trained() -> dict[str, float]:
+        batch_size = arguments.per_device_eval_batch_size
+        return evaluate_nlvr2(model, processor, eval_set, batch_size=batch_size).metrics()
+
+    return base.train_and_evaluate(trainer, None if eval_set is None else evaluate_trained)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """Evaluates an NLVR2 model, and writes its prediction for each record to `output` if that is given.
+    """Evaluates an NLVR2 model, and writes its prediction for each record if the options name a file.
+
+    Args:
+        options (`EvaluateOptions`):
+            Model and data.
 
     Returns:
-        `dict[str, float]`: accuracy, consistency and counts.
+        `dict[str, float]`: accuracy and consistency.
     """
     from ..evaluation.nlvr2 import evaluate_nlvr2
     from ..files import write_json
     from ..modeling.nlvr2 import BlipForVisualReasoning
 
-    model, processor = load_for_evaluation(BlipForVisualReasoning, options)
-    records = load_records(options.evaluation_source(), options, model.config.vision_config.image_size)
+    model, processor = base.load_for_evaluation(BlipForVisualReasoning, options)
+    records = _read_records(options.evaluation_source(), base.image_size_of(model))
     result = evaluate_nlvr2(model, processor, records, batch_size=options.batch_size)
     if options.output is not None:
         write_json(result.predictions, options.output)
     return result.metrics()
+
+
+def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from ..data.readers import load_nlvr2
+    from ..data.scenes import SceneNlvr2
+
+    if source.is_scenes:
+        return SceneNlvr2(source.num_scenes, start=source.first_scene, image_size=image_size)
+    return [record for path in source.data for record in load_nlvr2(path, image_root=source.image_root)]
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
+"""Pre-training with ITC, ITM and LM (paper, section 4.1), from scratch, from a ViT and a BERT, or from a checkpoint."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
-from ..checkpoints import require_checkpoint
-from .base import Source, TrainingOptions, given_options, load_pair_records, load_processor, train_and_save
+from . import base
+from .base import PAIRS_HELP, Source, option
 
 
 if TYPE_CHECKING:
@@ -19,149 +18,117 @@ if TYPE_CHECKING:
     from ..training import BlipTrainingArguments
 
 
-# Paper, section 4.1.
+# Image size of pre-training in pixels (paper, section 4.1).
 IMAGE_SIZE = 224
+# Options that are fields of the configuration, which has their defaults.
+CONFIGURED = (
+    "queue_size",
+    "momentum",
+    "alpha",
+    "temperature_init_value",
+    "negative_temperature",
+    "itc_weight",
+    "itm_weight",
+    "lm_weight",
+)
 
 
-@dataclass(kw_only=True)
-class PretrainOptions(TrainingOptions):
-    """Options of pre-training. `None` stands for the value of the checkpoint or configuration."""
+@dataclass
+class PretrainOptions:
+    """Options of pre-training. `None` stands for the default of [`BlipPreTrainingConfig`], where that has the option."""
 
-    eval_split: str = field(
-        default="validation", metadata={"help": "Split of --eval_data, if it has several", "metavar": "SPLIT"}
+    data: list[str] = field(metadata={"help": f"Training pairs: {PAIRS_HELP}", "metavar": "SOURCE"})
+    eval_data: list[str] | None = option(None, "Pairs to evaluate on, as --data", "SOURCE")
+    eval_split: str = option("validation", "Split of --eval_data, if it has several", "NAME")
+    image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    num_scenes: int = option(10_000, "Number of scenes to train on", "N")
+    num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+    min_scale: float = option(0.2, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
+    model: str | None = option(
+        None,
+        "BlipForPreTraining checkpoint with its processor to continue from; the options of sizes and dropout do not apply",
+        "CHECKPOINT",
     )
-    min_scale: float = field(
-        default=0.2,
-        metadata={"help": "Smallest fraction of an image that a random crop keeps", "metavar": "FRACTION"},
+    augment: bool = option(True, "Crop, flip and warp the training images; not needed for a run of one epoch")
+    in_memory: bool = option(
+        False, "Encode each pair once and keep it in memory, for a small set without augmentation"
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "BlipForPreTraining checkpoint to continue from. Its widths, layers, patches, feature width and"
-            " dropout replace the options for them",
-            "metavar": "CHECKPOINT",
-        },
+    vision: str | None = option(None, "ViT or DeiT checkpoint to start from (default: random weights)", "CHECKPOINT")
+    text: str | None = option(
+        None, "BERT checkpoint with its tokenizer to start from (default: random weights)", "CHECKPOINT"
     )
-    in_memory: bool = field(
-        default=False,
-        metadata={"help": "Encode each pair once and keep it in memory, for a small set without augmentation"},
+    tokenizer: str | None = option(
+        None, "BERT tokenizer (default: that of --text, or one trained on the captions)", "CHECKPOINT"
     )
-    vision: str | None = field(
-        default=None,
-        metadata={
-            "help": "ViT or DeiT checkpoint to start from (default: random weights)",
-            "metavar": "CHECKPOINT",
-        },
+    vocab_size: int = option(30_522, "Maximum size of a vocabulary trained on the captions", "N")
+    image_size: int | None = option(
+        None, "Image size in pixels; position embeddings are interpolated (default: that of --model, or 224)", "N"
     )
-    text: str | None = field(
-        default=None,
-        metadata={
-            "help": "BERT checkpoint with its tokenizer to start from (default: random weights)",
-            "metavar": "CHECKPOINT",
-        },
+    image_mean: list[float] | None = option(
+        None, "Channel means that --vision was trained with (default: CLIP's)", "MEAN"
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "BERT tokenizer (default: that of --text, or else one trained on the captions)",
-            "metavar": "TOKENIZER",
-        },
+    image_std: list[float] | None = option(
+        None, "Channel standard deviations that --vision was trained with (default: CLIP's)", "STD"
     )
-    vocab_size: int = field(
-        default=30_522, metadata={"help": "Maximum size of a vocabulary that is trained on the captions"}
+    patch_size: int = option(16, "Patch size in pixels, without --vision", "N")
+    vision_width: int = option(768, "Hidden size of the image encoder, without --vision", "N")
+    vision_layers: int = option(12, "Layers of the image encoder, without --vision", "N")
+    text_width: int = option(768, "Hidden size of the text transformer, without --text", "N")
+    text_layers: int = option(12, "Layers of the text transformer, without --text", "N")
+    freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
+    head_width: int = option(64, "Width of an attention head, for encoders with random weights", "N")
+    initializer_range: float = option(
+        0.02, "Standard deviation of random weights; narrow encoders need a larger one", "STD"
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": f"Image size in pixels (default: that of --model, or {IMAGE_SIZE})"},
+    dropout: float = option(0.1, "Dropout of the text transformer", "RATE")
+    feature_width: int = option(256, "Size of the contrastive features", "N")
+    queue_size: int | None = option(
+        None, "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP)", "N"
     )
-    image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of each channel that --vision was trained with (default: CLIP's)"}
+    momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    temperature: float | None = option(None, "Initial contrastive temperature (default: 0.07)", "T")
+    negative_temperature: float | None = option(
+        None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
-    image_std: list[float] | None = field(
-        default=None,
-        metadata={"help": "Standard deviation of each channel that --vision was trained with (default: CLIP's)"},
-    )
-    patch_size: int = field(default=16, metadata={"help": "Patch size in pixels, without --vision"})
-    vision_width: int = field(default=768, metadata={"help": "Width of the image encoder, without --vision"})
-    vision_layers: int = field(default=12, metadata={"help": "Layers of the image encoder, without --vision"})
-    text_width: int = field(default=768, metadata={"help": "Width of the text transformer, without --text"})
-    text_layers: int = field(default=12, metadata={"help": "Layers of the text transformer, without --text"})
-    head_width: int = field(default=64, metadata={"help": "Width of an attention head, for random weights"})
-    initializer_range: float = field(
-        default=0.02,
-        metadata={"help": "Standard deviation of random weights; narrow models learn better with a larger one"},
-    )
-    dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer", "metavar": "RATE"})
-    feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features"})
-    queue_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs in the queue, at most as many as there are to train on (default: that of --model, or 57600)"
-        },
-    )
-    momentum: float | None = field(
-        default=None,
-        metadata={"help": "Decay of the momentum encoder (default: that of --model, or 0.995)", "metavar": "RATE"},
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata={"help": "Initial contrastive temperature (default: 0.07)", "metavar": "TEMPERATURE"},
-    )
-    negative_temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "Temperature that hard negatives of ITM are drawn with (default: that of --model, or the contrastive"
-            " one); 1 draws nearly any pair",
-            "metavar": "TEMPERATURE",
-        },
-    )
-    itc_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the contrastive loss (default: that of --model, or 1)", "metavar": "WEIGHT"},
-    )
-    itm_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the image-text matching loss; 0 skips it (default: that of --model, or 1)",
-            "metavar": "WEIGHT",
-        },
-    )
-    lm_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the language modelling loss; 0 skips it (default: that of --model, or 1)",
-            "metavar": "WEIGHT",
-        },
-    )
-    alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the momentum encoder in the contrastive targets (default: that of --model, or 0.4)",
-            "metavar": "WEIGHT",
-        },
+    itc_weight: float | None = option(None, "Weight of the contrastive loss (default: 1)", "WEIGHT")
+    itm_weight: float | None = option(None, "Weight of image-text matching; 0 skips it (default: 1)", "WEIGHT")
+    lm_weight: float | None = option(None, "Weight of language modelling; 0 skips it (default: 1)", "WEIGHT")
+    alpha: float | None = option(
+        None, "Final share of the momentum encoder in contrastive targets (default: 0.4)", "SHARE"
     )
 
-    def evaluation_source(self) -> Source:
-        """Where the set to evaluate on is."""
-        return replace(super().evaluation_source(), split=self.eval_split)
+    @property
+    def temperature_init_value(self) -> float | None:
+        """`temperature`, under the configuration's name."""
+        return self.temperature
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return Source(self.data, self.image_root, 0, self.num_scenes, "train")
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
+        if self.eval_data is None:
+            return None
+        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes, self.eval_split)
 
 
 def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> dict[str, float]:
-    """Pre-trains a model, saves it with its processor, and evaluates it on `eval_data`.
+    """Pre-trains a model, saves it with its processor, and evaluates it if there is a set for that.
 
-    The output folder also gets `captioner/` and `retriever/`, two models that plain transformers loads.
+    The output folder also gets `captioner/` and `retriever/`, the two models inside, which plain transformers opens.
 
     Args:
         options (`PretrainOptions`):
-            The data and the model.
-        arguments ([`BlipTrainingArguments`]):
+            Model, data and objectives.
+        arguments (`BlipTrainingArguments`):
             Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of the training, and those of the evaluation as `eval_...`.
+        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
 
     Raises:
-        ValueError: If options contradict each other, or a source cannot be read.
+        ValueError: If options contradict each other or a source cannot be read.
     """
     from transformers import set_seed
 
@@ -185,16 +152,15 @@ def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> di
         data_collator=EncodedPairs.collate if options.in_memory else collator,
         processing_class=processor,
     )
-    metrics = train_and_save(trainer)
+    metrics = base.train_and_evaluate(trainer)
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
-    if options.eval_data is not None:
-        metrics |= trainer.evaluate()
-    return metrics
+    return metrics if eval_dataset is None else metrics | trainer.evaluate()
 
 
-def resolve_image_size(options: PretrainOptions) -> int:
-    """The image size of the options, else of the checkpoint to continue from, else the paper's."""
+def image_size_of_run(options: PretrainOptions) -> int:
+    """Returns the image size: that of the options, or of the checkpoint to continue from, or the paper's."""
+    from ..checkpoints import require_checkpoint
     from ..configuration_blip import BlipPreTrainingConfig
 
     if options.image_size is not None:
@@ -205,94 +171,85 @@ def resolve_image_size(options: PretrainOptions) -> int:
     return BlipPreTrainingConfig.from_pretrained(options.model).vision_config.image_size
 
 
-def read_training_set(
-    options: PretrainOptions, seed: int
-) -> "tuple[Sequence[Mapping[str, Any]], PairDataset]":
-    """Reads the training pairs; returns them and a data set that augments them."""
-    from ..data.pairs import PairDataset
-    from ..data.transforms import TrainTransform
+def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, "PairDataset"]:
+    """Returns the training pairs, and the data set of augmented ones.
 
-    image_size = resolve_image_size(options)
+    Raises:
+        ValueError: If pairs are to be both kept in memory and augmented.
+    """
+    from ..data.pairs import PairDataset
+
     source = options.training_source()
-    pairs = source.scenes(image_size)
-    if pairs is not None:
-        # Scenes are not augmented: crops and flips would change what their captions say.
-        return pairs, PairDataset(pairs)
-    if options.in_memory and options.augment:
-        raise ValueError("in_memory keeps one view of each image, but augment makes many. Set one of them to False.")
-    pairs = load_pair_records(source, options, image_size)
-    transform = TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
-    return pairs, PairDataset(pairs, transform, seed=seed)
+    if options.in_memory and options.augment and not source.is_scenes:
+        raise ValueError("in_memory=True keeps one view of each image, but augment=True makes many. Set one to False.")
+    image_size = image_size_of_run(options)
+    pairs = source.read_pairs(image_size)
+    return pairs, PairDataset(pairs, base.training_transform(options, image_size), seed=seed)
 
 
 def read_evaluation_set(options: PretrainOptions) -> "PairDataset | None":
-    """Reads the pairs to evaluate on, if there are any."""
+    """Returns the pairs to evaluate on, if the options name any."""
     from ..data.pairs import PairDataset
 
-    if options.eval_data is None:
-        return None
-    return PairDataset(load_pair_records(options.evaluation_source(), options, resolve_image_size(options)))
+    source = options.evaluation_source()
+    return None if source is None else PairDataset(source.read_pairs(image_size_of_run(options)))
 
 
-def make_processor(options: PretrainOptions, train_pairs: Sequence[Mapping[str, Any]]) -> "BlipProcessor":
+def make_processor(options: PretrainOptions, train_pairs: Any) -> "BlipProcessor":
     """Makes the processor, with a tokenizer that is loaded or trained on the captions."""
     from transformers import AutoTokenizer
 
-    from ..data.scenes import Scenes, scene_vocabulary_texts
     from ..data.vocabulary import train_wordpiece_tokenizer
     from ..processing_blip import BlipProcessor
 
     if options.model is not None:
-        return load_processor(options.model, options.image_size)
-    checkpoint = options.tokenizer or options.text
-    if checkpoint is not None:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        return base.load_processor(options.model, options.image_size)
+    source = options.tokenizer or options.text
+    if source is not None:
+        tokenizer = AutoTokenizer.from_pretrained(source)
     else:
-        # Questions about scenes have words that no caption has.
-        is_drawn = isinstance(train_pairs, Scenes)
-        captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
-        # Captions may lack the words of the prompt.
-        tokenizer = train_wordpiece_tokenizer([*captions, CaptionSettings().prompt], vocab_size=options.vocab_size)
+        tokenizer = train_wordpiece_tokenizer(_vocabulary_texts(train_pairs), vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
         tokenizer,
-        image_size=resolve_image_size(options),
+        image_size=image_size_of_run(options),
         image_mean=options.image_mean,
         image_std=options.image_std,
     )
 
 
+def _vocabulary_texts(train_pairs: Any) -> list[str]:
+    """Returns captions, and the texts of later tasks that captions may not contain: prompt, questions, answers."""
+    from ..data.scenes import Scenes, scene_vocabulary_texts
+
+    is_drawn = isinstance(train_pairs, Scenes)
+    captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
+    return [*captions, CaptionSettings().prompt.strip()]
+
+
 def make_model(options: PretrainOptions, processor: "BlipProcessor") -> "BlipForPreTraining":
-    """Makes the model in float32, from checkpoints or random weights."""
+    """Makes the model, from checkpoints or random weights, in float32."""
     import torch
 
+    from ..configuration_blip import BlipPreTrainingConfig
     from ..modeling.pretraining import BlipForPreTraining
 
-    fields = given_options(
-        queue_size=options.queue_size,
-        momentum=options.momentum,
-        alpha=options.alpha,
-        temperature_init_value=options.temperature,
-        negative_temperature=options.negative_temperature,
-        itc_weight=options.itc_weight,
-        itm_weight=options.itm_weight,
-        lm_weight=options.lm_weight,
-    )
+    values = base.config_values(BlipPreTrainingConfig, options, CONFIGURED)
     if options.model is not None:
-        model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **fields)
+        model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **values)
         if options.image_size is not None:
             model.resize_position_embeddings(options.image_size)
     else:
-        model = _from_encoders(options, processor.config_token_ids(), fields)
+        model = _from_encoders(options, processor.config_token_ids(), values)
     model.vision_model.freeze_first_layers(options.freeze_vision_layers)
     return model
 
 
 def _from_encoders(
-    options: PretrainOptions, token_ids: dict[str, int], fields: dict[str, Any]
+    options: PretrainOptions, token_ids: dict[str, int], values: dict[str, Any]
 ) -> "BlipForPreTraining":
     from ..modeling.pretraining import BlipForPreTraining
 
-    vision_sizes, text_sizes, image_size = {}, {}, resolve_image_size(options)
+    vision_sizes, text_sizes, image_size = {}, {}, image_size_of_run(options)
     if options.vision is None:
         vision_sizes = _encoder_sizes(options, options.vision_width, options.vision_layers)
         vision_sizes |= {"patch_size": options.patch_size, "image_size": image_size}
@@ -306,7 +263,7 @@ def _from_encoders(
         vision_fields=vision_sizes,
         text_fields={**token_ids, **dropout, **text_sizes},
         image_text_hidden_size=options.feature_width,
-        **fields,
+        **values,
     )
 
 
@@ -321,7 +278,7 @@ def _encoder_sizes(options: PretrainOptions, width: int, num_layers: int) -> dic
 
 
 def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_dir: Path) -> None:
-    """Saves the captioner and the retrieval model in `captioner/` and `retriever/`, each with the processor."""
+    """Saves the captioner and the retriever inside a model in sub-folders, each with the processor."""
     # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
     processor = copy.copy(processor)
     processor.caption_settings = PRETRAINING_SETTINGS
@@ -332,11 +289,11 @@ def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_d
 
 __all__ = [
     "PretrainOptions",
+    "image_size_of_run",
     "make_model",
     "make_processor",
     "pretrain",
     "read_evaluation_set",
     "read_training_set",
-    "resolve_image_size",
     "save_parts",
 ]

@@ -1,134 +1,122 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Image-text retrieval (paper, section 5.1)."""
+"""Image-text retrieval (paper, section 5.1): fine-tunes with ITC and ITM, and ranks in two stages."""
 
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.defaults import K_TEST
-from .base import (
-    FinetuningRun,
-    PairEvaluateOptions,
-    PairFinetuneOptions,
-    given_options,
-    load_for_evaluation,
-    load_for_training,
-    load_pair_records,
-    prepare_for_training,
-    run_finetuning,
-)
+from . import base
+from .base import PairEvaluateOptions, PairFinetuneOptions, option
 
 
 if TYPE_CHECKING:
+    from ..evaluation.retrieval import RetrievalResult
     from ..modeling.retrieval_training import BlipForRetrievalTraining
     from ..training import BlipFinetuningArguments
 
 
-# Tokens of a caption, [CLS] and [SEP] included (salesforce/BLIP, models/blip_retrieval.py).
+# Tokens of a caption in BLIP's retrieval, [CLS] and [SEP] included (salesforce/BLIP, models/blip_retrieval.py).
 MAX_LENGTH = 35
+CONFIGURED = ("queue_size", "momentum", "alpha", "negative_temperature", "negative_all_rank")
 
 
-@dataclass(kw_only=True)
-class FinetuneOptions(PairFinetuneOptions):
-    """Options of the fine-tuning of a retrieval model. `None` stands for the value of the checkpoint's configuration."""
+@dataclass
+class RankingOptions:
+    """How candidates are ranked."""
 
-    queue_size: int | None = field(
-        default=None, metadata={"help": "Pairs in the queue (default: the checkpoint's, or 57600)"}
-    )
-    momentum: float | None = field(
-        default=None,
-        metadata={"help": "Decay of the momentum encoder (default: the checkpoint's, or 0.995)", "metavar": "RATE"},
-    )
-    alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the momentum encoder in the contrastive targets (default: the checkpoint's, or 0.4)",
-            "metavar": "WEIGHT",
-        },
-    )
-    negative_temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "Temperature that hard negatives of ITM are drawn with (default: the checkpoint's, or the contrastive"
-            " one); 1 draws nearly any pair"
-        },
-    )
-    negative_all_rank: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Draw hard negatives from the batches of all processes (default: the checkpoint's, or True, as for"
-            " COCO in salesforce/BLIP)"
-        },
-    )
-    k_test: int = field(default=K_TEST, metadata={"help": "Candidates per query that the ITM head re-ranks"})
+    k_test: int = option(K_TEST, "Candidates that the matching head re-ranks (paper: COCO 256, Flickr30k 128)", "N")
 
 
-@dataclass(kw_only=True)
-class EvaluateOptions(PairEvaluateOptions):
-    """Options of two-stage evaluation."""
+@dataclass
+class FinetuneOptions(RankingOptions, PairFinetuneOptions):
+    """Options of fine-tuning for retrieval. `None` stands for the default of [`BlipRetrievalTrainingConfig`]."""
 
-    k_test: int = field(
-        default=K_TEST,
-        metadata={"help": "Candidates per query that the ITM head re-ranks; the paper has 256 for COCO"},
+    queue_size: int | None = option(None, "Number of pairs in the queue (default: 57600, as salesforce/BLIP)", "N")
+    momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    alpha: float | None = option(
+        None, "Final share of the momentum encoder in contrastive targets (default: 0.4)", "SHARE"
     )
+    negative_temperature: float | None = option(
+        None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
+    )
+    negative_all_rank: bool | None = option(
+        None, "Draw hard negatives from all processes (default: the configuration's)"
+    )
+
+
+@dataclass
+class EvaluateOptions(RankingOptions, PairEvaluateOptions):
+    """Options of evaluating retrieval."""
 
 
 def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
-    """Loads a retrieval model with momentum encoder and queue, for training."""
+    """Loads the model to start from, with momentum encoder and queue, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipRetrievalTrainingConfig
     from ..modeling.retrieval_training import BlipForRetrievalTraining
 
-    fields = given_options(
-        queue_size=options.queue_size,
-        momentum=options.momentum,
-        alpha=options.alpha,
-        negative_temperature=options.negative_temperature,
-        negative_all_rank=options.negative_all_rank,
-    )
-    return prepare_for_training(load_for_training(BlipForRetrievalTraining, options, **fields), options)
+    values = base.config_values(BlipRetrievalTrainingConfig, options, CONFIGURED)
+    config = base.read_config(BlipRetrievalTrainingConfig, options, **values)
+    model = BlipForRetrievalTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
+    return base.prepare_for_training(model, options)
 
 
 def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
-    """Fine-tunes a retrieval model, saves it as [`BlipForImageTextRetrieval`], and evaluates it on `eval_data`.
+    """Fine-tunes for retrieval, saves a `BlipForImageTextRetrieval`, and evaluates it if there is a set for that.
+
+    The output folder opens here and in plain transformers.
 
     Args:
         options (`FinetuneOptions`):
-            The checkpoint and the data.
-        arguments ([`BlipFinetuningArguments`]):
-            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("retrieval", output_dir=...)`.
+            Model, data and objectives.
+        arguments (`BlipFinetuningArguments`):
+            Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of the training, and those of two-stage evaluation as `eval_...`.
+        `dict[str, float]`: metrics of training, and of two-stage evaluation as `eval_...`.
     """
     from ..data.collators import BlipPretrainingCollator
     from ..data.pairs import PairDataset
     from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
     from ..training import BlipContrastiveTrainer
 
-    if options.eval_data is not None:
-        check_num_candidates(options.k_test)  # a mistake shows before the training
-
-    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
-        result = evaluate_retrieval(
-            run.model, run.processor, run.eval_records, k=options.k_test, image_batch_size=run.batch_size
-        )
-        return result.metrics()
-
-    return run_finetuning(
-        options,
+    source = options.evaluation_source()
+    if source is not None:
+        base.warn_about_training_data(options)
+        check_num_candidates(options.k_test)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    eval_pairs = None if source is None else source.read_pairs(image_size)
+    trainer = BlipContrastiveTrainer(
+        model,
         arguments,
-        load_model=load_model,
-        load_records=load_pair_records,
-        dataset_class=PairDataset,
-        make_collator=partial(BlipPretrainingCollator, max_length=MAX_LENGTH),
-        evaluate=evaluate_run,
-        trainer_class=BlipContrastiveTrainer,
-        export=lambda model: model.export_retriever(),
-        evaluates_on_all_processes=True,
+        train_dataset=PairDataset(
+            options.training_source().read_pairs(image_size),
+            base.training_transform(options, image_size),
+            seed=arguments.seed,
+        ),
+        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
+        data_collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
+        processing_class=processor,
     )
+    metrics = base.train_and_evaluate(trainer)
+    retriever = model.export_retriever()
+    if trainer.is_world_process_zero():
+        retriever.save_pretrained(arguments.output_dir)
+    if eval_pairs is not None:  # all processes share the work
+        batch_size = arguments.per_device_eval_batch_size
+        result = evaluate_retrieval(retriever, processor, eval_pairs, k=options.k_test, image_batch_size=batch_size)
+        metrics |= base.with_prefix(result.metrics())
+    return metrics
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """Evaluates a retrieval model in two stages, and writes the candidates of each query to `output` if that is given.
+    """Evaluates retrieval in two stages, and writes the ranked candidates of each query if the options name a file.
+
+    Args:
+        options (`EvaluateOptions`):
+            Model and data.
 
     Returns:
         `dict[str, float]`: recalls in both directions after re-ranking, and those of the cosines as `itc_...`.
@@ -137,27 +125,28 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     from ..files import write_json
     from ..modeling.retrieval import BlipForImageTextRetrieval
 
-    model, processor = load_for_evaluation(BlipForImageTextRetrieval, options)
+    model, processor = base.load_for_evaluation(BlipForImageTextRetrieval, options)
     result = evaluate_retrieval(
         model,
         processor,
-        load_pair_records(options.evaluation_source(), options, model.config.vision_config.image_size),
+        options.evaluation_source().read_pairs(base.image_size_of(model)),
         k=options.k_test,
         image_batch_size=options.batch_size,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
-        write_json(
-            {
-                "image_ids": result.image_ids,
-                "texts": result.texts,
-                "text_to_image": result.text_to_image.tolist(),
-                "image_candidates": result.image_candidates.index.tolist(),
-                "text_candidates": result.text_candidates.index.tolist(),
-            },
-            options.output,
-        )
+        write_json(_ranking(result), options.output)
     return result.metrics()
+
+
+def _ranking(result: "RetrievalResult") -> dict[str, Any]:
+    return {
+        "image_ids": result.image_ids,
+        "texts": result.texts,
+        "text_to_image": result.text_to_image.tolist(),
+        "image_candidates": result.image_candidates.index.tolist(),
+        "text_candidates": result.text_candidates.index.tolist(),
+    }
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,89 +1,71 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering (paper, section 5.4)."""
+"""Visual question answering (paper, section 5.4): fine-tunes a VQA model, and evaluates its answers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.defaults import NUM_CANDIDATES, VQA_BATCH_SIZE
-from .base import (
-    BaseEvaluateOptions,
-    BaseFinetuneOptions,
-    FinetuningRun,
-    Source,
-    checkpoint_type,
-    load_for_evaluation,
-    load_for_training,
-    prepare_for_training,
-    run_finetuning,
-)
+from ..evaluation.defaults import NUM_CANDIDATES
+from . import base
+from .base import Source, option
 
 
 if TYPE_CHECKING:
-    from ..data.readers.vqa import VqaRecord
+    from ..evaluation.vqa import VqaResult
     from ..modeling.vqa import BlipForQuestionAnswering
     from ..training import BlipFinetuningArguments
 
 
-@dataclass(kw_only=True)
+@dataclass
 class AnswerOptions:
     """How questions are read and answered."""
 
-    answer_list: str | None = field(
-        default=None,
-        metadata={"help": "JSON list of answers to rank (default: answers are generated)", "metavar": "FILE"},
+    answer_list: str | None = option(None, "JSON list of answers to rank (default: answers are generated)", "FILE")
+    num_candidates: int = option(NUM_CANDIDATES, "Answers of the list that are scored in full (salesforce/BLIP)", "N")
+    answer_sets: bool = option(
+        False, "A list of answers is one answer of several words, as in DAQUAR, and not the votes of several people"
     )
-    num_candidates: int = field(
-        default=NUM_CANDIDATES, metadata={"help": "Answers of the list that are scored in full"}
-    )
-    answer_sets: bool = field(
-        default=False,
-        metadata={"help": "Read a list of answers as one answer, as in DAQUAR, not as the votes of several people"},
-    )
-    blind: bool = field(
-        default=False, metadata={"help": "Replace each image by a grey one, as a baseline of text alone"}
-    )
+    blind: bool = option(False, "Show a grey image with each question: the baseline without images")
 
 
-@dataclass(kw_only=True)
-class FinetuneOptions(AnswerOptions, BaseFinetuneOptions):
-    """Options of the fine-tuning of a VQA model."""
+@dataclass
+class FinetuneOptions(AnswerOptions, base.FinetuneOptions):
+    """Options of fine-tuning for VQA."""
 
-    annotations: str | None = field(
-        default=None, metadata={"help": "Answers of --data, if that is a VQA v2 file", "metavar": "FILE"}
-    )
-    eval_annotations: str | None = field(
-        default=None, metadata={"help": "Answers of --eval_data, if that is a VQA v2 file", "metavar": "FILE"}
-    )
+    annotations: str | None = option(None, "Answers of --data if it is a VQA v2 file", "FILE")
+    eval_annotations: str | None = option(None, "Answers of --eval_data if it is a VQA v2 file", "FILE")
 
     def training_source(self) -> Source:
-        """Where the training set is."""
+        """Returns the source of the training set."""
         return replace(super().training_source(), annotations=self.annotations)
 
-    def evaluation_source(self) -> Source:
-        """Where the set to evaluate on is."""
-        return replace(super().evaluation_source(), annotations=self.eval_annotations)
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one."""
+        source = super().evaluation_source()
+        return None if source is None else replace(source, annotations=self.eval_annotations)
 
 
-@dataclass(kw_only=True)
-class EvaluateOptions(AnswerOptions, BaseEvaluateOptions):
-    """Options of the evaluation of a VQA model."""
+@dataclass
+class EvaluateOptions(AnswerOptions, base.EvaluateOptions):
+    """Options of evaluating VQA."""
 
-    annotations: str | None = field(
-        default=None, metadata={"help": "Answers of --data, if that is a VQA v2 file", "metavar": "FILE"}
-    )
-    batch_size: int = field(default=VQA_BATCH_SIZE, metadata={"help": "Questions per batch"})
+    annotations: str | None = option(None, "Answers of --data if it is a VQA v2 file", "FILE")
 
     def evaluation_source(self) -> Source:
-        """Where the set to evaluate on is."""
+        """Returns the source of the evaluation set."""
         return replace(super().evaluation_source(), annotations=self.annotations)
 
 
-class BlindQuestions(Sequence["VqaRecord"]):
-    """Questions with a grey image in place of their own."""
+class BlindQuestions(Sequence[Mapping[str, Any]]):
+    """The same questions about a grey image: what can be answered without the image.
 
-    def __init__(self, questions: Sequence["VqaRecord"]) -> None:
+    Args:
+        questions (sequence of records):
+            Questions about images.
+    """
+
+    def __init__(self, questions: Sequence[Mapping[str, Any]]) -> None:
         from PIL import Image
 
         self.questions = questions
@@ -92,109 +74,96 @@ class BlindQuestions(Sequence["VqaRecord"]):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, i: int) -> "VqaRecord":
+    def __getitem__(self, i: int) -> dict[str, Any]:
         return {**self.questions[i], "image": self.image}
 
 
 def load_model(options: FinetuneOptions) -> "BlipForQuestionAnswering":
-    """Loads a VQA model, or makes one of a pre-training checkpoint, for training."""
+    """Loads the model to start from, a VQA or a pre-training checkpoint, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
     from ..modeling.pretraining import BlipForPreTraining
     from ..modeling.vqa import BlipForQuestionAnswering
 
-    if checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
-        model = BlipForQuestionAnswering.from_pretraining(load_for_training(BlipForPreTraining, options))
-    else:
-        model = load_for_training(BlipForQuestionAnswering, options)
-    return prepare_for_training(model, options)
-
-
-def load_records(
-    source: Source, options: FinetuneOptions | EvaluateOptions, image_size: int
-) -> Sequence["VqaRecord"]:
-    """Reads questions and their answers."""
-    from ..data.readers.vqa import load_vqa
-
-    scenes = source.scenes(image_size)
-    if scenes is not None:
-        questions = load_vqa(scenes)
-    else:
-        questions = load_vqa(
-            source.path_or_paths,
-            annotations=source.annotations,
-            image_root=options.image_root,
-            answer_lists="set" if options.answer_sets else "votes",
+    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
+        config = base.read_config(BlipPreTrainingConfig, options)
+        model = BlipForQuestionAnswering.from_pretraining(
+            BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
         )
-    return BlindQuestions(questions) if options.blind else questions
-
-
-def load_answer_list(options: AnswerOptions) -> list[str] | None:
-    """Reads the answers to rank, or returns `None` if answers are generated; checks them for the evaluation."""
-    from ..data.readers.records import read_json
-    from ..evaluation.vqa import check_answer_list
-
-    if options.answer_list is None:
-        return None
-    answers = read_json(Path(options.answer_list))
-    check_answer_list(answers, options.num_candidates)
-    return answers
+    else:
+        config = base.read_config(BlipConfig, options)
+        model = BlipForQuestionAnswering.from_pretrained(options.model, config=config, dtype=torch.float32)
+    return base.prepare_for_training(model, options)
 
 
 def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
-    """Fine-tunes a VQA model, saves it with its processor, and evaluates it on `eval_data`.
+    """Fine-tunes for VQA, saves the model with its processor, and evaluates it if there is a set for that.
 
     Args:
         options (`FinetuneOptions`):
-            The checkpoint, the data and how to answer.
-        arguments ([`BlipFinetuningArguments`]):
-            Arguments of the trainer, such as `BlipFinetuningArguments.for_task("vqa", output_dir=...)`.
+            Model, data and answers.
+        arguments (`BlipFinetuningArguments`):
+            Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of the training, and as `eval_...` those of the evaluation and
-        `accuracy_of_most_common_answer`, the accuracy of the training set's most common answer to every question.
+        `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, beside that of always giving the most
+        common answer of the training set.
     """
     from ..data.vqa import BlipVqaCollator, VqaDataset
     from ..evaluation.vqa import evaluate_vqa
+    from ..training import BlipTrainer
 
-    # A mistake in the list shows before the training.
-    answer_list = None if options.eval_data is None else load_answer_list(options)
+    source, answer_list = options.evaluation_source(), None
+    if source is not None:
+        base.warn_about_training_data(options)
+        answer_list = read_answer_list(options)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    questions = _read_questions(options.training_source(), options, image_size)
+    eval_questions = None if source is None else _read_questions(source, options, image_size)
+    trainer = BlipTrainer(
+        model,
+        arguments,
+        train_dataset=VqaDataset(questions, base.training_transform(options, image_size), seed=arguments.seed),
+        eval_dataset=None if eval_questions is None else VqaDataset(eval_questions),
+        data_collator=BlipVqaCollator(processor),
+        processing_class=processor,
+    )
 
-    def evaluate_run(run: FinetuningRun) -> dict[str, float]:
+    def evaluate_trained() -> dict[str, float]:
         result = evaluate_vqa(
-            run.model,
-            run.processor,
-            run.eval_records,
+            model,
+            processor,
+            eval_questions,
             answer_list=answer_list,
             num_candidates=options.num_candidates,
-            batch_size=run.batch_size,
+            batch_size=arguments.per_device_eval_batch_size,
         )
-        return {**result.metrics(), **_accuracy_of_most_common_answer(run)}
+        return {**_metrics(result), **_most_common_answer_baseline(questions, eval_questions)}
 
-    return run_finetuning(
-        options,
-        arguments,
-        load_model=load_model,
-        load_records=load_records,
-        dataset_class=VqaDataset,
-        make_collator=BlipVqaCollator,
-        evaluate=evaluate_run,
-    )
+    return base.train_and_evaluate(trainer, None if eval_questions is None else evaluate_trained)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """Evaluates a VQA model, and writes its answers to `output` if that is given.
+    """Evaluates a VQA model, and writes its answers if the options name a file.
+
+    Args:
+        options (`EvaluateOptions`):
+            Model, data and answers.
 
     Returns:
-        `dict[str, float]`: the accuracy, if the questions have answers, and counts.
+        `dict[str, float]`: the accuracy, if the questions have answers, `num_scored` and `num_skipped`.
     """
     from ..evaluation.vqa import evaluate_vqa, write_vqa_results
     from ..modeling.vqa import BlipForQuestionAnswering
 
-    answer_list = load_answer_list(options)
-    model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
+    answer_list = read_answer_list(options)
+    model, processor = base.load_for_evaluation(BlipForQuestionAnswering, options)
     result = evaluate_vqa(
         model,
         processor,
-        load_records(options.evaluation_source(), options, model.config.vision_config.image_size),
+        _read_questions(options.evaluation_source(), options, base.image_size_of(model)),
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
@@ -202,15 +171,53 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_vqa_results(result.predictions, options.output)
-    return result.metrics()
+    return _metrics(result)
 
 
-def _accuracy_of_most_common_answer(run: FinetuningRun) -> dict[str, Any]:
-    from ..data.readers.vqa import most_common_answers
+def read_answer_list(options: AnswerOptions) -> list[str] | None:
+    """Reads and checks the answers to rank; `None` if answers are generated.
+
+    Raises:
+        ValueError: If the file cannot be read or does not hold a list of answers, or `num_candidates` is too small.
+    """
+    from ..data.readers.records import read_json
+    from ..evaluation.vqa import check_choice
+
+    if options.answer_list is None:
+        return None
+    answers = read_json(Path(options.answer_list))
+    check_choice(answers, options.num_candidates)
+    return answers
+
+
+def _read_questions(source: Source, options: AnswerOptions, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from ..data.readers import load_vqa
+
+    if source.is_scenes:
+        questions = load_vqa(source.scenes(image_size))
+    else:
+        questions = load_vqa(
+            base.one_or_several(source.data),
+            annotations=source.annotations,
+            image_root=source.image_root,
+            answer_lists="set" if options.answer_sets else "votes",
+        )
+    return BlindQuestions(questions) if options.blind else questions
+
+
+def _metrics(result: "VqaResult") -> dict[str, float]:
+    accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
+    return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
+
+
+def _most_common_answer_baseline(
+    questions: Sequence[Mapping[str, Any]], eval_questions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    from ..data.readers import most_common_answers
     from ..evaluation.vqa import vqa_accuracy
 
-    (guess,) = most_common_answers(run.train_records, 1)
-    accuracies = [vqa_accuracy(guess, record["answers"]) for record in run.eval_records if record["answers"]]
+    (guess,) = most_common_answers(questions, 1)
+    accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
     return {"accuracy_of_most_common_answer": sum(accuracies) / len(accuracies)} if accuracies else {}
 
 

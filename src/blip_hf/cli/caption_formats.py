@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Formats of the captions that `blip-hf caption` writes."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import UsageError
+
+
+FORMATS = ("text", "jsonl", "json", "csv")
+_FORMATS_OF_SUFFIXES = {".txt": "text", ".tsv": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv"}
+
+Record = dict[str, Any]
+
+
+def format_of(output: Path | None, chosen: str | None) -> str:
+    """The format to write: the chosen one, that of the suffix of the file, or text.
+
+    Raises:
+        UsageError: If the suffix stands for another format than the chosen one.
+    """
+    implied = None if output is None else _FORMATS_OF_SUFFIXES.get(output.suffix.lower())
+    if chosen is not None and implied not in (None, chosen):
+        raise UsageError(f"--format {chosen} contradicts --output {output}. Leave --format out, or change the suffix.")
+    return chosen or implied or "text"
+
+
+def write_records(records: Iterable[Record], stream: TextIO, *, columns: Sequence[str], output_format: str) -> None:
+    """Writes the columns of each record as it comes."""
+    rows = ({column: record[column] for column in columns} for record in records)
+    lines = {"text": _text_lines, "jsonl": _jsonl_lines, "json": _json_lines, "csv": _csv_lines}[output_format]
+    for line in lines(rows, stream, columns):
+        stream.write(line)
+        stream.flush()
+
+
+def _text_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
+    for row in rows:
+        cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values())
+        yield "\t".join(cells) + "\n"
+
+
+def _jsonl_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
+    for row in rows:
+        yield _dump(row, stream) + "\n"
+
+
+def _json_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
+    yield "["
+    for index, row in enumerate(rows):
+        yield (",\n" if index else "\n") + _dump(row, stream)
+    yield "\n]\n"
+
+
+def _csv_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(columns)
+    for row in rows:
+        table.writerow(row.values())
+        yield ""  # flushes
+
+
+def _dump(row: Record, stream: TextIO) -> str:
+    # The escapes of another encoding's error handler, such as \x81, are not JSON.
+    is_utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(row, ensure_ascii=not is_utf8)
+
+
+__all__ = ["FORMATS", "format_of", "write_records"]

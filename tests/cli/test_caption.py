@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`blip-hf caption`: options reach the captioner, formats, and outputs that survive any file name and terminal."""
+
+import csv
+import io
+import json
+import os
+import sys
+
+import pytest
+
+from blip_hf.captioner import BlipCaptioner, Caption
+from blip_hf.cli import main
+from blip_hf.cli.caption import find_images
+from blip_hf.cli.caption_formats import format_of, write_records
+from blip_hf.cli.errors import UsageError
+from blip_hf.cli.output import open_output
+from tests.support.images import write_image
+from tests.support.processes import run_python
+
+
+def caption(*arguments):
+    return main(["caption", *map(str, arguments), "--device", "cpu"])
+
+
+@pytest.fixture
+def paths(image_folder):
+    return [image_folder / "a.PNG", image_folder / "b, c.png"]
+
+
+def test_a_folder_is_captioned_in_order_and_a_broken_image_is_named(captioner_folder, image_folder, paths, capsys):
+    assert caption(captioner_folder, image_folder) == 0
+    output, error = capsys.readouterr()
+    expected = BlipCaptioner.from_pretrained(captioner_folder, device="cpu")(paths)
+    assert [line.split("\t") for line in output.splitlines()] == [
+        [str(path), text] for path, text in zip(paths, expected, strict=True)
+    ]
+    assert "broken.jpg" in error
+    assert "skipped 1 of 3 images" in error
+
+
+def read_output(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            return list(csv.DictReader(file))
+        return json.load(file) if path.suffix == ".json" else [json.loads(line) for line in file]
+
+
+def test_the_suffix_of_the_output_gives_the_format(captioner_folder, matcher_folder, image_folder, paths, tmp_path):
+    records = {}
+    for suffix in ("json", "jsonl", "csv"):
+        path = tmp_path / f"captions.{suffix}"
+        extra = ["--scores", "--matcher", matcher_folder, "--num_captions", "2", "--output", path]
+        assert caption(captioner_folder, image_folder, *extra) == 0
+        records[suffix] = read_output(path)
+    assert records["json"] == records["jsonl"]
+    assert [{key: str(value) for key, value in record.items()} for record in records["json"]] == records["csv"]
+    captioner = BlipCaptioner.from_pretrained(captioner_folder, matcher=matcher_folder, device="cpu")
+    expected = captioner.caption(paths, num_return_sequences=2, return_scores=True)
+    for record, item in zip(records["json"], expected, strict=True):
+        assert record == {
+            "image": str(paths[item.image_index]),
+            "caption": item.text,
+            "log_probability": pytest.approx(item.log_probability, rel=1e-5),
+            "num_tokens": item.num_tokens,
+            "itm_probability": pytest.approx(item.itm_probability, rel=1e-5),
+        }
+
+
+def test_a_format_that_contradicts_the_suffix_is_an_error(tmp_path):
+    assert [format_of(tmp_path / name, None) for name in ("a.txt", "a.CSV", "a", "a.md")] == [
+        "text",
+        "csv",
+        "text",
+        "text",
+    ]
+    assert format_of(tmp_path / "a", "json") == format_of(tmp_path / "a.json", "json") == "json"
+    with pytest.raises(UsageError, match="--format csv contradicts --output"):
+        format_of(tmp_path / "a.jsonl", "csv")
+
+
+def test_an_existing_file_is_kept_unless_all_captions_of_an_overwrite_are_written(
+    captioner_folder, paths, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "captions.txt"
+    path.write_text("old")
+    argv = [captioner_folder, paths[0], "--output", path]
+    assert caption(*argv) == 2
+    assert f"{path} exists. Pass another path, or pass --overwrite." in capsys.readouterr().err
+    with monkeypatch.context() as context:
+        context.setattr(BlipCaptioner, "iter_captions", lambda *args, **kwargs: iter([None]))
+        with pytest.raises(AttributeError):
+            caption(*argv, "--overwrite")
+    assert path.read_text() == "old"
+    assert caption(*argv, "--overwrite") == 0
+    assert path.read_text().startswith(str(paths[0]))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_options_reach_the_captioner(captioner_folder, paths, capsys):
+    options = ["--sample", "--top-p", "0.7", "--seed", "5", "--max_new_tokens", "4", "--prompt", "a b"]
+    assert caption(captioner_folder, *paths, *options, "--batch_size", "1", "--dtype", "float32") == 0
+    captioner = BlipCaptioner.from_pretrained(
+        captioner_folder, device="cpu", prompt="a b", batch_size=1, do_sample=True, top_p=0.7, seed=5, max_new_tokens=4
+    )
+    expected = captioner(paths)
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == expected
+    assert expected != BlipCaptioner.from_pretrained(captioner_folder, device="cpu")(paths)
+
+
+def test_the_status_is_1_if_every_image_fails(captioner_folder, image_folder, capsys):
+    assert caption(captioner_folder, image_folder / "broken.jpg", image_folder / "missing.jpg") == 1
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert "missing.jpg" in error
+    assert "skipped 2 of 2 images" in error
+
+
+def test_a_device_that_does_not_exist_is_named(captioner_folder, paths, capsys):
+    assert main(["caption", str(captioner_folder), str(paths[0]), "--device", "gpu"]) == 2
+    assert "--device gpu cannot be used" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_class_ends_in_one_line_without_python(captioner_folder, matcher_folder, paths):
+    argv = ["-m", "blip_hf", "caption", matcher_folder, paths[0], "--device", "cpu"]
+    result = run_python(*argv)
+    (line,) = result.stderr.splitlines()  # no load report
+    assert result.returncode == 2
+    assert line.startswith(f"blip-hf caption: error: {matcher_folder} has no weights for text_decoder")
+    assert line.endswith("Pass a checkpoint of BlipForConditionalGeneration.")
+    assert "allow_new_heads" not in line
+
+
+def test_folders_become_the_images_in_them(image_folder):
+    names = ["a.PNG", "b, c.png", "broken.jpg"]
+    assert find_images([image_folder], recursive=False) == [image_folder / name for name in names]
+    names.insert(2, "below/d.png")
+    assert find_images([image_folder], recursive=True) == [image_folder / name for name in names]
+    given = [image_folder / "notes.txt", image_folder / "a.PNG"]
+    assert find_images(given, recursive=False) == given
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="--recursive"):
+        find_images([tmp_path], recursive=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
+def test_a_file_name_that_is_not_utf8_is_escaped_on_any_terminal(captioner_folder, tmp_path):
+    image = tmp_path / os.fsdecode(b"\xff\xe4\xb8\xad.png")
+    write_image(tmp_path / "a.png").rename(image)
+    for encoding in ("cp1252", "utf-8"):
+        argv = ["-m", "blip_hf", "caption", captioner_folder, image, "--device", "cpu"]
+        result = run_python(*argv, PYTHONIOENCODING=encoding)
+        assert result.returncode == 0, result.stderr
+        assert "\\udcff" in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+@pytest.mark.parametrize("output_format", ["json", "jsonl"])
+def test_json_parses_back_in_any_encoding(encoding, output_format):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    record = {"image": "\udcff\x81中😀é.png", "caption": "a"}
+    write_records([record], stream, columns=list(record), output_format=output_format)
+    text = stream.buffer.getvalue().decode(encoding)
+    assert json.loads(text) == ([record] if output_format == "json" else record)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "captions.txt"])
+def test_a_file_takes_a_name_that_is_not_utf8(name, tmp_path):
+    record = {"image": "\udcff.png", "caption": Caption(image_index=0, text="é").text}
+    with open_output(tmp_path / name) as stream:
+        write_records([record], stream, columns=list(record), output_format=format_of(tmp_path / name, None))
+    assert "\\udcff.png" in (tmp_path / name).read_text(encoding="utf-8")

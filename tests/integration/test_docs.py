@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything that the documentation names exists: files, headings, commands, options and imports."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import shlex
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from blip_hf.bootstrap.config import LoopSettings
+from blip_hf.cli import COMMANDS, load_command
+from blip_hf.cli.parser import Command, build_parser, choose, parse
+from tests.support.paths import ROOT
+from tests.support.twins import tiny_capfilt
+
+
+PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"] + sorted((ROOT / "docs").glob("*.md"))
+FOLDERS = "benchmarks|docs|examples|src|tests"
+LAUNCHERS = ("torchrun", "accelerate")
+HELP_OPTIONS = {"help", "help_all", "debug"}
+# Of the examples, torchrun and other tools.
+OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(block):
+    """Yields the lines of a shell block, with the variables that it sets filled in."""
+    values = {}
+    for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            values[assignment[1]] = assignment[2]
+        else:
+            yield line
+
+
+def command_lines(program):
+    """Returns the words after `program` of each command line in a shell block, without comments and pipes."""
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)]
+    words = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
+    return [list(takewhile(lambda word: word not in ("|", ">", "&&"), line)) for line in words]
+
+
+def find_command(words):
+    """Returns the command that a command line names, and the words after its name."""
+    command = load_command(words[0])
+    if isinstance(command, Command):
+        return command, words[1:]
+    return choose(words[1], command.commands, command.prog), words[2:]
+
+
+def parse_command(words):
+    """Parses a command line without running it, and returns the name of its command."""
+    command, options = find_command(words)
+    assert [word for word in options if word.endswith(".yaml") and not Path(word).is_file()] == []
+    if not {f"--{name}" for name in HELP_OPTIONS} & set(options):
+        parse(command, [*options, "--use_cpu"] if command.trainer_arguments else options)
+    return command.prog
+
+
+def all_commands():
+    for name in COMMANDS:
+        command = load_command(name)
+        yield from [command] if isinstance(command, Command) else command.commands.values()
+
+
+def options_of(command):
+    return set(build_parser(command).fields)
+
+
+def anchors(page):
+    """Returns the anchors that GitHub gives to the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_have_targets(page):
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_paths_in_backticks_exist():
+    """Also holds the table of CONTRIBUTING that says where to find what."""
+    pattern = rf"`((?:{FOLDERS})/[^`\s<]*)`"
+    named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
+    assert len(named) > 20
+    # `tests/test_x.py::test_y` names a test of a file, and `*.yaml` several files.
+    assert sorted((page, name) for page, name in named if not any(ROOT.glob(name.partition("::")[0]))) == []
+
+
+def test_modules_in_backticks_exist():
+    pattern = r"`(blip_hf(?:\.\w+)+)(?:\(\))?`"
+    named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
+    assert named
+    assert sorted((page, name) for page, name in named if not is_importable(name)) == []
+
+
+def is_importable(name):
+    """Tells whether a dotted name is a module or an attribute of one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+def test_commands_in_shell_blocks_parse(monkeypatch, tmp_path):
+    # In an empty folder, so that no output exists; recipes are named from the root.
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in command_lines(name)]
+    assert launched
+    parsed = {parse_command(words) for words in [*command_lines("blip-hf"), *launched]}
+    undocumented = {command.prog for command in all_commands()} - parsed
+    assert undocumented == set()
+
+
+def test_rules_of_capfilt_commands_are_valid(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words in command_lines("blip-hf"):
+        if words[:2] in (["capfilt", "run"], ["capfilt", "refilter"]):
+            command, options = find_command(words)
+            (parsed,) = parse(command, options)
+            assert parsed.rule().sources
+
+
+def test_commands_in_text_have_known_options():
+    spans = {span for page in PAGES for span in re.findall(r"`blip-hf ([^`]+)`", page.read_text())}
+    assert spans
+    for words in map(shlex.split, spans):
+        given = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+        command = load_command(words[0]) if words[0] in COMMANDS else None
+        assert command is not None or given <= {"version", "help"}, words
+        if given - HELP_OPTIONS:
+            assert given - HELP_OPTIONS - options_of(find_command(words)[0]) == set(), words
+
+
+def test_options_in_backticks_exist():
+    named = {(page.name, name) for page in PAGES for name in re.findall(r"`--(\w+)", page.read_text())}
+    known = {name for command in all_commands() for name in options_of(command)} | HELP_OPTIONS | OPTIONS_OF_OTHERS
+    assert named
+    assert sorted((page, name) for page, name in named if name not in known) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_of_a_recipe_parses(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    (line,) = re.findall(r"blip-hf (.* --config .*)", path.read_text().partition("\n")[0])
+    assert path.name in line
+    parse_command(shlex.split(line))
+
+
+def test_settings_of_the_loop_in_its_page_are_valid():
+    (settings,) = blocks(ROOT / "docs" / "capfilt.md", "yaml")
+    LoopSettings.from_mapping({**yaml.safe_load(settings), "device": "cpu"}).check()
+
+
+def test_scripts_in_commands_exist():
+    named = {words[0] for words in command_lines("python") if words}
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_of_pages_parses_and_its_imports_exist(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("blip_hf"):
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_python_of_the_readme_that_loads_checkpoints_runs(tmp_path, monkeypatch, capsys):
+    captioner, processor, matcher, _ = tiny_capfilt()
+    models = {
+        "runs/demo/captioner": captioner,
+        "Salesforce/blip-image-captioning-base": captioner,
+        "Salesforce/blip-itm-base-coco": matcher,
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, model in models.items():
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+    for number in (1, 2):
+        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(f"{number}.jpg")
+    used = [block for block in blocks(ROOT / "README.md", "python") if any(f'"{name}"' in block for name in models)]
+    assert {name for name in models if any(name in block for block in used)} == set(models)
+    for block in used:
+        exec(block.replace('"cuda"', '"cpu"'), {})
+    assert "tensor(" in capsys.readouterr().out

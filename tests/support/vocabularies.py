@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tokenizers and processors over a few words."""
+
+from collections.abc import Sequence
+
+from transformers import BertTokenizer
+
+from blip_hf import BlipProcessor
+
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LETTERS = tuple("abcdefghijklmnopqr")
+
+
+def make_tokenizer(words: Sequence[str] = LETTERS) -> BertTokenizer:
+    """A BERT tokenizer over the special tokens, with ids 0 to 4, and `words`, in this order."""
+    return BertTokenizer(vocab={token: index for index, token in enumerate((*SPECIAL_TOKENS, *words))})
+
+
+def make_processor(words: Sequence[str] = LETTERS, image_size: int = 32) -> BlipProcessor:
+    return BlipProcessor.from_bert_tokenizer(make_tokenizer(words), image_size=image_size)
