@@ -40,7 +40,7 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
     negative_all_rank: bool | None = option(
-        None, "Draw hard negatives from all processes, as for COCO in salesforce/BLIP (default: True)"
+        None, "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
     )
 
 
