@@ -2,9 +2,7 @@
 """Small sources of image-text pairs, and what is read from them."""
 
 import io
-import json
 import struct
-import tarfile
 import zlib
 from pathlib import Path
 
@@ -27,23 +25,9 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 def write_images(folder: Path, *colors: str) -> None:
     for color in colors:
         (folder / f"{color}.png").write_bytes(encoded(color))
-
-
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def read(source, **options) -> list[Sample | Skipped]:

@@ -10,6 +10,7 @@ from PIL import Image
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import group_captions, load_pairs
 from blip_hf.data.scenes import Scenes
+from tests.support.files import write_json, write_json_lines
 
 
 datasets.disable_progress_bars()
@@ -28,17 +29,6 @@ def draw_photos(folder: Path) -> Path:
 @pytest.fixture
 def photos(tmp_path) -> Path:
     return draw_photos(tmp_path)
-
-
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def write_lines(path: Path, records: list) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
-    return path
 
 
 def columns(pairs: Dataset) -> tuple[list[str], list[int]]:
@@ -103,7 +93,7 @@ def test_image_ids_are_kept_or_numbered(ids, expected, tmp_path):
 def test_joined_lists_are_numbered_by_image(tmp_path):
     one = write_json(tmp_path / "one.json", [{"image": "a.jpg", "caption": "x", "image_id": 0}])
     records = [{"image": "b.jpg", "caption": "y", "image_id": 0}, {"image": "a.jpg", "caption": "z", "image_id": 1}]
-    two = write_lines(tmp_path / "two.jsonl", records)
+    two = write_json_lines(tmp_path / "two.jsonl", records)
     assert columns(load_pairs([one, str(two)])) == (["x", "y", "z"], [0, 1, 0])
 
 
@@ -174,14 +164,14 @@ def test_files_that_are_no_lists_are_named(content, message, tmp_path):
 @pytest.mark.parametrize("field", ["caption", "text"])
 def test_image_folder_is_read_by_its_metadata(field, photos):
     records = [{"file_name": "red.png", field: "a red one"}, {"file_name": "blue.png", field: ["blue", "a blue one"]}]
-    write_lines(photos / "images" / "metadata.jsonl", records)
+    write_json_lines(photos / "images" / "metadata.jsonl", records)
     pairs = load_pairs(photos / "images")
     assert columns(pairs) == (["a red one", "blue", "a blue one"], [0, 1, 1])
     assert colors_of(pairs) == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
 
 
 def test_image_folder_may_have_a_folder_a_split(photos):
-    write_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
+    write_json_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
     assert colors_of(load_pairs(photos, split="test")) == [(0, 255, 0)]
     with pytest.raises(ValueError, match="holds images without captions"):
         load_pairs(photos)
@@ -222,7 +212,7 @@ def test_columns_that_do_not_fit_are_named(rows, message, tmp_path):
 
 
 def test_metadata_without_file_name_is_named(tmp_path):
-    write_lines(tmp_path / "metadata.jsonl", [{"image": "a.png", "text": "a"}])
+    write_json_lines(tmp_path / "metadata.jsonl", [{"image": "a.png", "text": "a"}])
     with pytest.raises(ValueError, match=r"metadata.jsonl, record 0: field 'file_name' is missing"):
         load_pairs(tmp_path)
 
@@ -347,7 +337,7 @@ def test_groups_keep_the_ids_of_their_source(images, ids, expected, kind, tmp_pa
     if kind == "list":
         pairs = load_pairs(write_json(tmp_path / "list.json", records))
     elif kind == "folder":
-        write_lines(tmp_path / "metadata.jsonl", records)
+        write_json_lines(tmp_path / "metadata.jsonl", records)
         pairs = load_pairs(tmp_path)
     elif any(isinstance(own, str) for own in ids) and any(isinstance(own, int) for own in ids):
         pytest.skip("a column has one type")

@@ -9,7 +9,8 @@ import pytest
 from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.readers.hub import is_hub_name
 from blip_hf.data.readers.sources import expand_pattern, make_absolute
-from tests.support.sources import encoded, read, summary, write_images, write_json, write_tar
+from tests.support.files import write_json, write_tar
+from tests.support.sources import encoded, read, summary, write_images
 
 
 ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, load_images])
