@@ -213,7 +213,7 @@ def test_without_java_meteor_is_left_out_with_a_warning_unless_asked_for(monkeyp
     assert len(warnings) == 1
     assert "METEOR" in warnings[0]
     for options in ({"metrics": ["meteor"]}, {"metrics": ["spice"]}, {"tokenizer": "ptb"}):
-        with pytest.raises(ValueError, match="needs Java, and there is no `java` that runs"):
+        with pytest.raises(ValueError, match="needs Java, but `java` does not run"):
             resolve_metrics(**options)
 
 

@@ -132,9 +132,9 @@ def test_sets_that_cannot_be_evaluated_raise(model, processor, questions):
     with pytest.raises(ValueError, match="answer_list is empty"):
         evaluate_vqa(model, processor, questions, answer_list=[])
     for answers in ("yes", {"yes": 3}, ["yes", 3]):
-        with pytest.raises(ValueError, match="answer_list is no list of texts"):
+        with pytest.raises(ValueError, match="answer_list is not a list of strings"):
             evaluate_vqa(model, processor, questions, answer_list=answers)
-    with pytest.raises(ValueError, match="num_candidates=0 leaves nothing to choose from"):
+    with pytest.raises(ValueError, match="num_candidates=0 is too small"):
         evaluate_vqa(model, processor, questions, answer_list=["yes"], num_candidates=0)
     with pytest.raises(ValueError, match=r"None of 1 questions can be used.*image_root"):
         evaluate_vqa(model, processor, [{**questions[0], "image": "lost.jpg"}])
