@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from blip_hf import BlipForConditionalGeneration
+from blip_hf.caption_settings import CaptionSettings
 from blip_hf.data.readers.pairs import group_captions, load_pairs
 from blip_hf.evaluation import caption_metrics as module
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
@@ -274,6 +275,15 @@ def test_settings_of_the_search_reach_it(model, processor, groups):
     default = evaluate(model, processor, groups).predictions
     assert evaluate(model, processor, groups, num_beams=1).predictions != default
     assert evaluate(model, processor, groups, repetition_penalty=5.0).predictions != default
+
+
+def test_the_settings_of_the_checkpoint_are_the_default(monkeypatch, model, processor, groups):
+    own = CaptionSettings(prompt=PROMPT, num_beams=1, max_length=9, min_length=7, repetition_penalty=5.0)
+    monkeypatch.setattr(processor, "caption_settings", own)
+    given = evaluate(model, processor, groups, num_beams=1, max_length=9, min_length=7, repetition_penalty=5.0)
+    assert evaluate_captions(model, processor, groups, metrics=WITHOUT_JAVA).predictions == given.predictions
+    longer = evaluate_captions(model, processor, groups, metrics=WITHOUT_JAVA, max_length=20, min_length=12)
+    assert longer.predictions != given.predictions
 
 
 def test_broken_images_are_skipped_and_counted(model, processor, groups, tmp_path):

@@ -132,7 +132,7 @@ def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hasha
     if alone is not None:
         lacking = "reference" if alone in predictions else "prediction"
         raise ValueError(
-            f"The image {alone!r} has no {lacking}: there are {len(predictions)} predictions and {len(references)}"
+            f"The image {alone!r} has no {lacking}; there are {len(predictions)} predictions and {len(references)}"
             " references. Pass both for the same images."
         )
     empty = next((image_id for image_id, captions in references.items() if not captions), None)
