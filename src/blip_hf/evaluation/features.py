@@ -58,20 +58,9 @@ def image_features(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """Returns one unit vector per image. Its dot product with that of a text is their cosine similarity.
+    """Returns one unit vector per image, `(n, d)`, fp32. Dot products with `text_features` are cosine similarities.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is kept.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        images (sequence of `ImageSource`):
-            At least one image, in any form that [`~blip_hf.image_utils.open_image`] takes.
-        batch_size (`int`, *optional*, defaults to 32):
-            Images per batch.
-
-    Returns:
-        `torch.Tensor` of shape `(n, d)`: fp32, on the model's device.
+    Images have any form that [`~blip_hf.image_utils.open_image`] takes. The mode of the model is kept.
 
     Raises:
         UnreadableImageError: If an image cannot be read.
@@ -89,20 +78,9 @@ def image_features(
 def text_features(
     model: BlipForImageTextRetrieval, processor: BlipProcessor, texts: Sequence[str], *, batch_size: int = 256
 ) -> Tensor:
-    """Returns one unit vector per text, comparable with those of `image_features`.
+    """Returns one unit vector per text, `(m, d)`, fp32.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is kept.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        texts (sequence of `str`):
-            At least one text. BLIP is trained on captions normalised by [`~blip_hf.data.text.pre_caption`].
-        batch_size (`int`, *optional*, defaults to 256):
-            Texts per batch.
-
-    Returns:
-        `torch.Tensor` of shape `(m, d)`: fp32, on the model's device.
+    BLIP is trained on captions normalised by [`~blip_hf.data.text.pre_caption`]. The mode of the model is kept.
     """
     rows = TokenizedTexts.from_texts(processor, texts, model.device)
     with evaluating(model):
@@ -126,24 +104,9 @@ def multimodal_embeds(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """Returns one vector per image-text pair: the output of the image-grounded encoder at [ENC], which the ITM head reads.
+    """Returns one vector per image-text pair, `(n, text width)`: the output of the image-grounded text encoder at [ENC].
 
-    It is neither projected nor normalised, and no training objective compares two of these vectors.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is kept.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        images (sequence of `ImageSource`):
-            At least one image, in any form that [`~blip_hf.image_utils.open_image`] takes.
-        texts (sequence of `str`):
-            The text of each image.
-        batch_size (`int`, *optional*, defaults to 32):
-            Pairs per batch.
-
-    Returns:
-        `torch.Tensor` of shape `(n, text width)`: on the model's device.
+    The ITM head reads it. It is neither projected nor normalised, and no training objective compares two of these vectors.
 
     Raises:
         ValueError: If the numbers of images and texts differ.

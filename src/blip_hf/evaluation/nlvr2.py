@@ -79,20 +79,9 @@ def evaluate_nlvr2(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Nlvr2Result:
-    """Predicts the label of each record, without augmentation. Unreadable records are skipped with a warning.
+    """Predicts the label of each record `{"images", "sentence", "label"}`, with an optional `sentence_id`.
 
-    Args:
-        model (`BlipForVisualReasoning`):
-            The model; its mode, device and dtype are kept.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        dataset ([`~blip_hf.data.nlvr2.Nlvr2Dataset`] or sequence of records):
-            Records `{"images", "sentence", "label"}`, with an optional `sentence_id`.
-        batch_size (`int`, *optional*, defaults to 32):
-            Records per batch.
-
-    Returns:
-        `Nlvr2Result`: the metrics and all predictions.
+    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept.
 
     Raises:
         ValueError: If the data set has a transform, or no record can be used.

@@ -17,7 +17,7 @@ _BLOCK_ELEMENTS = 2**18
 
 
 def relevance_matrix(text_to_image: Tensor | np.ndarray | Sequence[int], num_images: int) -> Tensor:
-    """Returns a boolean matrix `(n, m)`, true where text `j` describes image `text_to_image[j] == i`.
+    """Returns a boolean matrix `(n, m)` that is true where `text_to_image` assigns the text to the image.
 
     Raises:
         ValueError: If `text_to_image` is not one row of integers in `[0, num_images)`.
