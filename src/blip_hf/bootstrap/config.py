@@ -63,7 +63,7 @@ class SceneData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Annotation files, as [`~blip_hf.data.readers.pairs.load_pairs`] reads them.
+    """Annotation files, as [`~blip_hf.data.readers.load_pairs`] reads them.
 
     Args:
         web (`str`):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..capfilt.filters import Rule, keep_mask
-from ..data.readers.pairs import group_captions, load_pairs
+from ..data.readers import group_captions, load_pairs
 from ..demo.evaluate import word_accuracy
 from ..evaluation.caption import evaluate_captions
 from ..evaluation.filtering import filter_metrics

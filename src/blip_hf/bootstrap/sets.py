@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..capfilt.filters import Rule, keep_mask
 from ..capfilt.scores import RunFolder
-from ..data.readers.pairs import load_pairs
+from ..data.readers import load_pairs
 from ..data.readers.records import read_json
 from ..data.scenes import SceneRecord, Scenes
 from ..demo.evaluate import word_accuracy

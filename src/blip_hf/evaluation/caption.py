@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..caption_settings import CaptionSettings
 from ..captioner import BlipCaptioner
 from ..data.pairs import SkipReporter
-from ..data.readers.annotations import NoCapsImage
+from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
 from ..files import write_json
 from ..modeling.caption import BlipForConditionalGeneration

@@ -10,7 +10,7 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..data.readers.pairs import group_captions
+from ..data.readers import group_captions
 from ..data.readers.records import CaptionGroup
 from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size

@@ -148,7 +148,7 @@ def evaluate_vqa(
         processor (`BlipProcessor`):
             The processor it was trained with.
         questions (sequence of [`~blip_hf.data.readers.vqa.VqaRecord`]):
-            The output of [`~blip_hf.data.readers.vqa.load_vqa`], or a list. Unreadable ones are skipped with a warning.
+            The output of [`~blip_hf.data.readers.load_vqa`], or a list. Unreadable ones are skipped with a warning.
         answer_list (sequence of `str`, *optional*):
             Answers to rank, such as VQA's `answer_list.json` or the output of
             [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it, answers are generated.
