@@ -185,7 +185,7 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
     metrics = run("finetune", capsys, *argv)
-    assert f"evaluated on {source}, which it is trained on too" in caplog.text
+    assert f"evaluated on {source}, which it is also trained on" in caplog.text
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
     # Blind, all images are one, so that even a file that is not there does not matter.
     (tmp_path / "a.png").unlink()
@@ -220,7 +220,7 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
     warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
-    assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
+    assert (f"evaluated on {same}, which it is also trained on" in caplog.text) == is_warned_of
     caplog.clear()
     warn_about_training_data(options_class("model", data[:1], [same], **fields))
     assert not caplog.text

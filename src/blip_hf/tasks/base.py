@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..evaluation.defaults import BATCH_SIZE
 
@@ -29,7 +29,7 @@ SCENES = "scenes"
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes`"
 PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes`; see docs/data.md"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
-DTYPES = ("float32", "bfloat16", "float16")
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 def option(default: Any, help_text: str, metavar: str | None = None) -> Any:
@@ -112,7 +112,7 @@ class EvaluateOptions:
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
     batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
     device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
-    dtype: str = field(default="float32", metadata={"help": "Data type of the weights", "choices": DTYPES})
+    dtype: DType = option("float32", "Data type of the weights")
     first_scene: int = option(10_000, "Number of the first scene", "N")
     num_scenes: int = option(500, "Number of scenes", "N")
     output: str | None = option(None, "File for the model's predictions, one per record", "FILE")
@@ -217,8 +217,8 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["P
     from ..checkpoints import require_checkpoint
     from ..modeling.cpu import optimize_for_cpu
 
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(DTYPES)}.")
+    if options.dtype not in get_args(DType):
+        raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(get_args(DType))}.")
     require_checkpoint(options.model)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
@@ -294,11 +294,11 @@ def with_prefix(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str
 
 
 __all__ = [
-    "DTYPES",
     "FILES_HELP",
     "PAIRS_HELP",
     "SCENES",
     "SPLIT_HELP",
+    "DType",
     "EvaluateOptions",
     "FinetuneOptions",
     "PairEvaluateOptions",
