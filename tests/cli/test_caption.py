@@ -15,6 +15,7 @@ from blip_hf.cli.caption import find_images
 from blip_hf.cli.caption_formats import format_of, write_records
 from blip_hf.cli.errors import UsageError
 from blip_hf.cli.output import open_output
+from tests.support.files import write_json, write_tar
 from tests.support.images import write_image
 from tests.support.processes import run_python
 
@@ -138,6 +139,15 @@ def test_folders_become_the_images_in_them(image_folder):
     assert find_images([image_folder], recursive=True) == [image_folder / name for name in names]
     given = [image_folder / "notes.txt", image_folder / "a.PNG"]
     assert find_images(given, recursive=False) == given
+
+
+def test_sources_of_other_formats_are_captioned_under_their_ids(captioner_folder, image_folder, paths, capsys):
+    content = paths[0].read_bytes()
+    tar = write_tar(image_folder / "web" / "0.tar", [("x.png", content), ("y.png", content)])
+    listed = write_json(image_folder / "list.json", [{"image": "a.PNG", "image_id": 7}])
+    assert caption(captioner_folder, tar.parent, listed, paths[1]) == 0
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["x", "y", "7", str(paths[1])]
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

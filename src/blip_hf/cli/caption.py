@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,8 @@ from .parser import Command
 
 if TYPE_CHECKING:
     from ..captioner import BlipCaptioner, Caption
+    from ..image_utils import ImageSource
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _GENERATION_OPTIONS = (
     "num_beams",
     "max_length",
@@ -40,7 +41,13 @@ class CaptionOptions:
             "metavar": "MODEL",
         }
     )
-    images: list[Path] = field(metadata={"help": "Image, or folder of images", "positional": True, "metavar": "IMAGE"})
+    images: list[Path] = field(
+        metadata={
+            "help": "Image, folder of images, or another source of images; see docs/data.md",
+            "positional": True,
+            "metavar": "IMAGE",
+        }
+    )
     recursive: bool = field(default=False, metadata={"help": "Also take the images in subfolders"})
     prompt: str | None = caption_option("prompt")
     num_captions: int = field(default=1, metadata={"help": "Captions per image"})
@@ -90,19 +97,19 @@ class CaptionOptions:
 
 
 def _run(options: CaptionOptions) -> int:
-    images = find_images(options.images, recursive=options.recursive)
+    names, images = open_images(options.images, recursive=options.recursive)
     captions = load_captioner(options).iter_captions(
         images, num_return_sequences=options.num_captions, return_scores=options.scores, on_error="skip"
     )
     failures: list[str] = []
     with open_output(options.output) as stream:
         # Captions that appear on the same terminal show the progress themselves.
-        is_shown = len(images) > 1 and sys.stderr.isatty() and not stream.isatty()
-        records = as_records(with_progress(captions, len(images), is_shown), images, failures)
+        is_shown = len(names) > 1 and sys.stderr.isatty() and not stream.isatty()
+        records = as_records(with_progress(captions, len(names), is_shown), names, failures)
         write_records(records, stream, columns=options.columns(), output_format=options.format)
     if failures:
-        print(f"blip-hf caption: skipped {len(failures)} of {len(images)} images", file=sys.stderr)
-    return 1 if len(failures) == len(images) else 0
+        print(f"blip-hf caption: skipped {len(failures)} of {len(names)} images", file=sys.stderr)
+    return 1 if len(failures) == len(names) else 0
 
 
 def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
@@ -143,18 +150,50 @@ def find_images(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
     Raises:
         UsageError: If a folder holds no image.
     """
+    from ..image_utils import list_images
+
     images = []
     for path in paths:
         if not path.is_dir():
             images.append(path)
             continue
-        entries = path.rglob("*") if recursive else path.iterdir()
-        found = sorted(entry for entry in entries if entry.suffix.lower() in _SUFFIXES and entry.is_file())
+        found = list_images(path, recursive=recursive)
         if not found:
-            hint = "" if recursive else "; --recursive looks into its folders too"
-            raise UsageError(f"{path} holds no image ({', '.join(sorted(_SUFFIXES))}){hint}.")
+            hint = "" if recursive else "; --recursive searches its subfolders too"
+            raise UsageError(f"{path} holds no image{hint}.")
         images += found
     return images
+
+
+def open_images(paths: Iterable[Path], *, recursive: bool) -> tuple[list[str], "Iterable[ImageSource]"]:
+    """Names and images of image files, folders of images and all other sources of [`~blip_hf.data.readers`]."""
+    names: list[str] = []
+    parts: list[Iterable[ImageSource]] = []
+    for path in paths:
+        if _is_images(path):
+            found = find_images([path], recursive=recursive)
+            names += map(str, found)
+            parts.append(found)
+        else:
+            from ..data.readers import load_images
+
+            table = load_images(str(path))
+            names += map(str, table["source_id"])
+            parts.append(table["image"])
+    return names, chain.from_iterable(parts)
+
+
+def _is_images(path: Path) -> bool:
+    """Whether a path is an image or a folder of images, not a source such as a tar. A file of unknown kind is an image."""
+    from ..image_utils import image_suffixes, list_images
+
+    if path.is_dir():
+        return bool(list_images(path, recursive=True))
+    if path.suffix.lower() in image_suffixes():
+        return True
+    from ..data.readers.sources import kind_of
+
+    return path.is_file() and kind_of(path) is None
 
 
 def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool) -> "Iterator[Caption]":
@@ -167,15 +206,15 @@ def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool
             bar.update(caption.image_index + 1 - bar.n)
 
 
-def as_records(captions: "Iterable[Caption]", images: Sequence[Path], failures: list[str]) -> Iterator[dict[str, Any]]:
-    """Records of captions with the paths of their images. Images that fail are named on stderr and in `failures`."""
+def as_records(captions: "Iterable[Caption]", names: Sequence[str], failures: list[str]) -> Iterator[dict[str, Any]]:
+    """Records of captions with the names of their images. Images that fail are named on stderr and in `failures`."""
     for caption in captions:
         if caption.error is not None:
             failures.append(caption.error)
             print(f"blip-hf caption: skipped: {caption.error}", file=sys.stderr)
             continue
         yield {
-            "image": str(images[caption.image_index]),
+            "image": names[caption.image_index],
             "caption": caption.text,
             "log_probability": caption.log_probability,
             "num_tokens": caption.num_tokens,
