@@ -19,7 +19,7 @@ from tests.support.processes import run_code
 
 SOURCE = ROOT / "src" / "blip_hf"
 TESTS = ROOT / "tests"
-CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow", "filelock"}
+CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
@@ -117,7 +117,7 @@ def test_citation_has_the_version_of_the_package() -> None:
     assert cited == blip_hf.__version__
 
 
-def test_the_core_install_is_seven_packages() -> None:
+def test_the_core_install_is_six_packages() -> None:
     requirements = read_setup_cfg()["options"]["install_requires"].split()
     assert {requirement_name(requirement) for requirement in requirements} == CORE
     assert len(requirements) == len(CORE)
@@ -155,6 +155,11 @@ def test_workflows_pin_actions_by_commit() -> None:
     actions = re.findall(r"uses: (\S+)", workflows)
     assert actions
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_ci_runs_make_test() -> None:
+    assert "      - run: .ci/run\n" in (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
 
 
 def test_importing_the_package_imports_no_heavy_library() -> None:

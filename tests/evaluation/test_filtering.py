@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Precision, recall and ROC AUC of a filter, against numbers worked by hand and a loop over pairs."""
+"""Precision, recall and ROC AUC of a filter, against values computed by hand and a loop over pairs."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import pytest
 from blip_hf.evaluation.filtering import filter_metrics
 
 
-def test_metrics_by_hand():
+def test_metrics_match_values_computed_by_hand():
     metrics = filter_metrics([0.9, 0.7, 0.6, 0.5, 0.4, 0.1], [1, 1, 0, 1, 1, 0])
     # Kept: the first four, of which three are right, out of four right ones. Dropped: one of the two swapped.
     # Pairs in order: the right 0.9, 0.7, 0.5 and 0.4 are above 2, 2, 1 and 1 of the swapped 0.6 and 0.1: 6 of 8.
@@ -39,13 +39,13 @@ def test_the_auc_is_the_share_of_ordered_pairs():
     assert filter_metrics(-scores, labels)["roc_auc"] == pytest.approx(1 - expected, abs=1e-15)
 
 
-def test_the_decision_may_be_another_than_the_threshold():
+def test_kept_overrides_the_threshold():
     metrics = filter_metrics([0.9, 0.8, 0.2], [1, 0, 1], kept=[True, False, False])
     assert (metrics["precision"], metrics["recall"], metrics["noise_recall"]) == (1.0, 0.5, 1.0)
     assert metrics["roc_auc"] == 0.5
 
 
-def test_a_share_of_nothing_is_none():
+def test_a_metric_without_texts_is_none():
     metrics = filter_metrics([0.1, 0.2], [1, 1])
     assert (metrics["precision"], metrics["noise_recall"], metrics["roc_auc"]) == (None, None, None)
     assert metrics["recall"] == 0.0
@@ -62,6 +62,6 @@ def test_a_share_of_nothing_is_none():
         ([0.1, 0.2], [1, 0], [1, 0], "boolean"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(scores, labels, kept, message):
+def test_invalid_arguments_raise(scores, labels, kept, message):
     with pytest.raises(ValueError, match=message):
         filter_metrics(scores, labels, kept=kept)

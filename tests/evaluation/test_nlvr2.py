@@ -25,7 +25,7 @@ def model(processor):
     return BlipForVisualReasoning(BlipVisualReasoningConfig(text_config=text_config, vision_config=dict(VISION)))
 
 
-def test_metrics_by_hand():
+def test_metrics_match_values_computed_by_hand():
     # Sentence a: right, right. b: right, wrong. c: wrong. d: right. Pairs: 4 of 6; sentences: a and d of 4.
     labels = [True, False, True, True, False, False]
     predictions = [True, False, True, False, True, False]
@@ -38,7 +38,7 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_evaluation_counts_what_the_model_says(processor, model, batch_size):
+def test_evaluation_matches_single_forward_passes(processor, model, batch_size):
     records = [dict(record) for record in SceneNlvr2(7, image_size=32)]
     records[2]["images"] = [records[2]["images"][0], "missing.png"]
     model.train()
@@ -57,7 +57,7 @@ def test_evaluation_counts_what_the_model_says(processor, model, batch_size):
     assert result.metrics()["num_pairs"] == 6
 
 
-def test_evaluation_refuses_a_random_transform(processor, model):
+def test_a_transform_raises(processor, model):
     dataset = Nlvr2Dataset(SceneNlvr2(4), Nlvr2TrainTransform(32))
     with pytest.raises(ValueError, match="has a transform"):
         evaluate_nlvr2(model, processor, dataset)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval recalls against hand-worked numbers, a plain loop and random rankings."""
+"""Retrieval recalls against values computed by hand, a plain loop and random rankings."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ SCORES = torch.tensor(
 
 
 def recalls_by_loop(scores: torch.Tensor, relevance: torch.Tensor, k: int) -> float:
-    """Sort each row, irrelevant before relevant where scores are equal, and look at the first `k`."""
+    """Sorts each row, irrelevant before relevant for equal scores, and checks the first `k`."""
     hits = 0
     for row, relevant in zip(scores.tolist(), relevance.tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda j: (-row[j], relevant[j]))
@@ -36,7 +36,7 @@ def recalls_by_loop(scores: torch.Tensor, relevance: torch.Tensor, k: int) -> fl
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores with many ties, and a relevance of several texts an image and several images a text."""
+    """Scores with many ties; images have several relevant texts, and texts several images."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 6, (13, 29), generator=generator).double()
     relevance = torch.rand(13, 29, generator=generator) < 0.1
@@ -44,7 +44,7 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, relevance
 
 
-def test_recalls_worked_by_hand() -> None:
+def test_recalls_match_values_computed_by_hand() -> None:
     # Image 0: best own text 0.9, nothing above: rank 0. Image 1: own 0.6 behind 0.8 and 0.7: rank 2.
     # Image 2: own 0.1 behind 0.4, 0.3, 0.2: rank 3.
     # Text 0: own 0.1 behind 0.8, 0.2: rank 2. Text 1: own 0.9: rank 0. Text 2: own 0.6: rank 0.
@@ -67,7 +67,7 @@ def test_default_keys_are_both_directions_at_1_5_10_and_the_mean() -> None:
     assert list(chance_recalls(relevance_matrix(TEXT_TO_IMAGE, 3))) == [*expected, "r_mean"]
 
 
-def test_arrays_and_tensors_give_the_same() -> None:
+def test_arrays_and_tensors_give_the_same_recalls() -> None:
     expected = retrieval_recalls(SCORES, TEXT_TO_IMAGE)
     assert retrieval_recalls(SCORES.numpy(), np.array(TEXT_TO_IMAGE)) == expected
     assert retrieval_recalls(SCORES.bfloat16(), torch.tensor(TEXT_TO_IMAGE)) == expected
@@ -101,24 +101,24 @@ def test_recalls_do_not_depend_on_the_order_of_the_texts() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -torch.inf])
-def test_constant_scores_find_nothing(value: float) -> None:
+def test_constant_scores_have_no_recall(value: float) -> None:
     recalls = retrieval_recalls(torch.full((20, 20), value), range(20))
     assert set(recalls.values()) == {0.0}
 
 
-def test_perfect_scores_find_everything() -> None:
+def test_perfect_scores_have_full_recall() -> None:
     relevance = relevance_matrix(TEXT_TO_IMAGE, 3)
     assert set(retrieval_recalls(relevance.float(), relevance=relevance).values()) == {1.0}
 
 
-def test_equal_captions_are_right_for_each_of_their_images() -> None:
+def test_equal_captions_are_relevant_for_each_of_their_images() -> None:
     # Both texts are the same sentence about both images: with the index alone one of each pair would be wrong.
     scores = torch.tensor([[0.5, 0.4], [0.9, 0.8]])
     assert retrieval_recalls(scores, [0, 1], ks=(1,))["r_mean"] == 0.5
     assert retrieval_recalls(scores, relevance=torch.ones(2, 2, dtype=torch.bool), ks=(1,))["r_mean"] == 1.0
 
 
-def test_chance_worked_by_hand() -> None:
+def test_chance_matches_values_computed_by_hand() -> None:
     # Image 0 has 2 of 4 texts, images 1 and 2 one: at 2, misses C(2,2)/C(4,2) = 1/6 and twice C(3,2)/C(4,2) = 1/2,
     # so (5/6 + 1/2 + 1/2) / 3 = 11/18. Each text has 1 of 3 images: 2/3. With k above the candidates all is found.
     chance = chance_recalls(relevance_matrix(TEXT_TO_IMAGE, 3), ks=(2, 9))
@@ -148,7 +148,7 @@ def test_chance_is_the_mean_over_random_scores() -> None:
         assert np.mean([draw[key] for draw in draws]) == pytest.approx(expected, abs=0.03)
 
 
-def test_rank_metrics_worked_by_hand() -> None:
+def test_rank_metrics_match_values_computed_by_hand() -> None:
     # Ranks from 0: 0, 2, 3 and 2, 0, 0, 2 as above. The median of 0 0 2 2 is 1, from 1 it is 2.
     ranks = {"image_to_text": torch.tensor([0, 2, 3]), "text_to_image": torch.tensor([2, 0, 0, 2])}
     assert rank_metrics(ranks, ks=(1, 3)) == pytest.approx(
@@ -164,7 +164,7 @@ def test_rank_metrics_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 4, 29])
-def test_ranks_in_a_short_list_are_those_with_all_others_last(k: int) -> None:
+def test_listed_ranks_equal_ranks_with_all_others_last(k: int) -> None:
     scores, relevance = random_case(0)
     index = torch.rand(13, 29).topk(k, dim=1).indices
     full = torch.full_like(scores, -torch.inf).scatter(1, index, scores.gather(1, index))
@@ -172,7 +172,7 @@ def test_ranks_in_a_short_list_are_those_with_all_others_last(k: int) -> None:
     assert torch.equal(ranks, best_ranks(full, relevance))
 
 
-def test_scores_that_are_nan_have_no_rank() -> None:
+def test_nan_scores_raise() -> None:
     scores = SCORES.clone()
     scores[1, 2:] = torch.nan
     relevance = relevance_matrix(TEXT_TO_IMAGE, 3)
@@ -199,6 +199,6 @@ def test_scores_that_are_nan_have_no_rank() -> None:
         (SCORES, {"text_to_image": TEXT_TO_IMAGE, "ks": ()}, "at least one"),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(scores: torch.Tensor, arguments: dict, message: str) -> None:
+def test_invalid_arguments_raise(scores: torch.Tensor, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         retrieval_recalls(scores, **arguments)

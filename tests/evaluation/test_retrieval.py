@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-stage retrieval against a plain loop over queries and pairs, and what it costs."""
+"""Two-stage retrieval against a plain loop over queries and pairs, and the number of forward passes."""
 
 import random
 import threading
@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from blip_hf import BlipForImageTextRetrieval
 from blip_hf.data.text import pre_caption
 from blip_hf.evaluation import retrieval, two_stage
-from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.two_stage import rerank
@@ -26,7 +25,7 @@ NUM_IMAGES = 6
 
 
 def make_pairs():
-    """Two or three captions an image, of 1 to 9 words, the images' captions not side by side."""
+    """Up to three captions per image, of 1 to 9 words, not grouped by image."""
     rng = random.Random(0)
     noise = np.random.default_rng(0).integers(0, 256, size=(NUM_IMAGES, 4, 4, 3), dtype=np.uint8)
     return [
@@ -66,7 +65,7 @@ def images_and_texts(pairs):
 
 @pytest.fixture(scope="module")
 def cosines_and_logits(model, processor, pairs):
-    """Each pair through the whole model, alone."""
+    """Scores of each pair from a forward pass of its own."""
     images, texts, _ = images_and_texts(pairs)
     cosines, logits = torch.empty(2, len(images), len(texts))
     with torch.no_grad():
@@ -81,7 +80,7 @@ def cosines_and_logits(model, processor, pairs):
 
 
 def plain_scores(cosines, logits, k):
-    """The protocol in loops, each query on its own: -inf where a pair is not among its `k`."""
+    """Computes re-ranked scores in loops; -inf for a pair that is not among the `k` candidates."""
     scores = torch.full_like(cosines, -torch.inf)
     for query, row in enumerate(cosines.tolist()):
         for candidate in sorted(range(len(row)), key=lambda candidate: -row[candidate])[:k]:
@@ -124,7 +123,7 @@ def test_re_ranking_changes_the_order(model, processor, pairs):
     assert result.image_candidates.scores.diff(dim=1).le(0).all()
 
 
-def test_no_image_is_encoded_or_projected_twice_and_no_pair_scored_twice(model, processor, pairs):
+def test_each_image_is_encoded_and_each_pair_is_scored_once(model, processor, pairs):
     rows = {"vision": 0, "key": 0, "pair": 0}
 
     def count(name):
@@ -144,7 +143,7 @@ def test_no_image_is_encoded_or_projected_twice_and_no_pair_scored_twice(model, 
     assert NUM_IMAGES * 4 < result.num_pairs < NUM_IMAGES * 4 + len(pairs) * 4  # some pairs are wanted from both sides
 
 
-def test_texts_are_read_no_longer_than_the_longest_of_their_batch(model, processor, pairs):
+def test_text_batches_are_padded_to_their_longest_text(model, processor, pairs):
     read = []
     embeddings = model.text_encoder.embeddings.word_embeddings
     hook = embeddings.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
@@ -157,7 +156,7 @@ def test_texts_are_read_no_longer_than_the_longest_of_their_batch(model, process
     assert all((rows != padding).any(dim=0).all() for rows in read)
 
 
-def test_rerank_asks_for_each_pair_once_and_worked_by_hand():
+def test_rerank_scores_each_pair_once():
     similarity = torch.tensor([[0.9, 0.5, 0.1], [0.3, 0.6, 0.2]])
     # Two texts an image: 00 01 10 11; one image a text would be 00, 11, 12; two are all.
     asked = []
@@ -173,7 +172,7 @@ def test_rerank_asks_for_each_pair_once_and_worked_by_hand():
     assert_close(of_images.scores, torch.tensor([[1.5, 0.9], [5.3, 2.6]]))
 
 
-def test_broken_images_are_left_out_with_their_captions(model, processor, pairs):
+def test_broken_images_are_skipped_with_their_captions(model, processor, pairs):
     broken = [{**pair, "image": b"no image"} if pair["image_id"] == 12 else pair for pair in pairs]
     rest = [pair for pair in pairs if pair["image_id"] != 12]
     result = evaluate_retrieval(model, processor, broken, k=4)
@@ -202,7 +201,7 @@ def test_captions_are_normalised_as_in_training(model, processor, pairs):
     )
 
 
-def test_the_mode_of_the_model_is_left_as_it_is(model, processor, pairs):
+def test_the_mode_of_the_model_is_kept(model, processor, pairs):
     try:
         evaluate_retrieval(model.train(), processor, pairs)
         assert model.training
@@ -210,7 +209,7 @@ def test_the_mode_of_the_model_is_left_as_it_is(model, processor, pairs):
         model.eval()
 
 
-def test_autocast_and_half_states_stay_near(model, processor, pairs):
+def test_autocast_and_bfloat16_states_are_close(model, processor, pairs):
     exact = evaluate_retrieval(model, processor, pairs)
     half = evaluate_retrieval(model, processor, pairs, states_dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -230,13 +229,13 @@ def test_autocast_and_half_states_stay_near(model, processor, pairs):
         ({"image": b"no image"}, {}, "None of the 6 images"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(model, processor, pairs, change, options, message):
+def test_unusable_input_raises(model, processor, pairs, change, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(model, processor, [{**pair, **change} for pair in pairs], **options)
 
 
 @pytest.mark.parametrize("broken", ["vision_proj", "itm_head"])
-def test_a_model_that_became_nan_has_no_recalls(broken, processor, pairs):
+def test_nan_weights_raise(broken, processor, pairs):
     model = tiny_model_for(BlipForImageTextRetrieval, processor)
     with torch.no_grad():
         getattr(model, broken).weight.fill_(torch.nan)
@@ -245,7 +244,7 @@ def test_a_model_that_became_nan_has_no_recalls(broken, processor, pairs):
 
 
 class TwoRanks:
-    """Two threads that see what two processes would. (That processes gather so is tested with `gather` itself.)"""
+    """Two threads that simulate two processes; `gather` has its own test."""
 
     def __init__(self):
         self.local = threading.local()
@@ -269,7 +268,7 @@ class TwoRanks:
 
 
 @pytest.mark.parametrize("broken", [{11}, {11, 13, 15}])  # of six images in turn, the second rank's are 11, 13, 15
-def test_two_processes_share_the_images_and_return_what_one_does(monkeypatch, model, processor, pairs, broken):
+def test_two_processes_share_the_images_and_return_the_same_result(monkeypatch, model, processor, pairs, broken):
     ranks = TwoRanks()
     for module in (retrieval, two_stage):
         monkeypatch.setattr(module, "gather", ranks.gather)
@@ -290,27 +289,3 @@ def test_two_processes_share_the_images_and_return_what_one_does(monkeypatch, mo
         assert result.metrics() == {**alone.metrics(), "num_skipped": len(broken)}
         assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **SUMMATION_TOLERANCE)
         assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **SUMMATION_TOLERANCE)
-
-
-def test_features_do_not_depend_on_the_batch(model, processor, pairs):
-    images, texts, text_to_image = images_and_texts(pairs)
-    own_images = [images[number] for number in text_to_image]
-    for extract, *items in ((image_features, images), (text_features, texts), (multimodal_embeds, own_images, texts)):
-        whole = extract(model, processor, *items, batch_size=64)
-        alone = torch.cat([extract(model, processor, *([item] for item in row)) for row in zip(*items, strict=True)])
-        assert_close(whole, alone, **SUMMATION_TOLERANCE)
-        assert not whole.requires_grad
-    assert_close(image_features(model, processor, images).norm(dim=1), torch.ones(NUM_IMAGES))
-
-
-def test_the_matching_head_reads_the_multimodal_embeddings(model, processor, pairs):
-    images, texts, text_to_image = images_and_texts(pairs)
-    own_images = [images[number] for number in text_to_image]
-    logits = model.itm_head(multimodal_embeds(model, processor, own_images, texts))
-    inputs = processor(own_images, texts, role="contrast", return_tensors="pt")
-    assert_close(logits, model(**inputs).itm_logits, **SUMMATION_TOLERANCE)
-
-
-def test_pairs_of_unequal_number_are_refused(model, processor, pairs):
-    with pytest.raises(ValueError, match="1 images and 2 texts"):
-        multimodal_embeds(model, processor, [pairs[0]["image"]], ["a", "b"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""VQA's accuracy by hand, and answering a whole set by writing and by choosing."""
+"""VQA accuracy computed by hand, and answers to a whole set by generation and by ranking."""
 
 import json
 
@@ -31,7 +31,7 @@ COLOURS = {"red": "red", "lime": "green", "blue": "dark blue"}
         ("ten to twelve", "10 to twelve"),
         ("dont know", "don't know"),
         ("couldnt've, youre", "couldn't've you're"),
-        ("its well", "its well"),  # words of their own
+        ("its well", "its well"),  # words without an apostrophe
         ("t-shirt", "t shirt"),
         ("black - and white-ish", "black and whiteish"),  # one mark touches a space, so that both are deleted
         ("yes/no", "yes no"),
@@ -43,7 +43,7 @@ COLOURS = {"red": "red", "lime": "green", "blue": "dark blue"}
         ("the", ""),
     ],
 )
-def test_answers_are_compared_without_what_does_not_matter(answer, expected):
+def test_answers_are_normalised_for_comparison(answer, expected):
     assert normalize_answer(answer) == expected
     assert normalize_answer(expected) == expected
 
@@ -62,12 +62,12 @@ def test_answers_are_compared_without_what_does_not_matter(answer, expected):
         (10, 1.0),
     ],
 )
-def test_accuracy_is_the_mean_over_the_lists_without_one_person(num_matches, expected):
+def test_accuracy_is_the_mean_over_the_lists_without_one_annotator(num_matches, expected):
     answers = ["2"] * num_matches + ["three"] * (10 - num_matches)
     assert vqa_accuracy("Two", answers) == pytest.approx(expected)
 
 
-def test_a_single_answer_is_right_or_wrong():
+def test_a_single_answer_gives_zero_or_one():
     assert vqa_accuracy("vase, bottle", ["vase, bottle"]) == 1.0
     assert vqa_accuracy("vase", ["vase, bottle"]) == 0.0
     with pytest.raises(ValueError, match="no answers to compare with"):
@@ -106,7 +106,7 @@ def model(processor, questions):
 
 @pytest.mark.parametrize("answer_list", [None, ["blue", "dark blue", "green", "red"]])
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_model_that_has_learnt_the_answers_gives_them(model, processor, questions, answer_list, batch_size):
+def test_a_trained_model_gives_the_learnt_answers(model, processor, questions, answer_list, batch_size):
     model.train()
     result = evaluate_vqa(model, processor, questions, answer_list=answer_list, batch_size=batch_size)
     assert model.training
@@ -114,7 +114,7 @@ def test_a_model_that_has_learnt_the_answers_gives_them(model, processor, questi
     assert (result.accuracy, result.num_scored, result.num_skipped) == (1.0, 3, 0)
 
 
-def test_accuracy_counts_what_can_be_judged_and_names_what_cannot_be_read(model, processor, questions, caplog):
+def test_accuracy_covers_readable_questions_with_ground_truth(model, processor, questions, caplog):
     judged = {**questions[0], "answers": ["red"] * 2 + ["pink"] * 8, "weights": [0.1] * 10}
     unjudged = {**questions[1], "answers": [], "weights": []}
     lost = {**questions[2], "image": "lost.jpg"}
@@ -126,27 +126,27 @@ def test_accuracy_counts_what_can_be_judged_and_names_what_cannot_be_read(model,
     assert evaluate_vqa(model, processor, [unjudged], answer_list=["red"]).accuracy is None
 
 
-def test_sets_that_cannot_be_evaluated_raise(model, processor, questions):
+def test_invalid_arguments_raise(model, processor, questions):
     with pytest.raises(ValueError, match="Two questions have the id 10"):
         evaluate_vqa(model, processor, [questions[0]] * 2)
     with pytest.raises(ValueError, match="answer_list is empty"):
         evaluate_vqa(model, processor, questions, answer_list=[])
     for answers in ("yes", {"yes": 3}, ["yes", 3]):
-        with pytest.raises(ValueError, match="answer_list is no list of texts"):
+        with pytest.raises(ValueError, match="answer_list is not a list of strings"):
             evaluate_vqa(model, processor, questions, answer_list=answers)
-    with pytest.raises(ValueError, match="num_candidates=0 leaves nothing to choose from"):
+    with pytest.raises(ValueError, match="num_candidates=0 is too small"):
         evaluate_vqa(model, processor, questions, answer_list=["yes"], num_candidates=0)
     with pytest.raises(ValueError, match=r"None of 1 questions can be used.*image_root"):
         evaluate_vqa(model, processor, [{**questions[0], "image": "lost.jpg"}])
 
 
-def test_words_that_tokens_tear_apart_are_joined(processor, questions, monkeypatch, model):
+def test_words_split_by_the_tokenizer_are_joined(processor, questions, monkeypatch, model):
     monkeypatch.setattr(processor, "post_process_captions", lambda _: ["don ' t know", "3 . 5", "a , b"])
     result = evaluate_vqa(model, processor, questions)
     assert list(result.predictions.values()) == ["don't know", "3.5", "a , b"]
 
 
-def test_results_have_the_servers_form(tmp_path):
+def test_results_have_the_format_of_the_server(tmp_path):
     write_vqa_results({3: "yes", 1: "2"}, tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text())
     assert content == [{"question_id": 3, "answer": "yes"}, {"question_id": 1, "answer": "2"}]

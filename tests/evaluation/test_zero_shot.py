@@ -45,7 +45,7 @@ def test_labels_are_normalised_as_captions(model, processor):
     assert_close(build_label_features(model, processor, ["B c"], templates=["E {} f."]), plain, rtol=0, atol=0)
 
 
-def test_probabilities_worked_by_hand():
+def test_probabilities_match_values_computed_by_hand():
     labels = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     # Cosines 1 and 0.6, divided by 0.2: 5 and 3, so 1 / (1 + e^-2) = 0.880797.
     assert_close(classify(labels[:1], labels, temperature=0.2), torch.tensor([[0.880797, 0.119203]]))
@@ -62,7 +62,7 @@ def test_the_classifier_gives_the_best_labels_first(model, processor, images):
     assert {len(result) for result in classifier(images)} == {len(LABELS)}
 
 
-def test_the_image_decides(model, processor, images):
+def test_probabilities_depend_on_the_image(model, processor, images):
     classifier = ZeroShotClassifier(model, processor, LABELS, temperature=0.01)
     assert len({result[0].probability for result in classifier(images, top_k=1)}) == len(images)
 
@@ -76,11 +76,11 @@ def test_the_image_decides(model, processor, images):
         (["a"], ["a photo"], "where the label goes"),
     ],
 )
-def test_labels_and_templates_that_say_nothing_are_refused(model, processor, labels, templates, message):
+def test_unusable_labels_and_templates_raise(model, processor, labels, templates, message):
     with pytest.raises(ValueError, match=message):
         build_label_features(model, processor, labels, templates=templates)
 
 
-def test_a_temperature_of_zero_is_refused():
+def test_a_temperature_of_zero_raises():
     with pytest.raises(ValueError, match="temperature=0"):
         classify(torch.eye(2), torch.eye(2), temperature=0)

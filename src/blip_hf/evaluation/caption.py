@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captioning, as the paper evaluates it (section 5.2): captions by beam search, compared with those of people."""
+"""Captioning evaluation (BLIP, section 5.2): captions by beam search, compared with reference captions."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from ..caption_settings import CaptionSettings
 from ..captioner import BlipCaptioner
 from ..data.pairs import SkipReporter
 from ..data.readers.nocaps import NoCapsImage
@@ -15,23 +16,23 @@ from ..files import write_json
 from ..modeling.caption import BlipForConditionalGeneration
 from ..processing_blip import BlipProcessor
 from .caption_metrics import Metric, Tokenizer, caption_metrics, caption_metrics_by_domain, resolve_metrics
+from .defaults import BATCH_SIZE
 from .features import evaluating
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What a model wrote about a set of images, and how near it came to what people wrote.
+    """Captions of a model and their metrics.
 
     Args:
         metrics (`dict[str, float]`):
-            As of [`~blip_hf.evaluation.caption_metrics.caption_metrics`], over the images that have captions; empty
-            where none has.
+            [`~blip_hf.evaluation.caption_metrics.caption_metrics`] of the images with references; empty if there are none.
         metrics_by_domain (`dict[str, dict[str, float]]`):
-            The same of each domain and of the `"entire"` set, where images have domains, as those of NoCaps.
+            The same for each domain and the `"entire"` set if images have domains, as in NoCaps.
         predictions (`dict[int | str, str]`):
-            By id of the image, its caption without the prompt.
+            Caption by image id, without the prompt.
         num_skipped (`int`):
-            Images that were left out, as they could not be read.
+            Images that could not be read.
     """
 
     metrics: dict[str, float]
@@ -45,53 +46,54 @@ def evaluate_captions(
     processor: BlipProcessor,
     groups: Sequence[CaptionGroup | NoCapsImage],
     *,
-    prompt: str | None = "a picture of ",
-    num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
-    repetition_penalty: float = 1.0,
-    batch_size: int = 32,
+    prompt: str | None = None,
+    num_beams: int | None = None,
+    max_length: int | None = None,
+    min_length: int | None = None,
+    repetition_penalty: float | None = None,
+    batch_size: int = BATCH_SIZE,
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
     show_progress: bool = False,
 ) -> CaptionResult:
-    """Writes a caption for each image and compares it with the image's own.
+    """Captions each image and compares the caption with the references. Unreadable images are skipped with a warning.
 
-    The defaults are those of salesforce/BLIP `configs/caption_coco.yaml`; `configs/nocaps.yaml` has the same with a
-    repetition penalty of 1.1. Captions are compared as they are, whatever their case and punctuation.
+    Prompt and search settings default to those of the checkpoint (`processor.caption_settings`). For NoCaps,
+    salesforce/BLIP `configs/nocaps.yaml` sets `repetition_penalty=1.1`.
 
     Args:
         model (`BlipForConditionalGeneration`):
-            The model; its mode, device and dtype are left as they are.
+            The model; its mode, device and dtype are kept.
         processor (`BlipProcessor`):
             The processor it was trained with.
         groups (sequence of `CaptionGroup`):
-            Images with all of their captions: [`~blip_hf.data.readers.group_captions`] of pairs, or what
-            [`~blip_hf.data.readers.load_nocaps`] reads. One without captions is written about too.
-        prompt (`str`, *optional*, defaults to `"a picture of "`):
-            What each caption starts with, or `None`. It is no part of the predictions.
-        num_beams (`int`, *optional*, defaults to 3):
+            Images with all of their references: [`~blip_hf.data.readers.group_captions`] of pairs, or the output of
+            [`~blip_hf.data.readers.load_nocaps`]. An image without references is captioned too.
+        prompt (`str`, *optional*):
+            Text that each caption starts with; it is removed from the predictions. `""` for none.
+        num_beams (`int`, *optional*):
             Beams of the search; 1 is greedy.
-        max_length (`int`, *optional*, defaults to 20):
-            Most tokens, `[DEC]`, the prompt and `[SEP]` included: with BLIP's prompt 16 are left for the caption.
-        min_length (`int`, *optional*, defaults to 5):
-            Least tokens, counted likewise: with BLIP's prompt one before `[SEP]`.
-        repetition_penalty (`float`, *optional*, defaults to 1.0):
-            Above 1, a token that is already there is less likely to come again.
+        max_length (`int`, *optional*):
+            Maximum number of tokens, including `[DEC]`, the prompt and `[SEP]`.
+        min_length (`int`, *optional*):
+            Minimum number of tokens, including `[DEC]` and the prompt.
+        repetition_penalty (`float`, *optional*):
+            Values above 1 make repeated tokens less likely.
         batch_size (`int`, *optional*, defaults to 32):
-            Images a batch. It changes no caption but by rounding.
+            Images per batch.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            As of [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
+            As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
         metrics (sequence of `str`, *optional*):
-            As of [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
+            As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
         show_progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a bar.
+            Whether to show a progress bar.
 
     Returns:
-        `CaptionResult`: metrics and captions. An image that cannot be read is left out of both, with a warning.
+        `CaptionResult`: metrics and captions.
 
     Raises:
-        ValueError: If there are no images or none can be read, two have the same id, or a metric cannot be computed.
+        ValueError: If there are no readable images, two have the same id, a setting is out of range, or a metric cannot be
+            computed.
         ImportError: If a package of the metrics is not installed.
 
     Example:
@@ -101,17 +103,25 @@ def evaluate_captions(
         (1.333, 'a man riding a motorcycle down a dirt road')
     """
     if any(group["captions"] for group in groups):
-        metrics = resolve_metrics(metrics, tokenizer)  # before the long run that a failure would waste
+        metrics = resolve_metrics(metrics, tokenizer)  # raises errors before the long run
+    settings = CaptionSettings.resolve(
+        processor.caption_settings,
+        prompt=prompt,
+        num_beams=num_beams,
+        max_length=max_length,
+        min_length=min_length,
+        repetition_penalty=repetition_penalty,
+    )
     with evaluating(model):
         captioner = BlipCaptioner(
             model,
             processor,
-            prompt=prompt,
+            prompt=settings.prompt,
             batch_size=batch_size,
-            num_beams=num_beams,
-            max_length=max_length,
-            min_length=min_length,
-            repetition_penalty=repetition_penalty,
+            num_beams=settings.num_beams,
+            max_length=settings.max_length,
+            min_length=settings.min_length,
+            repetition_penalty=settings.repetition_penalty,
         )
         written = _write(captioner, groups, show_progress)
     entire, by_domain = _judge(written, tokenizer, metrics)
@@ -121,7 +131,7 @@ def evaluate_captions(
 
 @dataclass(frozen=True)
 class _Written:
-    """A caption, and what is known about its image."""
+    """A caption with the references and the domain of its image."""
 
     caption: str
     references: list[str]
@@ -131,7 +141,7 @@ class _Written:
 def _write(
     captioner: BlipCaptioner, groups: Sequence[CaptionGroup | NoCapsImage], show_progress: bool
 ) -> dict[int | str, _Written]:
-    """What was written about each image that could be read, by id."""
+    """Captions the readable images, by id."""
     written: dict[int | str, _Written] = {}
     skips = SkipReporter()
     starts = range(0, len(groups), captioner.batch_size)
@@ -157,7 +167,7 @@ def _write(
 def _judge(
     written: Mapping[int | str, _Written], tokenizer: Tokenizer, metrics: Sequence[Metric] | None
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Metrics of the captions whose images have references, and those of each domain where all have one."""
+    """Returns the metrics of images with references, and those by domain if all of these have one."""
     judged = {image_id: own for image_id, own in written.items() if own.references}
     if not judged:
         return {}, {}
@@ -171,15 +181,9 @@ def _judge(
 
 
 def write_caption_results(predictions: Mapping[int | str, str], path: str | os.PathLike[str]) -> None:
-    """Writes captions as the servers of COCO and NoCaps take them: `[{"image_id": ..., "caption": ...}]`.
+    """Writes captions in the format of the COCO and NoCaps servers. The file appears only when it is complete.
 
-    The file appears under its name only when it is complete.
-
-    Args:
-        predictions (mapping of id to `str`):
-            The caption of each image, under the ids of the data set.
-        path (`str` or `Path`):
-            The file. COCO wants it called `captions_{split}_{name}_results.json`.
+    COCO expects the name `captions_{split}_{name}_results.json`.
 
     Example:
         >>> import tempfile

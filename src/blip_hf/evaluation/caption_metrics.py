@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, as COCO's evaluation computes them, through `pycocoevalcap`.
+"""BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, computed by `pycocoevalcap` as in the COCO evaluation.
 
-COCO's tokenizer, METEOR and SPICE are Java programs. All else runs without Java.
+COCO's tokenizer, METEOR and SPICE are Java programs. The rest runs without Java.
 """
 
 import importlib
@@ -40,31 +40,30 @@ def caption_metrics(
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
 ) -> dict[str, float]:
-    """Compares one caption an image with the captions that people wrote.
+    """Compares one caption per image with its reference captions.
 
-    All are fractions in [0, 1] but CIDEr, which goes up to 10; papers print them times 100. BLEU and METEOR are those of
-    the whole set, the others are means over images. CIDEr (its -D form, as COCO has it) weighs words by how few of the
-    images of this very set have them in their references: it is 0 for a single image, and low for a handful.
+    BLEU and METEOR are computed over the whole set; the others are means over images. All are fractions in [0, 1], except
+    CIDEr(-D), which has a maximum of 10; papers print all of them times 100. CIDEr weighs words by their frequency in the
+    references of this set, so it is 0 for a single image and low for a few.
 
     Args:
         predictions (mapping of id to `str`):
-            A caption for each image.
+            The caption of each image.
         references (mapping of id to sequence of `str`):
-            One or more right captions for each of the same images.
+            One or more reference captions of each of these images.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            What makes words of captions. Both lower-case and drop punctuation; `"ptb"` is COCO's own and needs Java,
-            `"treebank"` is NLTK's. Of 10,000 captions it gives other words for some 3 of Flickr8k and 25 of COCO, where
-            one has several sentences, or `=`, `'n'` and the like.
+            `"ptb"` is COCO's own and needs Java; `"treebank"` is NLTK's. Both lower-case and drop punctuation. Their tokens
+            differ for about 25 in 10,000 captions of COCO, and 3 of Flickr8k.
         metrics (sequence of `str`, *optional*):
-            Any of `"bleu"`, `"rouge_l"`, `"cider"`, `"meteor"` and `"spice"`. Defaults to the first three, and METEOR
-            where Java is found, which takes some seconds to start. SPICE downloads models when it is first used.
+            Any of `"bleu"`, `"rouge_l"`, `"cider"`, `"meteor"` and `"spice"`. Defaults to the first three, and METEOR if
+            Java is installed. SPICE downloads models on first use.
 
     Returns:
-        `dict[str, float]`: `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `meteor`, `spice`, as far as they were asked for.
+        `dict[str, float]`: the requested ones of `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `meteor` and `spice`.
 
     Raises:
-        ValueError: If a metric or tokenizer is unknown or needs Java that is not there, or if predictions and references
-            are not of the same images.
+        ValueError: If a metric or tokenizer is unknown or needs Java that is not installed, or predictions and references
+            have different ids.
         ImportError: If `pycocoevalcap` or `nltk` is not installed.
 
     Example:
@@ -86,28 +85,13 @@ def caption_metrics_by_domain(
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`caption_metrics` of each part of a set on its own, as [NoCaps](https://nocaps.org) reports them.
+    """Computes `caption_metrics` of each domain in alphabetical order, and of the `"entire"` set, as for NoCaps.
 
-    CIDEr weighs words within a domain, so that the whole is no mean of the parts.
-
-    Args:
-        predictions (mapping of id to `str`):
-            A caption for each image.
-        references (mapping of id to sequence of `str`):
-            Right captions for each of the same images.
-        domains (mapping of id to `str`):
-            The domain of each.
-        tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            As of `caption_metrics`.
-        metrics (sequence of `str`, *optional*):
-            As of `caption_metrics`.
-
-    Returns:
-        `dict[str, dict[str, float]]`: the metrics of each domain in alphabetical order, and of `"entire"`.
+    CIDEr weighs words within a domain, so the value of the entire set is not the mean of the domains.
 
     Raises:
-        ValueError: As of `caption_metrics`, or if an image has no domain.
-        ImportError: As of `caption_metrics`.
+        ValueError: As `caption_metrics`, or if an image has no domain.
+        ImportError: As `caption_metrics`.
     """
     _check_images(predictions, references)
     missing = next((image_id for image_id in predictions if image_id not in domains), None)
@@ -123,21 +107,7 @@ def caption_metrics_by_domain(
 
 
 def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenizer = "treebank") -> tuple[Metric, ...]:
-    """Which metrics `caption_metrics` would compute; it fails here at once where it would fail there.
-
-    Args:
-        metrics (sequence of `str`, *optional*):
-            As of `caption_metrics`.
-        tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            As of `caption_metrics`.
-
-    Returns:
-        `tuple[str, ...]`: the metrics.
-
-    Raises:
-        ValueError: If a metric or tokenizer is unknown, or needs Java that is not there.
-        ImportError: If `pycocoevalcap` or `nltk` is not installed.
-    """
+    """Returns the metrics that `caption_metrics` would compute, and raises its errors before a long run."""
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer={tokenizer!r} is unknown. Pass one of {', '.join(map(repr, TOKENIZERS))}.")
     chosen = _DEFAULT_METRICS if metrics is None else metrics
@@ -147,11 +117,9 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     needing_java = [metric for metric in chosen if metric in _JAVA_METRICS] if metrics is not None else []
     needing_java += ["ptb"] if tokenizer == "ptb" else []
     if needing_java and not _has_java():
-        raise ValueError(
-            f"{needing_java[0]!r} needs Java, and there is no `java` that runs. Install it, or choose another."
-        )
+        raise ValueError(f"{needing_java[0]!r} needs Java, but `java` does not run. Install Java, or choose another.")
     if metrics is None and not _has_java():
-        logger.warning_once("METEOR is left out, as it needs Java and there is no `java` that runs.")
+        logger.warning_once("METEOR is left out: it needs Java, but `java` does not run.")
         chosen = [metric for metric in chosen if metric not in _JAVA_METRICS]
     _ptb_tokenizer(), _treebank_tokenizer()
     return tuple(chosen)
@@ -159,7 +127,7 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
 
 def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
     if not predictions:
-        raise ValueError("There are no predictions; pass a caption for at least one image.")
+        raise ValueError("There are no predictions. Pass a caption of at least one image.")
     alone = next(iter(predictions.keys() ^ references.keys()), None)
     if alone is not None:
         lacking = "reference" if alone in predictions else "prediction"
@@ -169,22 +137,24 @@ def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hasha
         )
     empty = next((image_id for image_id, captions in references.items() if not captions), None)
     if empty is not None:
-        raise ValueError(f"The image {empty!r} has an empty list of references. Pass one at least, or leave it out.")
+        raise ValueError(
+            f"The image {empty!r} has an empty list of references. Pass at least one, or leave the image out."
+        )
     loose = next((image_id for image_id, captions in references.items() if isinstance(captions, str)), None)
     if loose is not None:
         raise ValueError(f"The references of the image {loose!r} are a str. Pass a list of them.")
 
 
 def _has_java() -> bool:
-    """Whether Java runs: macOS has a `java` that only says where to get one."""
+    """Whether Java runs. The `java` of macOS may only say where to download it."""
     if shutil.which("java") is None:
         return False
     return subprocess.run(["java", "-version"], check=False, capture_output=True).returncode == 0
 
 
 def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
-    """Captions of each image as words with spaces between."""
-    # White space of any kind would end a line of the Java program, and METEOR parts captions by bars.
+    """Returns the captions of each image as space-separated tokens."""
+    # The Java programs read one caption per line, and METEOR separates captions by bars.
     rows = [[" ".join(caption.replace("|||", " ").split()) for caption in own] for own in captions]
     ptb = _ptb_tokenizer()
     if tokenizer == "ptb":
@@ -193,7 +163,7 @@ def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
     split, punctuation = _treebank_tokenizer().tokenize, set(ptb.PUNCTUATIONS)
 
     def words(caption: str) -> str:
-        # Brackets stay as -lrb- and -rrb-: COCO's list has them in capitals, its tokenizer in small letters.
+        # Brackets stay as -lrb- and -rrb-: COCO's list of punctuation has them in upper case, its tokens in lower case.
         tokens = (token.lower() for token in split(caption, convert_parentheses=True))
         return " ".join(token for token in tokens if token not in punctuation)
 
@@ -201,7 +171,7 @@ def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
 
 
 def _scorers(metrics: Sequence[Metric]) -> dict[Metric, Any]:
-    """What computes each metric, as often as it is asked to: METEOR's program starts once."""
+    """Creates one scorer per metric; the program of METEOR is started once."""
     return {
         metric: getattr(_import(f"pycocoevalcap.{_SCORERS[metric][0]}"), _SCORERS[metric][1])() for metric in metrics
     }
@@ -213,7 +183,7 @@ def _compare(
     scorers: Mapping[Metric, Any],
     tokenizer: Tokenizer,
 ) -> dict[str, float]:
-    # Numbers in place of ids, which the Java programs would have to sort and print.
+    # Numbers replace the ids, because the Java programs sort and print them.
     hypotheses = _tokenize([[caption] for caption in predictions.values()], tokenizer)
     truths = _tokenize([references[image_id] for image_id in predictions], tokenizer)
     scores: dict[str, float] = {}
@@ -227,7 +197,7 @@ def _compare(
 
 
 def _ptb_tokenizer() -> Any:
-    """COCO's tokenizer with its list of punctuation."""
+    """Imports COCO's tokenizer with its list of punctuation."""
     return _import("pycocoevalcap.tokenizer.ptbtokenizer")
 
 
@@ -240,7 +210,7 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"Metrics of captions need {module.partition('.')[0]}, which is not installed: pip install 'blip_hf[metrics]'"
+            f"Caption metrics need {module.partition('.')[0]}, which is not installed: pip install 'blip_hf[metrics]'"
         ) from error
 
 

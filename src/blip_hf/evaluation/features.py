@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Features of many images and texts: in batches, texts by length, whatever mode the model is in.
-
-Batches change nothing but speed and memory: a row's features are those that it has alone, up to rounding.
-"""
+"""Features of many images and texts, computed in batches. The batch changes a row only by rounding."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,34 +11,28 @@ from torch import Tensor, nn
 from ..image_utils import ImageSource, open_image
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
+from .defaults import BATCH_SIZE
 
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Rows of many texts, from which batches are cut that are no longer than they need to be.
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(m, t)`):
-            Token ids, [CLS] first, padded on the right.
-        lengths (`torch.Tensor` of shape `(m,)`):
-            Number of tokens of each, without padding. On the CPU, where batches are planned.
-    """
+    """Token ids of many texts, `(m, t)`, padded on the right, and their lengths, `(m,)`, on the CPU."""
 
     input_ids: Tensor
     lengths: Tensor
 
     @classmethod
     def from_texts(cls, processor: BlipProcessor, texts: Sequence[str], device: torch.device) -> "TokenizedTexts":
-        """Tokenizes at least one text, with 35 tokens at most, as BLIP's retrieval has it."""
+        """Tokenizes at least one text, truncated to 35 tokens as in BLIP's retrieval."""
         rows = processor(text=list(texts), role="contrast", return_tensors="pt")
         return cls(rows["input_ids"].to(device), rows["attention_mask"].sum(dim=1))
 
     def by_length(self, index: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Positions within `index` of shape `(r,)`, the shortest text first, in batches."""
+        """Yields positions in `index` in batches, shortest texts first."""
         return iter(self.lengths[index].argsort(stable=True).split(batch_size))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, `(b, longest)` each, of the texts that `index` of shape `(b,)` names."""
+        """Returns token ids and mask of the texts at `index`, `(b, longest)` each."""
         lengths = self.lengths[index]
         device, longest = self.input_ids.device, int(lengths.max())
         mask = torch.arange(longest) < lengths[:, None]  # (b, longest)
@@ -50,7 +41,7 @@ class TokenizedTexts:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients within; the model's own mode again after."""
+    """Runs its block in evaluation mode without gradients, then restores the mode of the model."""
     was_training = model.training
     model.eval()
     try:
@@ -65,22 +56,11 @@ def image_features(
     processor: BlipProcessor,
     images: Sequence[ImageSource],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """Unit vectors of images, to be compared with those of texts by dot product.
+    """Returns one unit vector per image, `(n, d)`, fp32. Dot products with `text_features` are cosine similarities.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is left as it is.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        images (sequence of `ImageSource`):
-            At least one, in any form that [`~blip_hf.image_utils.open_image`] takes.
-        batch_size (`int`, *optional*, defaults to 32):
-            Images a batch.
-
-    Returns:
-        `torch.Tensor` of shape `(n, d)`: fp32, on the model's device.
+    Images have any form that [`~blip_hf.image_utils.open_image`] takes. The mode of the model is kept.
 
     Raises:
         UnreadableImageError: If an image cannot be read.
@@ -98,20 +78,9 @@ def image_features(
 def text_features(
     model: BlipForImageTextRetrieval, processor: BlipProcessor, texts: Sequence[str], *, batch_size: int = 256
 ) -> Tensor:
-    """Unit vectors of texts, to be compared with those of images by dot product.
+    """Returns one unit vector per text, `(m, d)`, fp32.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is left as it is.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        texts (sequence of `str`):
-            At least one. BLIP has read captions in the form of [`~blip_hf.data.text.pre_caption`].
-        batch_size (`int`, *optional*, defaults to 256):
-            Texts a batch.
-
-    Returns:
-        `torch.Tensor` of shape `(m, d)`: fp32, on the model's device.
+    BLIP is trained on captions normalised by [`~blip_hf.data.text.pre_caption`]. The mode of the model is kept.
     """
     rows = TokenizedTexts.from_texts(processor, texts, model.device)
     with evaluating(model):
@@ -119,7 +88,7 @@ def text_features(
 
 
 def encode_texts(model: BlipForImageTextRetrieval, rows: TokenizedTexts, index: Tensor, batch_size: int) -> Tensor:
-    """Features of shape `(r, d)` of the texts that `index` of shape `(r,)` names."""
+    """Returns the features of the texts at `index`, `(r, d)`."""
     width = model.config.image_text_hidden_size
     features = torch.empty(len(index), width, device=model.device, dtype=torch.float32)
     for position in rows.by_length(index, batch_size):
@@ -133,33 +102,18 @@ def multimodal_embeds(
     images: Sequence[ImageSource],
     texts: Sequence[str],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """One vector a pair of image and text: what the image-grounded encoder makes of [ENC], and the matching head reads.
+    """Returns one vector per image-text pair, `(n, text width)`: the output of the image-grounded text encoder at [ENC].
 
-    It is neither projected nor normalised; no training objective compares two of them.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is left as it is.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        images (sequence of `ImageSource`):
-            At least one, in any form that [`~blip_hf.image_utils.open_image`] takes.
-        texts (sequence of `str`):
-            The text of each image.
-        batch_size (`int`, *optional*, defaults to 32):
-            Pairs a batch.
-
-    Returns:
-        `torch.Tensor` of shape `(n, text width)`: on the model's device.
+    The ITM head reads it. It is neither projected nor normalised, and no training objective compares two of these vectors.
 
     Raises:
-        ValueError: If there are not as many texts as images.
+        ValueError: If the numbers of images and texts differ.
         UnreadableImageError: If an image cannot be read.
     """
     if len(images) != len(texts):
-        raise ValueError(f"Got {len(images)} images and {len(texts)} texts; pass one text an image.")
+        raise ValueError(f"Got {len(images)} images and {len(texts)} texts. Pass one text per image.")
     rows = TokenizedTexts.from_texts(processor, texts, model.device)
     batches = []
     with evaluating(model):
@@ -171,7 +125,7 @@ def multimodal_embeds(
 
 
 def read_pixels(processor: BlipProcessor, images: Sequence[ImageSource]) -> Tensor:
-    """Opens images: `pixel_values` of shape `(n, 3, size, size)`."""
+    """Opens images and returns `pixel_values`, `(n, 3, size, size)`."""
     opened = [open_image(image) for image in images]
     return processor(images=opened, return_tensors="pt")["pixel_values"]
 

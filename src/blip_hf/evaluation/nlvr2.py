@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-image reasoning: accuracy and consistency, as NLVR2 defines them (Suhr et al., 2019)."""
+"""Accuracy and consistency on NLVR2 (Suhr et al., 2019)."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,25 @@ from torch import Tensor
 from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..processing_blip import BlipProcessor
+from .defaults import BATCH_SIZE
 from .features import evaluating
 
 
 @dataclass(frozen=True)
 class Nlvr2Result:
-    """How often a model is right about sentences on pairs of images.
+    """Metrics and predictions on NLVR2.
 
     Args:
         accuracy (`float`):
-            Share of pairs that it judges rightly, in [0, 1].
+            Fraction of correct predictions.
         consistency (`float`):
-            Share of sentences all of whose pairs it judges rightly, in [0, 1].
+            Fraction of sentences with a correct prediction for each of their image pairs.
         num_pairs (`int`):
-            Pairs that were judged.
+            Records with a prediction.
         num_skipped (`int`):
-            Records that were left out, as an image could not be read or no word was left.
+            Records without one: an image could not be read, or the sentence has no words.
         predictions (`list[bool | None]`):
-            The verdict on each record, `None` where it was left out.
+            Prediction for each record, `None` if it was skipped.
     """
 
     accuracy: float
@@ -37,7 +38,7 @@ class Nlvr2Result:
     predictions: list[bool | None] = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
-        """One flat table for logs and JSON."""
+        """Returns the metrics and counts as one flat dictionary."""
         names = ("accuracy", "consistency", "num_pairs", "num_skipped")
         return {name: getattr(self, name) for name in names}
 
@@ -45,32 +46,21 @@ class Nlvr2Result:
 def reasoning_metrics(
     predictions: Sequence[bool], labels: Sequence[bool], sentence_ids: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Accuracy, and consistency: the share of sentences of which every pair is judged rightly.
+    """Returns `accuracy` and `consistency`, in [0, 1], for parallel sequences.
 
-    Args:
-        predictions (sequence of `bool`):
-            Verdict on each pair.
-        labels (sequence of `bool`):
-            Whether the sentence is true of the pair.
-        sentence_ids (sequence):
-            Which sentence each pair goes with; pairs of one sentence share it.
-
-    Returns:
-        `dict[str, float]`: `accuracy` and `consistency`, in [0, 1].
+    Records with the same sentence share a sentence id. Consistency counts sentences with only correct predictions.
 
     Raises:
-        ValueError: If there are no pairs, or not equally many of each.
+        ValueError: If there are no records, or the lengths differ.
 
     Example:
-        Two of three pairs are right; of the sentences only "b" is right throughout.
-
         >>> reasoning_metrics([True, True, False], [True, False, False], ["a", "a", "b"])
         {'accuracy': 0.6666666666666666, 'consistency': 0.5}
     """
     if not len(predictions) == len(labels) == len(sentence_ids) > 0:
         raise ValueError(
-            f"got {len(predictions)} predictions, {len(labels)} labels and {len(sentence_ids)} sentence ids, expected one"
-            " of each for at least one pair."
+            f"Got {len(predictions)} predictions, {len(labels)} labels and {len(sentence_ids)} sentence ids. Pass equally"
+            " many of each, for at least one pair."
         )
     is_right = [prediction == label for prediction, label in zip(predictions, labels, strict=True)]
     is_consistent: dict[Hashable, bool] = {}
@@ -87,36 +77,24 @@ def evaluate_nlvr2(
     processor: BlipProcessor,
     dataset: Nlvr2Dataset | Sequence[Mapping[str, Any]],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Nlvr2Result:
-    """Judges each record as it is, without a random crop, flip or swap (which the original has in its test, too).
+    """Predicts the label of each record `{"images", "sentence", "label"}`, with an optional `sentence_id`.
 
-    Args:
-        model (`BlipForVisualReasoning`):
-            The model; its mode, device and dtype are left as they are.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        dataset ([`~blip_hf.data.nlvr2.Nlvr2Dataset`] or sequence of records):
-            Records `{"images", "sentence", "label"}`, and `sentence_id` where sentences have one.
-        batch_size (`int`, *optional*, defaults to 32):
-            Pairs of one batch.
-
-    Returns:
-        `Nlvr2Result`: the metrics and each verdict.
+    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept.
 
     Raises:
         ValueError: If the data set has a transform, or no record can be used.
 
     Example:
-        ```python
-        result = evaluate_nlvr2(model, processor, load_nlvr2("dev.json", image_root="images/dev"))
-        print(result.accuracy, result.consistency)
-        ```
+        >>> records = load_nlvr2("dev.json", image_root="images/dev")  # doctest: +SKIP
+        >>> evaluate_nlvr2(model, processor, records).accuracy  # doctest: +SKIP
+        0.823
     """
     if not isinstance(dataset, Nlvr2Dataset):
         dataset = Nlvr2Dataset(dataset)
     if dataset.transform is not None:
-        raise ValueError("the data set has a transform, which would change what is measured. Make one without it.")
+        raise ValueError("The data set has a transform, which would change the metrics. Build it without one.")
     collator = BlipNlvr2Collator(processor)
     predictions: list[bool | None] = [None] * len(dataset)
     labels, sentence_ids = [], []
@@ -131,7 +109,7 @@ def evaluate_nlvr2(
             for number, verdict in zip(pairs, _judge(model, collator(list(pairs.values()))), strict=True):
                 predictions[number] = verdict
     if not labels:
-        raise ValueError(f"none of the {len(dataset)} records can be used; the warnings above say why.")
+        raise ValueError(f"None of the {len(dataset)} records can be used. The warnings above name the reasons.")
     judged = [prediction for prediction in predictions if prediction is not None]
     return Nlvr2Result(
         **reasoning_metrics(judged, labels, sentence_ids),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Recall at k of image-text retrieval in both directions, and the exact recall of a random ranking.
 
-Letters: `n` images, `m` texts, `q` queries, `c` candidates of a query.
+Letters: `n` images, `m` texts, `q` queries, `c` candidates per query.
 """
 
 import math
@@ -12,24 +12,15 @@ import torch
 from torch import Tensor
 
 
-# Rows are ranked in blocks of about this many scores, so that temporaries stay small beside the matrix itself.
+# Rows are ranked in blocks of about this many scores, which keeps temporary tensors small.
 _BLOCK_ELEMENTS = 2**18
 
 
 def relevance_matrix(text_to_image: Tensor | np.ndarray | Sequence[int], num_images: int) -> Tensor:
-    """Which texts describe which images, when each text describes one.
-
-    Args:
-        text_to_image (`torch.Tensor`, `numpy.ndarray` or sequence of `int`, of shape `(m,)`):
-            Index of each text's image.
-        num_images (`int`):
-            Number of images.
-
-    Returns:
-        `torch.Tensor` of shape `(n, m)`: boolean, on the device of `text_to_image`.
+    """Returns a boolean matrix `(n, m)` that is true where `text_to_image` assigns the text to the image.
 
     Raises:
-        `ValueError`: if `text_to_image` is not one row of integers in `[0, num_images)`.
+        ValueError: If `text_to_image` is not one row of integers in `[0, num_images)`.
 
     Example:
         >>> relevance_matrix([0, 0, 1], num_images=2).int()
@@ -38,10 +29,12 @@ def relevance_matrix(text_to_image: Tensor | np.ndarray | Sequence[int], num_ima
     """
     index = torch.as_tensor(text_to_image)
     if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"text_to_image must be one row of integers, got {index.dtype} of shape {tuple(index.shape)}")
+        raise ValueError(
+            f"text_to_image must be one row of integers, got {index.dtype} of shape {tuple(index.shape)}."
+        )
     outside = (index < 0) | (index >= num_images)
     if outside.any():
-        raise ValueError(f"text_to_image must lie in [0, {num_images}), got {index[outside][0].item()}")
+        raise ValueError(f"text_to_image must lie in [0, {num_images}), got {index[outside][0].item()}.")
     return torch.arange(num_images, device=index.device)[:, None] == index  # (n, m)
 
 
@@ -52,30 +45,28 @@ def retrieval_recalls(
     relevance: Tensor | np.ndarray | None = None,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Fraction of queries with a relevant candidate among their `k` best, from images to texts and back.
+    """Computes the fraction of queries with a relevant candidate among their `k` best, from images to texts and back.
 
-    A query counts once, however many of its candidates are relevant. Ties are decided against the model: a relevant
-    candidate ranks after every other one of the same score, so a constant matrix finds nothing unless all else is
-    relevant too.
+    A query counts once, even if several of its candidates are relevant. A relevant candidate ranks below all irrelevant
+    ones with the same score, so constant scores give a recall of 0.
 
     Args:
         scores (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`):
-            Floating-point scores of all images with all texts, the higher the better. `-inf` may stand for pairs
-            that were not compared.
+            Floating-point scores of all images with all texts; higher is better. Use `-inf` for pairs without a score.
         text_to_image (`torch.Tensor`, `numpy.ndarray` or sequence of `int`, of shape `(m,)`, *optional*):
-            Index of each text's image. Several texts may share one.
+            Index of the image of each text. Several texts may share one.
         relevance (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`, *optional*):
-            Boolean, in place of `text_to_image` where a text describes several images, as equal captions do.
+            Boolean. Replaces `text_to_image` if a text describes several images.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            Lengths of the list in which a relevant candidate is looked for.
+            Numbers of best candidates.
 
     Returns:
-        `dict[str, float]`: `image_to_text_r@{k}` and `text_to_image_r@{k}` for each `k`, in [0, 1], and `r_mean`, the
-        mean of them all.
+        `dict[str, float]`: `image_to_text_r@{k}` and `text_to_image_r@{k}` for each `k`, in [0, 1], and their mean
+        `r_mean`.
 
     Raises:
-        `ValueError`: if both or neither of `text_to_image` and `relevance` are given, shapes differ, a score is NaN,
-            a query has no relevant candidate, or a `k` is below one.
+        ValueError: If both or neither of `text_to_image` and `relevance` are given, shapes differ, a score is NaN, a
+            query has no relevant candidate, or a `k` is below one.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.4, 0.1], [0.8, 0.3, 0.7]])
@@ -86,36 +77,26 @@ def retrieval_recalls(
     _check_ks(ks)
     scores = _checked_scores(scores)
     if (text_to_image is None) == (relevance is None):
-        raise ValueError("got both or neither of text_to_image and relevance, give exactly one")
+        raise ValueError("Got both or neither of text_to_image and relevance. Pass exactly one.")
     if relevance is None:
         relevance = relevance_matrix(text_to_image, scores.shape[0])
     relevance = _checked_relevance(relevance).to(scores.device)
     if relevance.shape != scores.shape:
         raise ValueError(
-            f"scores are of shape {tuple(scores.shape)} (images, texts), but the relevance of shape "
-            f"{tuple(relevance.shape)}: the two must be equal"
+            f"scores have shape {tuple(scores.shape)} (images, texts), but the relevance has shape"
+            f" {tuple(relevance.shape)}. The shapes must be equal."
         )
     ranks = {"image_to_text": best_ranks(scores, relevance), "text_to_image": best_ranks(scores.T, relevance.T)}
     return _report({name: _recalls(rank, ks) for name, rank in ranks.items()})
 
 
 def chance_recalls(relevance: Tensor | np.ndarray, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Expected recalls of a ranking drawn at random, to stand beside those of `retrieval_recalls`.
+    """Returns the expected `retrieval_recalls` of a random ranking, from the relevance `(n, m)`.
 
-    Of the `C(c, k)` equally likely lists of `k` out of `c` candidates, those that miss all `r` relevant ones are
-    `C(c - r, k)`, so that a query is answered with probability `1 - C(c - r, k) / C(c, k)`. This is exact.
-
-    Args:
-        relevance (`torch.Tensor` or `numpy.ndarray` of shape `(n, m)`):
-            Boolean, which texts describe which images; see `relevance_matrix`.
-        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            As in `retrieval_recalls`.
-
-    Returns:
-        `dict[str, float]`: the keys of `retrieval_recalls`.
+    If `r` of `c` candidates are relevant, the `k` best contain one with probability `1 - C(c - r, k) / C(c, k)`.
 
     Raises:
-        `ValueError`: if `relevance` is not a boolean matrix with entries, a query has no relevant candidate, or a `k` is below one.
+        ValueError: As `retrieval_recalls`.
 
     Example:
         >>> chance_recalls(torch.eye(4, dtype=torch.bool), ks=(1, 2))["text_to_image_r@2"]
@@ -128,20 +109,7 @@ def chance_recalls(relevance: Tensor | np.ndarray, *, ks: Sequence[int] = (1, 5,
 
 
 def rank_metrics(ranks: Mapping[str, Tensor], *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """What is reported of a retrieval, from the rank of each query's best relevant candidate.
-
-    Args:
-        ranks (mapping of `str` to `torch.Tensor` of shape `(q,)`):
-            By direction, ranks from 0 as `best_ranks` and `listed_ranks` give them.
-        ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            As in `retrieval_recalls`.
-
-    Returns:
-        `dict[str, float]`: `{direction}_r@{k}` for each `k` and their mean `{direction}_r_mean`, in [0, 1];
-        `{direction}_median_rank`, counted from 1, as papers do; and `r_mean`, the mean of all recalls.
-
-    Raises:
-        `ValueError`: if a `k` is below one.
+    """Returns recalls, their means and median ranks (from 1) for the ranks `(q,)` (from 0) of each direction.
 
     Example:
         >>> rank_metrics({"text_to_image": torch.tensor([0, 4, 1, 0])}, ks=(1, 2))
@@ -157,28 +125,17 @@ def rank_metrics(ranks: Mapping[str, Tensor], *, ks: Sequence[int] = (1, 5, 10))
 
 
 def best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
-    """Rank of each query's best relevant candidate, behind all irrelevant ones that score the same.
+    """Returns the rank from 0 of each query's best relevant candidate `(q,)`, for scores and relevance `(q, c)`.
 
-    Args:
-        scores (`torch.Tensor` of shape `(q, c)`):
-            Score of each candidate, the higher the better.
-        relevance (`torch.Tensor` of shape `(q, c)`):
-            Boolean; at least one candidate of each query is relevant.
-
-    Returns:
-        `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
-
-    Raises:
-        `ValueError`: if a score is NaN.
+    Irrelevant candidates with the same score rank first. Raises a ValueError if a score is NaN.
     """
     rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
-    # Nothing compares with NaN, so that it would rank first.
+    # Comparisons with NaN are false, so a NaN would rank first.
     num_nan = sum(block.isnan().sum().item() for block in scores.split(rows))
     if num_nan:
         raise ValueError(
-            f"{num_nan} of {scores.numel()} scores are NaN, which has no rank. If a model gave them, its weights are"
-            " broken, as of a run that diverged, or its dtype overflows: try float32. Use -inf for pairs that were not"
-            " compared."
+            f"{num_nan} of {scores.numel()} scores are NaN. If they come from a model, its training diverged or its dtype"
+            " overflows: try float32. Use -inf for pairs without a score."
         )
     ranks = []
     for block, relevant in zip(scores.split(rows), relevance.split(rows), strict=True):
@@ -188,23 +145,9 @@ def best_ranks(scores: Tensor, relevance: Tensor) -> Tensor:
 
 
 def listed_ranks(scores: Tensor, relevance: Tensor, num_irrelevant: Tensor | int) -> Tensor:
-    """`best_ranks` where only a short list of candidates was scored, and all others come after them.
+    """Like `best_ranks` if only `k` candidates per query have a score, `(q, k)`; all others rank below them.
 
-    A query with no relevant candidate on its list ranks as if all the others had one and the same score: last.
-
-    Args:
-        scores (`torch.Tensor` of shape `(q, k)`):
-            Scores of the listed candidates, in any order.
-        relevance (`torch.Tensor` of shape `(q, k)`):
-            Boolean, which of them are relevant.
-        num_irrelevant (`torch.Tensor` of shape `(q,)` or `int`):
-            How many candidates are irrelevant, listed or not.
-
-    Returns:
-        `torch.Tensor` of shape `(q,)`: ranks from 0, int64.
-
-    Raises:
-        `ValueError`: if a score is NaN.
+    A query without a relevant candidate among them ranks last, at `num_irrelevant`.
 
     Example:
         >>> scores = torch.tensor([[0.2, 0.9], [0.8, 0.1]])
@@ -216,7 +159,7 @@ def listed_ranks(scores: Tensor, relevance: Tensor, num_irrelevant: Tensor | int
 
 
 def _chance(relevance: Tensor, k: int) -> float:
-    """Mean over rows of the probability that `k` random candidates hold a relevant one."""
+    """Returns the mean probability over rows that `k` random candidates include a relevant one."""
     num_queries, num_candidates = relevance.shape
     k = min(k, num_candidates)
     num_relevant, num_rows = relevance.sum(dim=1).unique(return_counts=True)
@@ -232,7 +175,7 @@ def _recalls(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
 
 
 def _report(recalls: dict[str, dict[int, float]]) -> dict[str, float]:
-    """Flat keys, and the mean of all values."""
+    """Flattens the recalls and adds their mean."""
     flat = {f"{direction}_r@{k}": value for direction, by_k in recalls.items() for k, value in by_k.items()}
     return {**flat, "r_mean": math.fsum(flat.values()) / len(flat)}
 
@@ -241,7 +184,7 @@ def _checked_scores(scores: Tensor | np.ndarray) -> Tensor:
     scores = torch.as_tensor(scores)
     if scores.ndim != 2 or not scores.is_floating_point():
         raise ValueError(
-            f"scores must be a floating-point matrix (images, texts), got {scores.dtype} of shape {tuple(scores.shape)}"
+            f"scores must be a floating-point matrix (images, texts), got {scores.dtype} of shape {tuple(scores.shape)}."
         )
     return scores
 
@@ -250,19 +193,19 @@ def _checked_relevance(relevance: Tensor | np.ndarray) -> Tensor:
     relevance = torch.as_tensor(relevance)
     if relevance.ndim != 2 or relevance.dtype != torch.bool or not relevance.numel():
         raise ValueError(
-            f"relevance must be a boolean matrix with entries (images, texts), got {relevance.dtype} of shape "
-            f"{tuple(relevance.shape)}; relevance_matrix makes one of text_to_image"
+            f"relevance must be a boolean matrix with entries (images, texts), got {relevance.dtype} of shape"
+            f" {tuple(relevance.shape)}. Use `relevance_matrix` to build one from text_to_image."
         )
     for dim, query in enumerate(("texts", "images")):
         missing = (~relevance.any(dim=dim)).sum().item()
         if missing:
-            raise ValueError(f"{missing} {query} have no relevant counterpart: leave them out, recall needs one each")
+            raise ValueError(f"{missing} {query} have no relevant counterpart. Leave them out.")
     return relevance
 
 
 def _check_ks(ks: Sequence[int]) -> None:
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must hold at least one number, each of at least one, got {tuple(ks)}")
+        raise ValueError(f"ks must contain at least one number, and only positive ones, got {tuple(ks)}.")
 
 
 __all__ = ["best_ranks", "chance_recalls", "listed_ranks", "rank_metrics", "relevance_matrix", "retrieval_recalls"]

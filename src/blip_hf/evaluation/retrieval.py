@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Image-text retrieval in both directions, as the paper evaluates it (section 5.1): by cosine, then by matching."""
+"""Image-text retrieval in both directions (BLIP, section 5.1): cosine similarity first, then the ITM head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
+from .defaults import BATCH_SIZE, K_TEST
 from .features import TokenizedTexts, encode_texts, evaluating, read_pixels
 from .recall import best_ranks, listed_ranks, rank_metrics, relevance_matrix
 from .two_stage import Candidates, PixelDataset, encode_images, matching_scores, rerank
@@ -23,23 +24,23 @@ from .two_stage import Candidates, PixelDataset, encode_images, matching_scores,
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """How well images (or videos) find texts and texts images, numbered in the order of `image_ids` and `texts`.
+    """Metrics and ranked candidates of both directions. Images (or videos) are numbered as in `image_ids`, texts as in `texts`.
 
     Args:
         itc (`dict[str, float]`):
-            Metrics of the first stage, the cosines, under the names of [`~blip_hf.evaluation.recall.rank_metrics`].
+            Metrics of the cosine similarities, as named by [`~blip_hf.evaluation.recall.rank_metrics`].
         reranked (`dict[str, float]`):
-            The same after the second stage: the result.
+            The same metrics after re-ranking: the result.
         num_skipped (`int`):
-            Images that were left out, with their captions, as they could not be read.
+            Images left out with their captions: unreadable, or without usable captions.
         num_pairs (`int`):
-            Pairs that went through the matching head, each once.
+            Distinct pairs that the ITM head scored.
         image_ids (`list[int | str]`):
-            Id of each image, its source's own where pairs have it as `source_id`.
+            Id of each image; its `source_id` if the pairs have one.
         texts (`list[str]`):
-            The captions, as the model read them.
+            The captions, normalised.
         text_to_image (`torch.Tensor` of shape `(m,)`):
-            Number of each caption's image.
+            Number of the image of each caption.
         image_candidates (`Candidates`):
             Re-ranked captions of each image, `(n, k)`.
         text_candidates (`Candidates`):
@@ -57,7 +58,7 @@ class RetrievalResult:
     text_candidates: Candidates = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
-        """One flat table for logs and JSON: the re-ranked metrics, those of the first stage as `itc_...`, and counts."""
+        """Returns re-ranked metrics, first-stage metrics (`itc_...`) and counts as one flat dictionary."""
         return {
             **self.reranked,
             **{f"itc_{name}": value for name, value in self.itc.items()},
@@ -73,49 +74,47 @@ def evaluate_retrieval(
     processor: BlipProcessor,
     pairs: datasets.Dataset | Sequence[Mapping[str, Any]],
     *,
-    k: int = 128,
+    k: int = K_TEST,
     ks: Sequence[int] = (1, 5, 10),
-    image_batch_size: int = 32,
+    image_batch_size: int = BATCH_SIZE,
     text_batch_size: int = 256,
     normalize_captions: bool = True,
     num_workers: int = 0,
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
 ) -> RetrievalResult:
-    """Finds the captions of each image and the image of each caption among all others.
+    """Ranks all captions for each image, and all images for each caption.
 
-    Features of all images and texts are compared by cosine, and the `k` nearest of each query are ranked by the
-    logit of "matched" plus the cosine; the others follow. An image is encoded once, its keys and values are projected
-    once, and a pair that both directions want is scored once.
+    The cosine similarity of the features selects `k` candidates per query. They are re-ranked by the ITM logit plus the
+    cosine; all others rank below them. Each image is encoded once, and each pair is scored once.
 
-    Between the stages the states of all images wait in main memory: for ViT-B at 384 pixels 1.8 MB each in fp32. The
-    cosines take four bytes an image and caption. Within `torch.autocast` both stages run in its dtype. Where
-    `torch.distributed` is initialised each process takes its share of the images, and all return the same result.
+    The vision states of all images stay in main memory between the stages: 1.8 MB per image for ViT-B at 384 pixels in
+    fp32. Under `torch.distributed` each process takes a share of the images, and all return the same result.
 
     Args:
         model (`BlipForImageTextRetrieval`):
-            The model; its mode, device and dtype are left as they are.
+            The model; its mode, device and dtype are kept.
         processor (`BlipProcessor`):
             The processor it was trained with.
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}` as [`~blip_hf.data.readers.load_pairs`] gives them. A caption
-            is right for the image of its `image_id` alone, even where another has the same words.
+            Records `{"image", "caption", "image_id"}` from [`~blip_hf.data.readers.load_pairs`]. A caption is relevant
+            only for the image with its `image_id`, even if another image has the same caption.
         k (`int`, *optional*, defaults to 128):
-            Candidates of a query that are re-ranked. BLIP has 128 for Flickr30k and 256 for COCO.
+            Candidates per query that are re-ranked. BLIP uses 128 for Flickr30k and 256 for COCO.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            Lengths of the list in which a relevant candidate is looked for.
+            Values of k for recall at k.
         image_batch_size (`int`, *optional*, defaults to 32):
-            Images a batch of the image tower.
+            Images per batch of the vision model.
         text_batch_size (`int`, *optional*, defaults to 256):
-            Most texts a batch, in both stages.
+            Largest number of texts per batch, in both stages.
         normalize_captions (`bool`, *optional*, defaults to `True`):
-            Whether captions go through [`~blip_hf.data.text.pre_caption`], as in training.
+            Whether to apply [`~blip_hf.data.text.pre_caption`], as in training.
         num_workers (`int`, *optional*, defaults to 0):
             Processes that read images.
         states_dtype (`torch.dtype`, *optional*):
-            What to keep states in: `torch.bfloat16` halves their memory, at its precision.
+            Data type of the stored vision states. `torch.bfloat16` halves their memory and lowers their precision.
         show_progress (`bool`, *optional*, defaults to `False`):
-            Whether to show bars.
+            Whether to show progress bars.
 
     Returns:
         `RetrievalResult`: metrics of both stages, and the ranked candidates.
@@ -161,39 +160,9 @@ def evaluate_two_stages(
     states_dtype: torch.dtype | None,
     show_progress: bool,
 ) -> RetrievalResult:
-    """What images and videos share; see `evaluate_retrieval` for what is not said here.
+    """Evaluates images or videos; `read` maps a position in `captions` to pixels `(f, 3, height, width)`.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model.
-        processor (`BlipProcessor`):
-            Its processor.
-        captions (mapping of `int` or `str` to sequence of `str`):
-            By id, the captions of each image or video. One without captions is left out.
-        read (`Callable`):
-            Maps a position in `captions` to `pixel_values` of shape `(f, 3, height, width)`, all with the same `f`.
-        direction_names (`tuple[str, str]`):
-            What metrics call the directions from and to images.
-        k (`int`):
-            Candidates of a query.
-        ks (sequence of `int`):
-            Of recall.
-        image_batch_size (`int`):
-            Images or videos a batch.
-        text_batch_size (`int`):
-            Texts a batch.
-        num_workers (`int`):
-            Processes that read.
-        states_dtype (`torch.dtype`, *optional*):
-            What to keep states in.
-        show_progress (`bool`):
-            Whether to show bars.
-
-    Returns:
-        `RetrievalResult`: metrics of both stages, and the ranked candidates.
-
-    Raises:
-        ValueError: If nothing can be used, a score is NaN, or `k` is below one.
+    Ids without captions are left out. See `evaluate_retrieval` for the options.
     """
     check_num_candidates(k)
     ids = list(captions)
@@ -237,21 +206,13 @@ def evaluate_two_stages(
 
 
 def check_num_candidates(k: int) -> None:
-    """Refuses at once a number of candidates that an evaluation would refuse.
-
-    Args:
-        k (`int`):
-            Candidates of a query that are re-ranked.
-
-    Raises:
-        ValueError: If it is below one.
-    """
+    """Raises a ValueError if `k` is below one, so that commands can check it before a long run."""
     if k < 1:
-        raise ValueError(f"k={k} is too small: pass the number of candidates to re-rank, 1 or more.")
+        raise ValueError(f"k={k} is too small. Pass the number of candidates to re-rank, 1 or more.")
 
 
 def usable_captions(captions: Sequence[str], normalize: bool) -> list[str]:
-    """Captions as the model reads them, without those that have no words."""
+    """Normalises captions if asked to, and drops those without words."""
     captions = [pre_caption(caption) if normalize else caption for caption in captions]
     return [caption for caption in captions if caption.strip()]
 
@@ -261,14 +222,14 @@ def _read_image(processor: BlipProcessor, groups: Sequence[CaptionGroup], number
 
 
 def _shared_text_features(model: BlipForImageTextRetrieval, rows: TokenizedTexts, batch_size: int) -> Tensor:
-    """Features of all texts, `(m, d)`, of which each process has computed its share, long and short alike."""
+    """Returns the features of all texts, `(m, d)`. Each process encodes every n-th text by length, to balance the work."""
     own = rows.lengths.argsort(stable=True)[rank() :: world_size()]
     features = gather(encode_texts(model, rows, own, batch_size))
     return torch.empty_like(features).index_copy_(0, gather(own.to(model.device)), features)
 
 
 def _cosines(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """`(n, m)`, in fp32 even where the caller has opened autocast: in bf16 most of a query's best would be tied."""
+    """Returns cosine similarities `(n, m)` in fp32, even under autocast: in bf16 most of the best candidates would tie."""
     with torch.autocast(image_features.device.type, enabled=False):
         return image_features @ text_features.T
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-stage retrieval (BLIP, section 5.1): cosines find the best `k` of each query, and the matching head ranks them anew.
+"""Two-stage retrieval (BLIP, section 5.1): cosine similarity selects `k` candidates per query, the ITM head re-ranks them.
 
-A pair that both directions want is scored once, and the pairs of an image are scored together, so that its keys and
-values are projected once in a whole evaluation, and freed before the next one's.
+A pair that both directions select is scored once. All pairs of an image are scored together, so its keys and values
+are projected once, and freed before those of the next image.
 
-Letters: `n` images, `m` texts, `k` candidates of a query, `u` distinct pairs, `f` frames, `p` image tokens.
+Letters: `n` images, `m` texts, `k` candidates per query, `u` distinct pairs, `f` frames, `p` image tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,45 +24,29 @@ from .features import TokenizedTexts
 
 
 PairScorer = Callable[[Tensor, Tensor], Tensor]
-"""Scores of shape `(u,)` of the pairs of an image and a text that two tensors of shape `(u,)` name."""
+"""Maps image numbers and text numbers, `(u,)` each, to scores of the pairs, `(u,)`."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of each query that were scored as pairs, best first.
-
-    Args:
-        index (`torch.Tensor` of shape `(q, k)`):
-            Numbers of the candidates, int64.
-        scores (`torch.Tensor` of shape `(q, k)`):
-            Their scores. What is not listed comes after all that is.
-    """
+    """The scored candidates of each query, best first: their numbers and scores, `(q, k)` each."""
 
     index: Tensor
     scores: Tensor
 
     def cpu(self) -> "Candidates":
-        """The same in main memory."""
+        """Returns a copy on the CPU."""
         return Candidates(self.index.cpu(), self.scores.cpu())
 
 
 def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candidates, Candidates, int]:
-    """Ranks the `k` nearest texts of each image, and images of each text, by the score of the pair plus its cosine.
+    """Ranks the `k` nearest texts of each image, and images of each text, by ITM score plus cosine similarity.
 
-    Args:
-        similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines of images with texts, not divided by a temperature.
-        k (`int`):
-            Candidates a query; all where there are fewer.
-        score_pairs (`Callable`):
-            Is called once, with the numbers of images and of texts of all wanted pairs, of shape `(u,)` each: every
-            pair once, those of an image next to each other. Returns a score each.
-
-    Returns:
-        `tuple`: the candidates of each image, those of each text, and the number of pairs that were scored.
+    Calls `score_pairs` once, with all distinct pairs sorted by image. Returns the candidates of each image, those of each
+    text, and the number of scored pairs.
 
     Example:
-        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # (n, m)
         >>> of_images, of_texts, num_pairs = rerank(similarity, 1, lambda images, texts: torch.ones(len(images)))
         >>> of_images.index.tolist(), of_texts.index.tolist(), num_pairs
         ([[0], [1]], [[0], [1]], 2)
@@ -70,7 +54,7 @@ def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candida
     num_images, num_texts = similarity.shape
     text_index = similarity.topk(min(k, num_texts), dim=1).indices  # (n, k)
     image_index = similarity.topk(min(k, num_images), dim=0).indices.T  # (k, m) -> (m, k)
-    # Pairs are numbered row by row, so that sorted numbers have the pairs of an image side by side.
+    # Pairs are numbered row by row, so sorting the numbers groups the pairs by image.
     numbers_of_images = text_index + num_texts * torch.arange(num_images, device=similarity.device)[:, None]
     numbers_of_texts = num_texts * image_index + torch.arange(num_texts, device=similarity.device)[:, None]
     wanted = torch.cat([numbers_of_images.flatten(), numbers_of_texts.flatten()])
@@ -90,13 +74,9 @@ def _best_first(index: Tensor, scores: Tensor) -> Candidates:
 
 
 class PixelDataset(Dataset):
-    """Images, or videos as several images each, read one by one: `(number, pixels or None, what went wrong)`.
+    """Reads images or videos by number with `read`, which returns `(f, 3, height, width)`; `f` is 1 for an image.
 
-    Args:
-        numbers (sequence of `int`):
-            Which ones to read.
-        read (`Callable`):
-            Maps a number to `pixel_values` of shape `(f, 3, height, width)`, `f` being 1 for an image.
+    Items are `(number, pixels, "")`, or `(number, None, reason)` for an unreadable one.
     """
 
     def __init__(self, numbers: Sequence[int], read: Callable[[int], Tensor]) -> None:
@@ -116,15 +96,15 @@ class PixelDataset(Dataset):
 
 @dataclass
 class EncodedImages:
-    """What the image tower has made of this process's share of the images, and the features of all.
+    """Features of all readable images, and vision states of those that this process encoded.
 
     Args:
         numbers (`torch.Tensor` of shape `(n,)`):
-            Which images could be read, over all processes, in order.
+            Numbers of the readable images over all processes, sorted.
         features (`torch.Tensor` of shape `(n, d)`):
             Their features, on the model's device.
         states (`dict[int, torch.Tensor]`):
-            By position in `numbers`, the states of shape `(f * p, d)` of this process's images, on the CPU.
+            Vision states of this process's images, `(f * p, vision width)`, on the CPU, by position in `numbers`.
     """
 
     numbers: Tensor
@@ -141,30 +121,13 @@ def encode_images(
     states_dtype: torch.dtype | None,
     show_progress: bool,
 ) -> EncodedImages:
-    """Runs the image tower once over every image, each process over its share of them.
+    """Runs the vision model once over every image; each process encodes its share.
 
-    An image is a video of one frame. Of a video the projections of its frames are averaged before they are normalised,
-    and the tokens of all frames are read as those of one image (salesforce/BLIP `eval_retrieval_video.py`).
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            In evaluation mode.
-        items (`PixelDataset`):
-            The images or videos, all with the same number of frames. What cannot be read is left out with a warning.
-        batch_size (`int`):
-            Images or videos a batch.
-        num_workers (`int`):
-            Processes that read images; 0 reads them in this one.
-        states_dtype (`torch.dtype`, *optional*):
-            How states are kept. As the tower gives them by default.
-        show_progress (`bool`):
-            Whether to show a bar.
-
-    Returns:
-        `EncodedImages`: features of all, and the states of this process's share.
+    A video is encoded as in salesforce/BLIP `eval_retrieval_video.py`: its feature is the mean of the frames' projections,
+    normalised, and its states are the tokens of all frames. Unreadable images are skipped with a warning.
 
     Raises:
-        ValueError: If nothing could be read.
+        ValueError: If no image can be read.
     """
     width = model.config.image_text_hidden_size
     numbers, states, skips = [], [], SkipReporter()
@@ -185,7 +148,9 @@ def encode_images(
     own_numbers = torch.tensor(numbers, dtype=torch.long)
     all_numbers = gather(own_numbers.to(model.device))
     if len(all_numbers) == 0:
-        raise ValueError(f"None of the {len(items)} images or videos can be read; the warnings say why.")
+        raise ValueError(
+            f"None of the {len(items)} images or videos can be read. The warnings above name the reasons."
+        )
     all_numbers, order = all_numbers.sort()
     positions = torch.searchsorted(all_numbers.cpu(), own_numbers).tolist()
     return EncodedImages(
@@ -194,7 +159,7 @@ def encode_images(
 
 
 def _encode_frames(model: BlipForImageTextRetrieval, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels `(b, f, 3, h, w)` -> features `(b, d)` and states `(b, f * p, vision width)`."""
+    """Maps pixels `(b, f, 3, h, w)` to features `(b, d)` and states `(b, f * p, vision width)`."""
     frames = pixel_values.to(model.device, model.dtype).flatten(0, 1)  # (b * f, 3, h, w)
     states = model.vision_model(frames).last_hidden_state.unflatten(0, pixel_values.shape[:2])  # (b, f, p, d)
     projections = model.vision_proj(states[:, :, 0]).float()  # (b, f, d)
@@ -209,25 +174,9 @@ def matching_scores(
     batch_size: int,
     show_progress: bool,
 ) -> PairScorer:
-    """The logit by which the matching head says that an image and a text belong together, for `rerank`.
+    """Returns a function that scores pairs by their ITM logit, for `rerank`. Each process scores the pairs of its images.
 
-    Each process scores the pairs of its own images. Keys and values are projected once an image and freed after its
-    texts, and so are its states: the scorer can be called once.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            In evaluation mode.
-        images (`EncodedImages`):
-            The images.
-        rows (`TokenizedTexts`):
-            The texts.
-        batch_size (`int`):
-            Most texts at a time.
-        show_progress (`bool`):
-            Whether to show a bar.
-
-    Returns:
-        `Callable`: maps the numbers of images and of texts, of shape `(u,)` each, to scores of shape `(u,)`, fp32.
+    The function frees the states of each image after use, so it can be called only once.
     """
 
     def score(image_index: Tensor, text_index: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Video-text retrieval with a model that has only seen images (BLIP, section 5.6)."""
+"""Zero-shot video-text retrieval with a model trained on images (BLIP, section 5.6)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.videos import read_frames
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
+from .defaults import K_TEST
 from .features import read_pixels
 from .retrieval import RetrievalResult, evaluate_two_stages, usable_captions
 
@@ -21,7 +22,7 @@ def evaluate_video_retrieval(
     records: Sequence[Mapping[str, Any]],
     *,
     num_frames: int = 8,
-    k: int = 128,
+    k: int = K_TEST,
     ks: Sequence[int] = (1, 5, 10),
     video_batch_size: int = 4,
     text_batch_size: int = 64,
@@ -29,37 +30,36 @@ def evaluate_video_retrieval(
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
 ) -> RetrievalResult:
-    """Finds the captions of each video and the video of each caption among all others, without training on videos.
+    """Ranks all captions for each video, and all videos for each caption, without training on videos.
 
-    The feature of a video is the mean of its frames' projections, normalised; the matching head reads the tokens of
-    all frames as those of one image, in whatever order (paper, section 5.6: no temporal information is used).
-    Otherwise as [`~blip_hf.evaluation.retrieval.evaluate_retrieval`], in memory too: eight frames of ViT-B at 384 pixels
-    wait in 14 MB a video in fp32.
+    The feature of a video is the normalised mean of the projections of its frames. The ITM head reads the tokens of all
+    frames as those of one image, so the order of the frames has no effect. All else is as in
+    [`~blip_hf.evaluation.retrieval.evaluate_retrieval`]. Eight frames of ViT-B at 384 pixels take 14 MB per video in fp32.
 
     Args:
         model (`BlipForImageTextRetrieval`):
-            The model; BLIP takes that of COCO retrieval. Its mode, device and dtype are left as they are.
+            The model; BLIP uses the one fine-tuned on COCO retrieval. Its mode, device and dtype are kept.
         processor (`BlipProcessor`):
             The processor it was trained with.
         records (sequence of records):
-            `{"video", "caption", "video_id"}` as [`~blip_hf.data.videos.load_video_captions`] gives them, a video being
-            what [`~blip_hf.data.videos.read_frames`] takes. One that cannot be read is left out with its captions.
+            Records `{"video", "caption", "video_id"}` from [`~blip_hf.data.videos.load_video_captions`]. An unreadable
+            video is skipped with its captions.
         num_frames (`int`, *optional*, defaults to 8):
-            Frames a video.
+            Frames per video.
         k (`int`, *optional*, defaults to 128):
-            Candidates of a query that are re-ranked.
+            Candidates per query that are re-ranked.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            Lengths of the list in which a relevant candidate is looked for.
+            Values of k for recall at k.
         video_batch_size (`int`, *optional*, defaults to 4):
-            Videos a batch of the image tower.
+            Videos per batch of the vision model.
         text_batch_size (`int`, *optional*, defaults to 64):
-            Most texts a batch, in both stages.
+            Largest number of texts per batch, in both stages.
         num_workers (`int`, *optional*, defaults to 0):
             Processes that read videos.
         states_dtype (`torch.dtype`, *optional*):
-            What to keep states in: `torch.bfloat16` halves their memory, at its precision.
+            Data type of the stored vision states. `torch.bfloat16` halves their memory and lowers their precision.
         show_progress (`bool`, *optional*, defaults to `False`):
-            Whether to show bars.
+            Whether to show progress bars.
 
     Returns:
         `RetrievalResult`: metrics named `video_to_text_...` and `text_to_video_...`; its images are the videos.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Question answering as the paper evaluates it (section 5.4): answers written or chosen, and VQA's accuracy of them."""
+"""VQA evaluation (BLIP, section 5.4): generates answers or ranks a list of them, and computes the VQA accuracy."""
 
 import os
 import re
@@ -18,6 +18,7 @@ from ..data.vqa import MAX_ANSWER_LENGTH, BlipVqaCollator, VqaDataset
 from ..files import write_json
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
+from .defaults import BATCH_SIZE, NUM_CANDIDATES
 from .features import evaluating
 
 
@@ -25,8 +26,8 @@ ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 PUNCTUATION = ';/[]"{}()=+\\_->@<`,?!'
-# The contractions that VQA's evaluation knows, by ending. It leaves out those that are words of their own without the
-# apostrophe, such as its, well and were.
+# Contractions of the official VQA evaluation, by ending. It omits those that are words without the apostrophe: its,
+# well, were.
 _CONTRACTED = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "n't've": "could had might should would",
@@ -41,13 +42,12 @@ _CONTRACTED = {
     "'clock": "o",
 }
 
-
-# BERT's tokens do not say where a space was: it is put around marks that seldom have any.
+# Decoded BERT tokens have spaces around every mark. These marks rarely have any in an answer.
 _SPLIT_MARK = re.compile(r"(?<=\w) ' (?=\w)|(?<=\d) [.,:] (?=\d)")
 
 
 def _misspelt() -> dict[str, str]:
-    """Contractions by their spellings that lack an apostrophe."""
+    """Maps each contraction without one of its apostrophes to the full form."""
     full = [stem + ending for ending, stems in _CONTRACTED.items() for stem in stems.split()]
     full.append("'twas")
     return {word[: mark.start()] + word[mark.end() :]: word for word in full for mark in re.finditer("'", word)}
@@ -57,21 +57,13 @@ CONTRACTIONS = _misspelt()
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as VQA's evaluation compares it: without case, articles, punctuation, and with digits for numbers.
+    """Normalises an answer for comparison, as the official VQA evaluation does.
 
-    The official evaluation does so to predictions and, articles and numbers aside, to the answers of people, which in VQA
-    have neither. Here both are treated alike.
+    It lower-cases, drops articles, writes numbers up to ten as digits, and restores apostrophes of contractions. A mark of
+    `PUNCTUATION` is deleted if it touches a space anywhere in the answer or if the answer has a number like 1,000;
+    otherwise it becomes a space. A full stop is deleted unless a digit follows.
 
-    - Of the marks in `PUNCTUATION`, one that touches a space anywhere in the answer is deleted, and else becomes a space;
-      in an answer with a number such as 1,000 all are deleted. A full stop goes unless a digit follows.
-    - Numbers up to ten become digits, articles go, and contractions get their apostrophe back.
-
-    Args:
-        answer (`str`):
-            The answer.
-
-    Returns:
-        `str`: what to compare.
+    The official evaluation keeps articles and number words of ground-truth answers, which have neither in VQA.
 
     Example:
         >>> normalize_answer("The T-shirt."), normalize_answer("Two, dont know"), normalize_answer("1,000")
@@ -86,16 +78,9 @@ def normalize_answer(answer: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """How far people agree with an answer: the mean of `min(matches / 3, 1)` over the lists that leave one person out.
+    """Returns the VQA accuracy of a prediction: the mean of `min(matches / 3, 1)` over the lists without one annotator.
 
-    Args:
-        prediction (`str`):
-            The answer to be judged.
-        answers (sequence of `str`):
-            Answers of people, ten in VQA. A single one leaves nobody to agree with, and is right or wrong as a whole.
-
-    Returns:
-        `float`: in [0, 1].
+    A single ground-truth answer gives 0 or 1.
 
     Raises:
         ValueError: If there are no answers.
@@ -105,13 +90,13 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         0.6
     """
     if not answers:
-        raise ValueError("There are no answers to compare with; leave out the question.")
+        raise ValueError("There are no answers to compare with. Leave the question out.")
     prediction = normalize_answer(prediction)
     num_answers = len(answers)
     num_matches = sum(normalize_answer(answer) == prediction for answer in answers)
     if num_answers == 1:
         return float(num_matches)
-    # Leaving out one of those who match leaves a match less.
+    # Without an annotator who matches, one match less remains.
     matching = num_matches * min((num_matches - 1) / 3, 1)
     others = (num_answers - num_matches) * min(num_matches / 3, 1)
     return (matching + others) / num_answers
@@ -119,17 +104,17 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class VqaResult:
-    """Answers of a model, and how right they are.
+    """Answers of a model and their accuracy.
 
     Args:
         accuracy (`float`, *optional*):
-            Mean of [`vqa_accuracy`] over the questions that have answers; `None` where none has, as in test sets.
+            Mean [`vqa_accuracy`] of the questions with ground truth; `None` if there are none, as in test sets.
         predictions (`dict[int | str, str]`):
-            By id of the question, its answer.
+            Answer by question id.
         num_scored (`int`):
-            Questions that have answers.
+            Questions with ground truth.
         num_skipped (`int`):
-            Questions that were left out, as their images could not be read.
+            Questions skipped because they or their images cannot be used.
     """
 
     accuracy: float | None
@@ -144,51 +129,52 @@ def evaluate_vqa(
     questions: Sequence[VqaRecord],
     *,
     answer_list: Sequence[str] | None = None,
-    num_candidates: int = 128,
+    num_candidates: int = NUM_CANDIDATES,
     num_beams: int = 3,
     max_length: int = 10,
     min_length: int = 1,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     normalize_questions: bool = True,
     num_workers: int = 0,
     show_progress: bool = False,
 ) -> VqaResult:
-    """Answers questions, by choosing from a list or else by writing, and compares with the answers of people.
+    """Answers questions and computes the VQA accuracy. Answers are ranked if a list is given, else generated.
 
     The defaults are those of salesforce/BLIP, `models/blip_vqa.py` and `configs/vqa.yaml`.
 
     Args:
         model (`BlipForQuestionAnswering`):
-            The model; its mode, device and dtype are left as they are.
+            The model; its mode, device and dtype are kept.
         processor (`BlipProcessor`):
             The processor it was trained with.
         questions (sequence of [`~blip_hf.data.readers.vqa.VqaRecord`]):
-            What [`~blip_hf.data.readers.load_vqa`] returns, or a list.
+            The output of [`~blip_hf.data.readers.load_vqa`], or a list. Unreadable ones are skipped with a warning.
         answer_list (sequence of `str`, *optional*):
-            Answers to choose from, such as those of VQA's `answer_list.json` or of
-            [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it answers are written.
+            Answers to rank, such as VQA's `answer_list.json` or the output of
+            [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it, answers are generated.
         num_candidates (`int`, *optional*, defaults to 128):
-            Answers of the list that are scored as a whole, for each question.
+            Answers per question that are scored in full. The others are ruled out by their first token.
         num_beams (`int`, *optional*, defaults to 3):
-            Beams of writing; 1 is greedy.
+            Beams of generation.
         max_length (`int`, *optional*, defaults to 10):
-            Most tokens of a written answer, `[DEC]` and `[SEP]` included.
+            Maximum number of generated tokens, including `[DEC]` and `[SEP]`.
         min_length (`int`, *optional*, defaults to 1):
-            Least tokens, counted likewise.
-        batch_size (`int`, *optional*, defaults to 8):
-            Questions a batch. Choosing takes 4 bytes for each question, candidate, token and word of the vocabulary.
+            Minimum number of generated tokens, including `[DEC]`.
+        batch_size (`int`, *optional*, defaults to 32):
+            Questions per batch. Ranking takes `batch_size * num_candidates * tokens * vocabulary size * 4` bytes.
         normalize_questions (`bool`, *optional*, defaults to `True`):
-            Whether questions go through [`~blip_hf.data.text.pre_question`], as in training.
+            Whether to apply [`~blip_hf.data.text.pre_question`], as in training.
         num_workers (`int`, *optional*, defaults to 0):
             Processes that read images.
         show_progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a bar.
+            Whether to show a progress bar.
 
     Returns:
-        `VqaResult`: accuracy and answers. A question whose image cannot be read is left out of both, with a warning.
+        `VqaResult`: accuracy and answers.
 
     Raises:
-        ValueError: If there are no questions or none can be used, two have the same id, or as of `check_choice`.
+        ValueError: If there are no usable questions, two have the same id, or `answer_list` or `num_candidates` is
+            invalid.
     """
     if answer_list is not None:
         check_choice(answer_list, num_candidates)
@@ -215,36 +201,22 @@ def evaluate_vqa(
 
 
 def check_choice(answer_list: Sequence[str], num_candidates: int) -> None:
-    """Refuses at once what answers cannot be chosen from.
-
-    Args:
-        answer_list (sequence of `str`):
-            As of `evaluate_vqa`.
-        num_candidates (`int`):
-            As of `evaluate_vqa`.
-
-    Raises:
-        ValueError: If the list is empty or holds anything but text, or `num_candidates` is below one.
-    """
+    """Raises a ValueError if the answers cannot be ranked, so that commands can check them before a long run."""
     is_list = isinstance(answer_list, Sequence) and not isinstance(answer_list, str)
     if not is_list or not all(isinstance(answer, str) for answer in answer_list):
-        raise ValueError("answer_list is no list of texts; pass answers to choose from, each a str.")
+        raise ValueError(
+            "answer_list is not a list of strings. Pass the answers to rank, or None to generate answers."
+        )
     if not answer_list:
-        raise ValueError("answer_list is empty; pass answers to choose from, or None to write them.")
+        raise ValueError("answer_list is empty. Pass the answers to rank, or None to generate answers.")
     if num_candidates < 1:
-        raise ValueError(f"num_candidates={num_candidates} leaves nothing to choose from; pass 1 or more.")
+        raise ValueError(
+            f"num_candidates={num_candidates} is too small. Pass the number of answers to score, 1 or more."
+        )
 
 
 def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathLike[str]) -> None:
-    """Writes answers as VQA's server takes them: `[{"question_id": ..., "answer": ...}]`.
-
-    The file appears under its name only when it is complete.
-
-    Args:
-        predictions (mapping of id to `str`):
-            The answer to each question.
-        path (`str` or `Path`):
-            The file.
+    """Writes answers in the format of the VQA server. The file appears only when it is complete.
 
     Example:
         >>> import tempfile
@@ -258,7 +230,7 @@ def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathL
 
 
 class _EvaluationCollator:
-    """Usable questions at the given indices, without their images, and the model's inputs for them."""
+    """Collates the usable questions at given indices; returns them without images, and the inputs of the model."""
 
     def __init__(self, dataset: VqaDataset, collator: BlipVqaCollator) -> None:
         self.dataset = dataset
@@ -278,7 +250,7 @@ def _answer_all(
     batches: Iterable[tuple[list[dict[str, Any]], dict[str, Tensor]]],
     model: BlipForQuestionAnswering,
 ) -> tuple[dict[int | str, str], list[float]]:
-    """Answers by id of their questions, and the accuracies of those that can be judged."""
+    """Returns answers by question id, and the accuracies of questions with ground truth."""
     predictions: dict[int | str, str] = {}
     accuracies = []
     for asked, features in batches:

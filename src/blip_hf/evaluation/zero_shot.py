@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Zero-shot classification: which label, put into words, is nearest to an image."""
+"""Zero-shot classification of images by the similarity of their features and those of label texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,19 @@ from ..data.text import pre_caption
 from ..image_utils import ImageSource
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
+from .defaults import BATCH_SIZE
 from .features import image_features, text_features
 
 
 DEFAULT_TEMPLATES = ("a photo of a {}", "a picture of a {}", "there is a {}")
 
-# What BLIP's temperature starts from; checkpoints of the retrieval class do not keep the learnt one.
+# Initial temperature of BLIP. Checkpoints of the retrieval class do not contain the learnt one.
 DEFAULT_TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
 class LabelProbability:
-    """A label of an image.
-
-    Args:
-        label (`str`):
-            The label.
-        probability (`float`):
-            Its probability among the labels that were offered.
-    """
+    """A label and its probability among the labels of the classifier."""
 
     label: str
     probability: float
@@ -43,54 +37,32 @@ def build_label_features(
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     batch_size: int = 256,
 ) -> Tensor:
-    """One unit vector a label: the mean over templates of the features of the texts, normalised again.
+    """Returns one unit vector per label, `(labels, d)`, fp32: the normalised mean of its text features over the templates.
 
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model; its mode is left as it is.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
-        labels (sequence of `str`):
-            At least one, each another.
-        templates (sequence of `str`, *optional*, defaults to three):
-            What labels are put in, in place of `{}`. `("{}",)` takes labels as they are. The texts go through
-            [`~blip_hf.data.text.pre_caption`].
-        batch_size (`int`, *optional*, defaults to 256):
-            Texts a batch.
-
-    Returns:
-        `torch.Tensor` of shape `(labels, d)`: fp32, on the model's device.
+    Each template is normalised by [`~blip_hf.data.text.pre_caption`] after the label replaces its `{}`.
 
     Raises:
-        ValueError: If there is no label, one twice, no template, or one without `{}`.
+        ValueError: If there are no labels or a label occurs twice, or there are no templates or one has no `{}`.
     """
     if not labels or len(set(labels)) != len(labels):
         raise ValueError(
-            f"Got {len(labels)} labels, {len(set(labels))} of them different; pass at least one, each once."
+            f"Got {len(labels)} labels, {len(set(labels))} of them different. Pass at least one, without duplicates."
         )
     if not templates or any("{}" not in template for template in templates):
-        raise ValueError(f"Templates are {list(templates)}; pass at least one, each with {{}} where the label goes.")
+        raise ValueError(f"Templates are {list(templates)}. Pass at least one, each with {{}} where the label goes.")
     texts = [pre_caption(template.replace("{}", label)) for label in labels for template in templates]
     features = text_features(model, processor, texts, batch_size=batch_size)
     return normalize(features.unflatten(0, (len(labels), -1)).mean(dim=1), dim=-1)  # (labels * templates, d)
 
 
 def classify(features: Tensor, label_features: Tensor, *, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
-    """Probabilities of labels: the softmax of cosines divided by a temperature, which changes no order.
+    """Returns label probabilities `(n, labels)`: the softmax of the cosine similarities divided by a temperature.
 
-    Args:
-        features (`torch.Tensor` of shape `(n, d)`):
-            Unit vectors of images, from [`~blip_hf.evaluation.features.image_features`].
-        label_features (`torch.Tensor` of shape `(labels, d)`):
-            From `build_label_features`.
-        temperature (`float`, *optional*, defaults to 0.07):
-            The divisor, above 0. Best is the `temp` that the model was pre-trained to.
-
-    Returns:
-        `torch.Tensor` of shape `(n, labels)`: rows that sum to one.
+    `features` `(n, d)` come from [`~blip_hf.evaluation.features.image_features`], `label_features` from
+    `build_label_features`. The temperature does not change the order; the learnt `temp` of pre-training calibrates best.
 
     Raises:
-        ValueError: If the temperature is not above 0.
+        ValueError: If the temperature is not positive.
 
     Example:
         >>> import torch
@@ -98,27 +70,29 @@ def classify(features: Tensor, label_features: Tensor, *, temperature: float = D
         tensor([[0.7311, 0.2689]])
     """
     if not temperature > 0:
-        raise ValueError(f"temperature={temperature} is not above 0. Pass BLIP's 0.07, or the one of pre-training.")
+        raise ValueError(
+            f"temperature={temperature} is not positive. Pass 0.07 (BLIP's initial value), or the one learnt in pre-training."
+        )
     return (features @ label_features.T / temperature).softmax(dim=-1)
 
 
 class ZeroShotClassifier:
-    """Tells which of its labels images show. The labels are encoded once.
+    """Classifies images into the given labels. The labels are encoded once.
 
     Args:
         model (`BlipForImageTextRetrieval`):
-            The model; its mode is left as it is.
+            The model; its mode is kept.
         processor (`BlipProcessor`):
             The processor it was trained with.
         labels (sequence of `str`):
-            What there is to choose from.
+            At least one label, without duplicates.
         templates (sequence of `str`, *optional*, defaults to three):
-            As in `build_label_features`.
+            Texts with `{}` in place of the label. `("{}",)` uses the labels alone.
         temperature (`float`, *optional*, defaults to 0.07):
-            As in `classify`.
+            Divisor of the cosine similarities.
 
     Raises:
-        ValueError: As `build_label_features` and `classify` do.
+        ValueError: If labels, templates or temperature cannot be used.
 
     Example:
         >>> classifier = ZeroShotClassifier(model, processor, ["dog", "cat"])  # doctest: +SKIP
@@ -142,20 +116,9 @@ class ZeroShotClassifier:
         self.label_features = build_label_features(model, processor, self.labels, templates=templates)
 
     def __call__(
-        self, images: Sequence[ImageSource], *, top_k: int = 5, batch_size: int = 32
+        self, images: Sequence[ImageSource], *, top_k: int = 5, batch_size: int = BATCH_SIZE
     ) -> list[list[LabelProbability]]:
-        """The most probable labels of images.
-
-        Args:
-            images (sequence of `ImageSource`):
-                In any form that [`~blip_hf.image_utils.open_image`] takes.
-            top_k (`int`, *optional*, defaults to 5):
-                How many labels an image; all where there are fewer.
-            batch_size (`int`, *optional*, defaults to 32):
-                Images a batch.
-
-        Returns:
-            `list[list[LabelProbability]]`: labels of each image, the most probable first.
+        """Returns the `top_k` most probable labels of each image, best first.
 
         Raises:
             UnreadableImageError: If an image cannot be read.
