@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -129,6 +130,19 @@ def test_a_checkpoint_of_another_class_ends_in_one_line_without_python(captioner
     assert line.startswith(f"blip-hf caption: error: {matcher_folder} has no weights for text_decoder")
     assert line.endswith("Pass a checkpoint of BlipForConditionalGeneration.")
     assert "allow_new_heads" not in line
+
+
+def test_a_checkpoint_of_other_sizes_than_its_configuration_ends_in_one_line(
+    captioner_folder, paths, tmp_path, capsys
+):
+    shutil.copytree(captioner_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert caption(tmp_path, paths[0]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "weights whose shapes differ from its configuration, such as vision_model.encoder.layers.0.mlp" in error
+    assert "ignore_mismatched_sizes" not in error
 
 
 def test_folders_become_the_images_in_them(image_folder):

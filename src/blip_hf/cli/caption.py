@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..caption_settings import caption_option
 from ..checkpoints import require_checkpoint
-from .caption_formats import FORMATS, format_of, write_records
+from .caption_formats import Format, format_of, write_records
 from .errors import UsageError
 from .output import open_output
 from .parser import Command
@@ -65,7 +65,7 @@ class CaptionOptions:
     matcher: str | None = field(
         default=None, metadata={"help": "Retrieval model, to add the probability that image and caption match"}
     )
-    format: Literal[FORMATS] | None = field(  # type: ignore[valid-type]  # the tuple is a constant
+    format: Format | None = field(
         default=None,
         metadata={"help": "Format; text has tabs between columns (default: that of the suffix of --output, or text)"},
     )
