@@ -3,10 +3,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Caption images, with how sure the model is of each caption.
+"""Caption images, with the mean log-probability of each caption.
 
 python examples/caption_images.py Salesforce/blip-image-captioning-base dog.jpg boat.png
-python examples/caption_images.py --tiny  # a random model on drawn scenes: no network, no sense, a few seconds
+python examples/caption_images.py --tiny  # random weights on drawn scenes, a few seconds
 """
 
 import argparse
@@ -20,13 +20,13 @@ from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Captions the images named on the command line, or drawn scenes."""
+    """Captions the images of the command line, or drawn scenes."""
     parser = argparse.ArgumentParser(description="Caption images.")
     parser.add_argument("model", nargs="?", help="folder or model id of a captioning model")
     parser.add_argument("images", nargs="*", help="images to caption")
-    parser.add_argument("--prompt", help='what each caption starts with, such as "a photo of"')
-    parser.add_argument("--num_captions", type=int, default=1, help="captions an image")
-    parser.add_argument("--tiny", action="store_true", help="run a random model on drawn scenes")
+    parser.add_argument("--prompt", help="start of each caption; by default that of the checkpoint")
+    parser.add_argument("--num_captions", type=int, default=1, help="captions per image")
+    parser.add_argument("--tiny", action="store_true", help="run random weights on drawn scenes")
     options = parser.parse_args(argv)
 
     if options.tiny:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_tiny_captioner(texts: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """A captioner of random weights that knows the words of `texts`."""
+    """Makes a captioner with random weights and the vocabulary of `texts`."""
     processor = BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(texts), image_size=32)
     sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = BlipConfig(

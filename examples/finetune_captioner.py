@@ -3,10 +3,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Fine-tune a captioner with transformers' own Trainer, on your pairs or on drawn scenes.
+"""Fine-tune a captioner with the Trainer of transformers, on your pairs or on drawn scenes.
 
 python examples/finetune_captioner.py --output_dir runs/captioner --data train.json
-python examples/finetune_captioner.py --output_dir runs/captioner --tiny  # from random weights, half a minute
+python examples/finetune_captioner.py --output_dir runs/captioner --tiny  # random weights, half a minute
 """
 
 import argparse
@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, processor = make_tiny_captioner(scenes.captions())
         train_dataset = PairDataset(scenes)
     else:
-        # In float32 whatever the checkpoint holds: small steps vanish in half-precision weights.
+        # In float32, because half-precision weights lose small updates.
         model = BlipForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32)
         processor = BlipProcessor.from_pretrained(options.model)
         # Fine-tuning crops less than pre-training (salesforce/BLIP, data/__init__.py).
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
         train_dataset = PairDataset(load_pairs(options.data), transform)
 
-    # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
+    # The processor saves the prompt of training, which captioner, evaluation and CapFilt then use.
     processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
     # Learning rate, epochs and a batch of 256: the paper, table 14.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=0.1,
             save_strategy="no",
-            remove_unused_columns=False,  # the collator reads them
+            remove_unused_columns=False,  # the collator needs them
         ),
         train_dataset=train_dataset,
         data_collator=BlipCaptioningCollator(processor),
@@ -73,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """A captioner of random weights whose vocabulary is that of the captions."""
-    processor = BlipProcessor.from_bert_tokenizer(
-        train_wordpiece_tokenizer([*captions, CaptionSettings.prompt]), image_size=64
-    )
+    """Makes a captioner with random weights and the vocabulary of the captions."""
+    tokenizer = train_wordpiece_tokenizer([*captions, CaptionSettings.prompt])
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=64)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BlipConfig(
         vision_config={**sizes, "image_size": 64, "patch_size": 8},
@@ -86,13 +85,13 @@ def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGene
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True, help="where the captioner goes")
+    parser.add_argument("--output_dir", required=True, help="folder to save the captioner in")
     parser.add_argument("--model", default="Salesforce/blip-image-captioning-base", help="captioner to start from")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="JSON list, folder or data set of pairs")
-    source.add_argument("--tiny", action="store_true", help="random weights and drawn scenes, to show the way")
+    source.add_argument("--data", help="pairs to train on: JSON, a folder, Parquet, tars or a data set")
+    source.add_argument("--tiny", action="store_true", help="train random weights on a few drawn scenes")
     return parser.parse_args(argv)
 
 

@@ -3,13 +3,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf[lora]"]
 # ///
-"""Fine-tune a captioner by low-rank adapters (LoRA): a few per cent of the weights train, and the file is small.
+"""Fine-tune a captioner with low-rank adapters (LoRA), which are a few per cent of the weights.
 
 python examples/finetune_lora.py --output_dir runs/lora --data train.json
-python examples/finetune_lora.py --output_dir runs/lora --tiny  # from random weights, half a minute
+python examples/finetune_lora.py --output_dir runs/lora --tiny  # random weights, half a minute
 
-Other heads go the same way: `qkv` is the image encoder's attention, `query` and `value` are the text transformer's. A
-new head, such as `itm_head` or `cls_head`, is trained whole by `modules_to_save`.
+The other models have the same attention layers: `qkv` in the image encoder, `query` and `value` in the text model.
+`modules_to_save` trains a new head, such as `itm_head` or `cls_head`, as a whole.
 """
 
 import argparse
@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         transform = TrainTransform(captioner.config.vision_config.image_size, min_scale=0.5)
         train_dataset = PairDataset(load_pairs(options.data), transform)
 
-    # The prompt of training is saved with the processor, and captioner, evaluation and CapFilt use it.
+    # The processor saves the prompt of training, which captioner, evaluation and CapFilt then use.
     processor.caption_settings = CaptionSettings.for_finetuning(processor.caption_settings)
 
-    # All attention of both towers, to the image too. Rank and factor are common choices, not the paper's.
+    # The attention layers of both encoders. Rank and factor are common choices, not from the paper.
     adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["qkv", "query", "value"])
     model = get_peft_model(captioner, adapter)
     model.print_trainable_parameters()
@@ -59,16 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             bf16=torch.cuda.is_available(),
             logging_steps=0.1,
             dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,  # the collator reads them
+            remove_unused_columns=False,  # the collator needs them
         ),
         train_dataset=train_dataset,
         data_collator=BlipCaptioningCollator(processor),
         processing_class=processor,
     )
     trainer.train()
-    trainer.save_model()  # the adapter alone: `peft.PeftModel.from_pretrained(captioner, output_dir)` reads it
+    trainer.save_model()  # saves the adapter, for `peft.PeftModel.from_pretrained(captioner, output_dir)`
 
-    merged = model.merge_and_unload().eval()  # a captioner like any other
+    merged = model.merge_and_unload().eval()  # a plain captioner
     merged.save_pretrained(Path(options.output_dir) / "merged")
     processor.save_pretrained(Path(options.output_dir) / "merged")
     (caption,) = BlipCaptioner(merged, processor)(train_dataset[0]["image"])
@@ -76,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """A captioner of random weights with the vocabulary of the captions."""
-    processor = BlipProcessor.from_bert_tokenizer(
-        train_wordpiece_tokenizer([*captions, CaptionSettings.prompt]), image_size=64
-    )
+    """Makes a captioner with random weights and the vocabulary of the captions."""
+    tokenizer = train_wordpiece_tokenizer([*captions, CaptionSettings.prompt])
+    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=64)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     text_config = {**sizes, **processor.config_token_ids()}
     config = BlipConfig(vision_config={**sizes, "image_size": 64, "patch_size": 8}, text_config=text_config)
@@ -87,13 +86,13 @@ def make_tiny_captioner(captions: Sequence[str]) -> tuple[BlipForConditionalGene
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True, help="where the adapter and the merged captioner go")
-    parser.add_argument("--model", default="Salesforce/blip-image-captioning-base", help="what to start from")
+    parser.add_argument("--output_dir", required=True, help="folder to save the adapter and the merged captioner in")
+    parser.add_argument("--model", default="Salesforce/blip-image-captioning-base", help="checkpoint to start from")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="JSON list, folder or data set of pairs")
-    source.add_argument("--tiny", action="store_true", help="random weights and drawn scenes, to show the way")
+    source.add_argument("--data", help="pairs to train on: JSON, a folder, Parquet, tars or a data set")
+    source.add_argument("--tiny", action="store_true", help="train random weights on a few drawn scenes")
     return parser.parse_args(argv)
 
 

@@ -3,10 +3,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Fine-tune a model that answers questions about images; it then writes answers, and chooses them from a list.
+"""Fine-tune a VQA model and evaluate it with generated answers and with answers ranked from a list.
 
 python examples/finetune_vqa.py --output_dir runs/vqa --data vqa_train.json --eval_data vqa_val.json
-python examples/finetune_vqa.py --output_dir runs/vqa --tiny  # from random weights, half a minute
+python examples/finetune_vqa.py --output_dir runs/vqa --tiny  # random weights, half a minute
 """
 
 import argparse
@@ -25,7 +25,7 @@ from blip_hf.training import BlipFinetuningArguments, BlipTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fine-tunes, saves, and measures both ways of answering."""
+    """Fine-tunes, saves, and evaluates both ways of answering."""
     options = parse_options(argv)
     set_seed(0)
     if options.tiny:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         transform = TrainTransform(model.config.vision_config.image_size, min_scale=0.5)
         train_dataset = VqaDataset(questions, transform)
 
-    # Learning rate and epochs of the paper (table 14), and its batch of 256.
+    # Learning rate, epochs and batch of 256 of the paper (table 14).
     recipe = {"learning_rate": 1e-3, "num_train_epochs": 2} if options.tiny else {"gradient_accumulation_steps": 8}
     trainer = BlipTrainer(
         model,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.train()
     trainer.save_model()
 
-    # As many answers to choose from as the paper's list has.
+    # The paper ranks 3,128 answers.
     answer_list = most_common_answers(questions, 3_128)
     written = evaluate_vqa(model, processor, eval_questions)
     chosen = evaluate_vqa(model, processor, eval_questions, answer_list=answer_list)
@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         question = eval_questions[number]
         answers = (result.predictions[question["question_id"]] for result in (written, chosen))
         print(question["question"], *map(repr, answers))
-    print(f"accuracy: written {written.accuracy:.3f}, chosen from {len(answer_list)} answers {chosen.accuracy:.3f}")
+    print(f"accuracy: generated {written.accuracy:.3f}, ranked from {len(answer_list)} answers {chosen.accuracy:.3f}")
 
 
 def make_tiny_model() -> tuple[BlipForQuestionAnswering, BlipProcessor]:
-    """A model of random weights, with the words of drawn scenes."""
+    """Makes a model with random weights and the vocabulary of drawn scenes."""
     tokenizer = train_wordpiece_tokenizer(scene_vocabulary_texts())
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=64)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -82,13 +82,13 @@ def make_tiny_model() -> tuple[BlipForQuestionAnswering, BlipProcessor]:
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True, help="where the model goes")
-    parser.add_argument("--model", default="Salesforce/blip-vqa-base", help="what to start from")
-    parser.add_argument("--data", help="questions to train on: BLIP's or Visual Genome's list")
-    parser.add_argument("--eval_data", help="questions to answer, likewise")
-    parser.add_argument("--tiny", action="store_true", help="random weights and drawn scenes, to show the way")
+    parser.add_argument("--output_dir", required=True, help="folder to save the model in")
+    parser.add_argument("--model", default="Salesforce/blip-vqa-base", help="checkpoint to start from")
+    parser.add_argument("--data", help="questions to train on: the list of BLIP, VQAv2 or Visual Genome")
+    parser.add_argument("--eval_data", help="questions to evaluate on")
+    parser.add_argument("--tiny", action="store_true", help="train random weights on a few drawn scenes")
     options = parser.parse_args(argv)
     if not options.tiny and not (options.data and options.eval_data):
         parser.error("pass --data and --eval_data, or --tiny")

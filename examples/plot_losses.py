@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["matplotlib"]
 # ///
-"""Plot the three losses of a pre-training run, or of several that go on from each other, from what the trainer wrote down.
+"""Plot the three losses of a pre-training run, or of several that continue each other.
 
 python examples/plot_losses.py runs/pretrain/trainer_state.json losses.png
 python examples/plot_losses.py runs/contrast/trainer_state.json runs/joint/trainer_state.json losses.png
@@ -21,9 +21,9 @@ LOSSES = {"loss_itc": "contrastive (ITC)", "loss_itm": "matching (ITM)", "loss_l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the logs, writes the image."""
+    """Reads the logs and writes the plot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("states", type=Path, nargs="+", help="trainer_state.json of the run, or of each in turn")
+    parser.add_argument("states", type=Path, nargs="+", help="trainer_state.json of each run, in order")
     parser.add_argument("output", type=Path, help="file to write, such as losses.png")
     options = parser.parse_args(argv)
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_logs(states: Sequence[Path]) -> tuple[list[tuple[int, dict[str, float]]], list[int]]:
-    """The logs of training with their steps, counted through all runs, and the step that each run ends at."""
+    """Returns the training logs with their steps, counted over all runs, and the last step of each run."""
     logs, ends = [], [0]
     for path in states:
         state = json.loads(path.read_text())

@@ -3,11 +3,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Pre-train a small BLIP with its three objectives, on drawn scenes or on pairs of your own.
+"""Pre-train a small BLIP with its three objectives, on drawn scenes or on your pairs.
 
 python examples/pretrain.py --output_dir runs/pretrain
 python examples/pretrain.py --output_dir runs/pretrain --data train.json
-python examples/pretrain.py --output_dir runs/pretrain --tiny  # a quarter of a minute on two cores
+python examples/pretrain.py --output_dir runs/pretrain --tiny  # 15 seconds on two cores
 """
 
 import argparse
@@ -29,16 +29,16 @@ from blip_hf.training import BlipContrastiveTrainer, BlipTrainingArguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Pre-trains and saves the model and the two inside."""
+    """Pre-trains, and saves the model, its captioner and its retriever."""
     options = parse_options(argv)
     num_pairs, width, num_layers, num_epochs = (256, 64, 2, 2) if options.tiny else (10_000, 256, 4, 20)
     image_size = 64
     set_seed(0)
 
-    # Pairs, and a tokenizer learnt from their captions.
+    # Pairs, and a tokenizer trained on their captions.
     if options.data is None:
         pairs = Scenes(num_pairs, image_size=image_size)
-        # Crops and flips would move what the captions of scenes speak of.
+        # Captions of scenes name positions, which crops and flips would change.
         train_dataset, captions = PairDataset(pairs), pairs.captions()
     else:
         pairs = load_pairs(options.data)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.train()
     trainer.save_model()
-    # The two models inside, which open in plain transformers too. Pre-training has no prompt.
+    # Transformers can load both parts. Pre-training has no prompt.
     processor.caption_settings = PRETRAINING_SETTINGS
     folder, model = Path(options.output_dir), trainer.model
     for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_model(processor: BlipProcessor, width: int, num_layers: int, queue_size: int) -> BlipForPreTraining:
-    """A model of random weights; `from_vision_text_pretrained` starts from a ViT and a BERT."""
+    """Makes a model with random weights; `from_vision_text_pretrained` would start from a ViT and a BERT."""
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": num_layers}
     sizes["num_attention_heads"] = 4
     image = {"image_size": processor.image_processor.size["height"], "patch_size": 8}
@@ -88,11 +88,11 @@ def make_model(processor: BlipProcessor, width: int, num_layers: int, queue_size
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True, help="where the models go")
-    parser.add_argument("--data", help="JSON list, folder or data set of pairs; drawn scenes by default")
-    parser.add_argument("--tiny", action="store_true", help="a run that shows the way and learns little")
+    parser.add_argument("--output_dir", required=True, help="folder to save the models in")
+    parser.add_argument("--data", help="pairs to train on; by default drawn scenes")
+    parser.add_argument("--tiny", action="store_true", help="train a small model on a few scenes")
     return parser.parse_args(argv)
 
 

@@ -3,12 +3,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf[video]"]
 # ///
-"""Find videos by captions and captions by videos, with a matcher that has only seen images.
+"""Evaluate text-to-video and video-to-text retrieval with a matcher that was trained on images.
 
 python examples/video_retrieval.py Salesforce/blip-itm-base-coco msrvtt_test.jsonl --video_root videos
-python examples/video_retrieval.py --tiny  # a random model on folders of drawn frames: no network, a few seconds
+python examples/video_retrieval.py --tiny  # random weights on drawn clips, a few seconds
 
-Each line of the file is `{"clip_name": ..., "caption": ...}`. A clip is a folder of frames of that name, or a video file.
+Each line of the file is `{"clip_name": ..., "caption": ...}`. A clip is a folder of frames or a video file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ranks captions for each video and videos for each caption."""
+    """Evaluates on the clips of the command line, or on drawn ones."""
     options = parse_options(argv)
     if options.tiny:
         model, processor = make_tiny_matcher()
@@ -51,7 +51,7 @@ def report(
 
 
 def draw_clips(folder: Path, num_clips: int) -> Path:
-    """Scenes that drift to the right, as folders of four frames, and the file of their captions."""
+    """Writes scenes that move to the right, as folders of four frames, and returns the file of their captions."""
     lines = []
     for record in Scenes(num_clips, image_size=32):
         clip = f"scene{record['image_id']}"
@@ -64,7 +64,7 @@ def draw_clips(folder: Path, num_clips: int) -> Path:
 
 
 def make_tiny_matcher() -> tuple[BlipForImageTextRetrieval, BlipProcessor]:
-    """A matcher of random weights that knows the words of drawn scenes."""
+    """Makes a matcher with random weights and the vocabulary of drawn scenes."""
     tokenizer = train_wordpiece_tokenizer(scene_vocabulary_texts())
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
     sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -75,13 +75,13 @@ def make_tiny_matcher() -> tuple[BlipForImageTextRetrieval, BlipProcessor]:
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="folder or model id of a matcher")
-    parser.add_argument("captions", nargs="?", help="captions of videos, .json or .jsonl")
-    parser.add_argument("--video_root", help="folder of the videos; that of the captions by default")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames of each video")
-    parser.add_argument("--tiny", action="store_true", help="run a random model on drawn clips")
+    parser.add_argument("captions", nargs="?", help="file of captions, .json or .jsonl")
+    parser.add_argument("--video_root", help="folder of the videos; by default that of the captions")
+    parser.add_argument("--num_frames", type=int, default=8, help="frames per video")
+    parser.add_argument("--tiny", action="store_true", help="run random weights on drawn clips")
     options = parser.parse_args(argv)
     if not options.tiny and not options.captions:
         parser.error("name a model and a file of captions, or pass --tiny")

@@ -3,10 +3,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["blip_hf"]
 # ///
-"""Tell what images show without training for it: labels put into words, and the features behind them.
+"""Classify images zero-shot by labels, and compute image, text and multimodal features.
 
 python examples/zero_shot.py Salesforce/blip-itm-base-coco rex.jpg tom.jpg --labels dog cat horse
-python examples/zero_shot.py --tiny  # a random model on drawn scenes: no network, no sense, a few seconds
+python examples/zero_shot.py --tiny  # random weights on drawn scenes, a few seconds
 """
 
 import argparse
@@ -21,7 +21,7 @@ from blip_hf.evaluation.features import image_features, multimodal_embeds, text_
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Names the most probable labels of each image, and shows the three kinds of features."""
+    """Prints the most probable labels of each image and the three kinds of features."""
     options = parse_options(argv)
     if options.tiny:
         scenes = Scenes(3)
@@ -34,23 +34,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = BlipForImageTextRetrieval.from_pretrained(options.model)
         processor = BlipProcessor.from_pretrained(options.model)
 
-    # A label's feature is the mean over templates; it is made once, whatever the number of images.
+    # The feature of a label is the mean over templates, computed once for all images.
     classifier = ZeroShotClassifier(model, processor, labels, templates=options.templates)
     for name, found in zip(names, classifier(images, top_k=3), strict=True):
         print(f"{name}: {', '.join(f'{label.label} {label.probability:.2f}' for label in found)}")
 
-    # Unimodal features are unit vectors, compared by dot product.
+    # Unimodal features are normalised, so that their dot product is the cosine.
     texts = [f"a picture of a {label}" for label in labels]
     of_images = image_features(model, processor, images)  # (images, d)
     of_texts = text_features(model, processor, texts)  # (labels, d)
     print(f"cosines of each image with {texts}:\n{(of_images @ of_texts.T).cpu()}")
-    # A multimodal one is of an image together with a text, and neither projected nor normalised.
+    # Multimodal features of an image with a text are neither projected nor normalised.
     together = multimodal_embeds(model, processor, images, [texts[0]] * len(images))
     print(f"multimodal features of each image with {texts[0]!r}: {tuple(together.shape)}")
 
 
 def make_tiny_matcher() -> tuple[BlipForImageTextRetrieval, BlipProcessor]:
-    """A matcher of random weights that knows the words of drawn scenes."""
+    """Makes a matcher with random weights and the vocabulary of drawn scenes."""
     tokenizer = train_wordpiece_tokenizer(scene_vocabulary_texts())
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
     sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -63,13 +63,15 @@ def make_tiny_matcher() -> tuple[BlipForImageTextRetrieval, BlipProcessor]:
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="folder or model id of a matcher")
     parser.add_argument("images", nargs="*", help="images to classify")
-    parser.add_argument("--labels", nargs="+", help="what there is to choose from")
-    parser.add_argument("--templates", nargs="+", default=["a picture of a {}", "there is a {}"], help="around labels")
-    parser.add_argument("--tiny", action="store_true", help="run a random model on drawn scenes")
+    parser.add_argument("--labels", nargs="+", help="labels to choose from")
+    parser.add_argument(
+        "--templates", nargs="+", default=["a picture of a {}", "there is a {}"], help="texts around a label"
+    )
+    parser.add_argument("--tiny", action="store_true", help="run random weights on drawn scenes")
     options = parser.parse_args(argv)
     if not options.tiny and not (options.images and options.labels):
         parser.error("name a model, images and --labels, or pass --tiny")

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The Auto classes return the classes of this package only after registration."""
 
-import subprocess
-import sys
-import textwrap
-
 import transformers
 
 from blip_hf import BlipForVisualReasoning
+from tests.support.processes import run_code
 from tests.support.twins import TEXT, VISION, tiny_reasoning_config
 
 
@@ -27,9 +24,8 @@ def test_auto_classes_are_registered_on_request(tmp_path):
         print(type(AutoModel.from_pretrained({str(tmp_path / "reasoner")!r})).__module__)
         print(len(PROCESSOR_MAPPING._extra_content))
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    before, after, reasoner, num_processors = result.stdout.split()
+    before, after, nlvr2, num_processors = run_code(code).split()
     assert before.startswith("transformers.")
     assert after == "blip_hf.modeling.caption"
     assert num_processors == "0"  # registered processors have no effect
-    assert reasoner == "blip_hf.modeling.nlvr2"
+    assert nlvr2 == "blip_hf.modeling.nlvr2"

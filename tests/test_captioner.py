@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The captioner: batches, order, settings, scores and broken images."""
 
-import runpy
 from functools import partial
 
 import numpy as np
@@ -9,19 +8,17 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.paths import EXAMPLES
 from tests.support.twins import write_as_transformers_4
+from tests.support.vocabularies import make_processor
 
 
-WORDS = tuple("abcdefghijklmnopqr")
 PROMPT = "a b"
-EXAMPLE = EXAMPLES / "caption_images.py"
 
 
 def tiny_config(processor):
@@ -50,9 +47,7 @@ def tiny_config(processor):
 
 @pytest.fixture(scope="module")
 def processor():
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
-    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    processor = make_processor()
     processor.caption_settings = CaptionSettings(prompt="")
     return processor
 
@@ -376,26 +371,3 @@ def test_unknown_settings_raise(model, processor, images):
         BlipCaptioner(model, processor, num_beasm=2)(images)
     with pytest.raises(ValueError, match="on_error='ignore'"):
         BlipCaptioner(model, processor).caption(Image.new("RGB", (8, 8)), on_error="ignore")
-
-
-def test_the_example_captions_each_scene(capsys):
-    runpy.run_path(str(EXAMPLE))["main"](["--tiny", "--num_captions", "2"])
-    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == [f"scene {number}" for number in range(4) for _ in range(2)]
-
-
-def test_the_example_captions_files_and_names_broken_ones(model, processor, images, broken, tmp_path, capsys):
-    model.save_pretrained(tmp_path / "captioner")
-    processor.save_pretrained(tmp_path / "captioner")
-    images[0].save(tmp_path / "image.png")
-    main = runpy.run_path(str(EXAMPLE))["main"]
-    main([str(tmp_path / "captioner"), str(tmp_path / "image.png"), str(broken)])
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path / 'image.png'}: {BlipCaptioner(model, processor)(images[0])[0]}")
-    assert "it is empty or not an image" in second
-
-
-def test_the_example_without_images_fails_with_a_message(capsys):
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(EXAMPLE))["main"](["model"])
-    assert "at least one image, or pass --tiny" in capsys.readouterr().err

@@ -217,6 +217,21 @@ def test_models_import_no_data_and_no_processor() -> None:
     assert [pair for pair in imports if top_level(pair[1]) in above] == []
 
 
+def test_no_test_imports_a_test_module() -> None:
+    imports = [
+        (path.relative_to(TESTS).as_posix(), name)
+        for path in sorted(TESTS.rglob("*.py"))
+        for name in imported_names("", path.read_text(), is_package=True)
+    ]
+    assert ("conftest.py", "tests.support.paths.DATA") in imports
+    assert [pair for pair in imports if re.match(r"tests\.(?:(?!support)\w+\.)*test_", pair[1])] == []
+
+
+def test_folders_of_tests_are_those_of_the_package() -> None:
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")} - {Path("integration")}
+    assert {folder.as_posix() for folder in folders if not (SOURCE / folder).is_dir()} == set()
+
+
 def test_relative_and_absolute_imports_are_read_alike() -> None:
     names = imported_names(
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False

@@ -7,22 +7,20 @@ import torch
 import transformers
 from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer
 
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.processing_blip import BlipProcessor
 from tests.support.twins import tiny_capfilt
+from tests.support.vocabularies import make_processor
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "red", "square"]
 COLLATORS = [BlipPretrainingCollator, BlipMatchingCollator, BlipCaptioningCollator]
 
 
 @pytest.fixture(scope="module")
 def processor() -> BlipProcessor:
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=1)
+    return make_processor(("a", "picture", "of", "red", "square"), image_size=1)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from blip_hf.data.nlvr2 import (
 )
 from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from tests.support.files import write_json, write_json_lines
 
 
 OFFICIAL = {
@@ -35,11 +36,6 @@ def processor():
     return BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(scene_vocabulary_texts()), image_size=32)
 
 
-def write_lines(path, *records):
-    path.write_text("\n".join(json.dumps(record) for record in records))
-    return path
-
-
 def plain(colour):
     return Image.new("RGB", (40, 40), colour)
 
@@ -50,7 +46,7 @@ def plain(colour):
 @pytest.mark.parametrize("name", ["dev.json", "dev.jsonl"])
 def test_nlvr2_lines_name_their_images(tmp_path, name):
     train = OFFICIAL | {"identifier": "train-10171-3-0", "directory": 54, "label": "False"}
-    records = load_nlvr2(write_lines(tmp_path / name, OFFICIAL, train), image_root="images")
+    records = load_nlvr2(write_json_lines(tmp_path / name, [OFFICIAL, train]), image_root="images")
     assert records == [
         {
             "images": ["images/dev-850-0-img0.png", "images/dev-850-0-img1.png"],
@@ -79,7 +75,7 @@ def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start)
 
 def test_blip_lists_start_from_their_own_folder(tmp_path):
     path = tmp_path / "nlvr_dev.json"
-    path.write_text(json.dumps([OURS, OURS | {"label": True}]))
+    write_json(path, [OURS, OURS | {"label": True}])
     first, second = load_nlvr2(path)
     assert first["images"] == [str(tmp_path / image) for image in OURS["images"]]
     assert (first["label"], second["label"]) == (False, True)
@@ -100,7 +96,7 @@ def test_blip_lists_start_from_their_own_folder(tmp_path):
 )
 def test_misfits_name_record_and_field(tmp_path, record, message):
     path = tmp_path / "list.json"
-    path.write_text(json.dumps([OURS, record]))
+    write_json(path, [OURS, record])
     with pytest.raises(ValueError, match=re.escape(f"{path}, record 1") + ".*" + re.escape(message)):
         load_nlvr2(path)
 

@@ -3,14 +3,13 @@
 
 import random
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from blip_hf.data.scene_layout import COLOURS
 from blip_hf.data.scenes import Scenes
+from tests.support.processes import run_code
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
@@ -125,8 +124,7 @@ def test_scene_depends_on_its_index_alone():
 
 def test_captions_repeat_in_another_process():
     program = "from blip_hf.data.scenes import Scenes; print('|'.join(Scenes(30, noise_rate=0.5).captions()))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.strip().split("|") == Scenes(30, noise_rate=0.5).captions()
+    assert run_code(program).strip().split("|") == Scenes(30, noise_rate=0.5).captions()
 
 
 def test_another_seed_gives_other_scenes():

@@ -11,11 +11,13 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from blip_hf import BlipForImageTextRetrieval
 from blip_hf.data.videos import load_video_captions, read_frames, sample_frame_indices
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.video import evaluate_video_retrieval
 from blip_hf.image_utils import UnreadableImageError
-from tests.evaluation.test_retrieval import TOLERANCE, make_model, make_processor
+from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.vocabularies import make_processor
 
 
 def grey_frames(num_frames):
@@ -165,7 +167,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def model(processor):
-    return make_model(processor)
+    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ def test_videos_are_scored_by_mean_projection_and_all_their_tokens(model, proces
         for place, j in enumerate(result.image_candidates.index[i].tolist()):
             row = processor(text=result.texts[j], role="contrast", return_tensors="pt")["input_ids"]
             expected = model.get_itm_logits(memory, row)[0, 1] + model.get_text_features(row)[0] @ feature
-            assert_close(result.image_candidates.scores[i, place], expected, **TOLERANCE)
+            assert_close(result.image_candidates.scores[i, place], expected, **SUMMATION_TOLERANCE)
 
 
 def test_a_video_of_one_frame_is_a_image(model, processor, records):
@@ -206,7 +208,7 @@ def test_a_video_of_one_frame_is_a_image(model, processor, records):
     ]
     pictures = evaluate_retrieval(model, processor, pairs, k=2)
     assert list(videos.reranked.values()) == list(pictures.reranked.values())
-    assert_close(videos.text_candidates.scores, pictures.text_candidates.scores, **TOLERANCE)
+    assert_close(videos.text_candidates.scores, pictures.text_candidates.scores, **SUMMATION_TOLERANCE)
     assert "text_to_video_median_rank" in videos.reranked
     assert "itc_video_to_text_r@10" in videos.metrics()
 

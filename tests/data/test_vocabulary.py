@@ -2,14 +2,13 @@
 """Tokenizers trained on a few texts."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from transformers import BertTokenizer
 
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from tests.support.processes import run_code
 
 
 TEXTS = ["a small dog runs", "two dogs run on the grass", "Étranges photographs of 12 birds?"]
@@ -70,10 +69,9 @@ def test_same_texts_give_same_ids_in_another_process(vocab_size):
         "import json, sys; from blip_hf.data.vocabulary import train_wordpiece_tokenizer as train;"
         "print(json.dumps(train(json.loads(sys.argv[1]), vocab_size=int(sys.argv[2])).get_vocab()))"
     )
-    command = [sys.executable, "-c", program, json.dumps(TEXTS), str(vocab_size)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = run_code(program, json.dumps(TEXTS), vocab_size)
     vocabulary = train_wordpiece_tokenizer(TEXTS, vocab_size=vocab_size).get_vocab()
-    assert json.loads(run.stdout.splitlines()[-1]) == vocabulary
+    assert json.loads(printed.splitlines()[-1]) == vocabulary
     assert len(vocabulary) == vocab_size
 
 

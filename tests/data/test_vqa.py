@@ -8,21 +8,17 @@ import torch
 from PIL import Image, ImageOps
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
-from transformers import BertTokenizer
 
 from blip_hf import BlipForQuestionAnswering, BlipProcessor
 from blip_hf.data.transforms import mirror_caption
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
 from tests.support.twins import tiny_config
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "a", "red", "square"]
+from tests.support.vocabularies import make_processor
 
 
 @pytest.fixture(scope="module")
 def processor() -> BlipProcessor:
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    return make_processor(("what", "is", "it", "a", "red", "square"))
 
 
 def question(**fields):

@@ -6,18 +6,16 @@ import math
 import shutil
 import sys
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import BertTokenizer
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from blip_hf import BlipForConditionalGeneration
 from blip_hf.data.readers.pairs import group_captions, load_pairs
 from blip_hf.evaluation import caption_metrics as module
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
 from blip_hf.evaluation.caption_metrics import caption_metrics, caption_metrics_by_domain, resolve_metrics
-from tests.support.twins import TEXT, VISION
+from tests.support.images import noise_images
+from tests.support.twins import tiny_model_for
+from tests.support.vocabularies import make_processor
 
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java")
@@ -228,30 +226,24 @@ def test_missing_packages_are_named_with_their_extra(package, monkeypatch):
 
 # The evaluation of a captioner
 
-WORDS = tuple("abcdefghijklmnopqr")
 PROMPT = "a b"
 
 
 @pytest.fixture(scope="module")
 def processor():
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    return make_processor()
 
 
 @pytest.fixture(scope="module")
 def model(processor):
-    torch.manual_seed(2)
-    text_config = {**TEXT, **processor.config_token_ids()}
-    return BlipForConditionalGeneration(BlipConfig(text_config=text_config, vision_config=dict(VISION)))
+    return tiny_model_for(BlipForConditionalGeneration, processor, seed=2)
 
 
 @pytest.fixture(scope="module")
 def groups():
-    noise = np.random.default_rng(0).integers(0, 256, size=(5, 8, 12, 3), dtype=np.uint8)
-    images = [Image.fromarray(levels).resize((60, 40)) for levels in noise]
     return [
-        {"image": image, "captions": ["c d e f", "g"], "image_id": 10 * number} for number, image in enumerate(images)
+        {"image": image, "captions": ["c d e f", "g"], "image_id": 10 * number}
+        for number, image in enumerate(noise_images(5))
     ]
 
 

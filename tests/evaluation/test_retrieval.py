@@ -10,35 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer
 
-from blip_hf import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import BlipForImageTextRetrieval
 from blip_hf.data.text import pre_caption
 from blip_hf.evaluation import retrieval, two_stage
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.two_stage import rerank
-from tests.support.twins import TEXT, VISION
+from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.vocabularies import LETTERS, make_processor
 
 
-WORDS = tuple("abcdefghijklmnopqr")
 NUM_IMAGES = 6
-# Summing in another order moves a logit of the tiny model by a few units in its last place.
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
-
-
-def make_processor():
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
-
-
-def make_model(processor):
-    torch.manual_seed(0)
-    text_config = {**TEXT, **processor.config_token_ids()}
-    config = BlipConfig(text_config=text_config, vision_config=dict(VISION), image_text_hidden_size=8)
-    return BlipForImageTextRetrieval(config).eval()
 
 
 def make_pairs():
@@ -48,7 +32,7 @@ def make_pairs():
     return [
         {
             "image": Image.fromarray(noise[number]).resize((40, 30)),
-            "caption": " ".join(rng.choices(WORDS, k=rng.randint(1, 9))),
+            "caption": " ".join(rng.choices(LETTERS, k=rng.randint(1, 9))),
             "image_id": 10 + number,
         }
         for repeat in range(3)
@@ -63,7 +47,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def model(processor):
-    return make_model(processor)
+    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +104,8 @@ def test_both_stages_match_a_plain_loop(model, processor, pairs, cosines_and_log
     assert result.texts == texts
     assert result.text_to_image.tolist() == text_to_image
     assert result.image_ids == list(range(10, 10 + NUM_IMAGES))
-    assert_close(dense(result.image_candidates, len(texts)), of_images, **TOLERANCE)
-    assert_close(dense(result.text_candidates, len(images)), of_texts, **TOLERANCE)
+    assert_close(dense(result.image_candidates, len(texts)), of_images, **SUMMATION_TOLERANCE)
+    assert_close(dense(result.text_candidates, len(images)), of_texts, **SUMMATION_TOLERANCE)
     for metrics, to_text, to_image in (
         (result.itc, cosines, cosines),
         (result.reranked, of_images, of_texts.T),
@@ -253,7 +237,7 @@ def test_what_cannot_be_evaluated_is_refused(model, processor, pairs, change, op
 
 @pytest.mark.parametrize("broken", ["vision_proj", "itm_head"])
 def test_a_model_that_became_nan_has_no_recalls(broken, processor, pairs):
-    model = make_model(processor)
+    model = tiny_model_for(BlipForImageTextRetrieval, processor)
     with torch.no_grad():
         getattr(model, broken).weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="scores are NaN"):
@@ -304,8 +288,8 @@ def test_two_processes_share_the_images_and_return_what_one_does(monkeypatch, mo
     assert (num_projected.count(0), num_projected.count(1)) == (3, 3 - len(broken))
     for result in results:
         assert result.metrics() == {**alone.metrics(), "num_skipped": len(broken)}
-        assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **TOLERANCE)
-        assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **TOLERANCE)
+        assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **SUMMATION_TOLERANCE)
+        assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **SUMMATION_TOLERANCE)
 
 
 def test_features_do_not_depend_on_the_batch(model, processor, pairs):
@@ -314,7 +298,7 @@ def test_features_do_not_depend_on_the_batch(model, processor, pairs):
     for extract, *items in ((image_features, images), (text_features, texts), (multimodal_embeds, own_images, texts)):
         whole = extract(model, processor, *items, batch_size=64)
         alone = torch.cat([extract(model, processor, *([item] for item in row)) for row in zip(*items, strict=True)])
-        assert_close(whole, alone, **TOLERANCE)
+        assert_close(whole, alone, **SUMMATION_TOLERANCE)
         assert not whole.requires_grad
     assert_close(image_features(model, processor, images).norm(dim=1), torch.ones(NUM_IMAGES))
 
@@ -324,7 +308,7 @@ def test_the_matching_head_reads_the_multimodal_embeddings(model, processor, pai
     own_images = [images[number] for number in text_to_image]
     logits = model.itm_head(multimodal_embeds(model, processor, own_images, texts))
     inputs = processor(own_images, texts, role="contrast", return_tensors="pt")
-    assert_close(logits, model(**inputs).itm_logits, **TOLERANCE)
+    assert_close(logits, model(**inputs).itm_logits, **SUMMATION_TOLERANCE)
 
 
 def test_pairs_of_unequal_number_are_refused(model, processor, pairs):

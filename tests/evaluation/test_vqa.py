@@ -4,18 +4,17 @@
 import json
 
 import pytest
-import torch
-from PIL import Image
-from transformers import BertTokenizer
 
-from blip_hf import BlipConfig, BlipForQuestionAnswering, BlipProcessor
+from blip_hf import BlipForQuestionAnswering
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
 from blip_hf.evaluation.vqa import evaluate_vqa, normalize_answer, vqa_accuracy, write_vqa_results
-from tests.integration.test_overfit import optimise
-from tests.support.twins import TEXT, VISION
+from tests.support.images import plain_image
+from tests.support.optimization import optimize
+from tests.support.twins import tiny_model_for
+from tests.support.vocabularies import make_processor
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "colour", "is", "it", "red", "green", "blue", "dark"]
+WORDS = ("what", "colour", "is", "it", "red", "green", "blue", "dark")
 COLOURS = {"red": "red", "lime": "green", "blue": "dark blue"}
 
 
@@ -80,15 +79,14 @@ def test_a_single_answer_is_right_or_wrong():
 
 @pytest.fixture(scope="module")
 def processor():
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    return make_processor(WORDS)
 
 
 @pytest.fixture(scope="module")
 def questions():
     return [
         {
-            "image": Image.new("RGB", (8, 8), name),
+            "image": plain_image(name),
             "question": "What colour is it?",
             "question_id": 10 + number,
             "answers": [answer],
@@ -100,12 +98,10 @@ def questions():
 
 @pytest.fixture(scope="module")
 def model(processor, questions):
-    """Has learnt the three colours."""
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=TEXT | processor.config_token_ids(), vision_config=dict(VISION))
-    model = BlipForQuestionAnswering(config)
+    """A model that was trained on the three colours."""
+    model = tiny_model_for(BlipForQuestionAnswering, processor)
     batch = BlipVqaCollator(processor)(list(VqaDataset(questions)))
-    return optimise(model, lambda: model(**batch).loss, num_steps=60)
+    return optimize(model, lambda: model(**batch).loss, num_steps=60)
 
 
 @pytest.mark.parametrize("answer_list", [None, ["blue", "dark blue", "green", "red"]])

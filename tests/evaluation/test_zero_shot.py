@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Zero-shot classification: label features, probabilities, and the order of labels."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from blip_hf import BlipForImageTextRetrieval
 from blip_hf.evaluation.features import image_features, text_features
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier, build_label_features, classify
-from tests.evaluation.test_retrieval import TOLERANCE, make_model, make_processor
+from tests.support.images import noise_images
+from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.vocabularies import make_processor
 
 
 LABELS = ["a", "b c", "d"]
@@ -24,20 +25,19 @@ def processor():
 
 @pytest.fixture(scope="module")
 def model(processor):
-    return make_model(processor)
+    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture(scope="module")
 def images():
-    noise = np.random.default_rng(0).integers(0, 256, size=(5, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(levels).resize((40, 30)) for levels in noise]
+    return noise_images(5)
 
 
 def test_label_features_are_the_normalised_mean_over_templates(model, processor):
     features = build_label_features(model, processor, LABELS, templates=TEMPLATES, batch_size=2)
     for label, feature in zip(LABELS, features, strict=True):
         of_templates = text_features(model, processor, [label, f"e {label} f"])
-        assert_close(feature, normalize(of_templates[0] + of_templates[1], dim=0), **TOLERANCE)
+        assert_close(feature, normalize(of_templates[0] + of_templates[1], dim=0), **SUMMATION_TOLERANCE)
 
 
 def test_labels_are_normalised_as_captions(model, processor):

@@ -6,14 +6,16 @@ import importlib
 import pkgutil
 import re
 import shlex
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
 from blip_hf.bootstrap.config import LoopSettings
-from blip_hf.cli import bootstrap, capfilt, evaluate, finetune, pretrain
-from blip_hf.cli.parser import build_parser, parse
+from blip_hf.cli import COMMANDS, load_command
+from blip_hf.cli.parser import Command, build_parser, choose, parse
 from tests.support.paths import ROOT
 from tests.support.twins import tiny_capfilt
 
@@ -21,7 +23,9 @@ from tests.support.twins import tiny_capfilt
 PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"] + sorted((ROOT / "docs").glob("*.md"))
 FOLDERS = "benchmarks|docs|examples|src|tests"
 LAUNCHERS = ("torchrun", "accelerate")
-TASK_COMMANDS = {"finetune": finetune.COMMANDS, "evaluate": evaluate.COMMANDS}
+HELP_OPTIONS = {"help", "help_all", "debug"}
+# Of the examples, torchrun and other tools.
+OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
 
 
 def blocks(page, language):
@@ -39,10 +43,38 @@ def shell_lines(block):
             yield line
 
 
-def commands(program):
-    """Returns the words after `program` of each command line in a shell block, without comments."""
+def command_lines(program):
+    """Returns the words after `program` of each command line in a shell block, without comments and pipes."""
     lines = [line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
+    words = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
+    return [list(takewhile(lambda word: word not in ("|", ">", "&&"), line)) for line in words]
+
+
+def find_command(words):
+    """Returns the command that a command line names, and the words after its name."""
+    command = load_command(words[0])
+    if isinstance(command, Command):
+        return command, words[1:]
+    return choose(words[1], command.commands, command.prog), words[2:]
+
+
+def parse_command(words):
+    """Parses a command line without running it, and returns the name of its command."""
+    command, options = find_command(words)
+    assert [word for word in options if word.endswith(".yaml") and not Path(word).is_file()] == []
+    if not {f"--{name}" for name in HELP_OPTIONS} & set(options):
+        parse(command, [*options, "--use_cpu"] if command.trainer_arguments else options)
+    return command.prog
+
+
+def all_commands():
+    for name in COMMANDS:
+        command = load_command(name)
+        yield from [command] if isinstance(command, Command) else command.commands.values()
+
+
+def options_of(command):
+    return set(build_parser(command).fields)
 
 
 def anchors(page):
@@ -85,71 +117,59 @@ def is_importable(name):
     return True
 
 
-def test_commands_of_tasks_parse(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)  # recipes are named from here
-    found = set()
-    for command, task, *arguments in (words for words in commands("blip-hf") if words[0] in TASK_COMMANDS):
-        use_cpu = ["--use_cpu"] if command == "finetune" else []
-        if "--help" not in arguments:
-            parse(TASK_COMMANDS[command][task], [*arguments, *use_cpu, "--overwrite"])
-        found.add((command, task))
-    assert found == {(command, task) for command, tasks in TASK_COMMANDS.items() for task in tasks}
-
-
-def test_commands_of_pre_training_parse(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    found = [words[1:] for words in commands("blip-hf") if words[0] == "pretrain"]
-    assert found
-    for arguments in found:
-        if not {"--help", "--help_all"} & set(arguments):
-            parse(pretrain.COMMAND, [*arguments, "--use_cpu", "--overwrite"])
-
-
-def test_commands_of_capfilt_parse(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where no output exists
-    asked = []
-    launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in commands(name)]
+def test_commands_in_shell_blocks_parse(monkeypatch, tmp_path):
+    # In an empty folder, so that no output exists; recipes are named from the root.
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    launched = [words[words.index("blip_hf") + 1 :] for name in LAUNCHERS for words in command_lines(name)]
     assert launched
-    for words in [*commands("blip-hf"), *launched]:
-        if words[0] == "capfilt":
-            asked.append((words[1], *parse(capfilt.COMMANDS[words[1]], words[2:])))
-    for task, options in asked:
-        assert task == "report" or options.rule().sources
-    assert {task for task, _ in asked} == set(capfilt.COMMANDS)
+    parsed = {parse_command(words) for words in [*command_lines("blip-hf"), *launched]}
+    undocumented = {command.prog for command in all_commands()} - parsed
+    assert undocumented == set()
 
 
-def test_commands_and_settings_of_the_loop_parse(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    parsed = [parse(bootstrap.COMMAND, words[1:])[0] for words in commands("blip-hf") if words[0] == "bootstrap"]
-    assert {options.config for options in parsed} > {None}
-    assert all(options.config is None or options.config.is_file() for options in parsed)
+def test_rules_of_capfilt_commands_are_valid(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words in command_lines("blip-hf"):
+        if words[:2] in (["capfilt", "run"], ["capfilt", "refilter"]):
+            command, options = find_command(words)
+            (parsed,) = parse(command, options)
+            assert parsed.rule().sources
+
+
+def test_commands_in_text_have_known_options():
+    spans = {span for page in PAGES for span in re.findall(r"`blip-hf ([^`]+)`", page.read_text())}
+    assert spans
+    for words in map(shlex.split, spans):
+        given = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+        command = load_command(words[0]) if words[0] in COMMANDS else None
+        assert command is not None or given <= {"version", "help"}, words
+        if given - HELP_OPTIONS:
+            assert given - HELP_OPTIONS - options_of(find_command(words)[0]) == set(), words
+
+
+def test_options_in_backticks_exist():
+    named = {(page.name, name) for page in PAGES for name in re.findall(r"`--(\w+)", page.read_text())}
+    known = {name for command in all_commands() for name in options_of(command)} | HELP_OPTIONS | OPTIONS_OF_OTHERS
+    assert named
+    assert sorted((page, name) for page, name in named if name not in known) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_of_a_recipe_parses(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    (line,) = re.findall(r"blip-hf (.* --config .*)", path.read_text().partition("\n")[0])
+    assert path.name in line
+    parse_command(shlex.split(line))
+
+
+def test_settings_of_the_loop_in_its_page_are_valid():
     (settings,) = blocks(ROOT / "docs" / "capfilt.md", "yaml")
     LoopSettings.from_mapping({**yaml.safe_load(settings), "device": "cpu"}).check()
 
 
-def test_options_that_the_page_of_capfilt_names_exist():
-    text = (ROOT / "docs" / "capfilt.md").read_text()
-    commands_of_page = [*capfilt.COMMANDS.values(), pretrain.COMMAND]
-    known = {
-        flag
-        for command in commands_of_page
-        for action in build_parser(command)._actions
-        for flag in action.option_strings
-    }
-    assert sorted(set(re.findall(r"`(--\w+)", text)) - known - {"--config", "--max_restarts"}) == []
-
-
-def test_options_that_the_page_of_tasks_names_exist():
-    named = set(re.findall(r"`--(\w+)", (ROOT / "docs" / "tasks.md").read_text()))
-    of_tasks = [*finetune.COMMANDS.values(), *evaluate.COMMANDS.values(), pretrain.COMMAND]
-    actions = [action for command in of_tasks for action in build_parser(command)._actions]
-    known = {flag.removeprefix("--") for action in actions for flag in action.option_strings}
-    of_help_and_examples = {"config", "help", "help_all", "tiny"}
-    assert sorted(named - known - of_help_and_examples) == []
-
-
 def test_scripts_in_commands_exist():
-    named = {words[0] for words in commands("python") if words}
+    named = {words[0] for words in command_lines("python") if words}
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 

@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 from blip_hf import (
+    BlipCaptioner,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
@@ -47,7 +48,7 @@ def nlvr2_of(i, color, other):
 
 FINETUNING = {
     "finetune_retrieval": (pair_of, BlipForImageTextRetrieval, r"r_mean +\d\.\d{3} +\d\.\d{3}"),
-    "finetune_vqa": (vqa_of, BlipForQuestionAnswering, r"written \d\.\d{3}, chosen from \d+ answers \d\.\d{3}"),
+    "finetune_vqa": (vqa_of, BlipForQuestionAnswering, r"generated \d\.\d{3}, ranked from \d+ answers \d\.\d{3}"),
     "finetune_nlvr2": (
         nlvr2_of,
         BlipForVisualReasoning,
@@ -69,6 +70,20 @@ def test_finetune_captioner_example(tmp_path, capsys):
     run_example("finetune_captioner", "--tiny", "--output_dir", tmp_path)
     assert "is captioned" in capsys.readouterr().out
     BlipForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_caption_example(captioner_folder, tmp_path, capsys):
+    run_example("caption_images", "--tiny", "--num_captions", "2")
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"scene {number}" for number in range(4) for _ in range(2)]
+    image = write_image(tmp_path / "image.png")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    run_example("caption_images", captioner_folder, image, tmp_path / "broken.jpg")
+    first, second = capsys.readouterr().out.splitlines()
+    (caption,) = BlipCaptioner.from_pretrained(captioner_folder)(image)
+    assert first.startswith(f"{image}: {caption} (")
+    assert second.startswith(f"{tmp_path / 'broken.jpg'}: ")
+    assert "it is empty or not an image" in second
 
 
 @pytest.mark.parametrize("name", FINETUNING)
@@ -119,6 +134,7 @@ def test_video_retrieval_example(matcher_folder, tmp_path, capsys):
         ("finetune_retrieval", ["--output_dir", "x", "--data", "train.json"]),
         ("finetune_vqa", ["--output_dir", "x"]),
         ("finetune_nlvr2", ["--output_dir", "x", "--eval_data", "dev.json"]),
+        ("caption_images", ["model"]),
         ("zero_shot", ["model", "image.png"]),
         ("video_retrieval", ["model"]),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tiny checkpoints under the names of the original code, written down by hand, one a task."""
+"""Tiny checkpoints with the tensor names of the original code, written by hand, one per task."""
 
 import torch
 from transformers import BertTokenizer
@@ -20,7 +20,7 @@ def save_bert_tokenizer(folder):
 
 
 def original_state(task, seed=0):
-    """The `model` entry of a `.pth`, with tied tensors that share their memory."""
+    """Returns the `model` entry of a `.pth` file; tied tensors share their memory."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -95,7 +95,7 @@ def original_state(task, seed=0):
     if task != "captioning":
         state |= text("text_encoder")
     if task == "pretraining":
-        # All but self-attention is one tensor in encoder and decoder.
+        # Encoder and decoder share all tensors except self-attention.
         for name in state:
             if name.startswith("text_encoder.") and ".attention." not in name:
                 state[name] = state[name.replace("text_encoder.", "text_decoder.bert.")]

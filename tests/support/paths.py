@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folders that tests read: the project's own, and the photos and reference tensors beside a checkout."""
+"""Folders that tests read: those of the repository, and the photos and reference tensors beside it."""
 
 import os
 from pathlib import Path

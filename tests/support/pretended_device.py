@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A device that only pretends to be one, to show without an accelerator where tensors are made.
+"""A simulated device, to test the placement of tensors without an accelerator.
 
-Its tensors compute on the CPU and say that they are on "meta", the device that every build of PyTorch knows. As on CUDA, an
-operation that mixes devices fails; so does, where that is asked for, one that would wait for the device.
+Its tensors compute on the CPU and report "meta", a device of every build of PyTorch. As on CUDA, an operation that mixes
+devices fails. With `may_wait=False`, so does an operation that would wait for the device.
 """
 
 from collections.abc import Iterator
@@ -18,27 +18,27 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 
 DEVICE = torch.device("meta")
-# What moves values between devices, and alone may see both.
+# Only these move values between devices.
 COPIES = {"_to_copy", "copy_", "to"}
-# What has a size or a number that depends on values, for which the host waits.
+# The host waits for these: their size or result depends on values.
 WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "repeat_interleave", "unique_dim", "_unique2"}
 INDEXING = {"index", "index_put", "index_put_"}
 
 
 class PretendedTensor(Tensor):
-    """A tensor that says it is on `DEVICE` and has its values on the CPU."""
+    """A tensor that reports `DEVICE` and has its values on the CPU."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> "PretendedTensor":
         layout = {"strides": values.stride(), "storage_offset": values.storage_offset(), "dtype": values.dtype}
-        with torch.inference_mode(False):  # a view made in inference mode belongs to its base, which is made outside
+        with torch.inference_mode(False):  # a view must not be an inference tensor if its base is not
             return Tensor._make_wrapper_subclass(cls, values.shape, device=DEVICE, **layout)
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
     def tolist(self) -> list:
-        return self.cpu().tolist()  # the base class has none for subclasses
+        return self.cpu().tolist()  # `Tensor.tolist` does not support subclasses
 
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ class PretendedTensor(Tensor):
 
 
 class PretendedDevice(TorchDispatchMode):
-    """Makes `DEVICE` one that tensors can be made on."""
+    """Creates tensors on `DEVICE`."""
 
     def __init__(self, may_wait: bool = True) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class PretendedDevice(TorchDispatchMode):
 
 
 class ValuesGoThere(TorchFunctionMode):
-    """Makes `torch.tensor` copy numbers to `DEVICE`; of "meta" it knows that there are no values."""
+    """Makes `torch.tensor` copy numbers to `DEVICE`, which it would not do for "meta"."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,12 +67,12 @@ class ValuesGoThere(TorchFunctionMode):
 
 
 def run(operation: Any, args: Any, kwargs: dict[str, Any], *, may_wait: bool) -> Any:
-    """One operation, on the CPU, with its result where a real device would have it."""
+    """Runs an operation on the CPU and puts its result where a real device would have it."""
     name = operation.overloadpacket.__name__
     leaves = tree_flatten((args, kwargs))[0]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     on_device = [isinstance(tensor, PretendedTensor) for tensor in tensors]
-    # A number may be anywhere: CUDA too takes a CPU tensor without axes as one.
+    # A CPU tensor without axes counts as a number, as on CUDA.
     on_cpu = [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor) and tensor.dim() > 0]
     assert name in COPIES or not (any(on_device) and on_cpu), f"{operation} mixes devices"
     targets = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
@@ -97,7 +97,7 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any], *, may_wait: bool) ->
 
 @contextmanager
 def pretended_device(may_wait: bool = True) -> Iterator[None]:
-    autocast = torch.autocast  # which knows no "meta"
+    autocast = torch.autocast  # does not support "meta"
     with (
         PretendedDevice(may_wait),
         ValuesGoThere(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes on the CPU, for what several do together."""
+"""Two processes on the CPU, for tests of distributed runs."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ WORLD_SIZE = 2
 
 
 def run_on_ranks(run: Callable[[int, Path], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What `run(rank, folder)` returns on each of two processes, one thread each."""
+    """Returns the results of `run(rank, folder)` on two processes with one thread each."""
     if not distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     multiprocessing.spawn(_run_rank, args=(run, folder), nprocs=WORLD_SIZE)
@@ -24,7 +24,7 @@ def run_on_ranks(run: Callable[[int, Path], dict[str, Any]], folder: Path) -> li
 
 def _run_rank(rank: int, run: Callable[[int, Path], dict[str, Any]], folder: Path) -> None:
     torch.set_num_threads(1)
-    # As a launcher would set it, so that Trainer joins the group in place of making one.
+    # As set by a launcher, so that Trainer joins the group instead of creating one.
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tiny trainers on the CPU, and pairs to train them on: as tensors, or as records of which some are broken."""
+"""Tiny trainers on the CPU, and pairs to train them on: as tensors, or as records, some of them unreadable."""
 
 import torch
 from PIL import Image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tiny random models that the tests share."""
+"""Tiny random models, their batches and configurations."""
 
 import json
 
@@ -34,7 +34,7 @@ TEXT = {
     "eos_token_id": SEP,
     "bos_token_id": DEC,
     "enc_token_id": ENC,
-    "initializer_range": 0.3,  # so that a wrong term is seen in the output
+    "initializer_range": 0.3,  # wide, so that a wrong term changes the output
 }
 VISION = {
     "hidden_size": 24,
@@ -45,6 +45,10 @@ VISION = {
     "patch_size": 16,
     "initializer_range": 0.3,
 }
+
+
+# Summing in another order moves a logit of a tiny model by a few units in its last place.
+SUMMATION_TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
 
 
 def tiny_config(**fields):
@@ -64,14 +68,14 @@ def tiny_retrieval_config(queue_size=12, **fields):
 
 
 def tiny_reasoning_config(merge_from_layer=1):
-    """Two text layers, of which by default the lower averages the images and the upper merges them."""
+    """By default the lower text layer averages the images and the upper one merges them."""
     return BlipVisualReasoningConfig(
         text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, merge_from_layer=merge_from_layer
     )
 
 
 def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
-    """Pixels, right-padded captions that end with [SEP], and their mask."""
+    """Returns pixels, right-padded captions that end with [SEP], and their mask."""
     generator = torch.Generator().manual_seed(seed)
     pixel_values = torch.randn(len(lengths), 3, 32, 32, generator=generator)
     input_ids = torch.full((len(lengths), max(lengths)), PAD)
@@ -82,7 +86,7 @@ def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
 
 
 def tiny_model_for(model_class, processor, seed=0, **fields):
-    """A tiny model over the vocabulary of a processor, in evaluation mode; `fields` are of both sub-configurations."""
+    """Returns a tiny model with the vocabulary of a processor; `fields` go into both sub-configurations."""
     config = BlipConfig(
         text_config={**TEXT, **processor.config_token_ids(), **fields},
         vision_config={**VISION, "image_size": processor.image_processor.size["height"], **fields},
@@ -94,17 +98,17 @@ def tiny_model_for(model_class, processor, seed=0, **fields):
 
 
 def tiny_capfilt(image_size=32):
-    """A captioner and a filter, each with its processor, over a vocabulary of letters."""
+    """Returns a captioner and a filter, each with its processor, over a vocabulary of letters."""
     processor = make_processor(image_size=image_size)
     captioner = tiny_model_for(BlipForConditionalGeneration, processor, seed=2, initializer_range=0.5)
     matcher = tiny_model_for(BlipForImageTextRetrieval, processor, seed=3, initializer_range=0.5)
-    # As a trained model, it writes no special token but the one that ends a caption.
+    # Like a trained model, it writes no special token except [SEP].
     unwanted = [number for number in processor.tokenizer.all_special_ids if number != processor.tokenizer.sep_token_id]
     captioner.text_decoder.cls.predictions.bias.data[unwanted] = -100
     return captioner, processor, matcher, processor
 
 
-# Settings of generation that transformers 4 wrote into every sub-configuration: its defaults, as in the released files.
+# The default generation settings that transformers 4 wrote into every sub-configuration, as in the released files.
 LEGACY_GENERATION = {
     "bad_words_ids": None,
     "diversity_penalty": 0.0,
@@ -130,7 +134,7 @@ LEGACY_GENERATION = {
 
 
 def write_as_transformers_4(folder, **text_fields):
-    """Makes the configuration of a saved captioner look like that of the released ones."""
+    """Rewrites the configuration of a saved captioner as transformers 4 saved it."""
     path = folder / "config.json"
     settings = json.loads(path.read_text())
     settings["text_config"] |= (

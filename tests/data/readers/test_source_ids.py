@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset
 
 from blip_hf.data.readers.pairs import group_captions, load_pairs
-from tests.data.readers.test_pairs import COLORS, draw_photos, embedded, write_json, write_lines
+from tests.support.files import write_json, write_json_lines
+from tests.support.pairs import COLORS, embedded_pairs
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_groups_keep_the_ids_of_their_source(images, ids, expected, kind, tmp_pa
     if kind == "list":
         pairs = load_pairs(write_json(tmp_path / "list.json", records))
     elif kind == "folder":
-        write_lines(tmp_path / "metadata.jsonl", records)
+        write_json_lines(tmp_path / "metadata.jsonl", records)
         pairs = load_pairs(tmp_path)
     elif any(isinstance(own, str) for own in ids) and any(isinstance(own, int) for own in ids):
         pytest.skip("a column has one type")
@@ -52,5 +53,5 @@ def test_joined_lists_keep_their_ids_unless_two_images_share_one(tmp_path):
 
 
 def test_images_inside_a_data_set_go_by_their_row_without_ids(tmp_path):
-    groups = group_captions(load_pairs(embedded(draw_photos(tmp_path), COLORS)).select([2, 0]))
+    groups = group_captions(load_pairs(embedded_pairs(COLORS)).select([2, 0]))
     assert [group["image_id"] for group in groups] == [2, 0]
