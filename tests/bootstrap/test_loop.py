@@ -215,16 +215,13 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX, 1, 0);"
-        " print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", hold, str(tmp_path / bootstrap.LOCK)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    lock = tmp_path / bootstrap.LOCKS / "bootstrap.lock"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=-1) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(ValueError, match="Another blip-hf bootstrap is running in"):
             run(bootstrap.COMMAND, ["--output_dir", str(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCK]
+    assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCKS]
 
 
 # Stages

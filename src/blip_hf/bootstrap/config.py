@@ -148,7 +148,7 @@ class LoopSettings:
         device (`str`, *optional*):
             `"cpu"` to stay there, or `"cuda"`. By default the GPU is used if there is one.
         model (`Mapping`, *optional*):
-            For scenes: sizes of the model, fields of [`~blip_hf.demo.pretrain.DemoSettings`]. For files the sizes are
+            For scenes: sizes of the model, fields of [`~blip_hf.demo.settings.DemoSettings`]. For files the sizes are
             options of `pretrain`.
         pretrain, captioner, filter (`Mapping`, *optional*):
             Options of `blip-hf pretrain`, `blip-hf finetune caption` and `blip-hf finetune retrieval`.
@@ -294,9 +294,9 @@ class LoopSettings:
                 The seed.
 
         Returns:
-            [`~blip_hf.demo.pretrain.DemoSettings`]: of which only the sizes of the model count.
+            [`~blip_hf.demo.settings.DemoSettings`]: of which only the sizes of the model count.
         """
-        from ..demo.pretrain import DemoSettings
+        from ..demo.settings import DemoSettings
 
         own = {"seed": seed, "image_size": self.data.image_size}
         return replace(_build(DemoSettings, self.model, "model"), **own)

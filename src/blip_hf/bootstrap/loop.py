@@ -19,8 +19,7 @@ from ..capfilt.filters import Rule
 from ..capfilt.runner import run_capfilt
 from ..capfilt.settings import FREE_SETTINGS
 from ..configuration_blip import BlipPreTrainingConfig
-from ..demo.pretrain import build_config, build_processor
-from ..modeling.pretraining import BlipForPreTraining
+from ..data.scenes import scene_vocabulary_texts
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
 from .config import RULED, LoopSettings
@@ -145,17 +144,16 @@ class _SeedLoop:
         def action(work: Path) -> Figures:
             set_seed(self.seed)
             if self.settings.is_drawn:
-                sizes = self.settings.demo_settings(self.seed)
-                processor = build_processor(sizes.image_size)
-                model = BlipForPreTraining(build_config(sizes, processor))
+                options = self.settings.demo_settings(self.seed).pretrain_options()
+                captions = scene_vocabulary_texts()
             else:
                 options, _ = self.settings.options("pretrain", {"data": [], "output_dir": str(work)})
                 captions = [
                     *read_web(sets.folder / WEB)["caption"].to_pylist(),
                     *datasets.load_from_disk(sets.folder / HUMAN)["caption"],
                 ]
-                processor = make_processor(options, {"caption": captions})
-                model = make_model(options, processor)
+            processor = make_processor(options, {"caption": captions})
+            model = make_model(options, processor)
             model.save_pretrained(work)
             processor.save_pretrained(work)
             return {"num_parameters": model.num_parameters()}

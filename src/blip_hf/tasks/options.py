@@ -81,6 +81,7 @@ class PretrainOptions:
         default=0.02, metadata={"help": "Standard deviation of random weights; narrow towers learn from wider ones."}
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the text transformer."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Label smoothing of language modelling."})
     feature_width: int = field(default=256, metadata={"help": "Width of the contrastive features."})
     queue_size: int = field(
         default=57_600, metadata={"help": "Pairs in the queue; more than there are pairs to train on is too many."}

@@ -2,11 +2,12 @@
 """Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 
 from ..caption_settings import PRETRAINING_SETTINGS
 from ..checkpoints import require_checkpoint
@@ -29,7 +30,9 @@ from .options import SCENES, PretrainOptions
 IMAGE_SIZE = 224
 
 
-def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict[str, float]:
+def pretrain(
+    options: PretrainOptions, arguments: BlipTrainingArguments, *, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, float]:
     """Pre-trains a model, evaluates it where there is a set for that, and saves it with its processor.
 
     Beside it lie `captioner/` and `retriever/`, the two models inside as plain transformers opens them.
@@ -39,6 +42,8 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
             What to pre-train on, and what.
         arguments (`BlipTrainingArguments`):
             How.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Callbacks that report progress instead of the printed logs.
 
     Returns:
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
@@ -52,7 +57,8 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
     eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
-        train_dataset = EncodedPairs(train_dataset, collator)
+        # A caption of a scene is true of all scenes that have the same one.
+        train_dataset = EncodedPairs(train_dataset, collator, equal_captions_share_id=isinstance(train_pairs, Scenes))
         eval_dataset = None if eval_dataset is None else EncodedPairs(eval_dataset, collator)
     trainer = BlipContrastiveTrainer(
         make_model(options, processor),
@@ -61,7 +67,10 @@ def pretrain(options: PretrainOptions, arguments: BlipTrainingArguments) -> dict
         eval_dataset=eval_dataset,
         data_collator=EncodedPairs.collate if options.in_memory else collator,
         processing_class=processor,
+        callbacks=list(callbacks),
     )
+    if callbacks:
+        trainer.pop_callback(PrinterCallback)
     metrics = train_and_save(trainer)
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
@@ -206,13 +215,17 @@ def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dic
         vision_sizes |= {"patch_size": options.patch_size, "image_size": image_size}
     if options.text is None:
         text_sizes = _tower_fields(options, options.text_width, options.text_layers)
-    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    regularization = {
+        "hidden_dropout_prob": options.dropout,
+        "attention_probs_dropout_prob": options.dropout,
+        "label_smoothing": options.label_smoothing,
+    }
     return BlipForPreTraining.from_vision_text_pretrained(
         options.vision,
         options.text,
         image_size=image_size,
         vision_fields=vision_sizes,
-        text_fields={**token_ids, **dropout, **text_sizes},
+        text_fields={**token_ids, **regularization, **text_sizes},
         image_text_hidden_size=options.feature_width,
         **state,
     )
