@@ -21,8 +21,8 @@ import pyarrow as pa
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.refilter import refilter
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from blip_hf.data.readers import find_shards
 from blip_hf.data.readers.samples import Shard
-from blip_hf.data.readers.shards import find_shards
 
 
 SHARD_SIZE = 10_000

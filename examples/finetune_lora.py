@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from blip_hf import BlipCaptioner, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CaptionSettings
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers.pairs import load_pairs
+from blip_hf.data.readers import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer

@@ -16,7 +16,8 @@ import torch
 from transformers import set_seed
 
 from blip_hf import BlipForVisualReasoning, BlipProcessor, BlipVisualReasoningConfig
-from blip_hf.data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform, load_nlvr2
+from blip_hf.data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
+from blip_hf.data.readers import load_nlvr2
 from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.evaluation.nlvr2 import evaluate_nlvr2

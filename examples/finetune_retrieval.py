@@ -18,7 +18,7 @@ from transformers import set_seed
 from blip_hf import BlipForRetrievalTraining, BlipProcessor, BlipRetrievalTrainingConfig, evaluate_retrieval
 from blip_hf.data.collators import BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers.pairs import load_pairs
+from blip_hf.data.readers import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer

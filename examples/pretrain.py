@@ -21,7 +21,7 @@ from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers.pairs import load_pairs
+from blip_hf.data.readers import load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.data.transforms import TrainTransform
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer

@@ -1,30 +1,43 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One way to read an image, whatever holds it: upright, in RGB, with 8 bits a channel."""
+"""Reading and finding images: decoded upright as 8-bit RGB, whatever holds them, in every format that Pillow reads."""
 
 import errno
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | dict[str, Any]
+
+MAX_IMAGE_BYTES = 2**28
+"""Size in bytes of the largest encoded image that [`find_image_error`] accepts."""
+MAX_IMAGE_PIXELS = 2**26
+"""Pixels of the largest image that [`find_image_error`] accepts: some 200 MB in RGB, below Pillow's own warning."""
 
 _ACCEPTED = (
     "a path, bytes, a binary file object, a PIL image, a uint8 array of shape (h, w), (h, w, 3) or (h, w, 4),"
     ' or a dict with "bytes" or "path"'
 )
 
-
-# Longer names are cut in errors: they may be images in base64, which are to come as `data:` URLs or bytes.
+# Longer names are cut in messages: they may be images in base64, which must be passed as `data:` URLs or bytes.
 _LONGEST_NAME = 300
 
+# Pillow names these formats but has no decoder for them, or runs Ghostscript to decode them (EPS).
+_UNUSED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
-# What says that a disk or a connection fails, or that the process has too much open: the file may well be sound.
-_FAULTS_OF_MACHINE = frozenset(
+# These errors concern a disk, a connection or too many open files. The image itself may be sound.
+_MACHINE_ERRORS = frozenset(
     {
         errno.EIO,
         errno.EMFILE,
@@ -44,35 +57,35 @@ _FAULTS_OF_MACHINE = frozenset(
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be used: missing, broken, too large, or not an image. The message names it."""
+    """Raised for an image that cannot be used: missing, broken, too large, or not an image. The message names it."""
 
 
 def open_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
-    """Reads an image fully into memory, turned upright and converted to 8-bit RGB.
+    """Reads an image into memory, applies its EXIF orientation and converts it to 8-bit RGB.
 
-    - The EXIF orientation is applied, and an EXIF block that cannot be parsed is ignored.
-    - Transparency, by channel, palette or key colour, is laid over white.
-    - 16-bit grey levels (`I;16` and its kin) are scaled by 255 / 65535 rather than clipped. Levels of mode `I` are
-      taken as 8-bit if none exceeds 255, otherwise as 16-bit. Levels of mode `F` are taken as 0 to 1 if none exceeds 1,
-      otherwise as 0 to 255. Other ranges are refused.
-    - Of an animation, the frame at hand (the first of a file) is taken.
+    - A broken EXIF block is ignored.
+    - Transparent pixels (alpha channel, palette or key colour) are blended with white.
+    - 16-bit grey levels (`I;16` and similar modes) are scaled by 255 / 65535. Levels of mode `I` are read as 8-bit if
+      none exceeds 255, otherwise as 16-bit. Levels of mode `F` are read as 0 to 1 if none exceeds 1, otherwise as 0 to
+      255. Other ranges raise an error.
+    - An animation gives its current frame (the first one of a file).
 
     Args:
         source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
-            The image. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`; dicts have the keys `bytes` and
-            `path` of undecoded images in `datasets`, `bytes` winning. A PIL image is not changed.
+            The image. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`. Dicts have the keys `bytes` and
+            `path` of undecoded images in `datasets`; `bytes` wins. A PIL image is not changed.
         name (`str`, *optional*):
-            What errors call the image. Defaults to its path, where it has one.
+            Name of the image in errors. Defaults to its path, if it has one.
         min_size (`int`, *optional*):
-            Lets a JPEG that is not decoded yet be decoded at a half, quarter or eighth, which is faster, as long as both
-            sides keep as many pixels. Without it, images have the size they are stored in.
+            Smallest width and height to decode to. A JPEG may then be decoded at a half, a quarter or an eighth of its
+            size, which is faster. By default images keep their size.
 
     Returns:
-        `PIL.Image.Image`: in mode `RGB`, with no open file behind it.
+        `PIL.Image.Image`: in mode `RGB`, without an open file.
 
     Raises:
         UnreadableImageError: If the image cannot be read.
-        OSError: If the machine is at fault, as a disk that fails, so that another attempt may do better.
+        OSError: If the disk, the connection or the process fails, so that a retry may succeed.
 
     Example:
         >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
@@ -83,22 +96,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 
 
 def view_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
-    """As `open_image`, but gives a PIL image itself, not a copy, where it is upright 8-bit RGB already.
-
-    Args:
-        source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
-            The image.
-        name (`str`, *optional*):
-            What errors call the image.
-        min_size (`int`, *optional*):
-            As in `open_image`.
-
-    Returns:
-        `PIL.Image.Image`: to be read and not changed.
-
-    Raises:
-        UnreadableImageError, OSError: As `open_image`.
-    """
+    """As [`open_image`], but returns an upright 8-bit RGB PIL image itself instead of a copy."""
     source, default_name = _unwrap(source)
     name = name or default_name
     try:
@@ -111,8 +109,8 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             image.load()
             return _to_rgb(_upright(image))
     except Exception as error:
-        # Decoders raise whatever they stumble over in a broken file: OSError, SyntaxError, struct.error and more.
-        if is_fault_of_machine(error):
+        # Decoders raise anything on a broken file: OSError, SyntaxError, struct.error and more.
+        if is_machine_error(error):
             raise
         raise UnreadableImageError(
             f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"
@@ -120,25 +118,116 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
         ) from error
 
 
-def is_fault_of_machine(error: Exception) -> bool:
-    """Whether an error in reading says something of the machine rather than of the file.
+def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "huge_image"], str] | None:
+    """Reads only the header of an image (path or encoded bytes) and returns the reason and details if it is unusable."""
+    register_plugins()
+    is_path = isinstance(source, str)
+    try:
+        num_bytes = os.path.getsize(source) if is_path else len(source)
+        if num_bytes > MAX_IMAGE_BYTES:
+            return "huge_image", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"
+        with Image.open(source if is_path else BytesIO(source)) as header:
+            width, height = header.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return "huge_image", str(error)
+    except Exception as error:
+        if is_machine_error(error):
+            raise
+        return "unreadable_image", f"{type(error).__name__}: {error}"
+    if width * height > MAX_IMAGE_PIXELS:
+        return "huge_image", f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
+    return None
 
-    Args:
-        error (`Exception`):
-            What was raised.
 
-    Returns:
-        `bool`: whether another attempt may do better.
+def is_machine_error(error: Exception) -> bool:
+    """Whether a read failed because of the machine (disk, connection), so that a retry may succeed.
 
     Example:
-        >>> is_fault_of_machine(OSError(errno.EIO, "Input/output error")), is_fault_of_machine(FileNotFoundError())
+        >>> is_machine_error(OSError(errno.EIO, "Input/output error")), is_machine_error(FileNotFoundError())
         (True, False)
     """
-    return isinstance(error, OSError) and error.errno in _FAULTS_OF_MACHINE
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
+
+
+# Formats and files
+
+
+@cache
+def register_plugins() -> None:
+    """Lets Pillow read AVIF, HEIC and JPEG XL if their plug-ins are installed."""
+    Image.init()
+    with suppress(ImportError):
+        import pillow_avif  # noqa: F401
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the image files that Pillow and its installed plug-ins decode, in lower case with the dot."""
+    register_plugins()
+    formats = Image.OPEN.keys() - _UNUSED_FORMATS
+    return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
+    """Lists the images of a folder by their suffixes, sorted by path.
+
+    Hidden files and `__MACOSX` are left out. One warning counts the files of other kinds.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder.
+        recursive (`bool`, *optional*, defaults to `False`):
+            Whether to search its subfolders too.
+
+    Returns:
+        `list[Path]`: may be empty.
+    """
+    images, others = [], Counter()
+    for path in visible_files(Path(folder), recursive=recursive):
+        suffix = path.suffix.lower()
+        if suffix in image_suffixes():
+            images.append(path)
+        elif suffix not in (".txt", ".json"):
+            others[suffix] += 1
+    warn_of_other_files(folder, others)
+    return sorted(images)
+
+
+def visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    """Files of a folder, without hidden ones and what macOS adds to archives."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(filter(is_visible, folders)) if recursive else []
+        yield from (Path(parent, name) for name in names if is_visible(name))
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder of this name is neither hidden nor added by macOS."""
+    return name in (".", "..") or (not name.startswith(".") and name != "__MACOSX")
+
+
+_reported_suffixes: set[str] = set()
+
+
+def warn_of_other_files(where: str | os.PathLike[str], counts: Mapping[str, int]) -> None:
+    """Warns of files that were passed over, once for each suffix."""
+    new = {suffix: count for suffix, count in counts.items() if suffix not in _reported_suffixes}
+    _reported_suffixes.update(new)
+    if new:
+        listed = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(new.items()))
+        logger.warning(f"{where}: passed over files that are neither images nor their texts ({listed}).")
+
+
+# Decoding
 
 
 def _unwrap(source: ImageSource) -> tuple[Any, str]:
-    """The source without its dict, and what to call it."""
+    """The source without its dict, and its name for messages."""
     if isinstance(source, dict):
         content, path = source.get("bytes"), source.get("path")
         return (path if content is None else content), (str(path) if path else "in a dict without path")
@@ -151,6 +240,7 @@ def _unwrap(source: ImageSource) -> tuple[Any, str]:
 
 
 def _open(source: Any) -> Image.Image:
+    register_plugins()
     if isinstance(source, np.ndarray):
         is_grey_or_colour = source.ndim == 2 or (source.ndim == 3 and source.shape[-1] in (3, 4))
         if source.dtype != np.uint8 or not is_grey_or_colour or source.size == 0:
@@ -168,7 +258,7 @@ def _upright(image: Image.Image) -> Image.Image:
         is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if is_turned else image
     except Exception:
-        # Broken metadata is common on the web and says nothing about the pixels.
+        # Broken metadata is common on the web and does not affect the pixels.
         return image
 
 
@@ -186,7 +276,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = levels.min(), levels.max()
     white_levels = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
     white = next((level for level in white_levels if high <= level), white_levels[-1])
-    # Written so that NaN is refused too.
+    # Written so that NaN raises too.
     if not (low >= 0 and high <= white):
         raise ValueError(f"levels of mode {image.mode} from {low} to {high} do not fit 0 to {white}")
     return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))
@@ -200,8 +290,23 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is empty or not an image"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the name, which the message has
+        return error.strerror  # without the file name, which the message has already
     return str(error).rstrip(".") or type(error).__name__
 
 
-__all__ = ["ImageSource", "UnreadableImageError", "is_fault_of_machine", "open_image", "view_image"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "MAX_IMAGE_PIXELS",
+    "ImageSource",
+    "UnreadableImageError",
+    "find_image_error",
+    "image_suffixes",
+    "is_machine_error",
+    "is_visible",
+    "list_images",
+    "open_image",
+    "register_plugins",
+    "view_image",
+    "visible_files",
+    "warn_of_other_files",
+]

@@ -186,7 +186,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
         build_report(run, labels=[1, 0, 0, 1, 1, 0])
 
 
-def test_page_and_json_have_the_same_figures_and_need_nothing_beside_them(small_run, small_page):
+def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(small_run, small_page):
     page, report = small_page.read_text(), json.loads((small_run / "report.json").read_text())
     assert small_page == small_run / "report.html"
     assert report.keys() == build_report(small_run).keys()

@@ -19,8 +19,7 @@ from blip_hf.capfilt.refilter import refilter
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
 from blip_hf.capfilt.writers import SUFFIXES, write_pairs
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers.pairs import load_pairs
-from blip_hf.data.readers.shards import Sample, Shard, find_shards
+from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
 
@@ -206,7 +205,7 @@ def test_a_shard_of_which_nothing_is_kept_is_written_too(format, tmp_path):
 def test_lists_that_are_all_empty_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text("[]")
-    with pytest.raises(ValueError, match="All of the 2 lists are empty"):
+    with pytest.raises(ValueError, match="There are no records in"):
         load_pairs([tmp_path / "a.json", tmp_path / "b.json"])
 
 

@@ -14,8 +14,8 @@ from blip_hf.data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
-    load_nlvr2,
 )
+from blip_hf.data.readers import load_nlvr2
 from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from tests.support.files import write_json, write_json_lines

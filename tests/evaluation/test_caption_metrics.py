@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from blip_hf import BlipForConditionalGeneration
-from blip_hf.data.readers.pairs import group_captions, load_pairs
+from blip_hf.data.readers import group_captions, load_pairs
 from blip_hf.evaluation import caption_metrics as module
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
 from blip_hf.evaluation.caption_metrics import caption_metrics, caption_metrics_by_domain, resolve_metrics

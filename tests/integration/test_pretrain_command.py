@@ -15,8 +15,8 @@ from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.cli import main
 from blip_hf.data.scenes import Scenes, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.tasks.options import PretrainOptions
 from blip_hf.tasks.pretrain import (
+    PretrainOptions,
     image_size_of_run,
     make_model,
     make_processor,

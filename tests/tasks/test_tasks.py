@@ -15,8 +15,8 @@ from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.parser import parse
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.tasks.base import warn_of_training_data
-from blip_hf.tasks.options import CaptionFinetuneOptions, VqaFinetuneOptions
+from blip_hf.tasks import caption, vqa
+from blip_hf.tasks.base import warn_about_training_data
 from tests.support.paths import EXAMPLES
 
 
@@ -206,11 +206,11 @@ LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
 @pytest.mark.parametrize(
     ("options_class", "content", "fields", "is_warned_of"),
     [
-        (VqaFinetuneOptions, LIST, {}, True),
-        (VqaFinetuneOptions, KARPATHY, {}, True),
-        (CaptionFinetuneOptions, LIST, {}, True),
-        (CaptionFinetuneOptions, KARPATHY, {}, False),
-        (CaptionFinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
+        (vqa.FinetuneOptions, LIST, {}, True),
+        (vqa.FinetuneOptions, KARPATHY, {}, True),
+        (caption.FinetuneOptions, LIST, {}, True),
+        (caption.FinetuneOptions, KARPATHY, {}, False),
+        (caption.FinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
     ],
 )
 def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
@@ -219,10 +219,10 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         (tmp_path / name).write_text(content)
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
-    warn_of_training_data(options_class("model", data, [same, "scenes"], **fields))
+    warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
     assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
     caplog.clear()
-    warn_of_training_data(options_class("model", data[:1], [same], **fields))
+    warn_about_training_data(options_class("model", data[:1], [same], **fields))
     assert not caplog.text
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.readers.shards import find_shards
+from ..data.readers import find_shards
 from .filters import Rule, find_cutoffs, keep_mask
 from .scores import RunFolder, read_scores
 from .writers import PairFormat, remove_partial_pairs, write_pairs

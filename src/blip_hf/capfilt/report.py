@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..data.readers import find_shards
 from ..data.readers.samples import Shard
-from ..data.readers.shards import find_shards
 from ..evaluation.filtering import filter_metrics
 from ..files import atomic_write, write_json
 from .filters import Rule, find_cutoffs, keep_mask

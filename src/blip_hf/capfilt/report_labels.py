@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ..data.readers.records import read_json
 from ..data.readers.samples import Sample, Shard
-from ..data.readers.shards import parse_scenes
+from ..data.readers.scenes import parse_scenes
 from ..data.scenes import Scenes
 
 

@@ -110,6 +110,7 @@ def _draw_histogram(axes: "Axes", palette: Palette, histogram: Mapping[str, Any]
             axes.stairs(shares, edges, fill=True, color=_colour(palette, source), alpha=0.22)
             axes.stairs(shares, edges, color=_colour(palette, source), linewidth=1.8, label=source)
     axes.set_yscale("log")
+    axes.set_ylim(top=1.5)
     axes.yaxis.set_major_formatter(_percent_label)
     axes.set_xlabel(_SCORE_NAMES[score])
     axes.set_ylabel("texts of the source")

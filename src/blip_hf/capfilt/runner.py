@@ -21,7 +21,10 @@ import transformers
 from tqdm import tqdm
 
 from .. import __version__
-from ..data.readers.shards import PathLike, Shard, find_shards
+from ..data.readers import find_shards
+from ..data.readers.records import PathLike
+from ..data.readers.samples import Shard
+from ..data.readers.sources import make_absolute
 from ..files import remove_partial, write_json
 from ..locks import Locks
 from .engine import CapFilt, Scored, join_tables
@@ -59,7 +62,7 @@ def run_capfilt(
         engine (`CapFilt`):
             The models and their settings.
         source (`str`, `Path`, or a list of them):
-            Pairs, as [`~blip_hf.data.readers.shards.find_shards`] reads them.
+            Pairs, as [`~blip_hf.data.readers.find_shards`] reads them.
         out_dir (`str` or `Path`):
             Output folder, the same for all processes.
         image_root (`str` or `Path`, *optional*):
@@ -198,14 +201,10 @@ class _Progress:
 
 def _locations(source: PathLike | Sequence[PathLike], image_root: PathLike | None) -> dict[str, Any]:
     """Returns source and root as absolute paths."""
-
-    def locate(path: PathLike) -> str:
-        return str(path) if str(path).startswith("scenes:") else os.path.abspath(path)
-
     is_one = isinstance(source, (str, os.PathLike))
     return {
-        "source": locate(source) if is_one else [locate(path) for path in source],
-        "image_root": None if image_root is None else locate(image_root),
+        "source": make_absolute(source) if is_one else list(map(make_absolute, source)),
+        "image_root": None if image_root is None else os.path.abspath(image_root),
     }
 
 

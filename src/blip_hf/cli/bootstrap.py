@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf bootstrap`: the paper's whole loop from one YAML file, or on drawn scenes without one."""
 
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config_file import read_yaml
-from .launcher import launched_process
 from .parser import Command
 
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 LOCKS = "locks"
-"""Folder of the lock that the running process holds."""
+"""Sub-folder of the lock that the running process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,7 @@ class BootstrapOptions:
 
 
 def _run(options: BootstrapOptions) -> None:
-    _, num_processes = launched_process()
-    if num_processes > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "blip-hf bootstrap runs in one process. Start it without a launcher, or launch the commands of its stages:"
             " pretrain, finetune and capfilt."
@@ -65,7 +64,7 @@ def run_loop(settings: "LoopSettings", output_dir: Path) -> str:
     with locks.hold("bootstrap", wait=False) as is_held:
         if not is_held:
             raise ValueError(
-                f"Another blip-hf bootstrap is running in {output_dir}. Wait until it ends, or pass another --output_dir."
+                f"Another blip-hf bootstrap is running in {output_dir}. Wait for its end, or pass another --output_dir."
             )
         table = _run_seeds(settings, output_dir)
         locks.remove_files()

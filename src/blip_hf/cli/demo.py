@@ -14,7 +14,7 @@ class DemoOptions:
     output_dir: Path = field(default=Path("runs/demo"), metadata={"help": "Folder for the models and the report"})
     steps: int | None = field(default=None, metadata={"help": "Optimizer steps"})
     num_scenes: int | None = field(default=None, metadata={"help": "Scenes to train on"})
-    seed: int | None = field(default=None, metadata={"help": "Seed of scenes, weights and batches (default: 0)"})
+    seed: int | None = field(default=None, metadata={"help": "Seed of weights and batches (default: 0)"})
 
 
 def _run(options: DemoOptions) -> None:

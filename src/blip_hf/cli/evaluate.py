@@ -3,31 +3,30 @@
 
 import json
 from functools import partial
-from importlib import import_module
+from types import ModuleType
 
-from ..tasks.options import (
-    CaptionEvaluateOptions,
-    EvaluateOptions,
-    Nlvr2EvaluateOptions,
-    RetrievalEvaluateOptions,
-    VqaEvaluateOptions,
-)
+from ..tasks import base, caption, nlvr2, retrieval, vqa
 from .parser import Command, CommandGroup
 
 
-def _run(task: str, options: EvaluateOptions) -> None:
-    print(json.dumps(import_module(f"..tasks.{task}", __package__).evaluate(options)))
+def _run(task: ModuleType, options: base.EvaluateOptions) -> None:
+    print(json.dumps(task.evaluate(options)))
 
 
-def _command(task: str, description: str, options: type) -> Command:
-    return Command(prog=f"blip-hf evaluate {task}", description=description, options=options, run=partial(_run, task))
+def _command(name: str, task: ModuleType, description: str) -> Command:
+    return Command(
+        prog=f"blip-hf evaluate {name}",
+        description=description,
+        options=task.EvaluateOptions,
+        run=partial(_run, task),
+    )
 
 
 COMMANDS = {
-    "caption": _command("caption", "Captions images and compares with human captions", CaptionEvaluateOptions),
-    "retrieval": _command("retrieval", "Ranks captions and images in two stages", RetrievalEvaluateOptions),
-    "vqa": _command("vqa", "Answers questions, by ranking a list of answers or by generating", VqaEvaluateOptions),
-    "nlvr2": _command("nlvr2", "Decides whether sentences are true of two images", Nlvr2EvaluateOptions),
+    "caption": _command("caption", caption, "Captions images and compares with human captions"),
+    "retrieval": _command("retrieval", retrieval, "Ranks captions and images in two stages"),
+    "vqa": _command("vqa", vqa, "Answers questions, by ranking a list of answers or by generating"),
+    "nlvr2": _command("nlvr2", nlvr2, "Decides whether sentences are true of two images"),
 }
 COMMAND = CommandGroup("blip-hf evaluate", COMMANDS)
 

@@ -4,16 +4,10 @@
 import json
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..tasks.options import (
-    CaptionFinetuneOptions,
-    FinetuneOptions,
-    Nlvr2FinetuneOptions,
-    RetrievalFinetuneOptions,
-    VqaFinetuneOptions,
-)
+from ..tasks import base, caption, nlvr2, retrieval, vqa
 from .parser import Command, CommandGroup
 
 
@@ -27,31 +21,29 @@ def _trainer_arguments(task: str) -> tuple[type, Mapping[str, Any]]:
     return BlipFinetuningArguments, TASK_RECIPES[task]
 
 
-def _run(task: str, options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> None:
-    metrics = import_module(f"..tasks.{task}", __package__).finetune(options, arguments)
+def _run(task: ModuleType, options: base.FinetuneOptions, arguments: "BlipFinetuningArguments") -> None:
+    metrics = task.finetune(options, arguments)
     if arguments.process_index == 0:
         print(json.dumps(metrics))
 
 
-def _command(task: str, description: str, options: type) -> Command:
+def _command(name: str, task: ModuleType, description: str) -> Command:
     return Command(
-        prog=f"blip-hf finetune {task}",
+        prog=f"blip-hf finetune {name}",
         description=description,
-        options=options,
+        options=task.FinetuneOptions,
         run=partial(_run, task),
-        trainer_arguments=partial(_trainer_arguments, task),
+        trainer_arguments=partial(_trainer_arguments, name),
     )
 
 
 COMMANDS = {
-    "caption": _command("caption", "Fine-tunes a captioner", CaptionFinetuneOptions),
+    "caption": _command("caption", caption, "Fine-tunes a captioner"),
     "retrieval": _command(
-        "retrieval", "Fine-tunes a model for retrieval, with the contrastive and ITM losses", RetrievalFinetuneOptions
+        "retrieval", retrieval, "Fine-tunes a model for retrieval, with the contrastive and ITM losses"
     ),
-    "vqa": _command("vqa", "Fine-tunes a model that answers questions about images", VqaFinetuneOptions),
-    "nlvr2": _command(
-        "nlvr2", "Fine-tunes a model that decides whether a sentence is true of two images", Nlvr2FinetuneOptions
-    ),
+    "vqa": _command("vqa", vqa, "Fine-tunes a model that answers questions about images"),
+    "nlvr2": _command("nlvr2", nlvr2, "Fine-tunes a model that decides whether a sentence is true of two images"),
 }
 COMMAND = CommandGroup("blip-hf finetune", COMMANDS)
 

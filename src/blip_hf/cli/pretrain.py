@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..tasks.options import PretrainOptions
+from ..tasks.pretrain import PretrainOptions, pretrain
 from .parser import Command
 
 
@@ -20,8 +20,6 @@ def _trainer_arguments() -> tuple[type, Mapping[str, Any]]:
 
 
 def _run(options: PretrainOptions, arguments: "BlipTrainingArguments") -> None:
-    from ..tasks.pretrain import pretrain
-
     metrics = pretrain(options, arguments)
     if arguments.process_index == 0:
         print(json.dumps(metrics))

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """NLVR2, sentences about two images: the data set, its training transform and its collator."""
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -14,13 +12,11 @@ from ..image_utils import open_image
 from ..processing_blip import BlipProcessor
 from .collators import PairCollator
 from .pairs import PairDataset
-from .readers.records import Record, check_record, field_error, first_character, read_json, read_text
+from .readers.records import Record
 from .transforms import FlipMode, TrainTransform, mirror_caption
 
 
 Nlvr2Transform = Callable[[list[Image.Image], str, random.Random], tuple[list[Image.Image], str]]
-
-LABELS = {"true": True, "false": False}
 
 
 class Nlvr2Pair(TypedDict):
@@ -33,95 +29,6 @@ class Nlvr2Pair(TypedDict):
     sentence: str
     label: bool
     sentence_id: str
-
-
-def load_nlvr2(
-    path: str | os.PathLike[str], *, image_root: str | os.PathLike[str] | None = None
-) -> list[dict[str, Any]]:
-    """Reads a list of NLVR2, without opening an image.
-
-    | file                               | its fields                                                             |
-    |------------------------------------|------------------------------------------------------------------------|
-    | NLVR2's own `dev.json` (JSON lines)| `identifier`, `sentence`, `label`, and `directory` in the training set |
-    | BLIP's `nlvr_dev.json`             | `images` (two paths), `sentence`, `label`                              |
-
-    NLVR2's own files name no image: those of `dev-850-0-1` are `dev-850-0-img0.png` and `dev-850-0-img1.png`.
-
-    Args:
-        path (`str` or `Path`):
-            A JSON list or JSON lines, told by their content: NLVR2's own lines end in `.json`.
-        image_root (`str` or `Path`, *optional*):
-            Folder that image paths start from. Defaults to the folder of the file.
-
-    Returns:
-        `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
-        `sentence_id` is NLVR2's identifier without the number of the pair, as in its `eval/metrics.py`, and the sentence
-        itself in BLIP's lists, which have no identifier.
-
-    Raises:
-        ValueError: If the file or a record of it does not fit; the message names the record and the field.
-    """
-    path = Path(path)
-    root = path.parent if image_root is None else Path(image_root)
-    content = read_json(path, is_lines=first_character(path) == "{")
-    if not isinstance(content, list) or not content:
-        raise ValueError(
-            f"{path} holds {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
-            " 'identifier' or 'images', 'sentence' and 'label'."
-        )
-    return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
-
-
-def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:
-    check_record(record, where, "sentence")
-    sentence = read_text(record, "sentence", where)
-    if "identifier" in record:
-        images, sentence_id = _read_identifier(record, where)
-    else:
-        images, sentence_id = _read_images(record, where), sentence
-    return {
-        "images": [os.path.join(root, image) for image in images],
-        "sentence": sentence,
-        "label": _read_label(record, where),
-        "sentence_id": sentence_id,
-    }
-
-
-def _read_identifier(record: Record, where: str) -> tuple[list[str], str]:
-    """Paths of the images and the sentence's id, of `split-set-pair-sentence`."""
-    identifier = read_text(record, "identifier", where)
-    parts = identifier.split("-")
-    if len(parts) != 4:
-        raise _unfit(record, "identifier", where, "split-set-pair-sentence, such as 'dev-850-0-1'")
-    split, set_id, pair_id, number = parts
-    folder = str(record.get("directory", ""))  # the training images lie in numbered folders
-    images = [os.path.join(folder, f"{split}-{set_id}-{pair_id}-img{side}.png") for side in (0, 1)]
-    return images, f"{split}-{set_id}-{number}"
-
-
-def _read_images(record: Record, where: str) -> list[str]:
-    images = record.get("images")
-    if not isinstance(images, list) or len(images) != 2 or not all(isinstance(path, str) and path for path in images):
-        raise field_error(record, "images", where, "the paths of two images")
-    return images
-
-
-def _read_label(record: Record, where: str) -> bool:
-    label = record.get("label")
-    if isinstance(label, bool):
-        return label
-    if not isinstance(label, str) or label.lower() not in LABELS:
-        raise _unfit(record, "label", where, "'True' or 'False'")
-    return LABELS[label.lower()]
-
-
-def _unfit(record: Record, field: str, where: str, expected: str) -> ValueError:
-    """As `field_error`, for text of which not the type is wrong."""
-    if not isinstance(record.get(field), str):
-        return field_error(record, field, where, expected)
-    return ValueError(
-        f"{where}: field {field!r} is {record[field]!r}, expected {expected}. Correct or leave out this record."
-    )
 
 
 class Nlvr2TrainTransform:
@@ -166,7 +73,7 @@ class Nlvr2Dataset(PairDataset):
 
     Args:
         records (sequence of records):
-            The output of `load_nlvr2`, [`~blip_hf.data.scenes.SceneNlvr2`], or a list. Images have any form that
+            The output of [`~blip_hf.data.readers.load_nlvr2`], [`~blip_hf.data.scenes.SceneNlvr2`], or a list. Images have any form that
             [`~blip_hf.image_utils.open_image`] takes. `sentence_id` defaults to the sentence.
         transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
             As in [`PairDataset`], of two images and their sentence: [`Nlvr2TrainTransform`].
@@ -250,5 +157,4 @@ __all__ = [
     "Nlvr2Pair",
     "Nlvr2TrainTransform",
     "Nlvr2Transform",
-    "load_nlvr2",
 ]

@@ -44,7 +44,7 @@ class PairDataset(Dataset):
 
     Args:
         pairs (sequence of records):
-            The output of [`~blip_hf.data.readers.pairs.load_pairs`], [`~blip_hf.data.scenes.Scenes`], or a list. Images
+            The output of [`~blip_hf.data.readers.load_pairs`], [`~blip_hf.data.scenes.Scenes`], or a list. Images
             have any form that [`~blip_hf.image_utils.open_image`] takes.
         transform (`Callable`, *optional*):
             Maps image, caption and a `random.Random` to an image and a caption, such as

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Videos as a few images each: from a video file, an animated image, or a folder of frames."""
+"""Frames of videos, from a video file, an animated image or a folder of frames, and MSR-VTT's captions."""
 
 import os
 import re
@@ -9,13 +9,12 @@ from typing import TypedDict
 
 from PIL import Image, ImageSequence
 
-from ..image_utils import UnreadableImageError, open_image
+from ..image_utils import UnreadableImageError, list_images, open_image
 from .readers.records import check_record, read_json, read_path, read_text
 
 
-# What Pillow animates. Other files are videos, which PyAV reads.
+# Pillow reads these. PyAV reads all other files.
 ANIMATION_SUFFIXES = (".apng", ".gif", ".png", ".webp")
-FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 class VideoCaption(TypedDict):
@@ -27,24 +26,15 @@ class VideoCaption(TypedDict):
 
 
 class UnreadableVideoError(UnreadableImageError):
-    """A video that cannot be used: missing, broken, or without a frame. The message names it."""
+    """Raised for a video that cannot be used: missing, broken, or without a frame. The message names it."""
 
 
 def sample_frame_indices(num_available: int, num_frames: int) -> list[int]:
-    """Frames at equal distances from the first on, as `salesforce/BLIP` `data/video_dataset.py` means to take them.
+    """Indices of frames at equal distances, from the first frame on, in ascending order.
 
-    Its own step is cut to an integer: of 100 frames its eight are 0, 12, ..., 84, and of a clip with fewer than eight
-    it takes the first one eight times. Here the distances are not cut, and the frames of a short clip are repeated
-    evenly.
-
-    Args:
-        num_available (`int`):
-            Frames of the video.
-        num_frames (`int`):
-            Frames wanted.
-
-    Returns:
-        `list[int]`: `num_frames` numbers from 0 up, rising; none of a video without frames.
+    `salesforce/BLIP` `data/video_dataset.py` rounds the distance down: of 100 frames it takes 0, 12, ..., 84, and of a
+    clip with fewer than eight frames the first one eight times. Here the distance is not rounded, and the frames of a
+    short clip are repeated evenly.
 
     Example:
         >>> sample_frame_indices(100, 8)
@@ -56,17 +46,17 @@ def sample_frame_indices(num_available: int, num_frames: int) -> list[int]:
 
 
 def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
-    """Reads frames at equal distances.
+    """Reads frames of a video at equal distances.
 
     Args:
         source (`str` or `Path`):
-            A folder of frames (`.jpg`, `.png`, ...), which are sorted by name with numbers in order of size; an animated
-            `.gif`, `.webp` or `.png`; or a video file, for which PyAV is needed (`pip install blip_hf[video]`).
+            A folder of frames, which are sorted by name with numbers in numeric order; an animated `.gif`, `.webp` or
+            `.png`; or a video file, which needs PyAV (`pip install blip_hf[video]`).
         num_frames (`int`, *optional*, defaults to 8):
-            How many frames. BLIP's zero-shot video retrieval has 8.
+            Number of frames. BLIP uses 8 for zero-shot video retrieval.
 
     Returns:
-        `list[PIL.Image.Image]`: `num_frames` images of mode `RGB`, some of them equal if the video has fewer.
+        `list[PIL.Image.Image]`: `num_frames` images of mode `RGB`; frames are repeated if the video has fewer.
 
     Raises:
         UnreadableVideoError: If the video cannot be read.
@@ -87,10 +77,11 @@ def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """Images of a folder in their natural order: `frame2.jpg` before `frame10.jpg`."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
-    # Split at numbers, text and numbers alternate, so that like is compared with like.
-    return sorted(files, key=lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)])
+    """The images of a folder in natural order: `frame2.jpg` before `frame10.jpg`."""
+    # Split at numbers, text and numbers alternate, so that each is compared with its kind.
+    return sorted(
+        list_images(folder), key=lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)]
+    )
 
 
 def _read_animation(path: Path, num_frames: int) -> list[Image.Image]:
@@ -103,7 +94,7 @@ def _read_animation(path: Path, num_frames: int) -> list[Image.Image]:
                 animation.seek(index)
                 frames[index] = open_image(animation)
     except Exception as error:
-        # As in `open_image`: decoders raise whatever they stumble over.
+        # As in `open_image`: decoders raise anything on a broken file.
         raise _unreadable(path, str(error)) from error
     return [frames[index] for index in wanted]
 
@@ -114,7 +105,7 @@ def _read_video_file(path: Path, num_frames: int) -> list[Image.Image]:
     except ImportError as error:
         raise ImportError(
             f"Reading the video file {path} needs PyAV: pip install blip_hf[video]. Folders of frames and animated"
-            " images need nothing more."
+            " images do not need it."
         ) from error
     try:
         with av.open(str(path)) as container:
@@ -122,7 +113,7 @@ def _read_video_file(path: Path, num_frames: int) -> list[Image.Image]:
         frames, num_decoded = _decode(path, sample_frame_indices(num_promised, num_frames))
         wanted = _checked_indices(path, num_decoded, num_frames)
         if num_decoded != num_promised:
-            # Some formats do not say how many frames there are, and some files are wrong about it.
+            # Some formats do not store the number of frames, and some files store a wrong one.
             frames, _ = _decode(path, wanted)
     except av.FFmpegError as error:
         raise _unreadable(path, str(error)) from error
@@ -130,7 +121,7 @@ def _read_video_file(path: Path, num_frames: int) -> list[Image.Image]:
 
 
 def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, Image.Image], int]:
-    """The wanted frames by number, and how many frames there are in all."""
+    """The wanted frames by number, and the number of all frames."""
     import av
 
     frames, num_decoded = {}, 0
@@ -150,8 +141,8 @@ def _checked_indices(path: Path, num_available: int, num_frames: int) -> list[in
 
 def _unreadable(path: Path, reason: str) -> UnreadableVideoError:
     return UnreadableVideoError(
-        f"Cannot read the video {path}: {reason.rstrip('.')}. Accepted is a folder of frames"
-        f" ({', '.join(FRAME_SUFFIXES)}), an animation that Pillow reads, or a video file that PyAV reads; replace or"
+        f"Cannot read the video {path}: {reason.rstrip('.')}. Accepted is a folder of frames (images),"
+        " an animation that Pillow reads, or a video file that PyAV reads; replace or"
         " leave out this video."
     )
 
@@ -159,7 +150,7 @@ def _unreadable(path: Path, reason: str) -> UnreadableVideoError:
 def load_video_captions(
     path: str | os.PathLike[str], *, video_root: str | os.PathLike[str] | None = None, suffix: str = ".mp4"
 ) -> list[VideoCaption]:
-    """Reads the captions of videos, as BLIP publishes those of MSR-VTT's test split: `{"clip_name", "caption"}`.
+    """Reads captions of videos in the form of BLIP's file for MSR-VTT: records `{"clip_name", "caption"}`.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -167,11 +158,11 @@ def load_video_captions(
         video_root (`str` or `os.PathLike`, *optional*):
             Folder of the videos. Defaults to the folder of the file.
         suffix (`str`, *optional*, defaults to `".mp4"`):
-            What file names have after the name of the clip. A folder that has the name of the clip holds its frames.
+            Suffix of the video files after the name of the clip. A folder with the name of the clip holds its frames.
 
     Returns:
         `list[VideoCaption]`: records `{"video", "caption", "video_id"}` in the order of the file. Captions of one clip
-        have the same `video_id`, numbered from 0 in the order in which clips come first. No video is opened.
+        share its `video_id`; clips are numbered from 0 in order of appearance. No video is opened.
 
     Raises:
         ValueError: If the file does not fit; the message names the record and the field.
@@ -180,7 +171,7 @@ def load_video_captions(
     root = path.parent if video_root is None else Path(video_root)
     records = read_json(path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} holds no list of records, expected one with 'clip_name' and 'caption' a video.")
+        raise ValueError(f"{path} holds no list of records, expected records with 'clip_name' and 'caption'.")
     numbers: dict[str, int] = {}
     captions = []
     for number, record in enumerate(records):

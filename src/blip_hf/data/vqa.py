@@ -24,7 +24,7 @@ class VqaDataset(PairDataset):
 
     Args:
         questions (sequence of records):
-            The output of [`~blip_hf.data.readers.vqa.load_vqa`], or a list.
+            The output of [`~blip_hf.data.readers.load_vqa`], or a list.
         transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
             As in [`PairDataset`]. The text holds the question and its answers, one per line, so that a flip swaps left
             and right in all of them.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.scenes import Scenes
-from ..tasks.options import SCENES, PretrainOptions
+from ..tasks.pretrain import PretrainOptions
 
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class DemoSettings:
         momentum for few steps.
         """
         return PretrainOptions(
-            data=[SCENES],
+            data=["scenes"],
             num_scenes=self.num_scenes,
             augment=False,
             in_memory=True,

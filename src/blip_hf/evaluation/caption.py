@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..captioner import BlipCaptioner
 from ..data.pairs import SkipReporter
-from ..data.readers.annotations import NoCapsImage
+from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
 from ..files import write_json
 from ..modeling.caption import BlipForConditionalGeneration
@@ -66,8 +66,8 @@ def evaluate_captions(
         processor (`BlipProcessor`):
             The processor it was trained with.
         groups (sequence of `CaptionGroup`):
-            Images with all of their captions: [`~blip_hf.data.readers.pairs.group_captions`] of pairs, or what
-            [`~blip_hf.data.readers.annotations.load_nocaps`] reads. One without captions is written about too.
+            Images with all of their captions: [`~blip_hf.data.readers.group_captions`] of pairs, or what
+            [`~blip_hf.data.readers.load_nocaps`] reads. One without captions is written about too.
         prompt (`str`, *optional*, defaults to `"a picture of "`):
             What each caption starts with, or `None`. It is no part of the predictions.
         num_beams (`int`, *optional*, defaults to 3):

@@ -10,7 +10,7 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..data.readers.pairs import group_captions
+from ..data.readers import group_captions
 from ..data.readers.records import CaptionGroup
 from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
@@ -98,7 +98,7 @@ def evaluate_retrieval(
         processor (`BlipProcessor`):
             The processor it was trained with.
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}` as [`~blip_hf.data.readers.pairs.load_pairs`] gives them. A caption
+            Records `{"image", "caption", "image_id"}` as [`~blip_hf.data.readers.load_pairs`] gives them. A caption
             is right for the image of its `image_id` alone, even where another has the same words.
         k (`int`, *optional*, defaults to 128):
             Candidates of a query that are re-ranked. BLIP has 128 for Flickr30k and 256 for COCO.

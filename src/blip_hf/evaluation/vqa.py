@@ -162,8 +162,8 @@ def evaluate_vqa(
             The model; its mode, device and dtype are left as they are.
         processor (`BlipProcessor`):
             The processor it was trained with.
-        questions (sequence of [`~blip_hf.data.readers.vqa.Question`]):
-            What [`~blip_hf.data.readers.vqa.load_vqa`] returns, or a list.
+        questions (sequence of [`~blip_hf.data.readers.vqa.VqaRecord`]):
+            What [`~blip_hf.data.readers.load_vqa`] returns, or a list.
         answer_list (sequence of `str`, *optional*):
             Answers to choose from, such as those of VQA's `answer_list.json` or of
             [`~blip_hf.data.readers.vqa.most_common_answers`]. Without it answers are written.

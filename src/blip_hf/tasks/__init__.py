@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fine-tuning and evaluation of each task from end to end: what the commands run, as functions of their options."""
+"""Fine-tuning and evaluation of each task, as the commands run them; `pretrain` for all objectives."""

@@ -1,83 +1,177 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tasks share: checkpoints to start from, pairs, one course of training, and results in files."""
+"""What the tasks share: the bases of their options, data sources, checkpoints, and the course of a fine-tuning.
+
+A task module has `FinetuneOptions`, `EvaluateOptions`, `finetune` and `evaluate`. Task modules import heavy libraries inside
+functions, so that `--help` is quick.
+"""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, logging
-
-from ..checkpoints import require_checkpoint
-from ..configuration_blip import BlipConfig
-from ..data.pairs import PairDataset
-from ..data.readers.pairs import load_pairs
-from ..data.readers.records import first_character
-from ..data.scenes import Scenes
-from ..data.transforms import TrainTransform
-from ..processing_blip import BlipProcessor
-from ..training import BlipTrainer
-from .options import SCENES, EvaluateOptions, FinetuneOptions, PairEvaluateOptions, PairFinetuneOptions
+from ..evaluation.defaults import BATCH_SIZE
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    import datasets
+    from transformers.modeling_utils import PreTrainedModel
 
+    from ..configuration_blip import BlipConfig
+    from ..data.scenes import Scenes
+    from ..data.transforms import TrainTransform
+    from ..processing_blip import BlipProcessor
+    from ..training import BlipTrainer
+
+SCENES = "scenes"
+FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes`"
+PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes`; see docs/data.md"
+SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def option(default: Any, help_text: str, metavar: str | None = None) -> Any:
+    """Returns the dataclass field of an option."""
+    metadata = {"help": help_text} if metavar is None else {"help": help_text, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data to train or to evaluate on: files, or drawn scenes by number."""
+
+    data: list[str]
+    image_root: str | None
+    first_scene: int
+    num_scenes: int
+    split: str | None = None
+    annotations: str | None = None
+
+    @property
+    def is_scenes(self) -> bool:
+        """Whether the data are drawn scenes."""
+        return self.data == [SCENES]
+
+    def scenes(self, image_size: int) -> "Scenes":
+        """Returns the drawn scenes."""
+        from ..data.scenes import Scenes
+
+        return Scenes(self.num_scenes, start=self.first_scene, image_size=image_size)
+
+    def read_pairs(self, image_size: int) -> "datasets.Dataset | Scenes":
+        """Returns records of image-text pairs."""
+        from ..data.readers import load_pairs
+
+        if self.is_scenes:
+            return self.scenes(image_size)
+        return load_pairs(one_or_several(self.data), image_root=self.image_root, split=self.split)
+
+
+@dataclass
+class FinetuneOptions:
+    """Options of every fine-tuning."""
+
+    model: str = field(
+        metadata={
+            "help": "Checkpoint with its processor to start from: of the task or of pre-training",
+            "metavar": "CHECKPOINT",
+        }
+    )
+    data: list[str] = field(metadata={"help": f"Training set: {FILES_HELP}", "metavar": "SOURCE"})
+    eval_data: list[str] | None = option(None, "Set to evaluate on after training, as --data", "SOURCE")
+    image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    image_size: int | None = option(
+        None, "Image size in pixels; position embeddings are interpolated (default: the checkpoint's)", "N"
+    )
+    augment: bool = option(True, "Crop, flip and warp the training images")
+    min_scale: float = option(0.5, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
+    drop_path: float | None = option(None, "Drop-path rate of the image encoder (default: the checkpoint's)", "RATE")
+    freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
+    num_scenes: int = option(10_000, "Number of scenes to train on", "N")
+    num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return Source(self.data, self.image_root, 0, self.num_scenes)
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
+        if self.eval_data is None:
+            return None
+        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes)
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of every evaluation."""
+
+    model: str = field(metadata={"help": "Checkpoint with its processor", "metavar": "CHECKPOINT"})
+    data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}", "metavar": "SOURCE"})
+    image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
+    device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
+    dtype: str = field(default="float32", metadata={"help": "Data type of the weights", "choices": DTYPES})
+    first_scene: int = option(10_000, "Number of the first scene", "N")
+    num_scenes: int = option(500, "Number of scenes", "N")
+    output: str | None = option(None, "File for the model's predictions, one per record", "FILE")
+    no_progress: bool = option(False, "Show no progress bar")
+
+    def evaluation_source(self) -> Source:
+        """Returns the source of the evaluation set."""
+        return Source(self.data, self.image_root, self.first_scene, self.num_scenes)
+
+
+@dataclass
+class PairFinetuneOptions(FinetuneOptions):
+    """Options of a fine-tuning on image-text pairs, which come from more sources and may have splits."""
+
+    data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}", "metavar": "SOURCE"})
+    split: str = option("train", f"Split of --data, {SPLIT_HELP}", "NAME")
+    eval_split: str = option("val", f"Split of --eval_data, {SPLIT_HELP}", "NAME")
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return Source(self.data, self.image_root, 0, self.num_scenes, self.split)
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
+        if self.eval_data is None:
+            return None
+        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes, self.eval_split)
+
+
+@dataclass
+class PairEvaluateOptions(EvaluateOptions):
+    """Options of an evaluation on image-text pairs."""
+
+    data: list[str] = field(metadata={"help": f"Set to evaluate on: {PAIRS_HELP}", "metavar": "SOURCE"})
+    split: str = option("test", f"Split of --data, {SPLIT_HELP}", "NAME")
+
+    def evaluation_source(self) -> Source:
+        """Returns the source of the evaluation set."""
+        return Source(self.data, self.image_root, self.first_scene, self.num_scenes, self.split)
+
+
+# Checkpoints
+
+
 def checkpoint_type(source: str) -> str:
-    """The `model_type` of a checkpoint, which tells a pre-training one from those of tasks.
+    """Returns the `model_type` of a checkpoint, which tells a pre-training one from those of tasks."""
+    from transformers.utils import CONFIG_NAME, cached_file
 
-    Args:
-        source (`str`):
-            The checkpoint.
+    from ..checkpoints import require_checkpoint
 
-    Returns:
-        `str`: as its `config.json` has it.
-    """
     require_checkpoint(source)
     path = cached_file(source, CONFIG_NAME)
     return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type", "")
 
 
-def prepare_for_training(model: PreTrainedModel, options: FinetuneOptions) -> PreTrainedModel:
-    """Puts a model to train in training mode, at the image size and with the frozen layers of the options.
+def read_config(config_class: type["BlipConfig"], options: FinetuneOptions, **fields: Any) -> "BlipConfig":
+    """Reads a checkpoint's configuration, with the drop-path rate of the options and the given fields."""
+    from ..checkpoints import require_checkpoint
 
-    Args:
-        model (`PreTrainedModel`):
-            A loaded model, with float32 weights.
-        options (`FinetuneOptions`):
-            Options of the command.
-
-    Returns:
-        `PreTrainedModel`: the same.
-
-    Raises:
-        ValueError: If there are fewer layers than are to be frozen.
-    """
-    if options.image_size is not None:
-        model.resize_position_embeddings(options.image_size)
-    model.vision_model.freeze_first_layers(options.freeze_vision_layers)
-    return model.train()
-
-
-def read_config(config_class: type[BlipConfig], options: FinetuneOptions, **fields: Any) -> BlipConfig:
-    """Reads a checkpoint's configuration, with the drop-path rate of the options.
-
-    Args:
-        config_class (`type`):
-            Class of the configuration.
-        options (`FinetuneOptions`):
-            Options of the command.
-        **fields:
-            Further fields to set.
-
-    Returns:
-        `BlipConfig`: the configuration.
-    """
     require_checkpoint(options.model)
     config = config_class.from_pretrained(options.model, **fields)
     if options.drop_path is not None:
@@ -85,18 +179,26 @@ def read_config(config_class: type[BlipConfig], options: FinetuneOptions, **fiel
     return config
 
 
-def load_processor(source: str, image_size: int | None = None) -> BlipProcessor:
-    """Loads a checkpoint's processor, for images of another size where one is given.
+def config_values(config_class: type["BlipConfig"], options: object, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns options that are fields of a configuration; its own defaults, not a checkpoint's values, where not given."""
+    given = {name: getattr(options, name) for name in names}
+    defaults = config_class.__dataclass_fields__
+    return {name: defaults[name].default if value is None else value for name, value in given.items()}
 
-    Args:
-        source (`str`):
-            The checkpoint.
-        image_size (`int`, *optional*):
-            Side of the images in pixels.
 
-    Returns:
-        `BlipProcessor`: the processor.
-    """
+def prepare_for_training(model: "PreTrainedModel", options: FinetuneOptions) -> "PreTrainedModel":
+    """Sets the image size, freezes layers, and switches the model to training mode."""
+    if options.image_size is not None:
+        model.resize_position_embeddings(options.image_size)
+    model.vision_model.freeze_first_layers(options.freeze_vision_layers)
+    return model.train()
+
+
+def load_processor(source: str, image_size: int | None = None) -> "BlipProcessor":
+    """Loads a checkpoint's processor, for images of another size if one is given."""
+    from ..checkpoints import require_checkpoint
+    from ..processing_blip import BlipProcessor
+
     require_checkpoint(source)
     processor = BlipProcessor.from_pretrained(source)
     if image_size is not None:
@@ -104,156 +206,115 @@ def load_processor(source: str, image_size: int | None = None) -> BlipProcessor:
     return processor
 
 
-def image_size_of(model: PreTrainedModel) -> int:
-    """Side in pixels of the images that a model takes."""
+def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["PreTrainedModel", "BlipProcessor"]:
+    """Loads the model and the processor to evaluate, on their device.
+
+    Raises:
+        ValueError: If the data type is unknown, or the checkpoint belongs to another class.
+    """
+    import torch
+
+    from ..checkpoints import require_checkpoint
+    from ..modeling.cpu import optimize_for_cpu
+
+    if options.dtype not in DTYPES:
+        raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(DTYPES)}.")
+    require_checkpoint(options.model)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
+    if device.type == "cpu":
+        optimize_for_cpu(model)
+    return model.eval(), load_processor(options.model)
+
+
+def image_size_of(model: "PreTrainedModel") -> int:
+    """Returns the image size of a model in pixels."""
     return model.config.vision_config.image_size
 
 
-def training_pairs(options: PairFinetuneOptions, image_size: int, seed: int) -> PairDataset:
-    """Reads the pairs to train on; drawn images are taken as they are.
-
-    Args:
-        options (`PairFinetuneOptions`):
-            Options of the command.
-        image_size (`int`):
-            Side of the images in pixels.
-        seed (`int`):
-            Seed of the augmentation.
-
-    Returns:
-        `PairDataset`: the pairs.
-    """
-    if options.data == [SCENES]:
-        return PairDataset(training_scenes(options, image_size))
-    pairs = load_pairs(one_or_several(options.data), image_root=options.image_root, split=options.split)
-    return PairDataset(pairs, training_transform(options, image_size), seed=seed)
+# Data
 
 
-def training_scenes(options: FinetuneOptions, image_size: int) -> Scenes:
-    """Drawn images to train on."""
-    return Scenes(options.num_scenes, image_size=image_size)
+def one_or_several(sources: list[str]) -> str | list[str]:
+    """Returns a single source alone, which may then be a folder or a name."""
+    return sources[0] if len(sources) == 1 else sources
 
 
-def training_transform(options: FinetuneOptions, image_size: int) -> TrainTransform | None:
-    """The augmentation that the options ask for."""
-    return TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
+def training_transform(options: FinetuneOptions, image_size: int) -> "TrainTransform | None":
+    """Returns the augmentation of the options. Scenes are not augmented: crops would cut off what texts are about."""
+    from ..data.transforms import TrainTransform
+
+    is_augmented = options.augment and not options.training_source().is_scenes
+    return TrainTransform(image_size, min_scale=options.min_scale) if is_augmented else None
 
 
-def evaluation_pairs(options: PairFinetuneOptions | PairEvaluateOptions, image_size: int) -> Any:
-    """Reads the pairs to evaluate on.
+def warn_about_training_data(options: FinetuneOptions) -> None:
+    """Warns about sources to evaluate on that are trained on too. Two splits of a source are different data."""
+    from transformers.utils import logging
 
-    Args:
-        options (`PairFinetuneOptions` or `PairEvaluateOptions`):
-            Options of the command.
-        image_size (`int`):
-            Side of drawn images in pixels.
-
-    Returns:
-        `datasets.Dataset` or `Scenes`: records of pairs.
-    """
-    source = evaluation_source(options)
-    if source == [SCENES]:
-        return evaluation_scenes(options, image_size)
-    split = options.eval_split if isinstance(options, PairFinetuneOptions) else options.split
-    return load_pairs(one_or_several(source), image_root=options.image_root, split=split)
-
-
-def evaluation_source(options: FinetuneOptions | EvaluateOptions) -> list[str]:
-    """What to evaluate on."""
-    return options.eval_data if isinstance(options, FinetuneOptions) else options.data
-
-
-def warn_of_training_data(options: FinetuneOptions) -> None:
-    """Warns of sources to evaluate on that are trained on too.
-
-    A source that has splits may be both, one split of it each; a list has none.
-
-    Args:
-        options (`FinetuneOptions`):
-            Options of the command, with a set to evaluate on.
-    """
     trained_on = set(map(os.path.realpath, options.data))
     shared = [source for source in options.eval_data if source != SCENES and os.path.realpath(source) in trained_on]
-    if isinstance(options, PairFinetuneOptions) and options.split != options.eval_split:
-        shared = [source for source in shared if source.endswith(".jsonl") or first_character(Path(source)) == "["]
+    if options.training_source().split != options.evaluation_source().split:
+        shared = [source for source in shared if not _has_splits(source)]
     if shared:
-        logger.warning(
-            f"The model is evaluated on {', '.join(shared)}, which it is trained on too, so that the figures say nothing"
-            " of other data. Leave it out of `data` or of `eval_data`."
+        logging.get_logger(__name__).warning(
+            f"The model is evaluated on {', '.join(shared)}, which it is also trained on, so the metrics say nothing about"
+            " new data. Remove it from `data` or from `eval_data`."
         )
 
 
-def evaluation_scenes(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Scenes:
-    """Drawn images to evaluate on: behind those of training, or those that an evaluation names."""
-    if isinstance(options, FinetuneOptions):
-        return Scenes(options.num_eval_scenes, start=options.num_scenes, image_size=image_size)
-    return Scenes(options.num_scenes, start=options.first_scene, image_size=image_size)
+def _has_splits(source: str) -> bool:
+    """Returns whether a source may have splits: a list of records has none."""
+    from ..data.readers.records import first_character
+
+    return not source.endswith(".jsonl") and first_character(Path(source)) != "["
 
 
-def one_or_several(sources: Sequence[str]) -> str | list[str]:
-    """A single source as itself, which may then be a folder or a name."""
-    return sources[0] if len(sources) == 1 else list(sources)
+# Course
 
 
-def train_and_save(trainer: BlipTrainer) -> dict[str, float]:
-    """Trains, goes on from a checkpoint where the arguments name one, and saves model, processor and log.
+def train_and_evaluate(
+    trainer: "BlipTrainer", evaluate: Callable[[], Mapping[str, float]] | None = None
+) -> dict[str, float]:
+    """Trains (or resumes), saves model, processor and log, and evaluates.
 
-    Args:
-        trainer (`BlipTrainer`):
-            The trainer.
-
-    Returns:
-        `dict[str, float]`: metrics of the training.
+    Returns the metrics of training, and of evaluation as `eval_...` on the main process.
     """
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
+    if evaluate is not None and trainer.is_world_process_zero():
+        metrics |= with_prefix(evaluate())
     return metrics
 
 
-def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple[PreTrainedModel, BlipProcessor]:
-    """Loads the model and the processor that an evaluation names, on its device.
-
-    Args:
-        model_class (`type`):
-            Class of the model.
-        options (`EvaluateOptions`):
-            Options of the command.
-
-    Returns:
-        `tuple`: the model in evaluation mode, and the processor.
-
-    Raises:
-        ValueError: If the type of the weights is unknown, or the checkpoint is of another class.
-    """
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype is {options.dtype!r}, expected one of {', '.join(DTYPES)}.")
-    require_checkpoint(options.model)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
-    return model, load_processor(options.model)
-
-
-def prefixed(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
-    """Metrics under names that tell them from those of training."""
+def with_prefix(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
+    """Returns metrics under names that differ from those of training."""
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
 __all__ = [
+    "DTYPES",
+    "FILES_HELP",
+    "PAIRS_HELP",
+    "SCENES",
+    "SPLIT_HELP",
+    "EvaluateOptions",
+    "FinetuneOptions",
+    "PairEvaluateOptions",
+    "PairFinetuneOptions",
+    "Source",
     "checkpoint_type",
-    "evaluation_pairs",
-    "evaluation_scenes",
-    "evaluation_source",
+    "config_values",
     "image_size_of",
     "load_for_evaluation",
     "load_processor",
     "one_or_several",
-    "prefixed",
+    "option",
     "prepare_for_training",
     "read_config",
-    "train_and_save",
-    "training_pairs",
-    "training_scenes",
+    "train_and_evaluate",
     "training_transform",
-    "warn_of_training_data",
+    "warn_about_training_data",
+    "with_prefix",
 ]

@@ -1,113 +1,136 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captioning (paper, section 5.2): fine-tune a captioner, and compare what it writes with what people wrote."""
+"""Captioning (paper, section 5.2): fine-tunes a captioner, and compares its captions with human ones."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..caption_settings import CaptionSettings
-from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
-from ..data.collators import BlipCaptioningCollator
-from ..data.pairs import PairDataset
-from ..data.readers.pairs import group_captions
-from ..evaluation.caption import CaptionResult, evaluate_captions, write_caption_results
-from ..evaluation.caption_metrics import resolve_metrics
-from ..modeling.caption import BlipForConditionalGeneration
-from ..modeling.pretraining import BlipForPreTraining
-from ..processing_blip import BlipProcessor
-from ..training import BlipFinetuningArguments, BlipTrainer
-from .base import (
-    checkpoint_type,
-    evaluation_pairs,
-    image_size_of,
-    load_for_evaluation,
-    load_processor,
-    prefixed,
-    prepare_for_training,
-    read_config,
-    train_and_save,
-    training_pairs,
-    warn_of_training_data,
-)
-from .options import CaptionEvaluateOptions, CaptionFinetuneOptions
+from ..caption_settings import CaptionSettings, caption_option
+from . import base
+from .base import PairEvaluateOptions, PairFinetuneOptions, option
 
 
-def load_model(options: CaptionFinetuneOptions) -> BlipForConditionalGeneration:
-    """Loads the captioner to start from, in training mode; that of a pre-training checkpoint too.
+if TYPE_CHECKING:
+    from ..evaluation.caption import CaptionResult
+    from ..modeling.caption import BlipForConditionalGeneration
+    from ..processing_blip import BlipProcessor
+    from ..training import BlipFinetuningArguments
 
-    Args:
-        options (`CaptionFinetuneOptions`):
-            Options of the command.
 
-    Returns:
-        `BlipForConditionalGeneration`: with float32 weights.
-    """
-    if checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = read_config(BlipPreTrainingConfig, options)
-        whole = BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-        model = whole.export_captioner()
+@dataclass
+class CaptionOptions:
+    """How captions are generated and compared with human ones."""
+
+    prompt: str | None = caption_option("prompt")
+    num_beams: int | None = caption_option("num_beams")
+    max_length: int | None = caption_option("max_length")
+    min_length: int | None = caption_option("min_length")
+    metrics: list[str] | None = option(
+        None, "Some of bleu, rouge_l, cider, meteor and spice (default: the first three, and meteor with Java)", "NAME"
+    )
+    tokenizer_of_metrics: str = option(
+        "treebank", "Tokenizer of the metrics: treebank, or ptb, the official one, which needs Java", "NAME"
+    )
+
+    def caption_settings(self) -> dict[str, Any]:
+        """Returns the options that are fields of [`CaptionSettings`]; `None` stands for the checkpoint's own."""
+        return {name: getattr(self, name) for name in ("prompt", "num_beams", "max_length", "min_length")}
+
+
+@dataclass
+class FinetuneOptions(CaptionOptions, PairFinetuneOptions):
+    """Options of fine-tuning a captioner."""
+
+
+@dataclass
+class EvaluateOptions(CaptionOptions, PairEvaluateOptions):
+    """Options of evaluating a captioner."""
+
+    repetition_penalty: float | None = caption_option("repetition_penalty")
+
+
+def load_model(options: FinetuneOptions) -> "BlipForConditionalGeneration":
+    """Loads the captioner to start from, also that of a pre-training checkpoint, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
+    from ..modeling.caption import BlipForConditionalGeneration
+    from ..modeling.pretraining import BlipForPreTraining
+
+    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
+        config = base.read_config(BlipPreTrainingConfig, options)
+        model = BlipForPreTraining.from_pretrained(
+            options.model, config=config, dtype=torch.float32
+        ).export_captioner()
     else:
-        config = read_config(BlipConfig, options)
+        config = base.read_config(BlipConfig, options)
         model = BlipForConditionalGeneration.from_pretrained(options.model, config=config, dtype=torch.float32)
-    return prepare_for_training(model, options)
+    return base.prepare_for_training(model, options)
 
 
-def finetune(options: CaptionFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes a captioner, saves it with its processor, and evaluates it where there is a set for that.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes a captioner, saves it with its processor, prompt and lengths, and evaluates it if there is a set for that.
 
     Args:
-        options (`CaptionFinetuneOptions`):
-            What to train on.
+        options (`FinetuneOptions`):
+            Model, data and captions.
         arguments (`BlipFinetuningArguments`):
-            How.
+            Arguments of the trainer.
 
     Returns:
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
-    if options.eval_data is not None:
-        warn_of_training_data(options)
-        resolve_metrics(
-            options.metrics, options.tokenizer_of_metrics
-        )  # before the long run that a failure would waste
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
+    from ..data.collators import BlipCaptioningCollator
+    from ..data.pairs import PairDataset
+    from ..evaluation.caption_metrics import resolve_metrics
+    from ..training import BlipTrainer
+
+    source = options.evaluation_source()
+    if source is not None:
+        base.warn_about_training_data(options)
+        resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
     processor.caption_settings = CaptionSettings.for_finetuning(
-        processor.caption_settings,
-        prompt=options.prompt,
-        num_beams=options.num_beams,
-        max_length=options.max_length,
-        min_length=options.min_length,
+        processor.caption_settings, **options.caption_settings()
     )
-    image_size = image_size_of(model)
-    eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
+    image_size = base.image_size_of(model)
+    eval_pairs = None if source is None else source.read_pairs(image_size)
     trainer = BlipTrainer(
         model,
         arguments,
-        train_dataset=training_pairs(options, image_size, arguments.seed),
+        train_dataset=PairDataset(
+            options.training_source().read_pairs(image_size),
+            base.training_transform(options, image_size),
+            seed=arguments.seed,
+        ),
         eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
         data_collator=BlipCaptioningCollator(processor),
         processing_class=processor,
     )
-    metrics = train_and_save(trainer)
-    if eval_pairs is not None and trainer.is_world_process_zero():
-        result = _evaluate(model, processor, eval_pairs, options, arguments.per_device_eval_batch_size)
-        metrics |= prefixed(result.metrics)
-    return metrics
+
+    def evaluate_trained() -> dict[str, float]:
+        return _evaluate(model, processor, eval_pairs, options, arguments.per_device_eval_batch_size).metrics
+
+    return base.train_and_evaluate(trainer, None if eval_pairs is None else evaluate_trained)
 
 
-def evaluate(options: CaptionEvaluateOptions) -> dict[str, float]:
-    """Evaluates a captioner, and writes its captions where a file is named.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates a captioner, and writes its captions if the options name a file.
 
     Args:
-        options (`CaptionEvaluateOptions`):
-            What to evaluate, and on what.
+        options (`EvaluateOptions`):
+            Model, data and captions.
 
     Returns:
-        `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, and METEOR where Java is found.
+        `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, METEOR if Java is installed, and `num_skipped`.
     """
-    model, processor = load_for_evaluation(BlipForConditionalGeneration, options)
-    pairs = evaluation_pairs(options, image_size_of(model))
+    from ..evaluation.caption import write_caption_results
+    from ..modeling.caption import BlipForConditionalGeneration
+
+    model, processor = base.load_for_evaluation(BlipForConditionalGeneration, options)
     result = _evaluate(
         model,
         processor,
-        pairs,
+        options.evaluation_source().read_pairs(base.image_size_of(model)),
         options,
         options.batch_size,
         repetition_penalty=options.repetition_penalty,
@@ -119,21 +142,21 @@ def evaluate(options: CaptionEvaluateOptions) -> dict[str, float]:
 
 
 def _evaluate(
-    model: BlipForConditionalGeneration,
-    processor: BlipProcessor,
-    pairs: object,
-    options: CaptionFinetuneOptions | CaptionEvaluateOptions,
+    model: "BlipForConditionalGeneration",
+    processor: "BlipProcessor",
+    pairs: Any,
+    options: CaptionOptions,
     batch_size: int,
-    **settings: object,
-) -> CaptionResult:
+    **settings: Any,
+) -> "CaptionResult":
+    from ..data.readers import group_captions
+    from ..evaluation.caption import evaluate_captions
+
     return evaluate_captions(
         model,
         processor,
         group_captions(pairs),
-        prompt=options.prompt,
-        num_beams=options.num_beams,
-        max_length=options.max_length,
-        min_length=options.min_length,
+        **options.caption_settings(),
         batch_size=batch_size,
         tokenizer=options.tokenizer_of_metrics,
         metrics=options.metrics,
@@ -141,4 +164,4 @@ def _evaluate(
     )
 
 
-__all__ = ["evaluate", "finetune", "load_model"]
+__all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,125 +1,115 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-image reasoning (paper, section 5.5): fine-tune a model that judges a sentence about two images, and measure it."""
+"""NLVR2 (paper, section 5.5): fine-tunes a model that tells whether a sentence is true of two images, and evaluates it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..configuration_blip import BlipVisualReasoningConfig
-from ..data.nlvr2 import (
-    BlipNlvr2Collator,
-    Nlvr2Dataset,
-    Nlvr2TrainTransform,
-    load_nlvr2,
-)
-from ..data.scenes import SceneNlvr2
-from ..evaluation.nlvr2 import evaluate_nlvr2
-from ..files import write_json
-from ..modeling.nlvr2 import BlipForVisualReasoning
-from ..training import BlipFinetuningArguments, BlipTrainer
-from .base import (
-    checkpoint_type,
-    evaluation_scenes,
-    evaluation_source,
-    image_size_of,
-    load_for_evaluation,
-    load_processor,
-    prefixed,
-    prepare_for_training,
-    read_config,
-    train_and_save,
-    warn_of_training_data,
-)
-from .options import SCENES, EvaluateOptions, FinetuneOptions, Nlvr2EvaluateOptions, Nlvr2FinetuneOptions
+from . import base
+from .base import Source
 
 
-def load_model(options: Nlvr2FinetuneOptions) -> BlipForVisualReasoning:
-    """Loads the model to start from, in training mode: one of the task, a matcher, or a pre-training checkpoint.
+if TYPE_CHECKING:
+    from ..modeling.nlvr2 import BlipForVisualReasoning
+    from ..training import BlipFinetuningArguments
 
-    Args:
-        options (`Nlvr2FinetuneOptions`):
-            Options of the command.
 
-    Returns:
-        `BlipForVisualReasoning`: with float32 weights.
-    """
-    if checkpoint_type(options.model) == BlipVisualReasoningConfig.model_type:
-        config = read_config(BlipVisualReasoningConfig, options)
+@dataclass
+class FinetuneOptions(base.FinetuneOptions):
+    """Options of fine-tuning for NLVR2."""
+
+
+@dataclass
+class EvaluateOptions(base.EvaluateOptions):
+    """Options of evaluating NLVR2."""
+
+
+def load_model(options: FinetuneOptions) -> "BlipForVisualReasoning":
+    """Loads the model to start from, an NLVR2, retrieval or pre-training checkpoint, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipVisualReasoningConfig
+    from ..modeling.nlvr2 import BlipForVisualReasoning
+
+    if base.checkpoint_type(options.model) == BlipVisualReasoningConfig.model_type:
+        config = base.read_config(BlipVisualReasoningConfig, options)
         model = BlipForVisualReasoning.from_pretrained(options.model, config=config, dtype=torch.float32)
     else:
         fields = {} if options.drop_path is None else {"drop_path_rate": options.drop_path}
         model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields=fields)
-    return prepare_for_training(model, options)
+    return base.prepare_for_training(model, options)
 
 
-def finetune(options: Nlvr2FinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes the model, saves it with its processor, and evaluates it where there is a set for that.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes for NLVR2, saves the model with its processor, and evaluates it if there is a set for that.
 
     Args:
-        options (`Nlvr2FinetuneOptions`):
-            What to train on.
+        options (`FinetuneOptions`):
+            Model and data.
         arguments (`BlipFinetuningArguments`):
-            How.
+            Arguments of the trainer.
 
     Returns:
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
-    if options.eval_data is not None:
-        warn_of_training_data(options)
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    image_size = image_size_of(model)
-    eval_set = None if options.eval_data is None else Nlvr2Dataset(_evaluation_records(options, image_size))
+    from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
+    from ..evaluation.nlvr2 import evaluate_nlvr2
+    from ..training import BlipTrainer
+
+    source, transform = options.evaluation_source(), None
+    if source is not None:
+        base.warn_about_training_data(options)
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    training_source = options.training_source()
+    if options.augment and not training_source.is_scenes:
+        transform = Nlvr2TrainTransform(image_size, min_scale=options.min_scale)
+    eval_set = None if source is None else Nlvr2Dataset(_read_records(source, image_size))
     trainer = BlipTrainer(
         model,
         arguments,
-        train_dataset=_training_set(options, image_size, arguments.seed),
+        train_dataset=Nlvr2Dataset(_read_records(training_source, image_size), transform, seed=arguments.seed),
         eval_dataset=eval_set,
         data_collator=BlipNlvr2Collator(processor),
         processing_class=processor,
     )
-    metrics = train_and_save(trainer)
-    if eval_set is not None and trainer.is_world_process_zero():
+
+    def evaluate_trained() -> dict[str, float]:
         batch_size = arguments.per_device_eval_batch_size
-        metrics |= prefixed(evaluate_nlvr2(model, processor, eval_set, batch_size=batch_size).metrics())
-    return metrics
+        return evaluate_nlvr2(model, processor, eval_set, batch_size=batch_size).metrics()
+
+    return base.train_and_evaluate(trainer, None if eval_set is None else evaluate_trained)
 
 
-def evaluate(options: Nlvr2EvaluateOptions) -> dict[str, float]:
-    """Evaluates a model, and writes its verdict on each record where a file is named.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates an NLVR2 model, and writes its prediction for each record if the options name a file.
 
     Args:
-        options (`Nlvr2EvaluateOptions`):
-            What to evaluate, and on what.
+        options (`EvaluateOptions`):
+            Model and data.
 
     Returns:
         `dict[str, float]`: accuracy and consistency.
     """
-    model, processor = load_for_evaluation(BlipForVisualReasoning, options)
-    records = _evaluation_records(options, image_size_of(model))
+    from ..evaluation.nlvr2 import evaluate_nlvr2
+    from ..files import write_json
+    from ..modeling.nlvr2 import BlipForVisualReasoning
+
+    model, processor = base.load_for_evaluation(BlipForVisualReasoning, options)
+    records = _read_records(options.evaluation_source(), base.image_size_of(model))
     result = evaluate_nlvr2(model, processor, records, batch_size=options.batch_size)
     if options.output is not None:
         write_json(result.predictions, options.output)
     return result.metrics()
 
 
-def _training_set(options: Nlvr2FinetuneOptions, image_size: int, seed: int) -> Nlvr2Dataset:
-    if options.data == [SCENES]:
-        return Nlvr2Dataset(SceneNlvr2(options.num_scenes, image_size=image_size))
-    transform = Nlvr2TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
-    return Nlvr2Dataset(_load(options.data, options.image_root), transform, seed=seed)
+def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from ..data.readers import load_nlvr2
+    from ..data.scenes import SceneNlvr2
+
+    if source.is_scenes:
+        return SceneNlvr2(source.num_scenes, start=source.first_scene, image_size=image_size)
+    return [record for path in source.data for record in load_nlvr2(path, image_root=source.image_root)]
 
 
-def _evaluation_records(options: FinetuneOptions | EvaluateOptions, image_size: int) -> Sequence[Mapping[str, Any]]:
-    source = evaluation_source(options)
-    if source == [SCENES]:
-        scenes = evaluation_scenes(options, image_size)
-        return SceneNlvr2(len(scenes), start=scenes.start, image_size=image_size)
-    return _load(source, options.image_root)
-
-
-def _load(paths: Sequence[str], image_root: str | None) -> list[dict[str, Any]]:
-    return [record for path in paths for record in load_nlvr2(path, image_root=image_root)]
-
-
-__all__ = ["evaluate", "finetune", "load_model"]
+__all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,47 +1,136 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pre-training with the three objectives (paper, section 3.2), from scratch or from a ViT and a BERT."""
+"""Pre-training with ITC, ITM and LM (paper, section 4.1), from scratch, from a ViT and a BERT, or from a checkpoint."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
-
-from ..caption_settings import PRETRAINING_SETTINGS
-from ..checkpoints import require_checkpoint
-from ..configuration_blip import BlipPreTrainingConfig
-from ..data.collators import BlipPretrainingCollator
-from ..data.encoded import EncodedPairs
-from ..data.pairs import PairDataset
-from ..data.readers.pairs import load_pairs
-from ..data.scenes import Scenes, scene_vocabulary_texts
-from ..data.transforms import TrainTransform
-from ..data.vocabulary import train_wordpiece_tokenizer
-from ..modeling.pretraining import BlipForPreTraining
-from ..processing_blip import BlipProcessor
-from ..training import BlipContrastiveTrainer, BlipTrainingArguments
-from .base import load_processor, one_or_several, train_and_save
-from .options import SCENES, PretrainOptions
+from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
+from . import base
+from .base import PAIRS_HELP, Source, option
 
 
-# Side in pixels of the images of pre-training (paper, section 4.1).
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from ..data.pairs import PairDataset
+    from ..modeling.pretraining import BlipForPreTraining
+    from ..processing_blip import BlipProcessor
+    from ..training import BlipTrainingArguments
+
+
+# Image size of pre-training in pixels (paper, section 4.1).
 IMAGE_SIZE = 224
+# Options that are fields of the configuration, which has their defaults.
+CONFIGURED = (
+    "queue_size",
+    "momentum",
+    "alpha",
+    "temperature_init_value",
+    "negative_temperature",
+    "itc_weight",
+    "itm_weight",
+    "lm_weight",
+)
+
+
+@dataclass
+class PretrainOptions:
+    """Options of pre-training. `None` stands for the default of [`BlipPreTrainingConfig`], where that has the option."""
+
+    data: list[str] = field(metadata={"help": f"Training pairs: {PAIRS_HELP}", "metavar": "SOURCE"})
+    eval_data: list[str] | None = option(None, "Pairs to evaluate on, as --data", "SOURCE")
+    eval_split: str = option("validation", "Split of --eval_data, if it has several", "NAME")
+    image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    num_scenes: int = option(10_000, "Number of scenes to train on", "N")
+    num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+    min_scale: float = option(0.2, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
+    model: str | None = option(
+        None,
+        "BlipForPreTraining checkpoint with its processor to continue from; the options of sizes and dropout do not apply",
+        "CHECKPOINT",
+    )
+    augment: bool = option(True, "Crop, flip and warp the training images; not needed for a run of one epoch")
+    in_memory: bool = option(
+        False, "Encode each pair once and keep it in memory, for a small set without augmentation"
+    )
+    vision: str | None = option(None, "ViT or DeiT checkpoint to start from (default: random weights)", "CHECKPOINT")
+    text: str | None = option(
+        None, "BERT checkpoint with its tokenizer to start from (default: random weights)", "CHECKPOINT"
+    )
+    tokenizer: str | None = option(
+        None, "BERT tokenizer (default: that of --text, or one trained on the captions)", "CHECKPOINT"
+    )
+    vocab_size: int = option(30_522, "Maximum size of a vocabulary trained on the captions", "N")
+    image_size: int | None = option(
+        None, "Image size in pixels; position embeddings are interpolated (default: that of --model, or 224)", "N"
+    )
+    image_mean: list[float] | None = option(
+        None, "Channel means that --vision was trained with (default: CLIP's)", "MEAN"
+    )
+    image_std: list[float] | None = option(
+        None, "Channel standard deviations that --vision was trained with (default: CLIP's)", "STD"
+    )
+    patch_size: int = option(16, "Patch size in pixels, without --vision", "N")
+    vision_width: int = option(768, "Hidden size of the image encoder, without --vision", "N")
+    vision_layers: int = option(12, "Layers of the image encoder, without --vision", "N")
+    text_width: int = option(768, "Hidden size of the text transformer, without --text", "N")
+    text_layers: int = option(12, "Layers of the text transformer, without --text", "N")
+    freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
+    head_width: int = option(64, "Width of an attention head, for encoders with random weights", "N")
+    initializer_range: float = option(
+        0.02, "Standard deviation of random weights; narrow encoders need a larger one", "STD"
+    )
+    dropout: float = option(0.1, "Dropout of the text transformer", "RATE")
+    label_smoothing: float = option(
+        0.1, "Label smoothing of language modelling, for a text transformer without --model", "RATE"
+    )
+    feature_width: int = option(256, "Size of the contrastive features", "N")
+    queue_size: int | None = option(
+        None, "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP)", "N"
+    )
+    momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    temperature: float | None = option(None, "Initial contrastive temperature (default: 0.07)", "T")
+    negative_temperature: float | None = option(
+        None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
+    )
+    itc_weight: float | None = option(None, "Weight of the contrastive loss (default: 1)", "WEIGHT")
+    itm_weight: float | None = option(None, "Weight of image-text matching; 0 skips it (default: 1)", "WEIGHT")
+    lm_weight: float | None = option(None, "Weight of language modelling; 0 skips it (default: 1)", "WEIGHT")
+    alpha: float | None = option(
+        None, "Final share of the momentum encoder in contrastive targets (default: 0.4)", "SHARE"
+    )
+
+    @property
+    def temperature_init_value(self) -> float | None:
+        """`temperature`, under the configuration's name."""
+        return self.temperature
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return Source(self.data, self.image_root, 0, self.num_scenes, "train")
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
+        if self.eval_data is None:
+            return None
+        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes, self.eval_split)
 
 
 def pretrain(
-    options: PretrainOptions, arguments: BlipTrainingArguments, *, callbacks: Sequence[TrainerCallback] = ()
+    options: PretrainOptions, arguments: "BlipTrainingArguments", *, callbacks: Sequence["TrainerCallback"] = ()
 ) -> dict[str, float]:
-    """Pre-trains a model, evaluates it where there is a set for that, and saves it with its processor.
+    """Pre-trains a model, saves it with its processor, and evaluates it if there is a set for that.
 
-    Beside it lie `captioner/` and `retriever/`, the two models inside as plain transformers opens them.
+    The output folder also gets `captioner/` and `retriever/`, the two models inside, which plain transformers opens.
 
     Args:
         options (`PretrainOptions`):
-            What to pre-train on, and what.
+            Model, data and objectives.
         arguments (`BlipTrainingArguments`):
-            How.
+            Arguments of the trainer.
         callbacks (`Sequence[TrainerCallback]`, *optional*):
             Callbacks that report progress instead of the printed logs.
 
@@ -51,6 +140,12 @@ def pretrain(
     Raises:
         ValueError: If options contradict each other or a source cannot be read.
     """
+    from transformers import PrinterCallback, set_seed
+
+    from ..data.collators import BlipPretrainingCollator
+    from ..data.encoded import EncodedPairs
+    from ..training import BlipContrastiveTrainer
+
     set_seed(arguments.seed)
     train_pairs, train_dataset = read_training_set(options, arguments.seed)
     processor = make_processor(options, train_pairs)
@@ -58,7 +153,8 @@ def pretrain(
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
         # A caption of a scene is true of all scenes that have the same one.
-        train_dataset = EncodedPairs(train_dataset, collator, equal_captions_share_id=isinstance(train_pairs, Scenes))
+        is_drawn = options.training_source().is_scenes
+        train_dataset = EncodedPairs(train_dataset, collator, equal_captions_share_id=is_drawn)
         eval_dataset = None if eval_dataset is None else EncodedPairs(eval_dataset, collator)
     trainer = BlipContrastiveTrainer(
         make_model(options, processor),
@@ -71,24 +167,17 @@ def pretrain(
     )
     if callbacks:
         trainer.pop_callback(PrinterCallback)
-    metrics = train_and_save(trainer)
+    metrics = base.train_and_evaluate(trainer)
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
-    if options.eval_data is not None:
-        metrics |= trainer.evaluate()
-    return metrics
+    return metrics if eval_dataset is None else metrics | trainer.evaluate()
 
 
 def image_size_of_run(options: PretrainOptions) -> int:
-    """Side in pixels of the images that a run takes.
+    """Returns the image size: that of the options, or of the checkpoint to continue from, or the paper's."""
+    from ..checkpoints import require_checkpoint
+    from ..configuration_blip import BlipPreTrainingConfig
 
-    Args:
-        options (`PretrainOptions`):
-            Options of the command.
-
-    Returns:
-        `int`: that of the options, or else of the checkpoint to go on from, or else the paper's.
-    """
     if options.image_size is not None:
         return options.image_size
     if options.model is None:
@@ -97,76 +186,44 @@ def image_size_of_run(options: PretrainOptions) -> int:
     return BlipPreTrainingConfig.from_pretrained(options.model).vision_config.image_size
 
 
-def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, PairDataset]:
-    """Reads the training pairs.
-
-    Args:
-        options (`PretrainOptions`):
-            Options of the command.
-        seed (`int`):
-            Seed of the augmentation.
-
-    Returns:
-        `tuple`: the pairs as they are, and the data set of augmented ones.
+def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, "PairDataset"]:
+    """Returns the training pairs, and the data set of augmented ones.
 
     Raises:
-        ValueError: If pairs are to be kept in memory and augmented.
+        ValueError: If pairs are to be both kept in memory and augmented.
     """
+    from ..data.pairs import PairDataset
+
+    source = options.training_source()
+    if options.in_memory and options.augment and not source.is_scenes:
+        raise ValueError("in_memory=True keeps one view of each image, but augment=True makes many. Set one to False.")
     image_size = image_size_of_run(options)
-    if options.data == [SCENES]:
-        # Crops, flips and warps would move what the captions speak of.
-        scenes = Scenes(options.num_scenes, image_size=image_size)
-        return scenes, PairDataset(scenes)
-    if options.in_memory and options.augment:
-        raise ValueError("in_memory keeps one view of each image, and augment wants many. Set one of them to False.")
-    pairs = load_pairs(one_or_several(options.data), image_root=options.image_root)
-    transform = TrainTransform(image_size, min_scale=options.min_scale) if options.augment else None
-    return pairs, PairDataset(pairs, transform, seed=seed)
+    pairs = source.read_pairs(image_size)
+    return pairs, PairDataset(pairs, base.training_transform(options, image_size), seed=seed)
 
 
-def read_evaluation_set(options: PretrainOptions) -> PairDataset | None:
-    """Reads the pairs to evaluate on.
+def read_evaluation_set(options: PretrainOptions) -> "PairDataset | None":
+    """Returns the pairs to evaluate on, if the options name any."""
+    from ..data.pairs import PairDataset
 
-    Args:
-        options (`PretrainOptions`):
-            Options of the command.
-
-    Returns:
-        `PairDataset`, *optional*: the pairs, or `None` where none were asked for.
-    """
-    if options.eval_data is None:
-        return None
-    if options.eval_data == [SCENES]:
-        # Behind those of training.
-        image_size = image_size_of_run(options)
-        return PairDataset(Scenes(options.num_eval_scenes, start=options.num_scenes, image_size=image_size))
-    source = one_or_several(options.eval_data)
-    return PairDataset(load_pairs(source, image_root=options.image_root, split=options.eval_split))
+    source = options.evaluation_source()
+    return None if source is None else PairDataset(source.read_pairs(image_size_of_run(options)))
 
 
-def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
-    """Makes the processor, with a tokenizer that is read or trained on the captions.
+def make_processor(options: PretrainOptions, train_pairs: Any) -> "BlipProcessor":
+    """Makes the processor, with a tokenizer that is loaded or trained on the captions."""
+    from transformers import AutoTokenizer
 
-    Args:
-        options (`PretrainOptions`):
-            Options of the command.
-        train_pairs (`Scenes` or `datasets.Dataset`):
-            The training pairs.
+    from ..data.vocabulary import train_wordpiece_tokenizer
+    from ..processing_blip import BlipProcessor
 
-    Returns:
-        `BlipProcessor`: the processor.
-    """
     if options.model is not None:
-        return load_processor(options.model, options.image_size)
+        return base.load_processor(options.model, options.image_size)
     source = options.tokenizer or options.text
     if source is not None:
         tokenizer = AutoTokenizer.from_pretrained(source)
     else:
-        # Scenes are also asked about, in words that no caption holds.
-        is_drawn = isinstance(train_pairs, Scenes)
-        captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
-        # The prompt of captioning, which captions may not hold.
-        tokenizer = train_wordpiece_tokenizer([*captions, "a picture of"], vocab_size=options.vocab_size)
+        tokenizer = train_wordpiece_tokenizer(_vocabulary_texts(train_pairs), vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
         tokenizer,
         image_size=image_size_of_run(options),
@@ -175,46 +232,44 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> BlipProcessor:
     )
 
 
-def make_model(options: PretrainOptions, processor: BlipProcessor) -> BlipForPreTraining:
-    """Makes the model, from checkpoints or random weights.
+def _vocabulary_texts(train_pairs: Any) -> list[str]:
+    """Returns captions, and the texts of later tasks that captions may not contain: prompt, questions, answers."""
+    from ..data.scenes import Scenes, scene_vocabulary_texts
 
-    Args:
-        options (`PretrainOptions`):
-            Options of the command.
-        processor (`BlipProcessor`):
-            Its processor.
+    is_drawn = isinstance(train_pairs, Scenes)
+    captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
+    return [*captions, CaptionSettings().prompt.strip()]
 
-    Returns:
-        `BlipForPreTraining`: the model, in float32.
-    """
-    token_ids = processor.config_token_ids()
-    state = {
-        "queue_size": options.queue_size,
-        "momentum": options.momentum,
-        "alpha": options.alpha,
-        "temperature_init_value": options.temperature,
-        "negative_temperature": options.negative_temperature,
-        "itc_weight": options.itc_weight,
-        "itm_weight": options.itm_weight,
-        "lm_weight": options.lm_weight,
-    }
+
+def make_model(options: PretrainOptions, processor: "BlipProcessor") -> "BlipForPreTraining":
+    """Makes the model, from checkpoints or random weights, in float32."""
+    import torch
+
+    from ..configuration_blip import BlipPreTrainingConfig
+    from ..modeling.pretraining import BlipForPreTraining
+
+    values = base.config_values(BlipPreTrainingConfig, options, CONFIGURED)
     if options.model is not None:
-        model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **state)
+        model = BlipForPreTraining.from_pretrained(options.model, dtype=torch.float32, **values)
         if options.image_size is not None:
             model.resize_position_embeddings(options.image_size)
     else:
-        model = _from_towers(options, token_ids, state)
+        model = _from_encoders(options, processor.config_token_ids(), values)
     model.vision_model.freeze_first_layers(options.freeze_vision_layers)
     return model
 
 
-def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dict[str, Any]) -> BlipForPreTraining:
+def _from_encoders(
+    options: PretrainOptions, token_ids: dict[str, int], values: dict[str, Any]
+) -> "BlipForPreTraining":
+    from ..modeling.pretraining import BlipForPreTraining
+
     vision_sizes, text_sizes, image_size = {}, {}, image_size_of_run(options)
     if options.vision is None:
-        vision_sizes = _tower_fields(options, options.vision_width, options.vision_layers)
+        vision_sizes = _encoder_sizes(options, options.vision_width, options.vision_layers)
         vision_sizes |= {"patch_size": options.patch_size, "image_size": image_size}
     if options.text is None:
-        text_sizes = _tower_fields(options, options.text_width, options.text_layers)
+        text_sizes = _encoder_sizes(options, options.text_width, options.text_layers)
     regularization = {
         "hidden_dropout_prob": options.dropout,
         "attention_probs_dropout_prob": options.dropout,
@@ -227,30 +282,11 @@ def _from_towers(options: PretrainOptions, token_ids: dict[str, int], state: dic
         vision_fields=vision_sizes,
         text_fields={**token_ids, **regularization, **text_sizes},
         image_text_hidden_size=options.feature_width,
-        **state,
+        **values,
     )
 
 
-def save_parts(model: BlipForPreTraining, processor: BlipProcessor, output_dir: Path) -> None:
-    """Saves the captioner and the matcher inside a model beside it, each with the processor.
-
-    Args:
-        model (`BlipForPreTraining`):
-            The model.
-        processor (`BlipProcessor`):
-            Its processor.
-        output_dir (`Path`):
-            Where the sub-folders `captioner` and `retriever` go.
-    """
-    # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
-    processor = copy.copy(processor)
-    processor.caption_settings = PRETRAINING_SETTINGS
-    for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
-        part.save_pretrained(output_dir / name)
-        processor.save_pretrained(output_dir / name)
-
-
-def _tower_fields(options: PretrainOptions, width: int, num_layers: int) -> dict[str, int | float]:
+def _encoder_sizes(options: PretrainOptions, width: int, num_layers: int) -> dict[str, int | float]:
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -260,7 +296,18 @@ def _tower_fields(options: PretrainOptions, width: int, num_layers: int) -> dict
     }
 
 
+def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_dir: Path) -> None:
+    """Saves the captioner and the retriever inside a model in sub-folders, each with the processor."""
+    # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
+    processor = copy.copy(processor)
+    processor.caption_settings = PRETRAINING_SETTINGS
+    for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
+        part.save_pretrained(output_dir / name)
+        processor.save_pretrained(output_dir / name)
+
+
 __all__ = [
+    "PretrainOptions",
     "image_size_of_run",
     "make_model",
     "make_processor",

@@ -1,133 +1,152 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Image-text retrieval (paper, section 5.1): fine-tune a matcher, and rank in two stages."""
+"""Image-text retrieval (paper, section 5.1): fine-tunes with ITC and ITM, and ranks in two stages."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..configuration_blip import BlipRetrievalTrainingConfig
-from ..data.collators import BlipPretrainingCollator
-from ..data.pairs import PairDataset
-from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
-from ..files import write_json
-from ..modeling.retrieval import BlipForImageTextRetrieval
-from ..modeling.retrieval_training import BlipForRetrievalTraining
-from ..training import BlipContrastiveTrainer, BlipFinetuningArguments
-from .base import (
-    evaluation_pairs,
-    image_size_of,
-    load_for_evaluation,
-    load_processor,
-    prefixed,
-    prepare_for_training,
-    read_config,
-    train_and_save,
-    training_pairs,
-    warn_of_training_data,
-)
-from .options import RetrievalEvaluateOptions, RetrievalFinetuneOptions
+from ..evaluation.defaults import K_TEST
+from . import base
+from .base import PairEvaluateOptions, PairFinetuneOptions, option
 
 
-# Tokens of a caption in BLIP's retrieval, [CLS] and [SEP] included.
+if TYPE_CHECKING:
+    from ..evaluation.retrieval import RetrievalResult
+    from ..modeling.retrieval_training import BlipForRetrievalTraining
+    from ..training import BlipFinetuningArguments
+
+
+# Tokens of a caption in BLIP's retrieval, [CLS] and [SEP] included (salesforce/BLIP, models/blip_retrieval.py).
 MAX_LENGTH = 35
+CONFIGURED = ("queue_size", "momentum", "alpha", "negative_temperature", "negative_all_rank")
 
 
-def load_model(options: RetrievalFinetuneOptions) -> BlipForRetrievalTraining:
-    """Loads the matcher to start from, with momentum towers and queue, in training mode.
+@dataclass
+class RankingOptions:
+    """How candidates are ranked."""
 
-    Args:
-        options (`RetrievalFinetuneOptions`):
-            Options of the command.
+    k_test: int = option(K_TEST, "Candidates that the matching head re-ranks (paper: COCO 256, Flickr30k 128)", "N")
 
-    Returns:
-        `BlipForRetrievalTraining`: with float32 weights.
-    """
-    config = read_config(
-        BlipRetrievalTrainingConfig,
-        options,
-        queue_size=options.queue_size,
-        momentum=options.momentum,
-        alpha=options.alpha,
-        negative_temperature=options.negative_temperature,
-        negative_all_rank=options.negative_all_rank,
+
+@dataclass
+class FinetuneOptions(RankingOptions, PairFinetuneOptions):
+    """Options of fine-tuning for retrieval. `None` stands for the default of [`BlipRetrievalTrainingConfig`]."""
+
+    queue_size: int | None = option(None, "Number of pairs in the queue (default: 57600, as salesforce/BLIP)", "N")
+    momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    alpha: float | None = option(
+        None, "Final share of the momentum encoder in contrastive targets (default: 0.4)", "SHARE"
     )
+    negative_temperature: float | None = option(
+        None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
+    )
+    negative_all_rank: bool | None = option(
+        None, "Draw hard negatives from all processes (default: the configuration's)"
+    )
+
+
+@dataclass
+class EvaluateOptions(RankingOptions, PairEvaluateOptions):
+    """Options of evaluating retrieval."""
+
+
+def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
+    """Loads the model to start from, with momentum encoder and queue, with float32 weights."""
+    import torch
+
+    from ..configuration_blip import BlipRetrievalTrainingConfig
+    from ..modeling.retrieval_training import BlipForRetrievalTraining
+
+    values = base.config_values(BlipRetrievalTrainingConfig, options, CONFIGURED)
+    config = base.read_config(BlipRetrievalTrainingConfig, options, **values)
     model = BlipForRetrievalTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-    return prepare_for_training(model, options)
+    return base.prepare_for_training(model, options)
 
 
-def finetune(options: RetrievalFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes a matcher, saves it as `BlipForImageTextRetrieval`, and evaluates it where there is a set for that.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes for retrieval, saves a `BlipForImageTextRetrieval`, and evaluates it if there is a set for that.
 
-    The folder itself opens as the matcher, here and in plain transformers.
+    The output folder opens here and in plain transformers.
 
     Args:
-        options (`RetrievalFinetuneOptions`):
-            What to train on.
+        options (`FinetuneOptions`):
+            Model, data and objectives.
         arguments (`BlipFinetuningArguments`):
-            How.
+            Arguments of the trainer.
 
     Returns:
         `dict[str, float]`: metrics of training, and of two-stage evaluation as `eval_...`.
     """
-    if options.eval_data is not None:
-        warn_of_training_data(options)
-        check_num_candidates(options.k_test)
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    image_size = image_size_of(model)
-    eval_pairs = None if options.eval_data is None else evaluation_pairs(options, image_size)
+    from ..data.collators import BlipPretrainingCollator
+    from ..data.pairs import PairDataset
+    from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
+    from ..training import BlipContrastiveTrainer
+
+    source = options.evaluation_source()
+    if source is not None:
+        base.warn_about_training_data(options)
+        check_num_candidates(options.k_test)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    eval_pairs = None if source is None else source.read_pairs(image_size)
     trainer = BlipContrastiveTrainer(
         model,
         arguments,
-        train_dataset=training_pairs(options, image_size, arguments.seed),
+        train_dataset=PairDataset(
+            options.training_source().read_pairs(image_size),
+            base.training_transform(options, image_size),
+            seed=arguments.seed,
+        ),
         eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
         data_collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
         processing_class=processor,
     )
-    metrics = train_and_save(trainer)
-    matcher = model.export_retriever()
+    metrics = base.train_and_evaluate(trainer)
+    retriever = model.export_retriever()
     if trainer.is_world_process_zero():
-        matcher.save_pretrained(arguments.output_dir)
-    if eval_pairs is not None:
-        result = evaluate_retrieval(
-            matcher,
-            processor,
-            eval_pairs,
-            k=options.k_test,
-            image_batch_size=arguments.per_device_eval_batch_size,
-        )
-        metrics |= prefixed(result.metrics())
+        retriever.save_pretrained(arguments.output_dir)
+    if eval_pairs is not None:  # all processes share the work
+        batch_size = arguments.per_device_eval_batch_size
+        result = evaluate_retrieval(retriever, processor, eval_pairs, k=options.k_test, image_batch_size=batch_size)
+        metrics |= base.with_prefix(result.metrics())
     return metrics
 
 
-def evaluate(options: RetrievalEvaluateOptions) -> dict[str, float]:
-    """Evaluates a matcher in two stages, and writes each query's ranked candidates where a file is named.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates retrieval in two stages, and writes the ranked candidates of each query if the options name a file.
 
     Args:
-        options (`RetrievalEvaluateOptions`):
-            What to evaluate, and on what.
+        options (`EvaluateOptions`):
+            Model and data.
 
     Returns:
         `dict[str, float]`: recalls in both directions after re-ranking, and those of the cosines as `itc_...`.
     """
-    model, processor = load_for_evaluation(BlipForImageTextRetrieval, options)
+    from ..evaluation.retrieval import evaluate_retrieval
+    from ..files import write_json
+    from ..modeling.retrieval import BlipForImageTextRetrieval
+
+    model, processor = base.load_for_evaluation(BlipForImageTextRetrieval, options)
     result = evaluate_retrieval(
         model,
         processor,
-        evaluation_pairs(options, image_size_of(model)),
+        options.evaluation_source().read_pairs(base.image_size_of(model)),
         k=options.k_test,
         image_batch_size=options.batch_size,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
-        write_json(
-            {
-                "image_ids": result.image_ids,
-                "texts": result.texts,
-                "text_to_image": result.text_to_image.tolist(),
-                "image_candidates": result.image_candidates.index.tolist(),
-                "text_candidates": result.text_candidates.index.tolist(),
-            },
-            options.output,
-        )
+        write_json(_ranking(result), options.output)
     return result.metrics()
 
 
-__all__ = ["evaluate", "finetune", "load_model"]
+def _ranking(result: "RetrievalResult") -> dict[str, Any]:
+    return {
+        "image_ids": result.image_ids,
+        "texts": result.texts,
+        "text_to_image": result.text_to_image.tolist(),
+        "image_candidates": result.image_candidates.index.tolist(),
+        "text_candidates": result.text_candidates.index.tolist(),
+    }
+
+
+__all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -1,109 +1,137 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering (paper, section 5.4): fine-tune a model that answers, and measure its answers."""
+"""Visual question answering (paper, section 5.4): fine-tunes a VQA model, and evaluates its answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
-from ..data.readers.records import read_json
-from ..data.readers.vqa import VqaRecord, load_vqa, most_common_answers
-from ..data.vqa import BlipVqaCollator, VqaDataset
-from ..evaluation.vqa import VqaResult, check_choice, evaluate_vqa, vqa_accuracy, write_vqa_results
-from ..modeling.pretraining import BlipForPreTraining
-from ..modeling.vqa import BlipForQuestionAnswering
-from ..training import BlipFinetuningArguments, BlipTrainer
-from .base import (
-    checkpoint_type,
-    evaluation_scenes,
-    evaluation_source,
-    image_size_of,
-    load_for_evaluation,
-    load_processor,
-    one_or_several,
-    prefixed,
-    prepare_for_training,
-    read_config,
-    train_and_save,
-    training_scenes,
-    training_transform,
-    warn_of_training_data,
-)
-from .options import SCENES, VqaEvaluateOptions, VqaFinetuneOptions
+from ..evaluation.defaults import NUM_CANDIDATES
+from . import base
+from .base import Source, option
 
 
-class BlindQuestions(Sequence[VqaRecord]):
-    """The same questions about a grey image: what can be answered without looking.
+if TYPE_CHECKING:
+    from ..evaluation.vqa import VqaResult
+    from ..modeling.vqa import BlipForQuestionAnswering
+    from ..training import BlipFinetuningArguments
+
+
+@dataclass
+class AnswerOptions:
+    """How questions are read and answered."""
+
+    answer_list: str | None = option(None, "JSON list of answers to rank (default: answers are generated)", "FILE")
+    num_candidates: int = option(NUM_CANDIDATES, "Answers of the list that are scored in full (salesforce/BLIP)", "N")
+    answer_sets: bool = option(
+        False, "A list of answers is one answer of several words, as in DAQUAR, and not the votes of several people"
+    )
+    blind: bool = option(False, "Show a grey image with each question: the baseline without images")
+
+
+@dataclass
+class FinetuneOptions(AnswerOptions, base.FinetuneOptions):
+    """Options of fine-tuning for VQA."""
+
+    annotations: str | None = option(None, "Answers of --data if it is a VQA v2 file", "FILE")
+    eval_annotations: str | None = option(None, "Answers of --eval_data if it is a VQA v2 file", "FILE")
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return replace(super().training_source(), annotations=self.annotations)
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one."""
+        source = super().evaluation_source()
+        return None if source is None else replace(source, annotations=self.eval_annotations)
+
+
+@dataclass
+class EvaluateOptions(AnswerOptions, base.EvaluateOptions):
+    """Options of evaluating VQA."""
+
+    annotations: str | None = option(None, "Answers of --data if it is a VQA v2 file", "FILE")
+
+    def evaluation_source(self) -> Source:
+        """Returns the source of the evaluation set."""
+        return replace(super().evaluation_source(), annotations=self.annotations)
+
+
+class BlindQuestions(Sequence[Mapping[str, Any]]):
+    """The same questions about a grey image: what can be answered without the image.
 
     Args:
-        questions (sequence of [`VqaRecord`]):
+        questions (sequence of records):
             Questions about images.
     """
 
-    def __init__(self, questions: Sequence[VqaRecord]) -> None:
+    def __init__(self, questions: Sequence[Mapping[str, Any]]) -> None:
+        from PIL import Image
+
         self.questions = questions
         self.image = Image.new("RGB", (8, 8), "grey")
 
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, i: int) -> VqaRecord:
+    def __getitem__(self, i: int) -> dict[str, Any]:
         return {**self.questions[i], "image": self.image}
 
 
-def load_model(options: VqaFinetuneOptions) -> BlipForQuestionAnswering:
-    """Loads the model to start from, in training mode: one that answers, or a pre-training checkpoint.
+def load_model(options: FinetuneOptions) -> "BlipForQuestionAnswering":
+    """Loads the model to start from, a VQA or a pre-training checkpoint, with float32 weights."""
+    import torch
 
-    Args:
-        options (`VqaFinetuneOptions`):
-            Options of the command.
+    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
+    from ..modeling.pretraining import BlipForPreTraining
+    from ..modeling.vqa import BlipForQuestionAnswering
 
-    Returns:
-        `BlipForQuestionAnswering`: with float32 weights.
-    """
-    if checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = read_config(BlipPreTrainingConfig, options)
-        whole = BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-        model = BlipForQuestionAnswering.from_pretraining(whole)
+    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
+        config = base.read_config(BlipPreTrainingConfig, options)
+        model = BlipForQuestionAnswering.from_pretraining(
+            BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
+        )
     else:
-        config = read_config(BlipConfig, options)
+        config = base.read_config(BlipConfig, options)
         model = BlipForQuestionAnswering.from_pretrained(options.model, config=config, dtype=torch.float32)
-    return prepare_for_training(model, options)
+    return base.prepare_for_training(model, options)
 
 
-def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) -> dict[str, float]:
-    """Fine-tunes the model, saves it with its processor, and evaluates it where there is a set for that.
+def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:
+    """Fine-tunes for VQA, saves the model with its processor, and evaluates it if there is a set for that.
 
     Args:
-        options (`VqaFinetuneOptions`):
-            What to train on.
+        options (`FinetuneOptions`):
+            Model, data and answers.
         arguments (`BlipFinetuningArguments`):
-            How.
+            Arguments of the trainer.
 
     Returns:
-        `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, with that of the training set's most
-        common answer to every question beside it.
+        `dict[str, float]`: metrics of training, and as `eval_...` the accuracy, beside that of always giving the most
+        common answer of the training set.
     """
-    answer_list = None
-    if options.eval_data is not None:
-        warn_of_training_data(options)
-        answer_list = read_answer_list(options)
-    model, processor = load_model(options), load_processor(options.model, options.image_size)
-    image_size = image_size_of(model)
-    questions = _training_questions(options, image_size)
-    eval_questions = None if options.eval_data is None else _evaluation_questions(options, image_size)
+    from ..data.vqa import BlipVqaCollator, VqaDataset
+    from ..evaluation.vqa import evaluate_vqa
+    from ..training import BlipTrainer
+
+    source, answer_list = options.evaluation_source(), None
+    if source is not None:
+        base.warn_about_training_data(options)
+        answer_list = read_answer_list(options)  # fails here rather than after training
+    model, processor = load_model(options), base.load_processor(options.model, options.image_size)
+    image_size = base.image_size_of(model)
+    questions = _read_questions(options.training_source(), options, image_size)
+    eval_questions = None if source is None else _read_questions(source, options, image_size)
     trainer = BlipTrainer(
         model,
         arguments,
-        train_dataset=VqaDataset(questions, _transform(options, image_size), seed=arguments.seed),
+        train_dataset=VqaDataset(questions, base.training_transform(options, image_size), seed=arguments.seed),
         eval_dataset=None if eval_questions is None else VqaDataset(eval_questions),
         data_collator=BlipVqaCollator(processor),
         processing_class=processor,
     )
-    metrics = train_and_save(trainer)
-    if eval_questions is not None and trainer.is_world_process_zero():
+
+    def evaluate_trained() -> dict[str, float]:
         result = evaluate_vqa(
             model,
             processor,
@@ -112,31 +140,30 @@ def finetune(options: VqaFinetuneOptions, arguments: BlipFinetuningArguments) ->
             num_candidates=options.num_candidates,
             batch_size=arguments.per_device_eval_batch_size,
         )
-        metrics |= prefixed(_table(result))
-        (guess,) = most_common_answers(questions, 1)
-        accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
-        if accuracies:
-            metrics["eval_accuracy_of_most_common_answer"] = sum(accuracies) / len(accuracies)
-    return metrics
+        return {**_metrics(result), **_most_common_answer_baseline(questions, eval_questions)}
+
+    return base.train_and_evaluate(trainer, None if eval_questions is None else evaluate_trained)
 
 
-def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
-    """Evaluates a model, and writes its answers where a file is named.
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Evaluates a VQA model, and writes its answers if the options name a file.
 
     Args:
-        options (`VqaEvaluateOptions`):
-            What to evaluate, and on what.
+        options (`EvaluateOptions`):
+            Model, data and answers.
 
     Returns:
-        `dict[str, float]`: the accuracy, where the questions have answers, and counts.
+        `dict[str, float]`: the accuracy, if the questions have answers, `num_scored` and `num_skipped`.
     """
+    from ..evaluation.vqa import evaluate_vqa, write_vqa_results
+    from ..modeling.vqa import BlipForQuestionAnswering
+
     answer_list = read_answer_list(options)
-    model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
-    questions = _evaluation_questions(options, image_size_of(model))
+    model, processor = base.load_for_evaluation(BlipForQuestionAnswering, options)
     result = evaluate_vqa(
         model,
         processor,
-        questions,
+        _read_questions(options.evaluation_source(), options, base.image_size_of(model)),
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
@@ -144,22 +171,18 @@ def evaluate(options: VqaEvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_vqa_results(result.predictions, options.output)
-    return _table(result)
+    return _metrics(result)
 
 
-def read_answer_list(options: VqaFinetuneOptions | VqaEvaluateOptions) -> list[str] | None:
-    """Reads the answers to choose from, and refuses what an evaluation would refuse after a long run.
-
-    Args:
-        options (`VqaFinetuneOptions` or `VqaEvaluateOptions`):
-            Options of the command.
-
-    Returns:
-        `list[str]`, *optional*: the answers, or `None` where they are to be written.
+def read_answer_list(options: AnswerOptions) -> list[str] | None:
+    """Reads and checks the answers to rank; `None` if answers are generated.
 
     Raises:
-        ValueError: If the file cannot be read or holds no list of answers, or there are too few candidates.
+        ValueError: If the file cannot be read or does not hold a list of answers, or `num_candidates` is too small.
     """
+    from ..data.readers.records import read_json
+    from ..evaluation.vqa import check_choice
+
     if options.answer_list is None:
         return None
     answers = read_json(Path(options.answer_list))
@@ -167,43 +190,35 @@ def read_answer_list(options: VqaFinetuneOptions | VqaEvaluateOptions) -> list[s
     return answers
 
 
-def _transform(options: VqaFinetuneOptions, image_size: int) -> object | None:
-    # Drawn images are taken as they are: crops would cut off what is asked about.
-    return None if options.data == [SCENES] else training_transform(options, image_size)
+def _read_questions(source: Source, options: AnswerOptions, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from ..data.readers import load_vqa
 
-
-def _training_questions(options: VqaFinetuneOptions, image_size: int) -> Sequence[VqaRecord]:
-    if options.data == [SCENES]:
-        return _seen(load_vqa(training_scenes(options, image_size)), options)
-    return _seen(_load(options.data, options.annotations, options), options)
-
-
-def _evaluation_questions(options: VqaFinetuneOptions | VqaEvaluateOptions, image_size: int) -> Sequence[VqaRecord]:
-    source = evaluation_source(options)
-    annotations = options.eval_annotations if isinstance(options, VqaFinetuneOptions) else options.annotations
-    if source == [SCENES]:
-        return _seen(load_vqa(evaluation_scenes(options, image_size)), options)
-    return _seen(_load(source, annotations, options), options)
-
-
-def _load(
-    source: list[str], annotations: str | None, options: VqaFinetuneOptions | VqaEvaluateOptions
-) -> Sequence[VqaRecord]:
-    return load_vqa(
-        one_or_several(source),
-        annotations=annotations,
-        image_root=options.image_root,
-        answer_lists="set" if options.answer_sets else "votes",
-    )
-
-
-def _seen(questions: Sequence[VqaRecord], options: VqaFinetuneOptions | VqaEvaluateOptions) -> Sequence[VqaRecord]:
+    if source.is_scenes:
+        questions = load_vqa(source.scenes(image_size))
+    else:
+        questions = load_vqa(
+            base.one_or_several(source.data),
+            annotations=source.annotations,
+            image_root=source.image_root,
+            answer_lists="set" if options.answer_sets else "votes",
+        )
     return BlindQuestions(questions) if options.blind else questions
 
 
-def _table(result: VqaResult) -> dict[str, float]:
+def _metrics(result: "VqaResult") -> dict[str, float]:
     accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
     return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
 
 
-__all__ = ["BlindQuestions", "evaluate", "finetune", "load_model", "read_answer_list"]
+def _most_common_answer_baseline(
+    questions: Sequence[Mapping[str, Any]], eval_questions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    from ..data.readers import most_common_answers
+    from ..evaluation.vqa import vqa_accuracy
+
+    (guess,) = most_common_answers(questions, 1)
+    accuracies = [vqa_accuracy(guess, question["answers"]) for question in eval_questions if question["answers"]]
+    return {"accuracy_of_most_common_answer": sum(accuracies) / len(accuracies)} if accuracies else {}
+
+
+__all__ = ["BlindQuestions", "EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

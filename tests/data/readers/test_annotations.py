@@ -8,8 +8,7 @@ import os
 import datasets
 import pytest
 
-from blip_hf.data.readers.annotations import load_nocaps
-from blip_hf.data.readers.pairs import group_captions, load_pairs
+from blip_hf.data.readers import group_captions, load_nocaps, load_pairs
 
 
 datasets.disable_progress_bars()

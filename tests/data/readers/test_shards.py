@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip_hf.data.readers.shards import Sample, find_shards
+from blip_hf.data.readers import Sample, find_shards
 from blip_hf.data.scenes import Scenes
-from tests.support.capfilt_sources import color_of, encoded, read, summary, write_images, write_json, write_tar
+from tests.support.sources import color_of, encoded, read, summary, write_images, write_json, write_tar
 
 
 # Kinds of source
@@ -109,42 +109,6 @@ def test_json_lines_go_on_behind_a_broken_one(tmp_path):
     ]
 
 
-def test_annotations_of_coco_are_a_list(tmp_path):
-    write_images(tmp_path, "red")
-    content = {
-        "images": [{"id": 9, "file_name": "red.png"}],
-        "annotations": [{"image_id": 9, "caption": text} for text in ("a", "b")],
-    }
-    (sample,) = read(write_json(tmp_path / "c.json", content))
-    assert (sample.texts, sample.image_id) == (("a", "b"), "9")
-
-
-def test_folders_are_read_by_what_they_hold(tmp_path):
-    write_images(tmp_path, "red")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "red.png", "text": "red"}\n')
-    assert summary(read(tmp_path)) == [("metadata/00000000", ("red",))]
-    tars = tmp_path / "tars"
-    tars.mkdir()
-    for name in ("b", "a"):
-        write_tar(tars / f"{name}.tar", [("0.png", encoded()), ("0.txt", name.encode())])
-    assert summary(read(str(tars))) == [("a/0", ("a",)), ("b/0", ("b",))]
-
-
-def test_files_of_the_same_name_are_told_apart_by_folder(tmp_path):
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        write_tar(tmp_path / folder / "0.tar", [])
-    shards = find_shards([tmp_path / "x" / "0.tar", tmp_path / "y" / "0.tar"])
-    assert [shard.name for shard in shards] == ["x_0", "y_0"]
-    with pytest.raises(ValueError, match="Several sources are called '0'"):
-        find_shards([tmp_path / "x" / "0.tar"] * 2)
-    # A list is cut into shards, one of which may be called as another file.
-    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "web-00000.parquet")
-    records = write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a"}])
-    with pytest.raises(ValueError, match="Several sources are called 'web-00000'"):
-        find_shards([records, tmp_path / "web-00000.parquet"])
-
-
 def test_drawn_scenes_are_a_source():
     items = read("scenes:5:0.4", shard_size=2)
     scenes = Scenes(5, noise_rate=0.4)
@@ -153,38 +117,9 @@ def test_drawn_scenes_are_a_source():
     assert [item.sample_id for item in read(Scenes(2, start=7))] == ["scenes/00000007", "scenes/00000008"]
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("lost.tar", "lost.tar does not exist. Pass WebDataset tars"),
-        ([], "list of sources is empty"),
-        ("scenes:0", "expected scenes:NUMBER"),
-        ("scenes:5:1.5", "expected scenes:NUMBER"),
-    ],
-)
-def test_sources_that_do_not_fit_are_named(source, message):
-    with pytest.raises(ValueError, match=message):
-        find_shards(source)
-
-
-def test_folders_that_do_not_fit_are_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no source"):
-        find_shards(tmp_path)
-    (tmp_path / "notes.md").write_text("")
-    with pytest.raises(ValueError, match=r"notes.md is no file of a known kind"):
-        find_shards(tmp_path / "notes.md")
-    write_tar(tmp_path / "a.tar", [])
-    write_json(tmp_path / "a.json", [])
-    with pytest.raises(ValueError, match=r"holds \['list', 'tar'\]. Pass one of them"):
-        find_shards(tmp_path)
-    with pytest.raises(ValueError, match="shard_size=0"):
-        find_shards(tmp_path / "a.tar", shard_size=0)
-
-
-def test_parquet_without_its_columns_is_refused(tmp_path):
-    pq.write_table(pa.table({"url": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="has the columns url, expected 'image' and one of 'caption'"):
-        read(tmp_path / "x.parquet")
+def test_an_empty_shard_is_refused():
+    with pytest.raises(ValueError, match="shard_size=0 leaves nothing in a shard"):
+        find_shards("scenes:4", shard_size=0)
 
 
 # Memory

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from blip_hf.data.readers import samples
+from blip_hf import image_utils
+from blip_hf.data.readers import find_shards, samples
 from blip_hf.data.readers.samples import Sample, Skipped
-from blip_hf.data.readers.shards import find_shards
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.capfilt_sources import bomb, encoded, read, summary, write_images, write_json, write_tar
+from tests.support.sources import bomb, encoded, read, summary, write_images, write_json, write_tar
 
 
 def test_faulty_records_are_named_and_the_stream_goes_on(tmp_path):
@@ -45,11 +45,11 @@ def test_faulty_records_are_named_and_the_stream_goes_on(tmp_path):
 
 
 def test_images_over_the_limits_are_faults(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "MAX_IMAGE_PIXELS", 12)
+    monkeypatch.setattr(image_utils, "MAX_IMAGE_PIXELS", 12)
     members = [("0.png", encoded(size=(4, 3))), ("0.txt", b"a"), ("1.png", encoded(size=(13, 1))), ("1.txt", b"b")]
     source = write_tar(tmp_path / "a.tar", members)
     assert summary(read(source)) == [("a/0", ("a",)), ("a/1", "huge_image")]
-    monkeypatch.setattr(samples, "MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr(image_utils, "MAX_IMAGE_BYTES", 10)
     assert [reason for _, reason in summary(read(source))] == ["huge_image"] * 2
 
 

@@ -1,119 +1,163 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Shards of JSON lists and image folders, which are cut after so many records, and of drawn scenes."""
+"""Lists of records with image paths: JSON lists and lines, COCO, Karpathy, and the metadata of image folders."""
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..scenes import Scenes
-from .annotations import SHAPES, read_metadata_row, standard_records
-from .json_lists import iterate_json_lines, iterate_json_list
-from .pairs import METADATA_FILES
-from .records import check_record, first_character, read_captions, read_json, read_optional_id, read_path
-from .samples import Shard, Skipped, Stream, check_texts
+from .coco import coco_records
+from .json_files import iterate_json_lines, iterate_json_list
+from .karpathy import karpathy_records
+from .records import (
+    ImageRecord,
+    PathLike,
+    Record,
+    RecordStream,
+    check_record,
+    first_character,
+    read_captions,
+    read_json,
+    read_optional_id,
+    read_path,
+)
+from .samples import Shard, Skipped, Stream
 
 
-# Records, or why there is none, each with where it starts, from where it can be read again; from `None`, all.
-Reader = Callable[[int | None], Iterator[tuple[int, Any]]]
+# Gives rows, each with the place to start from to read it again. `None` starts at the first one.
+RowReader = Callable[[int | None], Iterator[tuple[int, Any]]]
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+SHAPES = (
+    "a list of records with 'image' and 'caption', or COCO's {\"images\": [...], \"annotations\": [...]} or Karpathy's"
+    ' {"images": [{"sentences": [...]}]}'
+)
 
 
-def list_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None, shard_size: int) -> list[Shard]:
-    """Cuts a list of records into shards, between images.
+@dataclass(frozen=True)
+class ListFile:
+    """A list, which is cut into shards between images. Relative image paths start from `root`."""
 
-    Args:
-        path (`Path`):
-            A JSON list, an annotation file of COCO or Karpathy, or the metadata of an image folder.
-        name (`str`):
-            What the list is called.
-        image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to that of the list.
-        shard_size (`int`):
-            Records of a shard; more where those of one image go on.
+    path: Path
+    name: str
+    root: PathLike
+    split: str = "train"
+    needs_captions: bool = True
 
-    Returns:
-        `list[Shard]`: named after the list and numbered.
+    def records(self) -> RecordStream:
+        """All records. Raises `ValueError` for one that does not fit."""
+        for row, raw in enumerate(self._read_all()):
+            where = f"{self.path}, record {row}"
+            if isinstance(raw, Exception):
+                raise ValueError(str(raw)) from raw
+            yield self._parse(raw, row, where)
 
-    Raises:
-        ValueError: If the file cannot be parsed or holds no list.
-    """
-    image_field = "file_name" if path.name in METADATA_FILES else "image"
-    read = _reader_of(path)
-    root = path.parent if image_root is None else image_root
-    return [
-        Shard(f"{name}-{number:05d}", partial(_stream, read, *cut, name, image_field, root))
-        for number, cut in enumerate(_cuts(read, image_field, shard_size))
-    ]
+    def shards(self, shard_size: int) -> list[Shard]:
+        """Shards of so many records; more if those of one image go on."""
+        rows = self._row_reader()
+        return [
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, rows, *cut))
+            for number, cut in enumerate(_cuts(rows, self._image_field, shard_size))
+        ]
+
+    @property
+    def _image_field(self) -> str:
+        return "file_name" if self.path.name in METADATA_FILES else "image"
+
+    def _read_all(self) -> Iterable[Any]:
+        if self.path.suffix == ".csv":
+            return _read_csv(self.path, errors="strict")
+        content = read_json(self.path)
+        content = self._read_object(content) if isinstance(content, dict) else content
+        if not isinstance(content, list):
+            raise ValueError(f"{self.path} holds a {type(content).__name__}, expected {SHAPES}.")
+        return content
+
+    def _row_reader(self) -> RowReader:
+        """Streams a list of any size. Annotation objects and CSV are parsed at once."""
+        if self.path.suffix == ".jsonl":
+            return partial(iterate_json_lines, self.path)
+        if self.path.suffix == ".csv":
+            return partial(_iterate_sequence, list(_read_csv(self.path, errors="replace")))
+        if first_character(self.path) == "[":
+            return partial(iterate_json_list, self.path)
+        return partial(_iterate_sequence, self._read_all())
+
+    def _read_object(self, content: Record) -> list[Record]:
+        name = str(self.path)
+        if "images" not in content:
+            fields = ", ".join(map(repr, content)) or "nothing"
+            raise ValueError(f"{name} holds an object with {fields}, expected {SHAPES}.")
+        if "annotations" in content or (not self.needs_captions and "sentences" not in (content["images"] or [{}])[0]):
+            return coco_records(content, name, needs_captions=self.needs_captions)
+        return karpathy_records(content, name, self.split)
+
+    def _parse(self, raw: Any, row: int, where: str) -> ImageRecord:
+        check_record(raw, where, self._image_field)
+        path = read_path(raw, self._image_field, where)
+        return ImageRecord(
+            sample_id=f"{self.name}/{row:08d}",
+            key=row,
+            image=os.path.join(self.root, path),
+            captions=read_captions(raw, where, required=self.needs_captions),
+            image_id=read_optional_id(raw, "image_id", where),
+            path=path,
+        )
+
+    def _stream(self, rows: RowReader, start: int | None, first_row: int, stop: int) -> Stream:
+        for row, (_, raw) in enumerate(islice(rows(start), stop - first_row), first_row):
+            sample_id = f"{self.name}/{row:08d}"
+            try:
+                if isinstance(raw, Exception):
+                    raise ValueError(str(raw))
+                record = self._parse(raw, row, where=sample_id)
+            except ValueError as error:
+                yield Skipped(sample_id, "bad_record", str(error))
+                continue
+            yield from record.samples()
 
 
-def scene_shards(scenes: Scenes, shard_size: int) -> list[Shard]:
-    """Cuts a stretch of scenes into shards.
-
-    Args:
-        scenes (`Scenes`):
-            The scenes.
-        shard_size (`int`):
-            Scenes of a shard.
-
-    Returns:
-        `list[Shard]`: `scenes-00000` and so on.
-    """
-    return [
-        Shard(f"scenes-{number:05d}", partial(_stream_scenes, scenes, start, min(start + shard_size, len(scenes))))
-        for number, start in enumerate(range(0, len(scenes), shard_size))
-    ]
-
-
-def _reader_of(path: Path) -> Reader:
-    if path.suffix == ".jsonl":
-        return partial(iterate_json_lines, path)
-    if path.suffix != ".csv" and first_character(path) == "[":
-        return partial(iterate_json_list, path)
-    return partial(_iterate_sequence, _read_rows(path) if path.suffix == ".csv" else _read_annotations(path))
-
-
-def _iterate_sequence(records: Sequence[Any], start: int | None) -> Iterator[tuple[int, Any]]:
-    return ((row, records[row]) for row in range(start or 0, len(records)))
-
-
-def _read_annotations(path: Path) -> Sequence[Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a list of records, or {SHAPES}.")
-    return standard_records(content, str(path), split="train")
-
-
-def _read_rows(path: Path) -> list[Any]:
-    records: list[Any] = []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+def _read_csv(path: Path, errors: str) -> Iterator[Any]:
+    """Rows of a `metadata.csv`, or the exception of one that cannot be read. An `image_id` of digits is a number."""
+    with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
         rows = csv.DictReader(file)
+        number = 0
         while True:
             try:
-                records.append(read_metadata_row(next(rows), f"{path}, record {len(records)}"))
+                yield _read_csv_row(next(rows), f"{path}, record {number}")
             except StopIteration:
-                return records
+                return
             except (ValueError, csv.Error) as error:
-                records.append(error)
+                yield error
+            number += 1
 
 
-def _image_of(record: Any, image_field: str) -> Any:
-    """What neighbours of the same image have in common, whether or not the record is sound."""
-    if not isinstance(record, dict):
-        return None
-    values = (record.get("image_id"), record.get(image_field))
-    return tuple(value if isinstance(value, (int, str)) else None for value in values)
+def _read_csv_row(row: dict[str | None, Any], where: str) -> Record:
+    if None in row:
+        raise ValueError(
+            f"{where} has {len(row[None])} more fields than the head line. Put captions with commas in double quotes:"
+            ' "a dog, running".'
+        )
+    if "image_id" not in row:
+        return row
+    image_id = row["image_id"]
+    return {**row, "image_id": int(image_id) if image_id and image_id.isdecimal() else image_id or None}
 
 
-def _cuts(read: Reader, image_field: str, shard_size: int) -> list[tuple[int | None, int, int]]:
-    """Where each shard starts, its first row, and the row behind its last."""
+def _iterate_sequence(rows: Sequence[Any], start: int | None) -> Iterator[tuple[int, Any]]:
+    return ((row, rows[row]) for row in range(start or 0, len(rows)))
+
+
+def _cuts(rows: RowReader, image_field: str, shard_size: int) -> list[tuple[int | None, int, int]]:
+    """The start of each shard, its first row, and the row after its last."""
     starts: list[tuple[int | None, int]] = [(None, 0)]
     image_key, num_rows = None, 0
-    for row, (offset, record) in enumerate(read(None)):
-        previous, image_key = image_key, _image_of(record, image_field)
+    for row, (offset, raw) in enumerate(rows(None)):
+        previous, image_key = image_key, _image_key(raw, image_field)
         if row - starts[-1][1] >= shard_size and image_key != previous:
             starts.append((offset, row))
         num_rows = row + 1
@@ -121,40 +165,12 @@ def _cuts(read: Reader, image_field: str, shard_size: int) -> list[tuple[int | N
     return [(offset, row, stop) for (offset, row), stop in zip(starts, stops, strict=True)]
 
 
-def _stream(
-    read: Reader,
-    offset: int | None,
-    first_row: int,
-    stop: int,
-    name: str,
-    image_field: str,
-    root: str | os.PathLike[str],
-) -> Stream:
-    records = (record for _, record in islice(read(offset), stop - first_row))
-    for row, record in enumerate(records, first_row):
-        sample_id = f"{name}/{row:08d}"
-        if isinstance(record, Exception):
-            yield Skipped(sample_id, "bad_record", str(record))
-            continue
-        try:
-            check_record(record, sample_id, image_field)
-            path = read_path(record, image_field, sample_id)
-            captions = read_captions(record, sample_id)
-            image_id = read_optional_id(record, "image_id", sample_id)
-        except ValueError as error:
-            yield Skipped(sample_id, "bad_record", str(error))
-            continue
-        image = os.path.join(root, path)
-        yield from check_texts(sample_id, image, captions, path if image_id is None else str(image_id))
+def _image_key(raw: Any, image_field: str) -> Any:
+    """The same for neighbours that show the same image, whether or not the record fits."""
+    if not isinstance(raw, dict):
+        return None
+    values = (raw.get("image_id"), raw.get(image_field))
+    return tuple(value if isinstance(value, (int, str)) else None for value in values)
 
 
-def _stream_scenes(scenes: Scenes, start: int, stop: int) -> Stream:
-    for i in range(start, stop):
-        scene = scenes[i]
-        encoded = BytesIO()
-        scene["image"].save(encoded, "PNG")
-        index = scene["image_id"]
-        yield from check_texts(f"scenes/{index:08d}", encoded.getvalue(), [scene["caption"]], str(index))
-
-
-__all__ = ["list_shards", "scene_shards"]
+__all__ = ["METADATA_FILES", "SHAPES", "ListFile"]

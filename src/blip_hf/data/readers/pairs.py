@@ -1,124 +1,113 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where image-text pairs come from: JSON files, image folders and `datasets`, all read into one record form.
+"""Image-text pairs with random access: Arrow tables of all records of a source.
 
-A source has one record an image or one a caption. Pairs have one row a caption, with the columns `image` (not decoded),
-`caption`, `image_id` (a number, to tell images apart) and `source_id` (what the source calls the image). They are
-Arrow tables: a million pairs of paths take some 200 MB, images inside a data set stay memory-mapped where they are, and
-an image with five captions is stored once.
+Images inside a data set stay memory-mapped where they are. Those of tars and Parquet files are copied once to the cache
+of `datasets`. Paths are held in memory: a million pairs take some 200 MB.
 """
 
+import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
+from transformers.utils import logging
 
-from .annotations import SHAPES, coco_image_id, read_metadata_csv, standard_records
-from .records import (
-    CAPTION_FIELDS,
-    CaptionGroup,
-    Record,
-    check_record,
-    read_captions,
-    read_json,
-    read_optional_id,
-    read_path,
+from ...files import atomic_write
+from .coco import coco_image_id
+from .hub import Table, paths_or_rows
+from .parquet import ParquetFile
+from .records import CAPTION_FIELDS, CaptionGroup, ImageRecord, read_captions, read_optional_id, read_path
+from .samples import Skipped
+from .scenes import SceneSource
+from .sources import ACCEPTED, Reader
+from .tar import TarFile
+
+
+logger = logging.get_logger(__name__)
+
+_ENCODED = datasets.Image(decode=False)
+_STORED = datasets.Features(
+    {"image": _ENCODED, "captions": datasets.List(datasets.Value("string")), "ids": datasets.Value("string")}
 )
 
 
-PathLike = str | os.PathLike[str]
-PairSource = PathLike | Sequence[PathLike] | Dataset | DatasetDict
-Value = TypeVar("Value")
+@dataclass(frozen=True)
+class ImageTable:
+    """The images of a source, one a row, with what is known of each."""
 
-LIST_SUFFIXES = (".json", ".jsonl")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-SOURCES = (
-    "a JSON list (.json, .jsonl) or several, an annotation file of COCO or Karpathy, a folder of Parquet files or of images with a"
-    f" {' or '.join(METADATA_FILES)}, a data set saved with `save_to_disk`, a `Dataset` or `DatasetDict`, or the name of"
-    " one on the Hub"
-)
+    images: Dataset
+    captions: list[list[str]]
+    image_ids: list[int | str | None]
+    places: list[int | str]  # full path, or the place in the source; different for different images
+    names: list[int | str]  # as results call the image
 
+    def with_captions(self) -> Dataset:
+        """One row a caption, with each image stored once.
 
-def load_pairs(source: PairSource, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
-    """Reads image-text pairs from wherever they are, without opening an image.
-
-    | source                         | a record                                                                  |
-    |--------------------------------|---------------------------------------------------------------------------|
-    | JSON list(s), `.json`/`.jsonl` | `{"image": path, "caption": text or list of texts, "image_id": optional}` |
-    | COCO captions, Karpathy splits | as published: see [`~blip_hf.data.readers.annotations.standard_records`]          |
-    | folder with `metadata.jsonl`   | `{"file_name": path, "caption" or "text": text or list of texts}`         |
-    | folder with `metadata.csv`     | the same in columns, one caption a row                                    |
-    | folder of Parquet files        | as in a `datasets` object                                                 |
-    | `datasets` object, folder, name| column `image` of images or paths, and `caption`, `captions` or `text`  |
-
-    Equal `image_id`s mark captions of the same image. They are those of the source if these are numbers from 0 up, and
-    otherwise numbered from 0 by the source's own ids; by image path where a record lacks one, or where several files
-    are joined, whose ids may clash; by record where images inside a data set have no id.
-
-    `source_id`s are what results are written under: the source's own ids, numbers or text as they are. An image without
-    one goes by COCO's number where its file name holds it, as in BLIP's lists for evaluation, and otherwise by its path
-    as the source has it; inside a data set by its row. Where two images would share an id, as of joined files, all go
-    by their full paths.
-
-    Args:
-        source (`str`, `Path`, a list of them, `Dataset` or `DatasetDict`):
-            Files, a folder, a data set, or the name of one on the Hub.
-        image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to the folder of the JSON file.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of a source that has several: a `DatasetDict`, a data set on the Hub, a folder whose metadata lie in
-            one folder a split, or a file of Karpathy, whose `"train"` includes `restval`.
-
-    Returns:
-        `datasets.Dataset`: one row a caption, in the order of the source, with the columns `image`, `caption`, `image_id`
-        and `source_id`.
-
-    Raises:
-        ValueError: If there is no such source or it does not fit; the message names the record and the field.
-
-    Example:
-        >>> from PIL import Image
-        >>> source = Dataset.from_dict(
-        ...     {"image": ["cat.jpg", "dog.jpg"], "caption": [["a cat", "an animal"], ["a dog"]]}
-        ... )
-        >>> load_pairs(source, image_root=".")[:]["caption"]
-        ['a cat', 'an animal', 'a dog']
-    """
-    if image_root is not None and not Path(image_root).is_dir():
-        raise ValueError(f"image_root={str(image_root)!r} is not a folder; pass the one that image paths start from.")
-    if isinstance(source, DatasetDict):
-        return _pairs_of_dataset(_pick_split(source, split), image_root)
-    if isinstance(source, Dataset):
-        return _pairs_of_dataset(source, image_root)
-    if isinstance(source, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in source):
-        return _pairs_of_files([Path(item) for item in source], image_root, split)
-    if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            f"source is a {type(source).__name__}, expected {SOURCES}. Records in memory need no loading: "
-            "`PairDataset` takes them as they are."
+        The table is stacked once for each rank of caption, so that all stacks share the column of images, and the rows
+        are then picked in the order of the records.
+        """
+        images = self._with_ids()
+        depth = max(map(len, self.captions))
+        stacks = [
+            images.add_column("caption", [own[rank] if rank < len(own) else "" for own in self.captions])
+            for rank in range(depth)
+        ]
+        pairs = datasets.concatenate_datasets(stacks).select_columns(["image", "caption", "image_id", "source_id"])
+        if depth == 1:
+            return pairs
+        num_rows = len(self.captions)
+        return pairs.select(
+            [rank * num_rows + row for row, own in enumerate(self.captions) for rank in range(len(own))]
         )
-    path = Path(source)
-    if path.is_dir():
-        return _pairs_of_folder(path, image_root, split)
-    if path.is_file() or path.suffix in LIST_SUFFIXES or path.is_absolute() or not isinstance(source, str):
-        return _pairs_of_files([path], image_root, split)
-    return _pairs_of_dataset(_load_from_hub(source, split), image_root)
+
+    def without_captions(self) -> Dataset:
+        """One row an image."""
+        images = self._with_ids()
+        first_rows = {image_id: row for row, image_id in reversed(list(enumerate(images["image_id"][:])))}
+        return images if len(first_rows) == len(images) else images.select(sorted(first_rows.values()))
+
+    def _with_ids(self) -> Dataset:
+        images = self.images.add_column("image_id", _number(self.image_ids))
+        return images.add_column("source_id", _source_ids(self.image_ids, self.names))
+
+
+def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
+    """All images of some readers. `is_joined` says that these are different sources, whose image ids may clash."""
+    tables = [_read(reader) for reader in readers]
+    if not any(len(table.images) for table in tables):
+        first = readers[0].name if isinstance(readers[0], Table | SceneSource) else readers[0].path
+        raise ValueError(f"There are no records in {first}{' and others' if readers[1:] else ''}. Pass {ACCEPTED}.")
+    tables = [table for table in tables if len(table.images)]
+    if len({str(table.images.features) for table in tables}) > 1:
+        tables = [replace(table, images=table.images.cast_column("image", _ENCODED)) for table in tables]
+    images = datasets.concatenate_datasets([table.images for table in tables]) if tables[1:] else tables[0].images
+    captions, image_ids, places, names = (
+        [value for table in tables for value in getattr(table, field)]
+        for field in ("captions", "image_ids", "places", "names")
+    )
+    return ImageTable(images, captions, places if is_joined or None in image_ids else image_ids, places, names)
 
 
 def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[CaptionGroup]:
-    """One item an image, for evaluation, in the order in which the images come first.
+    """Groups pairs by image, for evaluation, in the order in which the images come first.
 
     Args:
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}`, optionally with `source_id`. Their images are fetched only when
-            an item is.
+            Records `{"image", "caption", "image_id"}`, optionally with `source_id`. An image is fetched only with its
+            item.
 
     Returns:
-        `Sequence[CaptionGroup]`: items `{"image", "captions", "image_id"}`, whose `image_id` is the `source_id` where
-        pairs have one.
+        `Sequence[CaptionGroup]`: items `{"image", "captions", "image_id"}`. `image_id` is the `source_id` if pairs have
+        one.
 
     Example:
         >>> pairs = [{"image": "a.jpg", "caption": text, "image_id": 7} for text in ("a cat", "an animal")]
@@ -129,7 +118,7 @@ def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[Cap
 
 
 class _CaptionGroups(Sequence):
-    """View of pairs by image, which holds their captions and not their images."""
+    """View of pairs by image, which holds the captions and not the images."""
 
     def __init__(self, pairs: Dataset | Sequence[Mapping[str, Any]]) -> None:
         self.pairs = pairs
@@ -157,173 +146,125 @@ def _ids_and_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Iterable[
     return ((record["image_id"], record["caption"]) for record in pairs)
 
 
-# Sources
+# Reading
 
 
-def _pairs_of_folder(folder: Path, image_root: PathLike | None, split: str) -> Dataset:
-    for place in (folder, folder / split):
-        found = [place / name for name in METADATA_FILES if (place / name).is_file()]
-        if len(found) > 1:
-            raise ValueError(f"{place} holds both {' and '.join(METADATA_FILES)}. Remove one.")
-        if found:
-            return _pairs_of_metadata(found[0], image_root)
-    if (folder / datasets.config.DATASETDICT_JSON_FILENAME).is_file():
-        return _pairs_of_dataset(_pick_split(datasets.load_from_disk(folder), split), image_root)
-    if (folder / datasets.config.DATASET_STATE_JSON_FILENAME).is_file():
-        return _pairs_of_dataset(datasets.load_from_disk(folder), image_root)
-    if files := [str(path) for path in sorted(folder.glob("*.parquet"))]:
-        return _pairs_of_dataset(datasets.load_dataset("parquet", data_files=files, split="train"), image_root)
-    raise ValueError(
-        f"The folder {folder} holds no {' or '.join(METADATA_FILES)}, neither directly nor in {split}/, no data set saved"
-        " with `save_to_disk`, and no Parquet files. Add one, or pass a JSON list with this folder as `image_root`."
+def _read(reader: Reader) -> ImageTable:
+    if isinstance(reader, Table):
+        return _read_table(reader)
+    if isinstance(reader, (TarFile, ParquetFile)):
+        return _read_stored(reader)
+    records = list(_usable(reader))
+    content: list[Any] = [record.image for record in records]
+    features = None
+    if any(isinstance(image, bytes) for image in content):
+        content, features = [{"bytes": image} for image in content], datasets.Features({"image": _ENCODED})
+    return ImageTable(
+        images=Dataset.from_dict({"image": content}, features=features),
+        captions=[record.captions for record in records],
+        image_ids=[record.image_id for record in records],
+        places=[_place(reader, record.image, record.image_id, record.key) for record in records],
+        names=[_name(record.image_id, record.key if record.path is None else record.path) for record in records],
     )
 
 
-def _pick_split(splits: DatasetDict, split: str) -> Dataset:
-    if split not in splits:
-        raise ValueError(f"There is no split {split!r}; pass split= one of {', '.join(map(repr, splits))}.")
-    return splits[split]
+def _usable(reader: Reader) -> Iterator[ImageRecord]:
+    """The records of a reader. A warning counts what is skipped."""
+    skipped: list[Skipped] = []
+    for item in reader.records():
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            yield item
+    if skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in Counter(item.reason for item in skipped).items())
+        logger.warning(
+            f"{reader.path}: skipped {counts}, the first {skipped[0].sample_id} ({skipped[0].detail.rstrip('.')})."
+        )
 
 
-def _load_from_hub(name: str, split: str) -> Dataset:
-    try:
-        return datasets.load_dataset(name, split=split)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"{name!r} is neither a file or folder here nor a data set within reach on the Hub ({error}). Pass {SOURCES}."
-        ) from error
+def _read_table(table: Table) -> ImageTable:
+    name = f"data set {table.name}"
+    dataset = table.columns()
+    text_columns = [column for column in (*CAPTION_FIELDS, "image_id") if column in dataset.column_names]
+    records = dataset.select_columns(text_columns).to_list() if text_columns else [{}] * len(dataset)
+    where = [f"{name}, record {number}" for number in range(len(dataset))]
+    captions = [read_captions(*each, required=table.needs_captions) for each in zip(records, where, strict=True)]
+    image_ids = [read_optional_id(record, "image_id", place) for record, place in zip(records, where, strict=True)]
+    images = dataset.select_columns("image")
+    if images.features["image"] == datasets.Value("string"):
+        paths = [read_path(record, "image", place) for record, place in zip(images, where, strict=True)]
+        places = [os.path.join(table.root, path) for path in paths]
+        images = Dataset.from_dict({"image": places})
+    else:
+        places = paths = list(paths_or_rows(images))
+    return ImageTable(images, captions, image_ids, places, list(map(_name, image_ids, paths)))
 
 
-def _pairs_of_files(paths: list[Path], image_root: PathLike | None, split: str) -> Dataset:
-    if not paths:
-        raise ValueError(f"The list of files is empty; pass {SOURCES}.")
-    images, captions, image_ids, names = [], [], [], []
-    for path in paths:
-        root = path.parent if image_root is None else image_root
-        records = _read_file(path, split)
-        # One of several may be empty, as a shard is of which nothing was kept.
-        if records != [] or len(paths) == 1:
-            records = _non_empty(records, path)
-        rows = _read_records(records, str(path), "image", root)
-        for column, values in zip((images, captions, image_ids, names), rows, strict=True):
-            column.extend(values)
-    if not images:
-        raise ValueError(f"All of the {len(paths)} lists are empty; pass {SOURCES}.")
-    if len(paths) > 1 or None in image_ids:
-        image_ids = images
-    return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids, names)
+def _read_stored(reader: TarFile | ParquetFile) -> ImageTable:
+    stored = _store(reader)
+    ids = list(map(json.loads, stored["ids"][:]))
+    images = stored.select_columns("image")
+    paths = images.flatten()["image.path"][:]
+    image_ids = [image_id for image_id, _ in ids]
+    places = [_place(reader, b"" if path is None else path, *own) for path, own in zip(paths, ids, strict=True)]
+    if None not in paths:
+        images = Dataset.from_dict({"image": paths})
+    names = [_name(image_id, key if path is None else path) for path, (image_id, key) in zip(paths, ids, strict=True)]
+    return ImageTable(images, stored["captions"][:], image_ids, places, names)
 
 
-def _pairs_of_metadata(path: Path, image_root: PathLike | None) -> Dataset:
-    records = read_metadata_csv(path) if path.suffix == ".csv" else read_json(path)
-    root = path.parent if image_root is None else image_root
-    images, captions, image_ids, names = _read_records(_non_empty(records, path), str(path), "file_name", root)
-    image_ids = images if None in image_ids else image_ids
-    return _one_row_a_caption(Dataset.from_dict({"image": images}), captions, image_ids, names)
+def _store(reader: TarFile | ParquetFile) -> Dataset:
+    """The records of a file in an Arrow file of the cache, which is written if the file has changed."""
+    state = reader.path.stat()
+    identity = f"1 {reader} {reader.path.absolute()} {state.st_size} {state.st_mtime_ns}"
+    name = blake2b(identity.encode(), digest_size=16).hexdigest()
+    path = Path(datasets.config.HF_DATASETS_CACHE, "blip_hf", f"{name}.arrow")
+    if not path.is_file():
+        with (
+            atomic_write(path) as beside,
+            ArrowWriter(features=_STORED, path=str(beside), writer_batch_size=100) as writer,
+        ):
+            for record in _join_neighbours(_usable(reader)):
+                is_path = isinstance(record.image, str)
+                image = {"bytes": None if is_path else record.image, "path": record.image if is_path else None}
+                ids = json.dumps([record.image_id, record.key])
+                writer.write({"image": image, "captions": record.captions, "ids": ids})
+            writer.finalize()
+    return Dataset.from_file(str(path))
 
 
-def _read_file(path: Path, split: str) -> Any:
-    if not path.is_file() or path.suffix not in LIST_SUFFIXES:
-        state = "is not a JSON file" if path.is_file() else "does not exist"
-        raise ValueError(f"{path} {state}. Pass {SOURCES}.")
-    content = read_json(path)
-    return standard_records(content, str(path), split) if isinstance(content, dict) else content
+def _join_neighbours(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+    """Joins neighbours with the same id and image, so that an image with several captions is stored once."""
+    held: ImageRecord | None = None
+    for record in records:
+        if held and record.image_id is not None and (record.image_id, record.image) == (held.image_id, held.image):
+            held = replace(held, captions=held.captions + record.captions)
+            continue
+        if held:
+            yield held
+        held = record
+    if held:
+        yield held
 
 
-def _non_empty(records: Any, path: Path) -> list[Any]:
-    if not isinstance(records, list) or not records:
-        kind = "an empty list" if records == [] else f"a {type(records).__name__}"
-        raise ValueError(f"{path} holds {kind}, expected a list of records with 'image' and 'caption', or {SHAPES}.")
-    return records
+# Ids
 
 
-def _read_records(
-    records: Iterable[Any], name: str, image_field: str, root: PathLike
-) -> tuple[list[str], list[list[str]], list[int | str | None], list[int | str]]:
-    """Paths, captions and ids of the images, and what to call them."""
-    images, captions, image_ids, names = [], [], [], []
-    for number, record in enumerate(records):
-        where = f"{name}, record {number}"
-        check_record(record, where, image_field)
-        path = read_path(record, image_field, where)
-        images.append(os.path.join(root, path))
-        captions.append(read_captions(record, where))
-        image_ids.append(read_optional_id(record, "image_id", where))
-        names.append(_name(image_ids[-1], path))
-    return images, captions, image_ids, names
+def _place(reader: Reader, image: bytes | str, image_id: int | str | None, key: int | str) -> str:
+    return image if isinstance(image, str) else f"{reader.name}/{key if image_id is None else image_id}"
 
 
 def _name(image_id: int | str | None, path: str | int) -> int | str:
-    """What to call a picture of an own id or none, that lies at a path or in a row."""
+    """The image's id, or else COCO's number in its path, or else its path or row."""
     if image_id is not None:
         return image_id
     coco_id = coco_image_id(path) if isinstance(path, str) else None
     return path if coco_id is None else coco_id
 
 
-def _pairs_of_dataset(dataset: Dataset, image_root: PathLike | None) -> Dataset:
-    dataset = dataset.with_format(None)
-    name = f"data set {dataset.info.dataset_name}" if dataset.info.dataset_name else "data set"
-    feature = dataset.features.get("image")
-    is_image, is_path = isinstance(feature, datasets.Image), feature == datasets.Value("string")
-    if not is_image and not is_path:
-        raise ValueError(
-            f"The {name} has {'no column' if feature is None else f'{feature} in the column'} 'image' (columns: "
-            f"{', '.join(dataset.column_names)}), expected `datasets.Image()` or paths. Use `rename_column` or "
-            "`cast_column`."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"The {name} is empty; pass another split or data set.")
-    text_columns = [column for column in (*CAPTION_FIELDS, "image_id") if column in dataset.column_names]
-    records = dataset.select_columns(text_columns).to_list() if text_columns else [{}] * len(dataset)
-    captions = _read_all(read_captions, records, name)
-    image_ids = _read_all(lambda record, where: read_optional_id(record, "image_id", where), records, name)
-    if is_path:
-        paths = _read_all(
-            lambda record, where: read_path(record, "image", where), dataset.select_columns("image"), name
-        )
-        places = [os.path.join(image_root or "", path) for path in paths]
-        images = Dataset.from_dict({"image": places})
-    else:
-        images = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
-        places = paths = list(_paths_of_images(images))
-    names = list(map(_name, image_ids, paths))
-    return _one_row_a_caption(images, captions, places if None in image_ids else image_ids, names)
-
-
-def _paths_of_images(images: Dataset) -> Sequence[int | str]:
-    """What tells undecoded images apart: their paths, or row numbers where one has its bytes in the data set."""
-    columns = images.flatten()
-    # Beside bytes a path is no more than a name, and two images may share it.
-    has_only_paths = columns.data["image.bytes"].null_count == len(columns.data)
-    return columns["image.path"] if has_only_paths else range(len(images))
-
-
-def _one_row_a_caption(
-    images: Dataset, captions: list[list[str]], image_ids: Sequence[int | str], names: Sequence[int | str]
-) -> Dataset:
-    """Pairs of records with any number of captions, without a copy of an image.
-
-    The table is stacked once for each rank of caption, so that all stacks share the column of images, and the rows are
-    then picked in the order of the records.
-    """
-    images = images.add_column("image_id", _number(image_ids))
-    images = images.add_column("source_id", _source_ids(image_ids, names))
-    depth = max(map(len, captions))
-    stacks = [
-        images.add_column("caption", [own[rank] if rank < len(own) else "" for own in captions])
-        for rank in range(depth)
-    ]
-    pairs = datasets.concatenate_datasets(stacks).select_columns(["image", "caption", "image_id", "source_id"])
-    if depth == 1:
-        return pairs
-    return pairs.select(
-        [rank * len(captions) + record for record, own in enumerate(captions) for rank in range(len(own))]
-    )
-
-
 def _number(image_ids: Sequence[int | str]) -> list[int]:
-    """The ids themselves if they are numbers from 0 up (below, they would clash with empty places of a queue)."""
+    """The ids themselves if they are numbers from 0 up, otherwise numbers from 0. Queues use negative ones."""
     if all(isinstance(image_id, int) and image_id >= 0 for image_id in image_ids):
         return list(image_ids)
     numbers: dict[int | str, int] = {}
@@ -331,7 +272,7 @@ def _number(image_ids: Sequence[int | str]) -> list[int]:
 
 
 def _source_ids(image_ids: Sequence[int | str], names: Sequence[int | str]) -> Sequence[int | str]:
-    """Names by image, the first where an image has several; the ids themselves if two images share a name."""
+    """The first name of each image, or the ids themselves if two images share a name."""
     name_of: dict[int | str, int | str] = {}
     for image_id, name in zip(image_ids, _of_one_type(names), strict=True):
         name_of.setdefault(image_id, name)
@@ -340,12 +281,8 @@ def _source_ids(image_ids: Sequence[int | str], names: Sequence[int | str]) -> S
 
 
 def _of_one_type(ids: Sequence[int | str]) -> Sequence[int | str]:
-    """The ids as a column can hold them: as text, unless all are numbers."""
+    """The ids as one column can hold them: as text, unless all are numbers."""
     return ids if all(isinstance(own, int) for own in ids) else list(map(str, ids))
 
 
-def _read_all(read: Callable[[Record, str], Value], records: Iterable[Record], name: str) -> list[Value]:
-    return [read(record, f"{name}, record {number}") for number, record in enumerate(records)]
-
-
-__all__ = ["CaptionGroup", "PairSource", "group_captions", "load_pairs"]
+__all__ = ["ImageTable", "group_captions", "read_images"]

@@ -1,108 +1,172 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Shards of Parquet files, which are read a few rows at a time."""
+"""Parquet files with images, which are read a few rows at a time, and the rows of tables in general."""
 
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .records import CAPTION_FIELDS, field_error, read_captions, read_optional_id
-from .samples import Shard, Skipped, Stream, check_texts
+from .records import (
+    CAPTION_FIELDS,
+    ImageRecord,
+    PathLike,
+    Record,
+    RecordStream,
+    field_error,
+    read_captions,
+    read_optional_id,
+)
+from .samples import Shard, Skipped, Stream
 
 
 ROWS_PER_READ = 64
 BUFFER_BYTES = 2**20  # of a column
 
-# What Arrow raises for bytes that make no sense.
+# What Arrow raises for broken content.
 _BROKEN = (pa.ArrowException, UnicodeDecodeError, OSError)
 
-
-def parquet_shards(path: Path, name: str, image_root: str | os.PathLike[str] | None) -> list[Shard]:
-    """The one shard that a Parquet file is.
-
-    Args:
-        path (`Path`):
-            The file, with the columns `image` and one of `caption`, `captions` and `text`.
-        name (`str`):
-            What it is called.
-        image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to that of the file.
-
-    Returns:
-        `list[Shard]`: one shard. Reading it raises `ValueError` if a column is missing.
-    """
-    return [Shard(name, partial(_stream, path, name, path.parent if image_root is None else image_root))]
+# Columns of img2dataset's Parquet, by the names that we use. The image's is the format that it was encoded in.
+_IMG2DATASET_IMAGES = ("jpg", "png", "webp")
+_IMG2DATASET_FIELDS = {"txt": "caption", "key": "id"}
+_URL_COLUMNS = ("url", "image_url", "img_url", "image_link")
 
 
-def _stream(path: Path, name: str, root: str | os.PathLike[str]) -> Stream:
-    try:
-        # Otherwise all of a group is read at once.
-        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        columns = _columns(file.schema_arrow.names, path)
-    except _BROKEN as error:
-        yield Skipped(name, "bad_record", f"{path} is no Parquet file: {_detail(error)}")
-        return
-    with file:
-        row = 0
-        for group in range(file.num_row_groups):
-            next_group = row + file.metadata.row_group(group).num_rows
-            try:
-                for record in _records(file, group, columns):
-                    yield from _sample(record, name, row, root)
-                    row += 1
-            except _BROKEN as error:
-                yield Skipped(f"{name}/{row:08d}", "bad_record", f"rows {row} to {next_group - 1}: {_detail(error)}")
-            row = next_group
+@dataclass(frozen=True)
+class ParquetFile:
+    """A Parquet file, which is one shard. Relative image paths start from `root`."""
+
+    path: Path
+    name: str
+    root: PathLike
+    needs_captions: bool = True
+
+    def shards(self, shard_size: int) -> list[Shard]:
+        """The one shard."""
+        return [Shard(self.name, self._stream)]
+
+    def records(self) -> RecordStream:
+        """All records. Raises `ValueError` for one that does not fit; a failed download is skipped."""
+        for item in self._read(strict=True):
+            if isinstance(item, Skipped) and item.reason == "bad_record":
+                raise ValueError(item.detail)
+            yield item
+
+    def check(self) -> None:
+        """Raises `ValueError` if the file has no images. A broken file is left to the stream."""
+        try:
+            with pq.ParquetFile(self.path) as file:
+                columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
+                if file.schema_arrow.field(columns["image"]).type in (pa.string(), pa.large_string()):
+                    first = next(_rows(file, 0, [columns["image"]]), {}) if file.num_row_groups else {}
+                    if str(first.get(columns["image"])).startswith(("http://", "https://")):
+                        raise _urls_error(str(self.path), columns["image"])
+        except _BROKEN:
+            return
+
+    def _stream(self) -> Stream:
+        for item in self._read(strict=False):
+            yield from [item] if isinstance(item, Skipped) else item.samples()
+
+    def _read(self, *, strict: bool) -> RecordStream:
+        try:
+            # `pre_buffer` would read a whole group at once.
+            file = pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
+        except _BROKEN as error:
+            yield Skipped(self.name, "bad_record", f"{self.path} is not a Parquet file: {_detail(error)}")
+            return
+        with file:
+            row = 0
+            for group in range(file.num_row_groups):
+                next_group = row + file.metadata.row_group(group).num_rows
+                try:
+                    for raw in _rows(file, group, list(columns.values())):
+                        where = f"{self.path}, record {row}" if strict else None
+                        named = {name: raw[column] for name, column in columns.items()}
+                        yield read_row(named, row, self.name, self.root, self.needs_captions, where)
+                        row += 1
+                except _BROKEN as error:
+                    detail = f"rows {row} to {next_group - 1}: {_detail(error)}"
+                    detail = f"{self.path}, {detail}" if strict else detail
+                    yield Skipped(f"{self.name}/{row:08d}", "bad_record", detail)
+                row = next_group
 
 
-def _detail(error: Exception) -> str:
-    """What is wrong with the content; what is wrong with the disk is raised, as another attempt may do better."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-    return str(error).strip()
-
-
-def _columns(present: list[str], path: Path) -> list[str]:
-    if "image" not in present or not set(CAPTION_FIELDS) & set(present):
+def find_columns(present: Collection[str], name: str, *, needs_captions: bool = True) -> dict[str, str]:
+    """Columns of a table by our names: `image`, captions, `id`, `image_id`, and of img2dataset `status` and its error."""
+    columns = {field: field for field in ("image", *CAPTION_FIELDS, "id", "image_id") if field in present}
+    if "image" not in present and (image := next((own for own in _IMG2DATASET_IMAGES if own in present), None)):
+        columns |= {
+            own: field for field, own in _IMG2DATASET_FIELDS.items() if field in present and own not in columns
+        }
+        columns |= {"image": image} | {field: field for field in ("status", "error_message") if field in present}
+    if "image" not in columns and (url := next((own for own in present if own.lower() in _URL_COLUMNS), None)):
+        raise _urls_error(name, url)
+    if "image" not in columns or (needs_captions and not columns.keys() & set(CAPTION_FIELDS)):
+        captions = f" and one of {', '.join(map(repr, CAPTION_FIELDS))}" if needs_captions else ""
         raise ValueError(
-            f"{path} has the columns {', '.join(present)}, expected 'image' and one of"
-            f" {', '.join(map(repr, CAPTION_FIELDS))}. Rename them."
+            f"{name} has the columns {', '.join(present)}, expected 'image' (or img2dataset's 'jpg', 'png' or 'webp')"
+            f"{captions}. Rename them."
         )
-    return [column for column in ("image", *CAPTION_FIELDS, "id", "image_id") if column in present]
+    return columns
 
 
-def _records(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=columns):
-        yield from batch.to_pylist()
-
-
-def _sample(record: dict[str, Any], name: str, row: int, root: str | os.PathLike[str]) -> Stream:
-    sample_id = f"{name}/{row:08d}"
+def read_row(
+    raw: Record, row: int, name: str, root: PathLike, needs_captions: bool, where: str | None = None
+) -> ImageRecord | Skipped:
+    """The record of a row with the columns that [`find_columns`] names, or why it is skipped."""
+    sample_id, key = f"{name}/{row:08d}", row
     try:
-        own_id = read_optional_id(record, "id", sample_id)
-        sample_id = sample_id if own_id is None else f"{name}/{own_id}"
-        image = _read_image(record, sample_id, root)
-        captions = read_captions(record, sample_id)
-        image_id = read_optional_id(record, "image_id", sample_id)
+        own_id = read_optional_id(raw, "id", where or sample_id)
+        if own_id is not None:
+            sample_id, key = f"{name}/{own_id}", own_id
+        if raw["image"] is None and raw.get("status") not in (None, "success"):
+            detail = f"img2dataset did not download it: {raw.get('error_message') or raw['status']}"
+            return Skipped(sample_id, "unreadable_image", detail)
+        return ImageRecord(
+            sample_id=sample_id,
+            key=key,
+            image=_read_image(raw, where or sample_id, root),
+            captions=read_captions(raw, where or sample_id, required=needs_captions),
+            image_id=read_optional_id(raw, "image_id", where or sample_id),
+        )
     except ValueError as error:
-        yield Skipped(sample_id, "bad_record", str(error))
-        return
-    yield from check_texts(sample_id, image, captions, sample_id if image_id is None else str(image_id))
+        return Skipped(sample_id, "bad_record", str(error))
 
 
-def _read_image(record: dict[str, Any], sample_id: str, root: str | os.PathLike[str]) -> bytes | str:
-    value = record["image"]
+def _read_image(raw: Record, where: str, root: PathLike) -> bytes | str:
+    value = raw["image"]
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
         return os.path.join(root, value)
-    raise field_error(record, "image", sample_id, "encoded bytes, a path, or a struct of bytes and path")
+    raise field_error(raw, "image", where, "encoded bytes, a path, or a struct of bytes and path")
 
 
-__all__ = ["parquet_shards"]
+def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=columns):
+        yield from batch.to_pylist()
+
+
+def _detail(error: Exception) -> str:
+    """What is wrong with the content. An error of the disk is raised, since a retry may succeed."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return str(error).strip()
+
+
+def _urls_error(name: str, column: str) -> ValueError:
+    return ValueError(
+        f"{name} holds URLs (column {column!r}) and no images. Download them first, with img2dataset --url_list {name}"
+        f" --input_format parquet --url_col {column} --caption_col COLUMN --output_format webdataset --output_folder FOLDER,"
+        " and pass FOLDER."
+    )
+
+
+__all__ = ["ParquetFile", "find_columns", "read_row"]

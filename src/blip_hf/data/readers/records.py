@@ -1,19 +1,59 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Records as they lie in annotation files: parsing them, reading their fields, and naming what does not fit."""
+"""The record that every reader gives, and the checks of fields in annotation files."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from .samples import Sample, Skipped, check_texts
 
+
+PathLike = str | os.PathLike[str]
 Record = Mapping[str, Any]
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 
 
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image with its captions, in the form that all formats are read into.
+
+    Args:
+        sample_id (`str`):
+            `<file>/<key>`, unique in the source.
+        key (`int` or `str`):
+            The row number in its file, or the name there.
+        image (`bytes` or `str`):
+            The encoded image, or its full path.
+        captions (`list[str]`):
+            As written. Empty if the source has none and none are required.
+        image_id (`int` or `str`, *optional*):
+            The id that the source gives.
+        path (`str`, *optional*):
+            The path as the source writes it.
+    """
+
+    sample_id: str
+    key: int | str
+    image: bytes | str
+    captions: list[str]
+    image_id: int | str | None = None
+    path: str | None = None
+
+    def samples(self) -> Iterator[Sample | Skipped]:
+        """The CapFilt sample of this record, and what is left out of it."""
+        own_id = (self.path or self.sample_id) if self.image_id is None else self.image_id
+        return check_texts(self.sample_id, self.image, self.captions, str(own_id))
+
+
+RecordStream = Iterator[ImageRecord | Skipped]
+
+
 class CaptionGroup(TypedDict):
-    """An image with all of its captions, under its source's own id."""
+    """An image with all of its captions and the id from its source."""
 
     image: Any
     captions: list[str]
@@ -21,20 +61,7 @@ class CaptionGroup(TypedDict):
 
 
 def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
-    """Content of a JSON file; JSON lines are a list, without those that are empty.
-
-    Args:
-        path (`Path`):
-            The file.
-        is_lines (`bool`, *optional*):
-            Whether each line is a record of its own. By default that of a `.jsonl` file is.
-
-    Returns:
-        Anything: what the file holds.
-
-    Raises:
-        ValueError: If there is no such file, or it cannot be parsed.
-    """
+    """Content of a JSON file. JSON lines (by default those of a `.jsonl` file) give a list."""
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {state}. Pass the path of a JSON file (.json, .jsonl).")
@@ -42,26 +69,18 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if is_lines:
-            # Not `splitlines`: texts may hold what it takes for the end of a line, such as U+2028.
+            # `splitlines` would also split at characters that texts may hold, such as U+2028.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} cannot be parsed ({error}). Expected is JSON in UTF-8 in a .json file, such as a list of records, and one"
-            " record a line in a .jsonl file."
+            f"{path} cannot be parsed ({error}). Expected JSON in UTF-8: in a .json file one value, such as a list of"
+            " records; in a .jsonl file one record a line."
         ) from error
 
 
 def first_character(path: Path) -> str:
-    """The first character of a file that is no white space, which tells a JSON list from an object or from JSON lines.
-
-    Args:
-        path (`Path`):
-            The file.
-
-    Returns:
-        `str`: the character, empty where there is none or no such file.
-    """
+    """The first character of a file that is not white space, or an empty string. It tells JSON lists from objects."""
     if not path.is_file():
         return ""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -71,44 +90,14 @@ def first_character(path: Path) -> str:
 
 
 def check_record(record: Any, where: str, field: str) -> Record:
-    """The record, if it is an object.
-
-    Args:
-        record (anything):
-            What stands in the place of a record.
-        where (`str`):
-            File and number, for the message.
-        field (`str`):
-            A field that it should have, for the message.
-
-    Returns:
-        `Mapping[str, Any]`: the same.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Returns the record, or raises `ValueError` if it is not an object. `field` is one that it should have."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{where} is a {type(record).__name__}, expected an object with {field!r}.")
     return record
 
 
 def read_text(record: Record, field: str, where: str) -> str:
-    """A field that holds text, which may be empty.
-
-    Args:
-        record (`Mapping[str, Any]`):
-            The record.
-        field (`str`):
-            Name of the field.
-        where (`str`):
-            File and number of the record, for the message.
-
-    Returns:
-        `str`: the text.
-
-    Raises:
-        ValueError: If the field is missing or holds anything else.
-    """
+    """Returns a text field, which may be empty."""
     text = record.get(field)
     if not isinstance(text, str):
         raise field_error(record, field, where, "str")
@@ -116,25 +105,27 @@ def read_text(record: Record, field: str, where: str) -> str:
 
 
 def read_path(record: Record, field: str, where: str) -> str:
-    """A field that holds the path of an image, as `read_text`."""
+    """Returns a field that holds the path of an image."""
     path = record.get(field)
     if not isinstance(path, str) or not path:
         raise field_error(record, field, where, "the path of an image")
     return path
 
 
-def read_captions(record: Record, where: str) -> list[str]:
-    """The captions of a record, one or several, under whichever of `CAPTION_FIELDS` it has, as `read_text`."""
+def read_captions(record: Record, where: str, *, required: bool = True) -> list[str]:
+    """Returns the captions of a record, from the first of `CAPTION_FIELDS` that it has."""
     field = next((field for field in CAPTION_FIELDS if field in record), CAPTION_FIELDS[0])
     value = record.get(field)
     captions = [value] if isinstance(value, str) else value
+    if not required and not captions:
+        return []
     if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) for caption in captions):
         raise field_error(record, field, where, "str or list of str")
     return captions
 
 
 def read_id(record: Record, field: str, where: str) -> int | str:
-    """A field that holds an id, as `read_text`."""
+    """Returns a field that holds an id."""
     value = record.get(field)
     if not isinstance(value, (int, str)):
         raise field_error(record, field, where, "int or str")
@@ -142,26 +133,12 @@ def read_id(record: Record, field: str, where: str) -> int | str:
 
 
 def read_optional_id(record: Record, field: str, where: str) -> int | str | None:
-    """As `read_id`, but `None` where the field is missing or empty."""
+    """Returns a field that holds an id, or `None` if it is missing or empty."""
     return None if record.get(field) in (None, "") else read_id(record, field, where)
 
 
 def field_error(record: Record, field: str, where: str, expected: str) -> ValueError:
-    """The error of a field that does not fit: what is there, what is expected, what to do.
-
-    Args:
-        record (`Mapping[str, Any]`):
-            The record.
-        field (`str`):
-            Name of the field.
-        where (`str`):
-            File and number of the record.
-        expected (`str`):
-            What should be there.
-
-    Returns:
-        `ValueError`: to be raised.
-    """
+    """The error for a field that does not fit: what it holds, what is expected, what to do."""
     if field not in record:
         got = f"missing (there are: {', '.join(map(str, record)) or 'none'})"
     else:
@@ -175,7 +152,10 @@ def field_error(record: Record, field: str, where: str, expected: str) -> ValueE
 __all__ = [
     "CAPTION_FIELDS",
     "CaptionGroup",
+    "ImageRecord",
+    "PathLike",
     "Record",
+    "RecordStream",
     "check_record",
     "field_error",
     "first_character",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions with answers, read from the files they are published in into one record form.
+"""Questions with answers: BLIP's lists, VQA v2, Visual Genome and drawn scenes.
 
-A record is `{"image", "question", "question_id", "answers", "weights"}`. `answers` are as the source has them, one for
-each person who answered, so that equal ones occur; each has its weight in the training loss.
+A record is `{"image", "question", "question_id", "answers", "weights"}`. `answers` has one entry for each person who
+answered, so that equal ones occur. Each has its weight in the training loss.
 """
 
 import os
@@ -14,13 +14,13 @@ from typing import Any, Literal, TypedDict
 from datasets import Dataset
 
 from ..scenes import Scenes, SceneVqa
-from .records import Record, check_record, field_error, read_id, read_json, read_path, read_text
+from .records import PathLike, Record, check_record, field_error, read_id, read_json, read_path, read_text
+from .scenes import SCENES_PREFIX, parse_scenes
 
 
-PathLike = str | os.PathLike[str]
 AnswerLists = Literal["votes", "set"]
 
-# salesforce/BLIP, data/vqa_dataset.py: what all answers to a question count, of Visual Genome less than of VQA.
+# salesforce/BLIP, data/vqa_dataset.py: the sum of the weights of a question's answers. Those of VQA sum to 1.
 VISUAL_GENOME_WEIGHT = 0.2
 SHAPES = (
     'a list of {"image", "question", "question_id", "answer"}, Visual Genome\'s list of {"qas": [...]}, or VQA\'s'
@@ -29,7 +29,7 @@ SHAPES = (
 
 
 class VqaRecord(TypedDict):
-    """A question about an image. `answers` is empty where the source has none, as in test sets."""
+    """A question about an image. `answers` is empty if the source has none, as in test sets."""
 
     image: Any
     question: str
@@ -47,39 +47,39 @@ def load_vqa(
 ) -> Sequence[VqaRecord]:
     """Reads questions and their answers, without opening an image.
 
-    | source                             | its fields                                                               |
-    |------------------------------------|--------------------------------------------------------------------------|
-    | BLIP's lists (`vqa_train.json`,    | `image`, `question`, `question_id`, `answer`: a text, a list of texts or |
-    | `vg_qa.json`) and others alike     | none; optional `dataset`: `"vqa"` or `"vg"`                              |
-    | VQA v2, as published               | `questions`: `image_id`, `question`, `question_id`, and `data_subtype`;  |
-    |                                    | in `annotations`, `annotations`: `question_id`, `answers`: `answer`      |
-    | Visual Genome's                    | `id`, `qas`: `qa_id`, `question`, `answer`                               |
-    | `question_answers.json`            |                                                                          |
-    | [`Scenes`]                         | their questions, ids from 0                                              |
+    | source                          | its fields                                                                |
+    |---------------------------------|---------------------------------------------------------------------------|
+    | lists, such as BLIP's           | `image`, `question`, `question_id`, `answer`: a text, a list of texts, or |
+    | `vqa_train.json`, `vg_qa.json`  | none; optional `dataset`: `"vqa"` or `"vg"`                               |
+    | VQA v2                          | `questions`: `image_id`, `question`, `question_id`, and `data_subtype`;   |
+    |                                 | in `annotations`, `annotations`: `question_id`, `answers`: `answer`       |
+    | Visual Genome's                 | `id`, `qas`: `qa_id`, `question`, `answer`                                |
+    | `question_answers.json`         |                                                                           |
+    | [`Scenes`], `scenes:NUMBER`     | their questions, with ids from 0                                          |
 
-    Weights are those of the paper's code: `1 / n` for each of `n` answers, of Visual Genome `0.2 / n`, where `n` is 1 as
-    published.
+    Weights are those of BLIP's code: `1 / n` for each of the `n` answers to a question, and `0.2 / n` for Visual Genome.
 
     Args:
         source (`str`, `Path`, a list of them, or [`Scenes`]):
             One or several files, or drawn scenes.
         annotations (`str` or `Path`, *optional*):
-            VQA v2's file of answers. Without it its questions have none.
+            VQA v2's file of answers. By default its questions have none.
         image_root (`str`, `Path` or a mapping of them, *optional*):
             Folder that relative image paths start from, or one for each `dataset`: `{"vqa": ..., "vg": ...}`.
-            Defaults to the folder of the file. For VQA v2 it holds `COCO_val2014_000000000042.jpg` and so on, for Visual
-            Genome `42.jpg`, directly or in `VG_100K` and `VG_100K_2`.
+            Defaults to the folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., Visual
+            Genome one with `42.jpg`, ..., directly or in `VG_100K` and `VG_100K_2`.
         answer_lists (`str`, *optional*, defaults to `"votes"`):
-            What a list of answers means in a list of records. `"votes"`: several people's answers, as in VQA. `"set"`:
-            all of them are right together, as in DAQUAR, so they become one answer: each once, in alphabetical order,
-            joined by `", "`.
+            What a list of answers means. `"votes"`: the answers of several people, as in VQA. `"set"`: parts of one
+            answer, as in DAQUAR; they are joined by `", "` in alphabetical order, each once.
 
     Returns:
-        Sequence of [`VqaRecord`]: in the order of the source; of files a `datasets.Dataset`.
+        Sequence of [`VqaRecord`]: in the order of the source; a `datasets.Dataset` for files.
 
     Raises:
-        ValueError: If there is no such source or it does not fit; the message names the record and the field.
+        ValueError: If a file is missing or does not fit; the message names the record and the field.
     """
+    if isinstance(source, str) and source.startswith(SCENES_PREFIX):
+        source = parse_scenes(source)
     if isinstance(source, Scenes):
         return SceneVqa(source)
     if answer_lists not in ("votes", "set"):
@@ -99,16 +99,16 @@ def load_vqa(
 
 
 def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None = None) -> list[str]:
-    """Answers by the number of times they are given, for a list to choose from; the first is the baseline's answer.
+    """Counts the answers and returns the most common ones first, for an answer list to choose from.
 
     Args:
         questions (sequence of [`VqaRecord`]):
-            Training questions. No image of them is fetched.
+            Training questions. Their images are not fetched.
         num_answers (`int`, *optional*):
-            How many to keep, all by default.
+            How many to keep. Defaults to all.
 
     Returns:
-        `list[str]`: different answers, of equally common ones the first that comes.
+        `list[str]`: different answers; equally common ones in the order of the questions.
 
     Example:
         >>> most_common_answers([{"answers": ["2", "red"]}, {"answers": ["red"]}])
@@ -125,13 +125,13 @@ def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None 
 
 
 class _Roots:
-    """Where the images of a file are."""
+    """The image folders of a file."""
 
     def __init__(self, path: Path, image_root: PathLike | Mapping[str, PathLike] | None) -> None:
         self.default = path.parent if image_root is None else image_root
 
     def of(self, dataset: str | None, where: str) -> PathLike:
-        """Folder of a data set, which only a mapping asks for."""
+        """The folder of a data set. Only a mapping distinguishes them."""
         if not isinstance(self.default, Mapping):
             return self.default
         if dataset not in self.default:
@@ -167,7 +167,7 @@ def _kind(content: Any) -> str:
 
 
 def _weights(answers: Sequence[str], total: float = 1.0) -> list[float]:
-    """Equal shares of what all answers to a question count."""
+    """Equal weights that sum to `total`."""
     return [total / len(answers) for _ in answers]
 
 
@@ -206,7 +206,7 @@ def _read_official(
     content: Mapping[str, Any], path: Path, annotations: PathLike | None, roots: _Roots
 ) -> Iterator[VqaRecord]:
     answers_of = None if annotations is None else _read_annotations(Path(annotations))
-    # Both test sets ask about the images of test2015.
+    # Both test sets use the images of test2015.
     subset = read_text(content, "data_subtype", str(path)).replace("-dev", "")
     for number, record in enumerate(content["questions"]):
         where = f"{path}, question {number}"
@@ -271,7 +271,7 @@ def _read_visual_genome(content: list[Any], path: Path, roots: _Roots) -> Iterat
 
 
 def _image_finder(root: Path) -> Callable[[str], str]:
-    """Paths of images by name, in whichever of the two folders of the download they are."""
+    """Finds images by name in the two folders of the download."""
     folder_of = {name: folder for folder in sorted(root.glob("VG_100K*")) for name in os.listdir(folder)}
     return lambda name: os.path.join(folder_of.get(name, root), name)
 

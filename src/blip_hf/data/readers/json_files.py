@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""JSON lists and JSON lines one record at a time, and again from the middle, in memory that does not grow with the file."""
+"""Streams JSON lists and JSON lines record by record, from any record on, in constant memory."""
 
 import codecs
 import json
@@ -16,20 +16,7 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
-    """The records of a JSON list.
-
-    Args:
-        path (`Path`):
-            A file that holds one list, in UTF-8.
-        start (`int`, *optional*):
-            Byte at which a record starts, to begin with that one.
-
-    Yields:
-        `tuple[int, Any]`: the byte at which a record starts, and the record.
-
-    Raises:
-        ValueError: If the file holds something else, said when it is reached.
-    """
+    """The records of a JSON list, each with its first byte, from the record at byte `start` on."""
     with path.open("rb") as file:
         window = _Window(file, _start_of_text(file) if start is None else start)
         try:
@@ -41,26 +28,18 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
                 yield window.offset, window.parse()
                 behind = window.take(",]")
             if window.peek():
-                raise ValueError("more follows behind the list")
+                raise ValueError("more text follows the list")
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} cannot be parsed behind byte {window.offset} ({error}). Expected is one list of JSON records in"
-                " UTF-8; a file with one record a line is named .jsonl."
+                f"{path} cannot be parsed after byte {window.offset} ({error}). Expected one list of JSON records in"
+                " UTF-8; name a file with one record a line .jsonl."
             ) from error
 
 
 def iterate_json_lines(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
-    """The records of a file of JSON lines, without lines that are empty.
+    """The records of JSON lines, each with its first byte, from the line at byte `start` on.
 
-    Args:
-        path (`Path`):
-            A file with a record a line. What is no UTF-8 in it is replaced.
-        start (`int`, *optional*):
-            Byte at which a line starts, to begin with that one.
-
-    Yields:
-        `tuple[int, Any]`: the byte at which a line starts, and its record, or the `Exception` that says why there is
-            none.
+    A line that cannot be parsed gives its `Exception`. Empty lines are left out and invalid UTF-8 is replaced.
     """
     with path.open("rb") as file:
         offset = _start_of_text(file) if start is None else start
@@ -83,7 +62,7 @@ def _start_of_text(file: BinaryIO) -> int:
 
 
 class _Window:
-    """The part of a text file that is being parsed. `offset` is the byte up to which it has been."""
+    """The part of a text file that is being parsed. `offset` is the first byte that is not parsed yet."""
 
     def __init__(self, file: BinaryIO, offset: int) -> None:
         file.seek(offset)
@@ -91,11 +70,11 @@ class _Window:
         self.offset = offset
         self.text = ""
         self.position = 0
-        self.is_whole = False  # whether the text goes to the end of the file
+        self.is_whole = False  # whether the text reaches the end of the file
         self.decoder = codecs.getincrementaldecoder("utf-8")()
 
     def peek(self) -> str:
-        """The next character that is no white space, empty at the end of the file."""
+        """The next character that is not white space, or an empty string at the end of the file."""
         while True:
             self._advance(_WHITE_SPACE.match(self.text, self.position).end())
             if self.position < len(self.text) or self.is_whole:
@@ -103,7 +82,7 @@ class _Window:
             self._read_more()
 
     def take(self, expected: str) -> str:
-        """The next character that is no white space, which must be one of these."""
+        """Consumes the next character that is not white space, which must be one of `expected`."""
         found = self.peek()
         if not found or found not in expected:
             raise ValueError(f"expected {' or '.join(map(repr, expected))}, found {found!r}")
@@ -111,7 +90,7 @@ class _Window:
         return found
 
     def parse(self) -> Any:
-        """The value here. It has been read whole where a list goes on behind it: `12` may be the beginning of `12.3`."""
+        """The value here. It ends where a separator or the file's end follows: `12` may be the start of `12.3`."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
@@ -130,7 +109,7 @@ class _Window:
 
     def _read_more(self) -> None:
         left = self.text[self.position :]
-        # As much again as is there, so that a long value is parsed a few times and not once a chunk.
+        # Doubles the window, so that a long value is parsed a few times and not once a chunk.
         content = self.file.read(max(_CHUNK, len(left)))
         self.text, self.position = left + self.decoder.decode(content, final=not content), 0
         self.is_whole = not content

@@ -6,9 +6,8 @@ import tracemalloc
 
 import pytest
 
-from blip_hf.data.readers import json_lists
-from blip_hf.data.readers.json_lists import iterate_json_lines, iterate_json_list
-from blip_hf.data.readers.shards import find_shards
+from blip_hf.data.readers import find_shards, json_files
+from blip_hf.data.readers.json_files import iterate_json_lines, iterate_json_list
 
 
 RECORDS = [
@@ -28,7 +27,7 @@ RECORDS = [
 @pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
 def chunk(request, monkeypatch):
     """However few bytes are read at a time, through characters and numbers."""
-    monkeypatch.setattr(json_lists, "_CHUNK", request.param)
+    monkeypatch.setattr(json_files, "_CHUNK", request.param)
     return request.param
 
 
@@ -77,7 +76,7 @@ def test_a_list_may_be_empty(tmp_path, chunk, text):
 def test_what_is_no_list_is_refused_with_the_file_and_the_remedy(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"a\.json cannot be parsed behind byte \d+ .*\.jsonl"):
+    with pytest.raises(ValueError, match=r"a\.json cannot be parsed after byte \d+ .*\.jsonl"):
         list(iterate_json_list(path))
 
 
@@ -92,7 +91,7 @@ def test_what_is_no_utf_8_is_refused_with_the_file(tmp_path, content):
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypatch):
     """Ten times the records, and no more memory but for three numbers a shard."""
-    monkeypatch.setattr(json_lists, "_CHUNK", 1 << 14)
+    monkeypatch.setattr(json_files, "_CHUNK", 1 << 14)
     peaks = []
     for size in (2_000, 20_000):
         records = [

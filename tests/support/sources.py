@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small sources of image-text pairs for tests of CapFilt, and what is read of them."""
+"""Small sources of image-text pairs, and what is read from them."""
 
 import io
 import json
@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from blip_hf.data.readers.samples import Sample, Skipped
-from blip_hf.data.readers.shards import find_shards
+from blip_hf.data.readers import Sample, Skipped, find_shards
 
 
 def encoded(color="red", format="PNG", size=(4, 3)) -> bytes:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""NLVR2: sentences about two images, in its own files and in BLIP's lists."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .records import PathLike, Record, check_record, field_error, first_character, read_json, read_text
+
+
+LABELS = {"true": True, "false": False}
+
+
+def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[dict[str, Any]]:
+    """Reads the sentences of NLVR2, without opening an image.
+
+    | file                               | its fields                                                             |
+    |------------------------------------|------------------------------------------------------------------------|
+    | NLVR2's own `dev.json` (JSON lines)| `identifier`, `sentence`, `label`, and `directory` in the training set |
+    | BLIP's `nlvr_dev.json`             | `images` (two paths), `sentence`, `label`                              |
+
+    NLVR2's own files do not name the images: those of `dev-850-0-1` are `dev-850-0-img0.png` and `dev-850-0-img1.png`.
+
+    Args:
+        path (`str` or `Path`):
+            A JSON list or JSON lines. The content tells which: NLVR2's own lines have the suffix `.json`.
+        image_root (`str` or `Path`, *optional*):
+            Folder that image paths start from. Defaults to the folder of the file.
+
+    Returns:
+        `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
+        `sentence_id` is NLVR2's identifier without the number of the pair, as in its `eval/metrics.py`, and the sentence
+        itself in BLIP's lists, which have no identifier.
+
+    Raises:
+        ValueError: If the file or one of its records does not fit; the message names the record and the field.
+    """
+    path = Path(path)
+    root = path.parent if image_root is None else Path(image_root)
+    content = read_json(path, is_lines=first_character(path) == "{")
+    if not isinstance(content, list) or not content:
+        raise ValueError(
+            f"{path} holds {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
+            " 'identifier' or 'images', 'sentence' and 'label'."
+        )
+    return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
+
+
+def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:
+    check_record(record, where, "sentence")
+    sentence = read_text(record, "sentence", where)
+    if "identifier" in record:
+        images, sentence_id = _read_identifier(record, where)
+    else:
+        images, sentence_id = _read_images(record, where), sentence
+    return {
+        "images": [os.path.join(root, image) for image in images],
+        "sentence": sentence,
+        "label": _read_label(record, where),
+        "sentence_id": sentence_id,
+    }
+
+
+def _read_identifier(record: Record, where: str) -> tuple[list[str], str]:
+    """Paths of the images and id of the sentence, from `split-set-pair-sentence`."""
+    identifier = read_text(record, "identifier", where)
+    parts = identifier.split("-")
+    if len(parts) != 4:
+        raise _value_error(record, "identifier", where, "split-set-pair-sentence, such as 'dev-850-0-1'")
+    split, set_id, pair_id, number = parts
+    folder = str(record.get("directory", ""))  # the training images lie in numbered folders
+    images = [os.path.join(folder, f"{split}-{set_id}-{pair_id}-img{side}.png") for side in (0, 1)]
+    return images, f"{split}-{set_id}-{number}"
+
+
+def _read_images(record: Record, where: str) -> list[str]:
+    images = record.get("images")
+    if not isinstance(images, list) or len(images) != 2 or not all(isinstance(path, str) and path for path in images):
+        raise field_error(record, "images", where, "the paths of two images")
+    return images
+
+
+def _read_label(record: Record, where: str) -> bool:
+    label = record.get("label")
+    if isinstance(label, bool):
+        return label
+    if not isinstance(label, str) or label.lower() not in LABELS:
+        raise _value_error(record, "label", where, "'True' or 'False'")
+    return LABELS[label.lower()]
+
+
+def _value_error(record: Record, field: str, where: str, expected: str) -> ValueError:
+    """As `field_error`, also for text with a wrong value."""
+    if not isinstance(record.get(field), str):
+        return field_error(record, field, where, expected)
+    return ValueError(
+        f"{where}: field {field!r} is {record[field]!r}, expected {expected}. Correct or leave out this record."
+    )
+
+
+__all__ = ["load_nlvr2"]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Drawn scenes as a source: `scenes:NUMBER[:NOISE]`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+
+from ..scenes import Scenes
+from .records import ImageRecord
+from .samples import Shard, Stream
+
+
+SCENES_PREFIX = "scenes:"
+_FORM = re.compile(r"scenes:(?P<number>[1-9]\d*)(:(?P<noise>0(\.\d+)?|\.\d+))?")
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """A stretch of drawn scenes."""
+
+    scenes: Scenes
+    name: str = "scenes"
+
+    def records(self) -> Iterator[ImageRecord]:
+        """All records, with images as PNG."""
+        return self._read(0, len(self.scenes))
+
+    def shards(self, shard_size: int) -> list[Shard]:
+        """Shards `scenes-00000`, ... of so many scenes."""
+        return [
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, start, min(start + shard_size, len(self.scenes))))
+            for number, start in enumerate(range(0, len(self.scenes), shard_size))
+        ]
+
+    def _read(self, start: int, stop: int) -> Iterator[ImageRecord]:
+        for i in range(start, stop):
+            scene = self.scenes[i]
+            encoded = BytesIO()
+            scene["image"].save(encoded, "PNG")
+            index = scene["image_id"]
+            yield ImageRecord(f"scenes/{index:08d}", index, encoded.getvalue(), [scene["caption"]], index)
+
+    def _stream(self, start: int, stop: int) -> Stream:
+        for record in self._read(start, stop):
+            yield from record.samples()
+
+
+def parse_scenes(source: str) -> Scenes:
+    """The first scenes of seed 0 that `scenes:NUMBER[:NOISE]` stands for. NOISE is the share of swapped captions.
+
+    Example:
+        >>> parse_scenes("scenes:4000:0.45").noise_rate
+        0.45
+    """
+    match = _FORM.fullmatch(source)
+    if match is None:
+        raise ValueError(f"source={source!r}, expected scenes:NUMBER[:NOISE] as in scenes:4000:0.45.")
+    return Scenes(int(match["number"]), noise_rate=float(match["noise"] or 0))
+
+
+__all__ = ["SCENES_PREFIX", "SceneSource", "parse_scenes"]

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The `.txt` and `.json` beside an image, in tars and in folders."""
+
+import json
+
+from .records import check_record, read_captions, read_optional_id
+
+
+SIDECAR_SUFFIXES = (".txt", ".json")
+
+
+def read_sidecars(
+    text: bytes | None, record: bytes | None, where: str, *, needs_captions: bool
+) -> tuple[list[str], int | str | None]:
+    """Captions and image id of the contents of a `.txt` and a `.json`. The text wins; the JSON may hold `image_id`."""
+    try:
+        fields = check_record(json.loads(record or b"{}"), f"the JSON of {where}", "caption")
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    captions = read_captions(fields, where, required=needs_captions) if text is None else [text.decode()]
+    return captions, read_optional_id(fields, "image_id", where)
+
+
+__all__ = ["SIDECAR_SUFFIXES", "read_sidecars"]

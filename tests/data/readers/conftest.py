@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import datasets
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path_factory, monkeypatch):
+    """What is copied of tars and Parquet files goes to a folder of its own."""
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Telling formats apart, and what is said about a source that does not fit."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from blip_hf.data.readers import find_shards, load_images, load_pairs
+from blip_hf.data.readers.hub import is_hub_name
+from blip_hf.data.readers.sources import expand_pattern, make_absolute
+from tests.support.sources import encoded, read, summary, write_images, write_json, write_tar
+
+
+ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, load_images])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("lost.tar", r"lost.tar does not exist. Pass JSON lists"),
+        ("lost.json", r"lost.json does not exist. Pass JSON lists"),
+        ("/lost/folder", r"/lost/folder does not exist"),
+        ("~/lost", r"~/lost does not exist"),
+        ("./lost", r"./lost does not exist"),
+        ("a/b/c", r"a/b/c does not exist"),
+        ([], r"list of sources is empty"),
+        ([{"image": "a.jpg", "caption": "a"}], r"source is a dict.*pass them to `PairDataset`"),
+        (5, r"source is a int"),
+        ("scenes:0", r"expected scenes:NUMBER"),
+        ("scenes:5:1.5", r"expected scenes:NUMBER"),
+        ("lost/*.tar", r"No file matches the pattern lost/\*.tar"),
+        ("lost/{0..1}.tar", r"lost/0.tar of the pattern lost/\{0..1\}.tar does not exist"),
+    ],
+)
+@ENTRY_POINTS
+def test_a_source_that_does_not_exist_is_named_without_asking_the_hub(read_source, source, message, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(ValueError, match=message):
+        read_source(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", True),
+        ("mnist", True),
+        ("owner/name-1.5", True),
+        ("owner/photos.json", False),
+        ("tests/lost", False),
+        ("a/b/c", False),
+        ("./a", False),
+        ("~/a", False),
+        ("/a", False),
+        ("a b", False),
+    ],
+)
+def test_names_on_the_hub_do_not_look_like_paths(name, expected, tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name(name) == expected
+    assert make_absolute(name) == (name if expected else make_absolute(make_absolute(name)))
+
+
+def test_an_unreachable_name_is_told_from_a_missing_file():
+    with pytest.raises(ValueError, match=r"'somebody/photos' is neither a file or folder here nor a data set within"):
+        load_pairs("somebody/photos")
+
+
+@ENTRY_POINTS
+def test_a_folder_of_two_kinds_says_what_it_holds(read_source, tmp_path):
+    write_tar(tmp_path / "a.tar", [])
+    write_tar(tmp_path / "b.tar", [])
+    write_json(tmp_path / "a.json", [])
+    with pytest.raises(ValueError, match=r"holds 1 JSON lists \(a.json\) and 2 tars \(a.tar, ...\). Pass one kind"):
+        read_source(tmp_path)
+
+
+@ENTRY_POINTS
+def test_a_folder_without_a_known_format_says_what_it_holds(read_source, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no known format \(it is empty\)"):
+        read_source(tmp_path)
+    (tmp_path / "notes.md").write_text("")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ValueError, match=r"holds no known format \(it holds notes.md, sub/\)"):
+        read_source(tmp_path)
+    with pytest.raises(ValueError, match=r"notes.md has an unknown format"):
+        read_source(tmp_path / "notes.md")
+    with pytest.raises(ValueError, match=r"image_root='/lost' is not a folder"):
+        read_source(tmp_path, image_root="/lost")
+
+
+@ENTRY_POINTS
+def test_two_kinds_of_metadata_are_refused(read_source, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a")
+    with pytest.raises(ValueError, match=r"holds both metadata.jsonl and metadata.csv"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [{"URL": ["http://a"], "TEXT": ["a"]}, {"image": ["https://a"], "text": ["a"]}])
+@ENTRY_POINTS
+def test_a_parquet_of_urls_is_refused_with_the_remedy(read_source, columns, tmp_path):
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(
+        ValueError, match=r"holds URLs \(column '\w+'\) and no images. Download .* img2dataset --url_list"
+    ):
+        read_source(tmp_path / "x.parquet")
+
+
+def test_a_parquet_without_its_columns_is_refused(tmp_path):
+    pq.write_table(pa.table({"picture": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"has the columns picture, expected 'image' .* and one of 'caption'"):
+        find_shards(tmp_path / "x.parquet")
+
+
+def test_lists_may_lie_among_their_images(tmp_path):
+    write_images(tmp_path, "red", "lime")
+    write_json(tmp_path / "a.json", [{"image": "red.png", "caption": "red"}])
+    assert summary(read(tmp_path)) == [("a/00000000", ("red",))]
+    (tmp_path / "lime.txt").write_text("green")
+    with pytest.raises(ValueError, match=r"holds 1 JSON lists \(a.json\) and 2 images"):
+        find_shards(tmp_path)
+
+
+def test_a_split_may_have_a_folder_of_its_own(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        write_tar(tmp_path / split / "a.tar", [("0.png", encoded()), ("0.txt", split.encode())])
+    assert [load_pairs(tmp_path, split=split)["caption"][:] for split in ("train", "test")] == [["train"], ["test"]]
+    assert [sample.texts for shard in find_shards(tmp_path, split="test") for sample in shard.samples()] == [("test",)]
+
+
+def test_patterns_are_expanded_in_order(tmp_path):
+    for name in ("a-08", "a-09", "a-10", "b-08"):
+        (tmp_path / f"{name}.tar").touch()
+
+    def names(pattern):
+        return [path.stem for path in expand_pattern(tmp_path / pattern)]
+
+    assert names("a-{08..10}.tar") == ["a-08", "a-09", "a-10"]
+    assert names("{b,a}-08.tar") == ["b-08", "a-08"]
+    assert names("{a,b}-*.tar") == ["a-08", "a-09", "a-10", "b-08"]
+    assert names("a-[01]?.tar") == ["a-08", "a-09", "a-10"]
+    assert names("a.tar") == []
+
+
+def test_files_of_the_same_name_are_told_apart_by_folder(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", [])
+    shards = find_shards([tmp_path / "x" / "0.tar", tmp_path / "y" / "0.tar"])
+    assert [shard.name for shard in shards] == ["x_0", "y_0"]
+    with pytest.raises(ValueError, match="Several sources are called '0'"):
+        find_shards([tmp_path / "x" / "0.tar"] * 2)
+    # A list is cut into shards, one of which may be called as another file.
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "web-00000.parquet")
+    records = write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a"}])
+    with pytest.raises(ValueError, match="Several sources are called 'web-00000'"):
+        find_shards([records, tmp_path / "web-00000.parquet"])
+
+
+def test_files_that_are_passed_over_are_counted_once(tmp_path, caplog):
+    members = [("0.png", encoded()), ("0.txt", b"a"), ("0.zyx", b""), ("1.zyx", b""), (".hidden/1.png", encoded())]
+    source = write_tar(tmp_path / "a.tar", members)
+    assert len(read(source)) == len(read(source)) == 1
+    assert caplog.text.count("a.tar: passed over files that are neither images nor their texts (2 .zyx)") == 1
