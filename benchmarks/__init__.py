@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Speed and memory of what BLIP exists for, each job beside its rivals: `python -m benchmarks` runs them all."""
+"""Benchmarks of speed and memory against transformers and salesforce/BLIP. Run all: `python -m benchmarks`."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All jobs, one process each: `python -m benchmarks --size base`, or some: `python -m benchmarks caption --size base`.
+"""Runs all jobs (`python -m benchmarks --size base`) or some (`python -m benchmarks caption --size base`).
 
-Writes `results/<date>.json` and, as a table, `results/<date>.md` beside this file. Jobs that are not run keep what was found
-on the same day. Options go to every job.
+Each job runs in its own process and gets all options. Writes `results/<date>.json`, and a table in `results/<date>.md`. Jobs
+that are not run keep their earlier results of the same day.
 """
 
 import datetime
@@ -36,24 +36,14 @@ JOBS = (
 
 
 def main(arguments: Sequence[str], folder: Path = RESULTS) -> int:
-    """Runs jobs, and writes and prints what they found.
-
-    Args:
-        arguments (sequence of `str`):
-            Names of jobs, all where there are none, then options of every job.
-        folder (`Path`, *optional*, defaults to `benchmarks/results`):
-            Where results are put.
-
-    Returns:
-        `int`: how many jobs failed, for the shell. Missing a target is no failure.
-    """
+    """Runs jobs, writes and prints their results, and returns the number of failed jobs; missed targets do not count."""
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nJobs: {', '.join(JOBS)}. Options: see `python -m {__package__}.caption --help`.")
         return 0
     jobs = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
     options = arguments[len(jobs) :]
     if unknown := sorted(set(jobs) - set(JOBS)):
-        raise SystemExit(f"no such jobs: {', '.join(unknown)}. There are {', '.join(JOBS)}.")
+        raise SystemExit(f"Unknown jobs: {', '.join(unknown)}. Available: {', '.join(JOBS)}.")
     stem = folder / datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     results = _read(stem) if jobs else {}
     failed = []
@@ -68,14 +58,14 @@ def main(arguments: Sequence[str], folder: Path = RESULTS) -> int:
         else:
             results[job] = json.loads(last)
         in_order = [results[name] for name in JOBS if name in results]
-        _write(stem, in_order, failed)  # after each, as all of them take hours
+        _write(stem, in_order, failed)  # after each job, as all of them take hours
     print("\n".join(table_lines(in_order)))
     print(json.dumps(_report(in_order, failed)))
     return len(failed)
 
 
 def _read(stem: Path) -> dict[str, dict[str, Any]]:
-    """What was found earlier on the same day, by job."""
+    """Earlier results of the same day, by job."""
     path = stem.with_suffix(".json")
     if not path.exists():
         return {}
@@ -94,18 +84,10 @@ def _write(stem: Path, results: Sequence[Mapping[str, Any]], failed: Sequence[st
 
 
 def table_lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The results in Markdown, a line for each rival of each case.
-
-    Args:
-        results (sequence of `dict`):
-            What jobs have printed.
-
-    Returns:
-        iterator of `str`: lines.
-    """
+    """The results as a Markdown table, with a row for each baseline of each case."""
     for where, group in groupby(results, key=_where):
         yield f"{', '.join(result['job'] for result in group)}: {where}.\n"
-    yield "| job | rival | ours, s | rival, s | times as fast | wanted | memory of the rival's | share of the limit |"
+    yield "| job | baseline | blip_hf, s | baseline, s | speed-up | target | memory / baseline | share of the limit |"
     yield "|---|---|---|---|---|---|---|---|"
     for result in results:
         for row in result.get("rows", ()):
@@ -135,7 +117,7 @@ def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:
         memory, least = "-", row["memory_targets"].get(rival)
         if row["peak_bytes"]:
             memory = f"{row['peak_bytes'][OURS] / max(row['peak_bytes'][rival], 1):.2f}"
-        memory += "" if least is None else f" (wanted {least})"
+        memory += "" if least is None else f" (target {least})"
         yield (
             f"| {row['case']} | {rival} | {ours:.4g} | {seconds:.4g} | {ratio:.2f} | {wanted} | {memory} | {share} |"
         )

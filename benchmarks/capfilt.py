@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images per second of CapFilt against the plain way, which is to call the two models of transformers.
+"""Images per second of CapFilt, compared with plain calls of the two models of transformers.
 
     python benchmarks/capfilt.py --size base
 
-For each image: one caption by nucleus sampling, then for three texts (two of the web, and the caption) a matching
-probability and a cosine. Three ways to do it:
+Each image gets one caption by nucleus sampling, and a matching probability and a cosine for three texts (two from the web,
+and the caption). Compares:
 
-- `blip_hf`: the engine of `blip-hf capfilt run`. Each model encodes an image once. It gives log-probabilities too.
-- `batched`: transformers' models on batches of images. Its retrieval model takes images and texts in pairs and gives
-  one score a call, so an image is encoded for each text and score.
-- `single`: the same, one image and one text at a time.
+- `blip_hf`: the engine of `blip-hf capfilt run`. Each model encodes an image once. Also computes log-probabilities.
+- `batched`: the models of transformers on batches of images. Its retrieval model takes pairs and returns one score per call,
+  so it encodes an image for each text and score.
+- `single`: the models of transformers, one image and one text at a time.
 
-All run in this process, in turn, with the same weights, images and noise; medians over the rounds are compared. That
-captions are equal and scores close is checked. Weights are random, so captions are as long as they may be: 16 tokens after
-the prompt. The last line of the output is JSON.
+All alternate in one process with the same weights, images and noise. The figures are medians over rounds. The script checks
+that captions are equal and scores close. Weights are random, so captions have the maximum length, 16 tokens after the
+prompt. The last line of the output is JSON.
 """
 
 import argparse
@@ -34,19 +34,25 @@ from torch import Tensor
 from transformers import BertTokenizer, LogitsProcessorList
 
 import blip_hf
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipProcessor,
+    optimize_for_cpu,
+)
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed
 from blip_hf.data.readers.samples import Sample, Shard
 
 
-# Pixels, width and layers of the image encoder, width and layers of the text transformer, words.
+# Image size, width and layers of the image encoder, width and layers of the text transformer, vocabulary size.
 SIZES = {
     "tiny": (64, 64, 2, 64, 2, 1_000),
     "small": (224, 384, 12, 384, 6, 8_000),
     "base": (384, 768, 12, 768, 12, 30_522),
 }
-# How far scores of two ways may be apart: a few roundings of the largest.
+# Tolerance of scores: a few rounding errors of the largest.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 WEB_TEXTS = 2
 TEXTS = WEB_TEXTS + 1
@@ -56,7 +62,7 @@ Rows = list[tuple[str, float, float]]
 
 
 def main() -> None:
-    """Builds the models, runs the three ways in turn, and prints a table and JSON."""
+    """Builds the models, alternates the three implementations, and prints a table and JSON."""
     options = parse_arguments()
     torch.manual_seed(0)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +84,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What to measure."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--num_images", type=int, default=16)
@@ -106,7 +112,7 @@ def draw_samples(num_images: int, size: tuple[int, ...]) -> list[Sample]:
 
 
 def build(options: argparse.Namespace, device: str) -> tuple[CapFilt, "PlainWay"]:
-    """Both ways with the same weights: transformers reads what was saved here."""
+    """Builds both implementations with the same weights, which transformers loads from a checkpoint."""
     image_size, vision_width, vision_layers, text_width, text_layers, num_words = SIZES[options.size]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of"]
     words += [f"word{number}" for number in range(num_words - len(words))]
@@ -117,7 +123,7 @@ def build(options: argparse.Namespace, device: str) -> tuple[CapFilt, "PlainWay"
         vision_config={"image_size": image_size, "patch_size": 16, **_widths(vision_width, vision_layers)},
     )
     captioner = BlipForConditionalGeneration(config).eval()
-    # As a trained model, it writes no special token; it does not end a caption either.
+    # Like a trained model, it writes no special token. It also never ends a caption.
     captioner.text_decoder.cls.predictions.bias.data[processor.tokenizer.all_special_ids] = -100
     matcher = BlipForImageTextRetrieval(config).eval()
     dtype = getattr(torch, options.dtype)
@@ -129,7 +135,10 @@ def build(options: argparse.Namespace, device: str) -> tuple[CapFilt, "PlainWay"
         )
         plain_matcher = transformers.BlipForImageTextRetrieval.from_pretrained(Path(folder, "filter"), dtype=dtype)
     settings = CapFiltSettings(batch_size=options.batch_size)
-    engine = CapFilt(captioner.to(device, dtype), processor, matcher.to(device, dtype), processor, settings)
+    captioner, matcher = captioner.to(device, dtype), matcher.to(device, dtype)
+    if device == "cpu":
+        captioner, matcher = optimize_for_cpu(captioner), optimize_for_cpu(matcher)
+    engine = CapFilt(captioner, processor, matcher, processor, settings)
     return engine, PlainWay(plain_captioner.to(device), plain_matcher.to(device), processor, settings)
 
 
@@ -139,24 +148,13 @@ def _widths(width: int, num_layers: int) -> dict[str, int]:
 
 
 def run_engine(engine: CapFilt, samples: list[Sample]) -> Rows:
-    """The way of this package."""
+    """Runs the engine of this package."""
     table, _ = engine.score_shard(Shard("benchmark", lambda: iter(samples)))
     return [(row["text"], row["itm"], row["itc"]) for row in table.to_pylist()]
 
 
 class PlainWay:
-    """The models of transformers, called as their documentation shows.
-
-    Args:
-        captioner (`transformers.BlipForConditionalGeneration`):
-            The captioner.
-        matcher (`transformers.BlipForImageTextRetrieval`):
-            The filter.
-        processor (`BlipProcessor`):
-            The processor of both.
-        settings (`CapFiltSettings`):
-            How to write.
-    """
+    """The models of transformers, called as in their documentation."""
 
     def __init__(
         self,
@@ -172,7 +170,7 @@ class PlainWay:
 
     @torch.no_grad()
     def run(self, samples: list[Sample], batch_size: int) -> Rows:
-        """Captions and scores, `batch_size` images at a time."""
+        """Writes captions and scores texts, `batch_size` images at a time."""
         rows = []
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
@@ -182,7 +180,7 @@ class PlainWay:
             pixels = pixels.to(self.captioner.device, self.captioner.dtype)
             captions = self.write(pixels, batch)
             texts = [[*sample.texts, caption] for sample, caption in zip(batch, captions, strict=True)]
-            # One text of each image at a time.
+            # One text per image at a time.
             scores = [self.score(pixels, [own[slot] for own in texts]) for slot in range(TEXTS)]
             rows += [
                 (texts[image][slot], *scores[slot][image]) for image in range(len(batch)) for slot in range(TEXTS)
@@ -190,7 +188,7 @@ class PlainWay:
         return rows
 
     def write(self, pixels: Tensor, samples: list[Sample]) -> list[str]:
-        """A caption of each image, with the noise that the engine uses."""
+        """A caption of each image, with the noise of the engine."""
         prompts = self.processor(text=[self.settings.prompt] * len(samples), return_tensors="pt").to(pixels.device)
         seeds = [caption_seed(self.settings.seed, sample.sample_id, 0) for sample in samples]
         noise = SeededNucleus(torch.tensor(seeds, device=pixels.device), self.settings.top_p)
@@ -205,7 +203,7 @@ class PlainWay:
         return self.processor.post_process_captions(sequences, prompt=self.settings.prompt)
 
     def score(self, pixels: Tensor, texts: list[str]) -> list[tuple[float, float]]:
-        """Matching probability and cosine of each image with its text."""
+        """Matching probability and cosine of each pair."""
         matching, contrast = (
             self.processor(text=texts, role=role, return_tensors="pt").to(pixels.device)
             for role in ("matching", "contrast")
@@ -216,7 +214,7 @@ class PlainWay:
 
 
 def measure(way: Callable[[], Rows], device: str) -> tuple[Rows, float]:
-    """What a way gives, and the seconds it takes."""
+    """Result and seconds of one run."""
     start = time.perf_counter()
     rows = way()
     if device.startswith("cuda"):
@@ -225,10 +223,10 @@ def measure(way: Callable[[], Rows], device: str) -> tuple[Rows, float]:
 
 
 def check_agreement(results: dict[str, Rows], num_images: int, dtype: str) -> None:
-    """Raises `AssertionError` unless all ways have written the same captions, with scores that are close."""
+    """Asserts that captions are equal and scores close."""
     texts = {name: [text for text, _, _ in rows] for name, rows in results.items()}
     assert len(texts["blip_hf"]) == TEXTS * num_images
-    assert texts["blip_hf"] == texts["batched"] == texts["single"], "the captions differ"
+    assert texts["blip_hf"] == texts["batched"] == texts["single"], "captions differ"
     scores = {name: np.array([row[1:] for row in rows]) for name, rows in results.items()}
     for name in ("batched", "single"):
         np.testing.assert_allclose(scores["blip_hf"], scores[name], atol=TOLERANCES[dtype])

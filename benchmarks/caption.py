@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captions of 20 tokens: three beams, and greedy one by one and in a batch, beside transformers and in bf16.
+"""Generation of captions of 20 tokens: three beams and greedy, compared with transformers, and bf16 with fp32.
 
-Weights are random and may end a caption at any token, so all ways are told to write all 20.
+Weights are random, so the length is fixed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ UPSTREAM = "transformers"
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Beams, then greedy writing for both batch sizes in fp32, then bf16 against fp32."""
+    """Three beams, greedy with two batch sizes in fp32, then bf16 against fp32."""
     size, device = options.size, options.device
     ours = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
     theirs = upstream_twin(ours)
@@ -51,9 +51,9 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def same_captions(results: Mapping[str, Tensor]) -> None:
-    """Raises `AssertionError` unless both have written the same; one row of eight may have been a tie."""
+    """Asserts that captions are equal; one row of eight may differ by a tie."""
     same = (results[OURS] == results[UPSTREAM]).all(dim=1)
-    assert same.sum() >= len(same) - len(same) // BATCH_SIZE, "the captions differ"
+    assert same.sum() >= len(same) - len(same) // BATCH_SIZE, "captions differ"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where and when something was measured."""
+"""Machine, versions, date and commit of a measurement."""
 
 import datetime
 import platform
@@ -14,20 +14,12 @@ import blip_hf
 
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path(__file__).parents[1]
-# What decides figures; a run writes its own results as it goes.
+# Paths that affect the figures; a run writes its own results meanwhile.
 MEASURED = ("src", "benchmarks", ":(exclude)benchmarks/results")
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Device, threads, versions, date and commit.
-
-    Args:
-        device (`torch.device`):
-            What was measured.
-
-    Returns:
-        `dict`: for JSON.
-    """
+    """Describes device, threads, versions, date and commit."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -42,7 +34,7 @@ def describe(device: torch.device) -> dict[str, object]:
 
 
 def processor() -> str:
-    """Name of the processor, and bf16 where it computes in it."""
+    """Name of the processor, with bf16 if it supports it."""
     if not CPU_INFO.exists():
         return platform.processor() or platform.machine()
     fields = dict(line.split(":", 1) for line in CPU_INFO.read_text().splitlines() if ":" in line)
@@ -52,7 +44,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit that was measured, with `+` where files differ from it; `None` outside a repository."""
+    """The current commit, with `+` if files differ from it; `None` outside a repository."""
     head = _git("rev-parse", "--short", "HEAD")
     return head if head is None else head + ("+" if _git("status", "--porcelain", "--", *MEASURED) else "")
 

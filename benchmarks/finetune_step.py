@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One captioning fine-tune step with forward, backward and AdamW, beside transformers.
+"""One captioning fine-tuning step (forward, backward, AdamW), compared with transformers.
 
-With equal padding only the models differ. Its notebook pads to 512 tokens and has all of them as labels; what that costs
-is the second figure.
+In the first case both pad equally. In the second, transformers pads to 512 tokens and trains on all of them, as in its
+notebook.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_twin
 
 
-# Captions; those that are padded as in the notebook, fewer as 24 GiB do not hold the scores of eight; and to what length.
+# Batch size, batch size with the notebook's padding (24 GiB do not fit 8 rows), and length of that padding.
 PROBLEMS = {"base": (8, 4, 512), "small": (4, 4, 256), "tiny": (2, 2, 64)}
 CAPTION_LENGTH = 16
 LEARNING_RATE = 1e-5
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """In fp32: equal padding on both sides, then the notebook's on theirs."""
+    """Equal padding, then the notebook's padding for transformers, both in fp32."""
     batch_size, padded_batch_size, notebook_length = PROBLEMS[options.size_name]
     size, device = options.size, options.device
     ours = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
@@ -32,7 +32,7 @@ def cases(options: Options) -> Iterator[Case]:
     step_ours, step_theirs = stepper(ours), stepper(theirs)
     pixels = random_pixels(batch_size, size.image_size, device)
     captions = random_captions(batch_size, CAPTION_LENGTH, size, device)
-    note = "AdamW is fused on both sides"
+    note = "Both use fused AdamW"
 
     def inputs(count: int) -> dict[str, Tensor]:
         ids = captions[:count]
@@ -59,7 +59,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def stepper(model: torch.nn.Module) -> Callable[..., Tensor]:
-    """Forward, backward and AdamW."""
+    """A function that runs forward, backward and AdamW."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, fused=True)
 

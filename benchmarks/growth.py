@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How time and peak memory grow with images, captions, beams, batch and queue: numbers, and plots.
+"""Growth of time and peak memory with images, captions, beams, batch and queue: figures and plots.
 
-Each series changes one number and leaves the others. Where growth is linear the time of twice as many is at most twice
-as long; the exponent that is printed is the slope of time over `n` between the last two points, both in logarithms.
+Each series changes one number. The printed exponent is the log-log slope of time between the last two points; 1 is linear.
 """
 
 import json
@@ -49,16 +48,7 @@ BATCH_SIZE, QUEUE_SIZE = 4, 4_096
 
 @dataclass(frozen=True)
 class Series:
-    """What changes along an axis.
-
-    Args:
-        name (`str`):
-            What is counted.
-        job (`str`):
-            What is done with it.
-        make (`Callable`):
-            Maps a number to a way.
-    """
+    """One series of points."""
 
     name: str
     job: str
@@ -66,17 +56,7 @@ class Series:
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str, Any]:
-    """Measures all series, writes a plot, and prints a line for each point and JSON.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-        folder (`Path`, *optional*, defaults to `benchmarks/results`):
-            Where the plot is put, as `growth-<size>.png`.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """Measures all series, writes a plot, and prints each point and JSON."""
     options = parse_options(argv)
     transformers.logging.set_verbosity_error()
     measured = {}
@@ -95,7 +75,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
 
 
 def all_series(options: Options) -> Iterator[Series]:
-    """Images and beams of a captioner, captions of a matcher, batch and queue of a pre-training step."""
+    """Images and beams of captioning, captions of matching, batch and queue of a pre-training step."""
     size, device, tokens = options.size, options.device, TOKENS[options.size_name]
     captioner = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
 
@@ -114,7 +94,7 @@ def all_series(options: Options) -> Iterator[Series]:
         return torch.no_grad()(lambda: matcher(captions, pixels).itm_logits)
 
     yield Series("captions", "matching with one image", match)
-    image_size = size.image_size * 7 // 12 // 16 * 16  # 224 beside 384
+    image_size = size.image_size * 7 // 12 // 16 * 16  # 224 if the size is 384
     yield Series(
         "batch",
         "pre-training step",
@@ -128,7 +108,7 @@ def all_series(options: Options) -> Iterator[Series]:
 
 
 def measure_point(series: Series, number: int, options: Options) -> dict[str, float]:
-    """Median time and peak memory of one point of a series."""
+    """Median time and peak memory of one point."""
     way = series.make(number)
     way()
     seconds = measure_seconds({OURS: way}, options.device, options.rounds)[OURS]
@@ -140,14 +120,7 @@ def measure_point(series: Series, number: int, options: Options) -> dict[str, fl
 
 
 def exponent(points: Sequence[dict[str, float]]) -> float | None:
-    """Slope of time between the last two points in logarithms: 1 is linear.
-
-    Args:
-        points (sequence of `dict`):
-            At least two, with `n` and `seconds`.
-
-    Returns:
-        `float` or `None`: the slope; none where the first of the two is at 0.
+    """Log-log slope of time between the last two points; 1 is linear.
 
     Example:
         >>> exponent([{"n": 2, "seconds": 1.0}, {"n": 4, "seconds": 4.0}])
@@ -160,7 +133,7 @@ def exponent(points: Sequence[dict[str, float]]) -> float | None:
 
 
 def plot(measured: dict[str, Any], path: Path) -> None:
-    """Draws time above and memory below, a column for each series."""
+    """Plots time (top) and memory (bottom), one column per series."""
     import matplotlib
 
     matplotlib.use("Agg")

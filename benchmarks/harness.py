@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Times ways of doing the same job side by side, with their memory and the job's physical limit.
+"""Measures implementations of the same job side by side: time, memory, and share of the hardware limit.
 
-All ways run in one process on the same inputs and in turn, so that a slow minute of the machine is everybody's. The
-first way is ours. A job is a module with a function `cases`; its last line of output is JSON.
+Implementations ("ways") alternate in one process on the same inputs, so that a slow phase of the machine affects all of
+them. The first one is ours. A job is a module with a function `cases`; its last line of output is JSON.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from .sizes import SIZES, Size
 
 Way = Callable[[], Any]
 OURS = "blip_hf"
-# Width of the matrices that show what the machine can do.
+# Width of the matrices that measure the peak rates.
 RATE_WIDTHS = {"base": 2048, "small": 1024, "tiny": 128}
 _MEASURED = "measured"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, as the command line says it."""
+    """Options of the command line."""
 
     size_name: str
     device: torch.device
@@ -41,7 +41,7 @@ class Options:
 
     @property
     def size(self) -> Size:
-        """How large the models are."""
+        """Size of the models."""
         return SIZES[self.size_name]
 
 
@@ -51,25 +51,25 @@ class Case:
 
     Args:
         name (`str`):
-            What is done, with its sizes.
+            Description of the job, with its sizes.
         ways (`dict[str, Callable]`):
-            The ways of doing it by name, ours first. They are called again and again.
+            Implementations by name, ours first. They are called repeatedly.
         targets (`dict[str, float]`):
-            By rival, how many times as fast as it ours must be.
+            Target speed-up over each baseline.
         memory_targets (`dict[str, float]`):
-            By rival, the largest share of its memory that ours may take.
+            Target share of the memory of each baseline.
         dtype (`torch.dtype`):
-            What our products are computed in, for the limit.
+            Dtype of our matrix products, for the limit.
         check (`Callable`, *optional*):
-            Gets what each way has returned, by name, and raises where they disagree.
+            Receives the result of each implementation by name, and raises if they disagree.
         prepare_memory (`Callable`, *optional*):
-            Is called before memory is measured, and takes what is not to be counted.
+            Runs before memory is measured, to allocate what should not count.
         has_tensors (`bool`):
-            Whether there are tensors whose memory and limit can be measured.
+            Whether memory and limit can be measured.
         note (`str`):
-            What a reader of the figures must know.
+            Remark for readers of the figures.
         more_rounds (`int`):
-            How many times the rounds of the command line are run, where differences are small.
+            Factor of the number of rounds, for small differences.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Case:
 
 @contextmanager
 def small_heap() -> Iterator[None]:
-    """Leaves what is there already, libraries above all, out of garbage collection, which then is quick between ways."""
+    """Excludes existing objects from garbage collection, which makes it fast between runs."""
     gc.collect()
     gc.freeze()
     try:
@@ -96,19 +96,7 @@ def small_heap() -> Iterator[None]:
 
 
 def measure_seconds(ways: Mapping[str, Way], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, all ways taking turns. The caller has warmed up.
-
-    Args:
-        ways (mapping of `str` to `Callable`):
-            The ways.
-        device (`torch.device`):
-            What they run on; it is waited for.
-        rounds (`int`):
-            Times that each is run.
-
-    Returns:
-        `dict[str, list[float]]`: by way, `rounds` durations.
-    """
+    """Seconds of each implementation in each round, alternating, without warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -122,14 +110,7 @@ def measure_seconds(ways: Mapping[str, Way], device: torch.device, rounds: int) 
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 10th and 90th percentile.
-
-    Args:
-        seconds (sequence of `float`):
-            At least one duration.
-
-    Returns:
-        `dict[str, float]`: `median`, `p10` and `p90`.
+    """Median, 10th and 90th percentiles.
 
     Example:
         >>> summarize([3.0, 1.0, 2.0])
@@ -143,18 +124,9 @@ def summarize(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory(way: Way, device: torch.device) -> int:
-    """Most bytes of tensors that a way holds beyond those that were there before it.
+    """Peak bytes of tensors allocated by a run.
 
     CUDA's allocator says it; on CPUs every allocation of a tensor is recorded. What Pillow and numpy take is not seen.
-
-    Args:
-        way (`Callable`):
-            What to run; it has been run before.
-        device (`torch.device`):
-            What it runs on.
-
-    Returns:
-        `int`: bytes.
     """
     gc.collect()
     if device.type == "cuda":
@@ -163,7 +135,7 @@ def peak_memory(way: Way, device: torch.device) -> int:
         way()
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        way()  # what it leaves behind and the next call frees is known only if the profiler has seen it made
+        way()  # the profiler must see allocations that the next call frees
         with torch.profiler.record_function(_MEASURED):
             way()
     events = profile.profiler.kineto_results.events()
@@ -178,15 +150,7 @@ def peak_memory(way: Way, device: torch.device) -> int:
 
 
 def count_synchronizations(way: Way) -> int:
-    """How many times a way makes the host wait for CUDA.
-
-    Args:
-        way (`Callable`):
-            What to run.
-
-    Returns:
-        `int`: the number of operations that torch knows to wait.
-    """
+    """Number of synchronisations with CUDA."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -198,18 +162,8 @@ def count_synchronizations(way: Way) -> int:
 
 
 def run_case(case: Case, options: Options) -> dict[str, Any]:
-    """Everything that is measured of a case.
-
-    Args:
-        case (`Case`):
-            The case.
-        options (`Options`):
-            How to measure.
-
-    Returns:
-        `dict`: a row of the table.
-    """
-    results = {name: way() for name, way in case.ways.items()}  # warms up too
+    """Measures a case: a row of the table."""
+    results = {name: way() for name, way in case.ways.items()}  # also the warm-up
     if case.check is not None:
         case.check(results)
     del results
@@ -232,19 +186,7 @@ def run_case(case: Case, options: Options) -> dict[str, Any]:
 
 
 def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, Any]:
-    """The share of the limit that ours reaches, the peak memory of all ways and, on CUDA, how often they wait.
-
-    Args:
-        case (`Case`):
-            The case.
-        options (`Options`):
-            How to measure.
-        seconds (`float`):
-            What ours takes.
-
-    Returns:
-        `dict`: part of a row of the table.
-    """
+    """Our share of the limit, peak memory of all implementations, and synchronisations on CUDA."""
     device = options.device
     rates = measure_rates(device, case.dtype, RATE_WIDTHS[options.size_name])
     with DemandCounter(rates) as counter:
@@ -259,15 +201,7 @@ def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, A
 
 
 def is_met(row: Mapping[str, Any]) -> bool | None:
-    """Whether a row reaches its targets of speed and memory; `None` where it has none.
-
-    Args:
-        row (mapping):
-            A row as `run_case` makes it.
-
-    Returns:
-        `bool` or `None`: the verdict.
-    """
+    """Whether a row meets its targets of speed and memory; `None` without targets."""
     if not row["targets"] and not row["memory_targets"]:
         return None
     is_fast = all(row["speedup"][rival] >= least for rival, least in row["targets"].items())
@@ -276,19 +210,7 @@ def is_met(row: Mapping[str, Any]) -> bool | None:
 
 
 def run(job: str, cases: Callable[[Options], Iterable[Case]], argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The command of a job: runs its cases, prints a line for each way and, last, JSON.
-
-    Args:
-        job (`str`):
-            Name of the job.
-        cases (`Callable`):
-            Makes the cases, one at a time, so that one's models are gone before the next one's come.
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """Runs the cases of a job and prints a line for each implementation, then JSON."""
     options = parse_options(argv)
     transformers.logging.set_verbosity_error()
     rows = []
@@ -300,7 +222,7 @@ def run(job: str, cases: Callable[[Options], Iterable[Case]], argv: Sequence[str
 
 
 def finish(job: str, options: Options, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prints the result of a job as JSON, with where and when it was measured, and returns it."""
+    """Prints and returns the result of a job as JSON, with machine, versions and date."""
     result = {
         "job": job,
         "size": options.size_name,
@@ -313,29 +235,21 @@ def finish(job: str, options: Options, rows: list[dict[str, Any]]) -> dict[str, 
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
-    """Reads the arguments that all jobs share.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `Options`: what to measure.
-    """
+    """Parses the options that all jobs share."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", choices=SIZES, default="small", help="how large the models are")
+    parser.add_argument("--size", choices=SIZES, default="small", help="size of the models")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each way is run, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each implementation, after a warm-up")
     parsed = parser.parse_args(argv)
     return Options(parsed.size, torch.device(parsed.device), parsed.rounds)
 
 
 def print_row(row: Mapping[str, Any]) -> None:
-    """Prints a row for people."""
+    """Prints a row."""
     print(f"{row['case']}  (share of the limit: {row['limit']['share']:.0%})" if row["limit"] else row["case"])
     for name, summary in row["seconds"].items():
         ratio = "" if name == OURS else f"  {OURS} is {row['speedup'][name]:6.2f} times as fast"
-        target = f", wanted {row['targets'][name]}" if name in row["targets"] else ""
+        target = f", target {row['targets'][name]}" if name in row["targets"] else ""
         peak = row["peak_bytes"].get(name)
         memory = "" if peak is None else f"  peak {peak / 2**20:9.1f} MiB"
         print(f"  {name:>28}  {summary['median']:10.4f} s{memory}{ratio}{target}")

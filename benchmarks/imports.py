@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How long `import blip_hf` and `blip-hf --help` take, in fresh processes whose files are in the disk's cache."""
+"""Time of `import blip_hf` and `blip-hf --help` in new processes, with files in the disk cache."""
 
 import subprocess
 import sys
@@ -15,15 +15,7 @@ HELP = ("-m", "blip_hf", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures both, and prints a line each and JSON.
-
-    Args:
-        argv (sequence of `str`, *optional*):
-            Arguments in place of those of the command line.
-
-    Returns:
-        `dict`: what was printed as JSON.
-    """
+    """Measures both, and prints a line for each and JSON."""
     options = parse_options(argv)
     rows = []
     for name, measure, most in (("import blip_hf", import_seconds, 0.15), ("blip-hf --help", help_seconds, 0.5)):
@@ -33,21 +25,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def row_of(name: str, measure: Callable[[], float], most: float, rounds: int) -> dict[str, Any]:
-    """A row of the table, whose target is a number of seconds.
-
-    Args:
-        name (`str`):
-            What is done.
-        measure (`Callable`):
-            Does it once and returns its seconds.
-        most (`float`):
-            The target.
-        rounds (`int`):
-            Times it is done, after one to warm up.
-
-    Returns:
-        `dict`: the row.
-    """
+    """A row of the table with a target in seconds."""
     measure()
     summary = summarize([measure() for _ in range(rounds)])
     return {
@@ -64,7 +42,7 @@ def row_of(name: str, measure: Callable[[], float], most: float, rounds: int) ->
 
 
 def import_seconds() -> float:
-    """Seconds of the import alone, without the start of Python."""
+    """Seconds of the import, without the start of Python."""
     return float(subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True).stdout)
 
 

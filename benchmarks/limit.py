@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The physical limit of a job: what it computes and moves, over the rates of this machine measured in the same run."""
+"""Hardware limit of a job: its FLOPs and bytes at the peak rates of this machine, measured in the same run."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from blip_hf.modeling.linear import Linear
+from blip_hf.modeling.cpu import CpuLinear
 
 
 ROUNDS = 15
@@ -21,7 +21,7 @@ COPIED_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does at best: multiply-adds count as two FLOPs, a copied byte as one read and one written."""
+    """Peak rates of this machine. A multiply-add counts as two FLOPs, a copied byte as one read and one write."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -29,7 +29,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Demand:
-    """What was counted of a job, and the least time it could take."""
+    """FLOPs and bytes of a job, and its minimum time."""
 
     flops: int
     bytes: int
@@ -37,14 +37,10 @@ class Demand:
 
 
 class DemandCounter(TorchDispatchMode):
-    """Counts FLOPs of matrix products and bytes that they, and updates of many tensors at once, must move.
+    """Counts FLOPs and bytes of matrix products, and bytes of multi-tensor updates.
 
-    Element by element operations are taken to be free, as a perfect compiler would fuse them with a product. Each
-    counted operation takes the longer of its arithmetic and its traffic; the limit of a job is the sum.
-
-    Args:
-        rates (`Rates`):
-            Of the device and dtype of the job.
+    Element-wise operations count as free, as a perfect compiler would fuse them. An operation takes the longer of its
+    arithmetic and its memory traffic; the limit of a job is the sum.
     """
 
     def __init__(self, rates: Rates) -> None:
@@ -56,14 +52,14 @@ class DemandCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs an operation and adds up what it takes."""
+        """Runs an operation and adds its FLOPs and bytes."""
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         formula = _FORMULAS.get(function._overloadpacket)
         name = function._schema.name
         if formula is not None or "_foreach_" in name or "_fused_" in name:
             flops = 0 if formula is None else formula(*args, **kwargs, out_val=result)
-            # What is changed in place is among the arguments and the results: it is read and written.
+            # In-place results are also arguments, so they count as read and written.
             moved = sum(leaf.nbytes for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
             self.flops += flops
             self.bytes += moved
@@ -71,7 +67,7 @@ class DemandCounter(TorchDispatchMode):
         return result
 
     def demand(self) -> Demand:
-        """All that was counted so far."""
+        """Totals so far."""
         return Demand(self.flops, self.bytes, self.seconds)
 
 
@@ -89,7 +85,7 @@ def _linear_flops(states: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__
     return 2 * out_val.numel() * weight.shape[1]
 
 
-# The counter of torch does not know the fused attention of CPUs, and oneDNN's dense layer.
+# torch's FLOP counter lacks fused attention on CPUs and oneDNN's linear layer.
 _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
@@ -101,22 +97,10 @@ _FORMULAS = {
 @cache
 @torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, width: int) -> Rates:
-    """The best of several products of square matrices, by all libraries that jobs use, and of several copies.
-
-    Args:
-        device (`torch.device`):
-            The device.
-        dtype (`torch.dtype`):
-            What the matrices are of.
-        width (`int`):
-            Width of the matrices; small ones show less than the machine can do.
-
-    Returns:
-        `Rates`: measured once in a run.
-    """
+    """Best rates of several matrix products, with all libraries that jobs use, and of several copies."""
     matrix = torch.randn(width, width, device=device).to(dtype)
     product = torch.empty_like(matrix)
-    layer = Linear(width, width, bias=False, device=device, dtype=dtype)
+    layer = CpuLinear(width, width, bias=False, device=device, dtype=dtype)
     source = torch.zeros(min(COPIED_BYTES, 32 * width * width), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     multiply = min(
@@ -137,7 +121,7 @@ def _seconds(work: Any, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for an accelerator; CPUs are never behind."""
+    """Synchronises with CUDA; does nothing on CPUs."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Matching one image against many captions: one image memory, beside transformers' pairs and the original's copies."""
+"""Matching of one image with many captions, compared with transformers and salesforce/BLIP."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,7 +19,7 @@ CAPTION_LENGTH = 12
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """One case, with [CLS] first for all, as transformers has it."""
+    """One case, with [CLS] as first token as in transformers."""
     size, device, count = options.size, options.device, NUM_CAPTIONS[options.size_name]
     ours = build(BlipForImageTextRetrieval, BlipConfig(**config_fields(size), itm_start_token="cls"), device)
     theirs = upstream_twin(ours)
@@ -34,7 +34,7 @@ def cases(options: Options) -> Iterator[Case]:
 
     @torch.no_grad()
     def match_pairs() -> Tensor:
-        # Its model pairs texts with images one to one: the image comes once a text.
+        # transformers pairs texts with images one to one, so the image is repeated.
         return theirs(captions, pixels.repeat(count, 1, 1, 1), attention_mask=mask).itm_score
 
     @torch.no_grad()
@@ -47,12 +47,12 @@ def cases(options: Options) -> Iterator[Case]:
         {OURS: match_once, "transformers": match_pairs, "original": match_copies},
         targets={"transformers": 15, "original": 4},
         check=same_as_transformers,
-        note="The original begins texts with [ENC] and so has other scores; the tests compare them.",
+        note="salesforce/BLIP starts texts with [ENC] and has other scores; tests compare them.",
     )
 
 
 def same_as_transformers(results: Mapping[str, Tensor]) -> None:
-    """Raises `AssertionError` unless the scores are those of transformers."""
+    """Asserts that scores equal those of transformers."""
     assert_close(results[OURS], results["transformers"], atol=1e-4, rtol=1e-4)
 
 

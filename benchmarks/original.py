@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The procedure of the original code (salesforce/BLIP), written anew on the layers of this package.
+"""The procedures of salesforce/BLIP, reimplemented on the layers of this package, as a baseline.
 
-What it wastes is kept: padding to a fixed length, keys and values of an image projected for every text pass and for
-every copy of it, separate passes for positives and negatives, negatives drawn and stacked row by row, averages updated
-one parameter at a time, scores of the vocabulary at padding too. Layers, kernels and weights are those of this package,
-so that only the procedure differs; the original's own attention, which is not fused, would be slower. Losses and scores
-equal those of this package, as the tests show.
+Keeps its inefficiencies: padding to a fixed length, keys and values projected for every text pass and every copy of an image,
+separate passes for positives and negatives, negatives sampled row by row, EMA updates one parameter at a time, vocabulary
+logits at padding. Layers, kernels and weights are those of this package; the original's unfused attention would be slower.
+Tests show that losses and scores are equal.
 
 Letters: `b` batch, `q` queue, `d` width, `t` tokens, `p` image tokens, `k` candidates.
 """
@@ -22,14 +21,14 @@ from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuesti
 from blip_hf.modeling import text_layers, vision
 
 
-# Lengths that texts are padded to.
+# Padded lengths of texts.
 PRETRAINING_LENGTH = 30
 RETRIEVAL_LENGTH = 35
 
 
 @contextmanager
 def nothing_recomputed() -> Iterator[None]:
-    """Layers of this package keep all that they compute for backward, as the original's do."""
+    """Disables recomputation in the backward pass, as in the original."""
 
     def call(module, function, *arguments):
         return function(*arguments)
@@ -41,23 +40,7 @@ def nothing_recomputed() -> Iterator[None]:
 def pretraining_losses(
     model: BlipForPreTraining, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One pre-training forward, which also moves the averages and fills the queue.
-
-    Args:
-        model (`BlipForPreTraining`):
-            The model.
-        pixel_values (`torch.Tensor` of shape `(b, 3, height, width)`):
-            Normalised pixels.
-        input_ids (`torch.Tensor` of shape `(b, t)`):
-            Captions, [CLS] first, padded to `PRETRAINING_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-        alpha (`float`):
-            Share of the momentum towers in the targets.
-
-    Returns:
-        `tuple`: the losses of contrast, matching and language modelling.
-    """
+    """One pre-training forward, which also updates the momentum encoder and the queue."""
     with torch.no_grad():
         model.temp.clamp_(0.001, 0.5)
     image_embeds = model.vision_model(pixel_values).last_hidden_state  # (b, p, d)
@@ -65,7 +48,7 @@ def pretraining_losses(
     text_embeds = model.text_encoder(input_ids, attention_mask).last_hidden_state
     text_features = normalize(model.text_proj(text_embeds[:, 0]).float(), dim=-1)
     with torch.no_grad():
-        update_averages(model)
+        update_momentum_encoder(model)
         momentum_image, momentum_text = model.momentum_towers(pixel_values, input_ids, attention_mask)
     with torch.autocast(pixel_values.device.type, enabled=False):
         loss_itc, image_to_text, text_to_image = contrast(
@@ -77,8 +60,8 @@ def pretraining_losses(
     return loss_itc, loss_itm, loss_lm
 
 
-def update_averages(model: BlipForPreTraining) -> None:
-    """Moves the averages one parameter at a time, a new tensor for each."""
+def update_momentum_encoder(model: BlipForPreTraining) -> None:
+    """Updates the momentum encoder one parameter at a time, each with a new tensor."""
     currents = dict(model.named_parameters(remove_duplicate=False))
     momentum = model.config.momentum
     for name, average in model.momentum_towers.named_parameters():
@@ -88,7 +71,7 @@ def update_averages(model: BlipForPreTraining) -> None:
 def contrast(
     model: BlipForPreTraining, features: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor], alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Contrastive loss, and the similarities within the batch from images to texts and back, over the temperature."""
+    """Contrastive loss, and in-batch logits of both directions."""
     temperature = model.temp.float()
     with torch.no_grad():
         all_images = torch.cat([keys[0].t(), model.queue.image_features.clone().detach().t()], dim=1)  # (d, b + q)
@@ -113,7 +96,7 @@ def matching_loss(
     image_to_text: Tensor,
     text_to_image: Tensor,
 ) -> Tensor:
-    """Matching loss: a pass of `b` positives, then a pass of `2b` negatives."""
+    """Matching loss: one pass of `b` positives, then one of `2b` negatives."""
     encoder_ids = _with_first(input_ids, model.config.text_config.enc_token_id)
     positives = _encode_pairs(model, encoder_ids, attention_mask, image_embeds)
     with torch.no_grad():
@@ -139,7 +122,7 @@ def matching_loss(
 def captioning_loss(
     model: BlipForPreTraining, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """Language-modelling loss, with scores of the vocabulary at every position."""
+    """Language-modelling loss, with vocabulary logits at every position."""
     decoder_ids = _with_first(input_ids, model.config.text_config.bos_token_id)
     logits = model.text_decoder(
         decoder_ids, attention_mask, encoder_hidden_states=image_embeds, use_cache=False
@@ -153,21 +136,7 @@ def captioning_loss(
 
 
 def match(model: BlipForImageTextRetrieval, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Matching logits of pairs of an image and a text.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model.
-        image_embeds (`torch.Tensor` of shape `(b, p, d)`):
-            The image of each pair, a copy for each; keys and values are projected for each.
-        input_ids (`torch.Tensor` of shape `(b, t)`):
-            The text of each pair, padded to `RETRIEVAL_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-
-    Returns:
-        `torch.Tensor` of shape `(b, 2)`: scores of unmatched and matched.
-    """
+    """Matching logits of image-text pairs."""
     encoder_ids = _with_first(input_ids, model.config.text_config.enc_token_id)
     return model.itm_head(_encode_pairs(model, encoder_ids, attention_mask, image_embeds))
 
@@ -181,27 +150,7 @@ def rerank(
     k: int,
     num_queries: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Re-ranks the candidates of the first images and of the first texts, one query at a time.
-
-    Args:
-        model (`BlipForImageTextRetrieval`):
-            The model.
-        image_embeds (`torch.Tensor` of shape `(n, p, d)`):
-            Image states.
-        input_ids (`torch.Tensor` of shape `(m, t)`):
-            Texts, padded to `RETRIEVAL_LENGTH`.
-        attention_mask (`torch.Tensor` of shape `(m, t)`):
-            0 for padding.
-        similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines.
-        k (`int`):
-            Candidates a query.
-        num_queries (`tuple[int, int]`):
-            How many images and how many texts are queries.
-
-    Returns:
-        `tuple`: scores of shape `(n, m)` and `(m, n)`, -100 for what is no candidate.
-    """
+    """Re-ranks the candidates of the first images and texts, one query at a time; -100 for other pairs."""
     image_scores, text_scores = torch.full_like(similarity, -100), torch.full_like(similarity.T, -100)
     for query, row in enumerate(similarity[: num_queries[0]]):
         cosines, found = row.topk(k)
@@ -222,25 +171,7 @@ def rank_answers(
     answer_mask: Tensor,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks answers to questions that have been read, with the states of each question tiled `k` times.
-
-    Args:
-        model (`BlipForQuestionAnswering`):
-            The model.
-        question_states (`torch.Tensor` of shape `(b, t, d)`):
-            States of the questions.
-        question_mask (`torch.Tensor` of shape `(b, t)`):
-            0 for padding.
-        answer_ids (`torch.Tensor` of shape `(m, t)`):
-            The list, [DEC] first.
-        answer_mask (`torch.Tensor` of shape `(m, t)`):
-            0 for padding.
-        k (`int`):
-            Candidates a question.
-
-    Returns:
-        `tuple`: the candidates and their scores, of shape `(b, k)` each.
-    """
+    """Ranks answers of encoded questions, with the states of each question repeated `k` times."""
     start = torch.full_like(question_mask[:, :1], model.config.text_config.bos_token_id)
     first = model.text_decoder(
         start, encoder_hidden_states=question_states, encoder_attention_mask=question_mask, use_cache=False
@@ -296,5 +227,5 @@ __all__ = [
     "pretraining_losses",
     "rank_answers",
     "rerank",
-    "update_averages",
+    "update_momentum_encoder",
 ]

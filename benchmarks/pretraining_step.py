@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One pre-training step with forward, backward, averages, queue and AdamW, beside the original's procedure.
+"""One pre-training step (forward, backward, EMA, queue, AdamW), compared with the procedure of salesforce/BLIP.
 
-Both ways train the same model, with the same state of AdamW: theirs in the plain loop that the original has, ours
-fused. Peak memory is what comes on top of weights, gradients and that state.
+Both train the same model with the same AdamW state: the baseline with a loop over parameters, ours fused. Peak memory
+excludes weights, gradients and optimiser state.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels
 
 
-# Pairs, pixels a side, and entries of the queue.
+# Batch size, image size, and queue size.
 PROBLEMS = {"base": (8, 224, 57_600), "small": (4, 128, 4_096), "tiny": (2, 32, 16)}
 CAPTION_LENGTH = 12
 ALPHA = 0.4
@@ -25,7 +25,7 @@ LEARNING_RATE = 1e-5
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """A step in fp32, and one with bf16 autocast on both sides."""
+    """A step in fp32, and one with bf16 autocast."""
     batch_size, image_size, queue_size = PROBLEMS[options.size_name]
     for dtype, target in ((torch.float32, 1.6), (torch.bfloat16, 1.5)):
         steps = Steps(options, batch_size, image_size, queue_size, dtype)
@@ -41,20 +41,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 class Steps:
-    """Both ways of a step.
-
-    Args:
-        options (`Options`):
-            Of the run.
-        batch_size (`int`):
-            Pairs.
-        image_size (`int`):
-            Pixels a side.
-        queue_size (`int`):
-            Entries of the queue.
-        dtype (`torch.dtype`):
-            bf16 for autocast to it.
-    """
+    """Both implementations of a step."""
 
     def __init__(
         self, options: Options, batch_size: int, image_size: int, queue_size: int, dtype: torch.dtype
@@ -73,12 +60,12 @@ class Steps:
         self.gradients_stay = False
 
     def keep_gradients(self) -> None:
-        """Makes steps overwrite gradients with zeros from now on, so that they are not counted as their memory."""
+        """Keeps gradients allocated between steps, so that they do not count as memory of a step."""
         self.gradients_stay = True
         self.ours()
 
     def ours(self) -> Tensor:
-        """A step as `BlipContrastiveTrainer` does it."""
+        """A step as in `BlipContrastiveTrainer`."""
         with self.autocast:
             output = self.model(self.pixels, self.captions, self.mask, alpha=ALPHA)
         self._learn(output.loss, self.fused)
@@ -87,7 +74,7 @@ class Steps:
         return output.loss.detach()
 
     def theirs(self) -> Tensor:
-        """A step of the original, whose forward moves averages and fills the queue."""
+        """A step of the original, whose forward updates the momentum encoder and the queue."""
         with self.autocast, original.nothing_recomputed():
             losses = original.pretraining_losses(self.model, self.pixels, self.padded, self.padded_mask, ALPHA)
         loss = sum(losses)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One large photo, as a JPEG in memory, to a tensor: all of its pixels, and reduced while it is decoded."""
+"""Preprocessing of one large JPEG: all pixels, and with reduced decoding."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -17,14 +17,14 @@ from blip_hf import BlipImageProcessor
 from .harness import OURS, Case, Options, run
 
 
-# Longer side of the photo.
+# Longer side of the photo in pixels.
 WIDTHS = {"base": 4000, "small": 2000, "tiny": 400}
 REDUCING_GAP = 2.0
 UPSTREAM = "transformers"
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Pixels that equal transformers' bit by bit, and reduced ones that are close."""
+    """Full decoding, bit-equal to transformers, and reduced decoding."""
     width = WIDTHS[options.size_name]
     photo = draw_photo(width, width * 2 // 3)
     side = options.size.image_size
@@ -49,7 +49,7 @@ def to_pixels(processor: BlipImageProcessorPil, photo: bytes | Image.Image, **se
 
 
 def draw_photo(width: int, height: int) -> bytes:
-    """A JPEG of smooth colours with the grain of a camera."""
+    """A JPEG of smooth colours with noise."""
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).resize((width, height))
     grain = rng.normal(0, 8, (height, width, 1))
@@ -59,12 +59,12 @@ def draw_photo(width: int, height: int) -> bytes:
 
 
 def equal_pixels(results: Mapping[str, Tensor]) -> None:
-    """Raises `AssertionError` unless pixels are those of transformers, bit by bit."""
+    """Asserts that pixels equal those of transformers bit by bit."""
     assert_close(results[OURS], results[UPSTREAM], atol=0, rtol=0)
 
 
 def close_pixels(results: Mapping[str, Tensor]) -> None:
-    """Raises `AssertionError` unless pixels are those of transformers within two levels of 255 in the mean."""
+    """Asserts that the mean difference to transformers is below two levels of 255."""
     mean_error = (results[OURS] - results[UPSTREAM]).abs().mean()
     assert mean_error < 2 / 255 / min(OPENAI_CLIP_STD), f"reduced pixels differ by {mean_error:.4f} in the mean"
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Seconds and memory that another rule takes over the scores of a large run.
+"""Time and memory of refiltering the scores of a large CapFilt run.
 
     python benchmarks/refilter.py --num_images 1000000
 
-The run is made up: JSON lines of images, each with a text of the web and a synthetic one, and drawn scores. Prints a line
-a rule and, last, JSON.
+The run is synthetic: JSON lines of images, each with a web text and a synthetic caption, and random scores. Prints a line
+for each rule, then JSON.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RULES = {"threshold 0.7": Rule(threshold=0.7), "best 30% of each source": Rule(k
 
 
 def main() -> None:
-    """Makes up a run, and applies the rules."""
+    """Creates a run and applies the rules."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_images", type=int, default=100_000)
     num_images = parser.parse_args().num_images
@@ -42,14 +42,14 @@ def main() -> None:
             num_kept = refilter(run.root, rule, Path(folder, name.replace(" ", "_")), "json")
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"{name}: {seconds[name]} s for {2 * num_images:,} texts, kept {num_kept}", flush=True)
-    mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # of the whole process
+    mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # peak of the whole process
     print(json.dumps({"benchmark": "refilter", "num_images": num_images, "seconds": seconds, "peak_mib": mebibytes}))
 
 
 def make_run(folder: Path, num_images: int) -> RunFolder:
-    """A finished run without models. Its images need not be there, as no rule looks at them."""
+    """Creates a finished run without models. Its images do not exist; rules do not read them."""
     source = folder / "web.jsonl"
-    with source.open("w") as file:  # record by record, as the peak of memory is that of the whole process
+    with source.open("w") as file:  # record by record, because peak memory is that of the whole process
         for i in range(num_images):
             print(json.dumps({"image": f"{i}.jpg", "image_id": i, "caption": f"a picture of thing {i}"}), file=file)
     run, generator = RunFolder(folder / "run"), np.random.default_rng(0)
@@ -63,7 +63,7 @@ def make_run(folder: Path, num_images: int) -> RunFolder:
 
 
 def rows_of(shard: Shard, generator: np.random.Generator) -> Iterator[dict[str, object]]:
-    """Two texts an image, with drawn scores."""
+    """Two texts per image, with random scores."""
     for sample in shard.samples(checks_images=False):
         for source, text in (("web", sample.texts[0]), ("synthetic", "a man on a horse")):
             itm, itc = generator.random(2).tolist()

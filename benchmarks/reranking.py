@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-stage retrieval: encoding, and re-ranking the best of each query, beside the original's procedure.
+"""Two-stage retrieval (encoding, re-ranking), compared with the procedure of salesforce/BLIP.
 
-Both ways are linear in queries, and whole they take an hour at base size. So a share of the queries is timed: its
-images and texts are encoded and its candidates, found among all, re-ranked.
+Times are linear in queries and a full run takes an hour at base size, so only a share of the queries is timed.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels
 
 
-# Images, captions, candidates of a query, and the share of the queries that is timed.
+# Images, captions, candidates per query, and timed share of the queries.
 PROBLEMS = {"base": (200, 1000, 32, 0.01), "small": (40, 200, 16, 0.1), "tiny": (4, 8, 2, 0.5)}
 CAPTION_LENGTH = 12
 
@@ -49,7 +48,7 @@ def cases(options: Options) -> Iterator[Case]:
     def theirs() -> tuple[Tensor, Tensor]:
         states = model.vision_model(pixels).last_hidden_state
         model.get_text_features(padded[:own_texts], padded_mask[:own_texts])
-        # A text's candidates may be any images; those that were not encoded are stood in for by those that were.
+        # Candidates may be any images; encoded ones stand in for the others.
         all_states = states.repeat(-(-num_images // own_images), 1, 1)[:num_images]
         return original.rerank(model, all_states, padded, padded_mask, similarity, k, (own_images, own_texts))
 
@@ -57,24 +56,12 @@ def cases(options: Options) -> Iterator[Case]:
         f"two-stage retrieval, {num_images} images x {num_texts} captions, k = {k}",
         {OURS: ours, "original": theirs},
         targets={"original": 4},
-        note=f"a share of {share} of the queries is timed on both sides",
+        note=f"{share:.0%} of the queries are timed on both sides",
     )
 
 
 def pairs_of_first_images(similarity: Tensor, k: int, num_images: int) -> tuple[Tensor, Tensor]:
-    """The pairs that a whole evaluation wants of the first images, each once.
-
-    Args:
-        similarity (`torch.Tensor` of shape `(n, m)`):
-            Cosines.
-        k (`int`):
-            Candidates a query.
-        num_images (`int`):
-            How many images.
-
-    Returns:
-        `tuple`: numbers of images and of texts, of shape `(u,)` each.
-    """
+    """Pairs of the first images in a full evaluation, each once."""
     found = []
 
     def remember(images: Tensor, texts: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What each saving is worth: a job with all of them, beside the same job with all but one.
+"""Ablation of the optimisations: each job with all of them, and with all but one.
 
-Ratios are of time; a saving of memory shows in the peaks. What a way leaves out is put back by a patch of one function, so
-that all else is the package's own code. That results are the same is checked here, or by `tests/modeling/test_savings.py`.
+Each ablation patches one function. Ratios are of time; savings of memory show in the peaks. Equality of results is checked
+here or in `tests/modeling/test_savings.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from blip_hf import (
     BlipForPreTraining,
     BlipTextModel,
 )
-from blip_hf.modeling import attention, contrastive, linear, text_layers
+from blip_hf.modeling import contrastive, cpu, text_layers
 from blip_hf.modeling.attention import ImageMemory, attend_grouped
 from blip_hf.modeling.contrastive import itm_loss_and_labels
 
@@ -35,12 +35,12 @@ from .pretraining_step import ALPHA, PROBLEMS, Steps
 from .sizes import build, config_fields, random_captions, random_pixels
 
 
-# Differences of a few percent drown in five rounds.
+# Five rounds do not resolve differences of a few percent.
 MORE_ROUNDS = 3
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Parts of a pre-training step and all of it, matching, and captions."""
+    """Parts of a pre-training step, a whole step, matching, and captioning."""
     yield from updates(options)
     yield text_passes(options)
     yield pretraining(options)
@@ -49,18 +49,18 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def updates(options: Options) -> Iterator[Case]:
-    """What follows a backward pass."""
+    """AdamW and the EMA update."""
     steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
     steps.ours()
     model = steps.model
     ways = {OURS: steps.fused.step, "AdamW one by one": steps.plain.step}
     yield Case("AdamW", ways, more_rounds=MORE_ROUNDS)
-    ways = {OURS: model.update_momentum, "averages one by one": partial(original.update_averages, model)}
-    yield Case("averages", ways, more_rounds=MORE_ROUNDS)
+    ways = {OURS: model.update_momentum, "EMA one by one": partial(original.update_momentum_encoder, model)}
+    yield Case("EMA update", ways, more_rounds=MORE_ROUNDS)
 
 
 def text_passes(options: Options) -> Case:
-    """The losses of a step and their gradients, with image states that are there already."""
+    """Losses of a step and their gradients, with precomputed image states."""
     steps = Steps(options, *PROBLEMS[options.size_name], torch.float32)
     model = BlipForPreTraining
     leave_out_images(steps)
@@ -77,7 +77,7 @@ def text_passes(options: Options) -> Case:
 
 
 def leave_out_images(steps: Steps) -> None:
-    """Lets both image towers give drawn states at once; a gradient goes to those of the trained one."""
+    """Replaces both image encoders by random states; those of the trained one require grad."""
     towers = steps.model.vision_model, steps.model.momentum_towers.vision_model
     with torch.no_grad():
         shape = towers[0](steps.pixels).last_hidden_state.shape
@@ -120,7 +120,7 @@ def matching(options: Options) -> Case:
 
 
 def captions(options: Options) -> Iterator[Case]:
-    """Three beams of a batch in fp32, then greedy writing in bf16."""
+    """Three beams in fp32, then greedy in bf16."""
     size, tokens = options.size, NUM_TOKENS[options.size_name]
     config = BlipConfig(**config_fields(size))
     for num_beams, dtype in ((3, torch.float32), (1, torch.bfloat16)):
@@ -131,17 +131,19 @@ def captions(options: Options) -> Iterator[Case]:
         if dtype == torch.float32:
             ways = {
                 "keys and values copied for each beam": without(copied_memory, write),
-                "dense layers of torch": without(partial(patch.object, linear, "_HAS_CHOICE", False), write),
+                "linear layers of torch": without(
+                    partial(patch.object, cpu, "_can_use_onednn", lambda *_: False), write
+                ),
             }
         else:
-            never = partial(patch.object, attention, "use_matmul_attention", lambda *_: False)
+            never = partial(patch.object, cpu, "use_matmul_attention", lambda *_: False)
             ways = {"fused attention": without(never, write)}
         name = "fp32" if dtype == torch.float32 else "bf16 weights"
         yield Case(f"caption, {num_beams} beam(s), batch {BATCH_SIZE}, {name}", {OURS: write, **ways}, dtype=dtype)
 
 
 def without(change: Callable[[], AbstractContextManager], way: Way) -> Way:
-    """The way under a patch."""
+    """The implementation under a patch."""
 
     def changed() -> Any:
         with change():
@@ -151,16 +153,16 @@ def without(change: Callable[[], AbstractContextManager], way: Way) -> Way:
 
 
 def all_close(results: Mapping[str, Tensor]) -> None:
-    """Raises `AssertionError` unless all ways have given the same scores."""
+    """Asserts that all scores are close."""
     for result in results.values():
         assert_close(result, results[OURS], atol=1e-4, rtol=1e-4)
 
 
-# ---- What the patches put back
+# ---- Patches
 
 
 def all_positions() -> AbstractContextManager:
-    """The last layer computes states that nobody reads."""
+    """The last layer computes all positions."""
     forward = BlipTextModel.forward
 
     def whole(self: BlipTextModel, *arguments: Any, cls_only: bool = False, **kwargs: Any) -> Any:
@@ -172,21 +174,21 @@ def all_positions() -> AbstractContextManager:
 def attend_copies(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention row by row, with a copy of the image's keys and values for each."""
+    """Cross-attention with a copy of the image's keys and values for each row."""
     count = len(query) // len(key)
     copied = (None if states is None else states.repeat_interleave(count, dim=0) for states in (key, value, mask))
     return attend_grouped(module, query, *copied, **options)
 
 
 def copied_memory() -> AbstractContextManager:
-    """An image's keys and values are copied for each of its rows."""
+    """Keys and values are copied for each row of an image."""
     return patch.object(text_layers, "attend_grouped", attend_copies)
 
 
 def match_in_two_passes(
     self: BlipForPreTraining, memory: ImageMemory, words: Tensor, attention_mask: Tensor, *drawn_from: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Matching with a pass of positives before that of negatives."""
+    """Matching with separate passes of positives and negatives."""
     (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(*drawn_from)
     matched = self._score_pairs(memory, words, attention_mask, None)
     texts = torch.cat([hard_texts, torch.arange(len(words), device=words.device)])
@@ -199,7 +201,7 @@ def match_in_two_passes(
 
 @contextmanager
 def memory_for_captions() -> Iterator[None]:
-    """Images are projected once for matching and once more for captions."""
+    """Images are projected separately for matching and captioning."""
     build_memory, caption, states = BlipTextModel.build_image_memory, BlipForPreTraining._caption, []
 
     def remember(self: BlipTextModel, encoder_hidden_states: Tensor) -> ImageMemory:
@@ -217,13 +219,13 @@ def memory_for_captions() -> Iterator[None]:
 
 
 def embed_by_role(self: BlipForPreTraining, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
-    """A look-up, and a gradient as large as the vocabulary, for each role."""
+    """A separate embedding lookup, and gradient, for each role."""
     look_up = self.get_input_embeddings()
     return look_up(input_ids), *(look_up(contrastive.with_first_token(input_ids, token)) for token in first_tokens)
 
 
 def to_one_copy(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
-    """Similarities to the keys and the queue in one tensor."""
+    """Similarities to a concatenated copy of keys and queue."""
     return queries @ torch.cat([keys, queue.to(keys.dtype)]).T
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Models of three sizes with random weights, and inputs for them."""
+"""Models of three sizes with random weights, and their inputs."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blip_hf import BlipConfig
+from blip_hf import BlipConfig, optimize_for_cpu
 
 
 PAD, CLS, SEP = 0, 101, 102
@@ -18,7 +18,7 @@ HEAD_SIZE = 64
 
 @dataclass(frozen=True)
 class Size:
-    """How large the towers are. `image_size` is that of captioning and matching; jobs name others."""
+    """Sizes of the towers. `image_size` is for captioning and matching."""
 
     image_size: int
     vision_width: int
@@ -36,17 +36,7 @@ SIZES = {
 
 
 def config_fields(size: Size, image_size: int | None = None) -> dict[str, dict[str, object]]:
-    """Fields of both towers, for any of the configurations. There is no dropout, so that ways can be compared.
-
-    Args:
-        size (`Size`):
-            How large.
-        image_size (`int`, *optional*, defaults to the size's):
-            Pixels a side.
-
-    Returns:
-        `dict`: `text_config` and `vision_config`.
-    """
+    """Configuration fields of both towers, without dropout."""
     text = {
         "vocab_size": size.vocab_size,
         "bos_token_id": size.vocab_size - 2,
@@ -73,36 +63,14 @@ def _widths(width: int, num_layers: int) -> dict[str, int]:
 
 
 def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.device) -> PreTrainedModel:
-    """A model with the same random weights each time, in evaluation mode.
-
-    Args:
-        model_class (`type`):
-            Class of the model.
-        config (`BlipConfig`):
-            Its configuration.
-        device (`torch.device`):
-            Where it is to be.
-
-    Returns:
-        `PreTrainedModel`: the model.
-    """
+    """A model in evaluation mode with the same random weights in each call, optimised if the device is a CPU."""
     torch.manual_seed(0)
-    return model_class(config).eval().to(device)
+    model = model_class(config).eval().to(device)
+    return optimize_for_cpu(model) if device.type == "cpu" else model
 
 
 def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The class of transformers that has the same name, with the same weights.
-
-    Args:
-        model (`PreTrainedModel`):
-            A model of this package.
-
-    Returns:
-        `PreTrainedModel`: its twin, in evaluation mode on the same device.
-
-    Raises:
-        ValueError: If the weights do not fit.
-    """
+    """The transformers class of the same name with the same weights."""
     fields = model.config.to_dict()
     config = transformers.BlipConfig(
         text_config=fields["text_config"],
@@ -112,7 +80,9 @@ def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
     twin = getattr(transformers, type(model).__name__)(config)
     missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
     if missing or unexpected:
-        raise ValueError(f"{type(model).__name__} and its twin differ: missing {missing}, unexpected {unexpected}.")
+        raise ValueError(
+            f"{type(model).__name__} and its transformers class differ: missing {missing}, unexpected {unexpected}."
+        )
     return twin.eval().to(model.device)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What makes inference faster elsewhere and is no part of this package: compiled steps, int8 weights, packed weights.
+"""Optimisations of inference that this package does not use: compilation, int8 weights, packed weights.
 
-Greedy captions as in `caption.py`, and the image tower alone. Each way is the package's own model with one thing done to
-it. int8 needs `torchao`, packing and fusing need oneDNN on a CPU, and their rows are left out without them. Compilation and
-packing happen before the clock starts; compilation takes minutes.
+Measures greedy captioning as in `caption.py`, and the image encoder alone. Each row changes one thing. int8 requires `torchao`;
+packing and fusing require oneDNN on a CPU. Without them, their rows are skipped. Compilation (minutes) and packing are not
+timed.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ from .harness import OURS, Case, Options, Way, run
 from .sizes import build, config_fields, random_pixels
 
 
-ROUNDING = "int8 weights round, so that captions may differ."
+ROUNDING = "int8 weights round, so captions may differ."
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """The image tower in fp32, then captions of one image and of a batch, in fp32 and in bf16."""
+    """The image encoder in fp32, then captioning of one image and of a batch, in fp32 and bf16."""
     yield image_tower(options)
     for dtype in (torch.float32, torch.bfloat16):
         models = changed_captioners(options, dtype)
@@ -39,7 +39,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def image_tower(options: Options) -> Case:
-    """A batch of images, with other layouts and fused activations."""
+    """The image encoder with channels-last layout and fused activations."""
     config = BlipConfig(**config_fields(options.size)).vision_config
     names = [OURS, "channels last", *(["GELU within the product"] if has_onednn(options) else [])]
     towers = {name: build(BlipVisionModel, config, options.device) for name in names}
@@ -55,34 +55,34 @@ def image_tower(options: Options) -> Case:
 
 @torch.no_grad()
 def encode(tower: BlipVisionModel, pixels: Tensor) -> Tensor:
-    """States of all image tokens."""
+    """States of the image encoder."""
     return tower(pixels).last_hidden_state
 
 
 def all_close(results: dict[str, Tensor]) -> None:
-    """Raises `AssertionError` unless all ways have given the same states."""
+    """Asserts that all states are close."""
     for result in results.values():
         torch.testing.assert_close(result, results[OURS], atol=1e-4, rtol=1e-4)
 
 
 def has_onednn(options: Options) -> bool:
-    """Whether dense layers can be run by oneDNN one by one."""
+    """Whether oneDNN's linear layers are available."""
     return options.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def fuse_gelu(mlp: nn.Module) -> None:
-    """Leaves the activation of a feed-forward block to oneDNN's product."""
+    """Fuses the activation of a feed-forward block with oneDNN's linear layer."""
     mlp.fc1.forward = product(mlp.fc1.weight, mlp.fc1.bias, "gelu")
     mlp.activation_fn = nn.Identity()
 
 
 def product(weight: Tensor, bias: Tensor | None, activation: str = "none") -> Callable[[Tensor], Tensor]:
-    """A dense layer in oneDNN, where the weight may be packed."""
+    """A linear layer in oneDNN; the weight may be packed."""
     return lambda states: torch.ops.mkldnn._linear_pointwise(states, weight, bias, activation, [], "none")
 
 
 def changed_captioners(options: Options, dtype: torch.dtype) -> dict[str, BlipForConditionalGeneration]:
-    """The model as it is, with compiled towers, and with the decoder's weights in int8 or packed."""
+    """The model unchanged, compiled, and with int8 or packed decoder weights."""
     names = [OURS, "compiled"]
     names += ["int8 weights"] if importlib.util.find_spec("torchao") else []
     names += ["packed weights"] if has_onednn(options) else []
@@ -101,7 +101,7 @@ def changed_captioners(options: Options, dtype: torch.dtype) -> dict[str, BlipFo
 
 
 def pack(decoder: nn.Module) -> None:
-    """Keeps, beside the weights of a decoder, copies in the layout in which oneDNN reads them for a batch."""
+    """Adds copies of the decoder's weights in oneDNN's layout for a batch."""
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
             packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), BATCH_SIZE)
@@ -109,7 +109,7 @@ def pack(decoder: nn.Module) -> None:
 
 
 def writer(model: BlipForConditionalGeneration, pixels: Tensor, tokens: int) -> Way:
-    """Greedy writing of just so many tokens."""
+    """A function that generates exactly `tokens` tokens per image."""
     return lambda: model.generate(
         pixel_values=pixels, do_sample=False, num_beams=1, min_new_tokens=tokens, max_new_tokens=tokens
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ranking stage of question answering: the best of a list, by likelihood, for questions that have been read."""
+"""Answer ranking of VQA for encoded questions, compared with the procedure of salesforce/BLIP."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +14,7 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels
 
 
-# Questions, answers in the list, and candidates of a question.
+# Questions, answers in the list, and candidates per question.
 PROBLEMS = {"base": (8, 3128, 128), "small": (4, 500, 64), "tiny": (2, 12, 4)}
 QUESTION_LENGTH = 12
 ANSWER_LENGTHS = (3, 4, 6)
@@ -33,7 +33,7 @@ def cases(options: Options) -> Iterator[Case]:
     pixels = random_pixels(num_questions, size.image_size, device)
     with torch.no_grad():
         states = model(questions, pixels, attention_mask=mask, decoder_input_ids=questions[:, :1]).question_embeds
-    # Reading questions is the same for both ways and would hide what is compared.
+    # Encoding of questions is equal on both sides, so it is not timed.
     model.get_question_memory = lambda *_: model.text_decoder.bert.build_image_memory(states, mask)
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def answer_list(count: int, options: Options) -> tuple[Tensor, Tensor]:
-    """Answers that start with [DEC], and their mask, of shape `(count, longest)` each; no two begin alike."""
+    """Answers from [DEC] with different first tokens, and their mask, each of shape `(count, longest)`."""
     size, longest = options.size, max(ANSWER_LENGTHS)
     rows, _ = pad_to(random_captions(count, longest, size, options.device), longest)
     rows[:, 0] = size.vocab_size - 2
@@ -66,7 +66,7 @@ def answer_list(count: int, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def same_scores(results: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Raises `AssertionError` unless both have scored alike, best first; near ties may change places."""
+    """Asserts that sorted scores are close."""
     ours, theirs = (results[name][1].sort(dim=1).values for name in (OURS, "original"))
     assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 

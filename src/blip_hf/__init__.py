@@ -47,6 +47,7 @@ _HOME_OF = {
     "evaluate_vqa": "evaluation.vqa",
     "find_shards": "data.readers",
     "load_pairs": "data.readers",
+    "optimize_for_cpu": "modeling.cpu",
     "refilter": "capfilt.refilter",
     "register_auto_classes": "auto",
     "restore_original_checkpoint": "conversion",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Configurations: upstream's fields with BLIP's own defaults.
+"""Configurations of the models, with the paper's defaults.
 
-The classes extend those of transformers, so `config.json` keeps its names and `model_type`, and a checkpoint saved
-here opens in plain transformers. Only what differs is written down: transformers' defaults describe a model that was
-never trained (8 text heads, no dropout, vision weights of standard deviation 1e-10); these are the paper's.
+The classes extend those of transformers and keep `model_type` and field names, so checkpoints saved here open in plain
+transformers. Only differences are defined here: the defaults of transformers (8 text heads, no dropout, vision weights with
+standard deviation 1e-10) fit no released model.
 """
 
 import os
@@ -24,13 +24,13 @@ _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config"
 
 @strict
 class BlipTextConfig(UpstreamBlipTextConfig):
-    """Configuration of the text transformer in its three roles.
+    """Configuration of the text transformer.
 
-    Fields are those of `transformers.BlipTextConfig`. New or with another default:
+    Has the fields of `transformers.BlipTextConfig`. New fields and other defaults:
 
     Args:
         num_attention_heads (`int`, *optional*, defaults to 12):
-            BERT-base's heads; transformers' default of 8 fits no released checkpoint.
+            Number of heads, as in BERT-base. The default of transformers, 8, fits no released checkpoint.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
             Dropout of embeddings and of each sub-layer's output.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
@@ -42,8 +42,8 @@ class BlipTextConfig(UpstreamBlipTextConfig):
         cls_token_id (`int`, *optional*, defaults to 101):
             Position-0 token of the unimodal text encoder.
         enc_token_id (`int`, *optional*, defaults to `bos_token_id + 1`):
-            `[ENC]`, position-0 token of the image-grounded encoder: 30523 beside `[DEC]`, the `bos_token_id` 30522.
-            Transformers' files do not hold it; BLIP adds it right after `[DEC]`.
+            `[ENC]`, position-0 token of the image-grounded encoder. Checkpoints of transformers do not store it. BLIP
+            adds it right after `[DEC]`, the `bos_token_id`: 30523 after 30522.
     """
 
     num_attention_heads: int = 12
@@ -60,7 +60,7 @@ class BlipTextConfig(UpstreamBlipTextConfig):
             self.enc_token_id = self.bos_token_id + 1
 
     def validate_heads(self) -> None:
-        """Refuses a width that the heads do not divide."""
+        """Checks that the heads divide the width."""
         _check_heads(self)
 
 
@@ -68,15 +68,15 @@ class BlipTextConfig(UpstreamBlipTextConfig):
 class BlipVisionConfig(UpstreamBlipVisionConfig):
     """Configuration of the image encoder (ViT).
 
-    Fields are those of `transformers.BlipVisionConfig`. New or with another default:
+    Has the fields of `transformers.BlipVisionConfig`. New fields and other defaults:
 
     Args:
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of every layer norm.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of fresh weights; transformers' 1e-10 starts dead.
+            Standard deviation of new weights. The default of transformers, 1e-10, does not train.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth of the last block; block `i` of `n` drops with `i / (n - 1)` of it. The paper uses 0.1 for
+            Stochastic depth rate of the last block; block `i` of `n` has `i / (n - 1)` of it. The paper uses 0.1 for
             ViT-L, VQA and NLVR2.
     """
 
@@ -85,7 +85,7 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
     drop_path_rate: float = 0.0
 
     def validate_heads(self) -> None:
-        """Refuses a width that the heads do not divide."""
+        """Checks that the heads divide the width."""
         _check_heads(self)
 
 
@@ -93,17 +93,15 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
 class BlipConfig(UpstreamBlipConfig):
     """Configuration of a BLIP model: an image encoder and a text transformer.
 
-    Fields are those of `transformers.BlipConfig`. New or with another meaning:
+    Has the fields of `transformers.BlipConfig`. New or with another meaning:
 
     Args:
         label_smoothing (`float`, *optional*):
-            Given here it reaches `text_config` (upstream ignores it); given in both they must agree. After construction
-            it always equals `text_config.label_smoothing`.
+            Label smoothing of `text_config`, which upstream ignores here. If given in both, the values must be equal.
         itm_start_token (`str`, *optional*, defaults to `"enc"`):
-            Position-0 token of image-text matching: `"enc"` as BLIP was trained and evaluated, or `"cls"` as
-            transformers runs it.
+            Position-0 token of image-text matching: `"enc"` as in the BLIP paper, or `"cls"` as in transformers.
         question_start_token (`str`, *optional*, defaults to `"enc"`):
-            The same for the questions of question answering.
+            Position-0 token of questions in VQA, with the same choices.
 
     Raises:
         ValueError: If `label_smoothing` is given in both configurations with different values.
@@ -129,13 +127,13 @@ class BlipConfig(UpstreamBlipConfig):
         text_value = self.text_config.label_smoothing
         if self.label_smoothing not in (None, text_value):
             raise ValueError(
-                f"label_smoothing is {self.label_smoothing} in BlipConfig and {text_value} in its text_config. Give it"
-                " once, or the same value in both."
+                f"label_smoothing is {self.label_smoothing} in BlipConfig and {text_value} in its text_config. Set it"
+                " in one of them, or to the same value in both."
             )
         self.label_smoothing = text_value
 
     def validate_start_tokens(self) -> None:
-        """Refuses a position-0 token that the image-grounded encoder does not know."""
+        """Checks the position-0 tokens."""
         for name in ("itm_start_token", "question_start_token"):
             value = getattr(self, name)
             if value not in ("enc", "cls"):
@@ -143,24 +141,24 @@ class BlipConfig(UpstreamBlipConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
-        """Builds a configuration from the contents of a `config.json`, upstream's or ours.
+        """Builds a configuration from the contents of a `config.json` of this package or of transformers.
 
         Args:
             config_dict (`dict`):
                 Contents of the file.
             **kwargs:
-                Fields to override, and the options of `PreTrainedConfig.from_dict`.
+                Fields to override, and options of `PreTrainedConfig.from_dict`.
 
         Returns:
-            `BlipConfig`: The configuration, or a tuple with the unused options where they were asked for.
+            `BlipConfig`: The configuration, or a tuple with unused options if `return_unused_kwargs=True`.
         """
         config_dict = dict(config_dict)
         _warn_about_guesses(config_dict)
         text_config = _as_dict(config_dict.get("text_config"))
         if "label_smoothing" in text_config:
-            # Upstream ignores the top-level value, so files where the two differ are about: the text value is in force.
+            # Upstream ignores the top-level value, so existing files may have two values: use that of text_config.
             config_dict.pop("label_smoothing", None)
-        # Upstream sets overrides on the finished configuration, where one of the two values would not follow the other.
+        # Upstream sets overrides on the finished configuration, which would change only one of the two values.
         overrides = _as_dict(kwargs.pop("text_config", None))
         label_smoothing = kwargs.pop("label_smoothing", None)
         if label_smoothing is not None:
@@ -172,21 +170,21 @@ class BlipConfig(UpstreamBlipConfig):
 
 @strict
 class BlipContrastiveConfig(BlipConfig):
-    """What the configurations of models trained with momentum towers and a feature queue share.
+    """Base configuration of models that train with a momentum encoder and a feature queue.
 
     Args:
         queue_size (`int`, *optional*, defaults to 57600):
-            Momentum features kept as contrastive negatives (salesforce/BLIP, `configs/`). 0 keeps none.
+            Number of momentum features kept as contrastive negatives (salesforce/BLIP). 0 disables the queue.
         momentum (`float`, *optional*, defaults to 0.995):
-            Decay of the momentum towers (paper, section 3.2, after ALBEF). With 0 a batch's own features are its keys,
-            and the towers are not run.
+            EMA decay of the momentum encoder (paper, section 3.2, after ALBEF). With 0, the features of the batch are the
+            keys and the momentum encoder is not run.
         alpha (`float`, *optional*, defaults to 0.4):
-            Share of the momentum towers' distribution in the contrastive targets.
+            Weight of the momentum encoder's distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
-            First value of the learnable temperature, which stays within [0.001, 0.5].
+            Initial value of the learnable temperature, which is clamped to [0.001, 0.5].
         negative_temperature (`float`, *optional*):
-            Temperature by which negatives of the matching are drawn. By default that of the contrast, as in the paper. A
-            higher one draws easier negatives, with which a matching head that is at chance may start to learn.
+            Temperature to sample hard negatives of ITM. Defaults to the temperature of ITC, as in the paper. A higher one
+            samples easier negatives, which may help an ITM head that is at chance level.
     """
 
     queue_size: int = 57600
@@ -196,7 +194,7 @@ class BlipContrastiveConfig(BlipConfig):
     negative_temperature: float | None = None
 
     def validate_ranges(self) -> None:
-        """Refuses values outside of what the objectives can use."""
+        """Checks the ranges of the values."""
         if self.negative_temperature is not None and self.negative_temperature <= 0:
             raise ValueError(f"negative_temperature is {self.negative_temperature}, expected more than 0.")
         if self.queue_size < 0:
@@ -209,18 +207,18 @@ class BlipContrastiveConfig(BlipConfig):
 
 @strict
 class BlipPreTrainingConfig(BlipContrastiveConfig):
-    """Configuration of `BlipForPreTraining`: a BLIP model with the state that its three objectives need.
+    """Configuration of `BlipForPreTraining`.
 
-    Fields are those of `BlipConfig`, `queue_size`, `momentum`, `alpha` and `temperature_init_value` of
-    `BlipContrastiveConfig`, and:
+    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`, `temperature_init_value`,
+    `negative_temperature`), and:
 
     Args:
         itc_weight (`float`, *optional*, defaults to 1.0):
-            Weight of image-text contrast in the loss (paper: all weights equal).
+            Weight of the contrastive loss. The paper weights all losses equally.
         itm_weight (`float`, *optional*, defaults to 1.0):
-            Weight of image-text matching; at 0 it is left out, with its three text passes.
+            Weight of the matching loss. 0 skips its text passes.
         lm_weight (`float`, *optional*, defaults to 1.0):
-            Weight of language modelling; at 0 it is left out, with its text pass.
+            Weight of the language-modelling loss. 0 skips its text pass.
     """
 
     model_type = "blip_pretraining"
@@ -230,43 +228,43 @@ class BlipPreTrainingConfig(BlipContrastiveConfig):
     lm_weight: float = 1.0
 
     def validate_weights(self) -> None:
-        """Refuses weights that leave nothing to learn."""
+        """Checks the weights of the losses."""
         weights = (self.itc_weight, self.itm_weight, self.lm_weight)
         if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"the loss weights are {weights}, expected none below 0 and one above it.")
+            raise ValueError(f"The loss weights are {weights}, expected no negative one and at least one above 0.")
 
 
 @strict
 class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
-    """Configuration of `BlipForRetrievalTraining`: a matcher with the state that its fine-tuning needs.
+    """Configuration of `BlipForRetrievalTraining`.
 
-    Fields are those of `BlipConfig`, `queue_size`, `momentum`, `alpha` and `temperature_init_value` of
-    `BlipContrastiveConfig`, and:
+    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`, `temperature_init_value`,
+    `negative_temperature`), and:
 
     Args:
-        negative_all_rank (`bool`, *optional*, defaults to `True`):
+        negative_all_rank (`bool`, *optional*, defaults to `False`):
             Whether hard negatives come from the batches of all processes, as in salesforce/BLIP's
-            `configs/retrieval_coco.yaml`, or from the process's own, as in its `configs/retrieval_flickr.yaml`.
+            `configs/retrieval_coco.yaml`, or from the process's own batch, as in `configs/retrieval_flickr.yaml`.
     """
 
     model_type = "blip_retrieval_training"
 
-    negative_all_rank: bool = True
+    negative_all_rank: bool = False
 
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a `config.json`: its own, a matcher's, or that of pre-training, whose objectives' weights it leaves out.
+        """Reads a `config.json` of this class, of a retrieval model, or of a pre-training model without its loss weights.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Directory or Hub name.
+                Local directory or Hub model id.
             **kwargs:
                 Options of `PreTrainedConfig.get_config_dict`.
 
         Returns:
-            `tuple`: the contents and the unused options.
+            `tuple`: The contents and the unused options.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") in (BlipConfig.model_type, BlipPreTrainingConfig.model_type):
@@ -282,8 +280,8 @@ class BlipVisualReasoningConfig(BlipConfig):
 
     Args:
         merge_from_layer (`int`, *optional*, defaults to 6):
-            First text layer, counted from 0, that merges what it read from the two images by learnt weights; the layers
-            below average it (paper, section 5.5). The number of layers or more: none merges.
+            First text layer, from 0, that merges the two images by learnt weights. Lower layers average them (paper,
+            section 5.5). With the number of layers or more, all layers average.
     """
 
     model_type = "blip_visual_reasoning"
@@ -291,7 +289,7 @@ class BlipVisualReasoningConfig(BlipConfig):
     merge_from_layer: int = 6
 
     def validate_merge_from_layer(self) -> None:
-        """Refuses a negative layer."""
+        """Checks that the layer is not negative."""
         if self.merge_from_layer < 0:
             raise ValueError(f"merge_from_layer is {self.merge_from_layer}, expected 0 (all layers merge) or more.")
 
@@ -300,7 +298,7 @@ def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
-            " Choose a number of heads that divides the width."
+            " Choose a number of heads that divides hidden_size."
         )
 
 
@@ -311,7 +309,7 @@ def _as_dict(config: dict[str, Any] | UpstreamBlipTextConfig | None) -> dict[str
 
 
 def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
-    """A checkpoint that leaves such a field out means upstream's default, not ours."""
+    """Warns if a checkpoint lacks a field whose default differs from upstream's."""
     for name, fields in _FIELDS_NOT_TO_GUESS.items():
         sub_config = config_dict.get(name)
         if not isinstance(sub_config, dict):
@@ -319,8 +317,8 @@ def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
         for field in fields:
             if field not in sub_config:
                 logger.warning(
-                    f"config.json has no {name}.{field}: BLIP's own default is used, which is not that of transformers."
-                    " Write the value that the checkpoint was trained with into its config.json."
+                    f"config.json has no {name}.{field}: BLIP's default is used, which differs from that of transformers."
+                    " Add the value that the checkpoint was trained with to its config.json."
                 )
 
 

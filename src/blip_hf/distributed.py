@@ -1,78 +1,43 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Collectives that are the identity on one process, so no code path needs `torch.distributed` to be set up."""
+"""Collective operations that do nothing on one process, also without `torch.distributed` initialised."""
 
 import torch
 from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of processes; 1 where `torch.distributed` is not initialised."""
+    """Number of processes; 1 if `torch.distributed` is not initialised."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 where `torch.distributed` is not initialised."""
+    """Rank of this process; 0 if `torch.distributed` is not initialised."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
-    """Concatenates a tensor over all processes in rank order, without gradient.
-
-    Numbers of rows may differ: a process that had to leave out a record has fewer.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows; the same shape on each process but for their number.
-
-    Returns:
-        `torch.Tensor` of shape `(sum of b, ...)`: The whole; `tensor` itself on one process.
-    """
+    """Concatenates the rows of all processes in rank order, without gradient. Numbers of rows may differ."""
     return tensor if world_size() == 1 else _gather_rows(tensor, _row_counts(tensor))
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As [`gather`]; in the backward pass each process gets the gradients of its rows from all processes, summed.
+    """Like [`gather`], with gradients: each process receives the sum of the gradients of its rows from all processes.
 
-    All processes have to run both passes. Where they average the gradients of their parameters, as data parallelism
-    does, a mean over processes of losses of the gathered rows has the gradients of one process with all rows.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows; the same shape on each process but for their number.
-
-    Returns:
-        `torch.Tensor` of shape `(sum of b, ...)`: The whole; `tensor` itself on one process.
+    All processes must run forward and backward. If data parallelism averages gradients and the loss is a mean over all
+    gathered rows, the gradients equal those of one process with all rows.
     """
     return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)
 
 
 def first_row(tensor: Tensor) -> int:
-    """Where this process's rows start in what [`gather`] returns for them.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, ...)`):
-            This process's rows.
-
-    Returns:
-        `int`: The number of rows on the processes before this one.
-    """
+    """Index of this process's first row in the output of [`gather`]."""
     return 0 if world_size() == 1 else sum(_row_counts(tensor)[: rank()])
 
 
 @torch.no_grad()
 def pad_to_longest(tensor: Tensor, value: int) -> Tensor:
-    """Pads the second axis on the right to its longest on any process, so that the rows can be gathered.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(b, t)`):
-            This process's rows, of which those of other processes may differ in length.
-        value (`int`):
-            What to pad with.
-
-    Returns:
-        `torch.Tensor` of shape `(b, longest t)`: `tensor` itself on one process.
-    """
+    """Pads `(b, t)` on the right to the longest `t` of all processes, so that rows can be gathered."""
     if world_size() == 1:
         return tensor
     longest = torch.tensor(tensor.shape[1], device=tensor.device)
@@ -96,7 +61,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def _row_counts(tensor: Tensor) -> list[int]:
-    """Numbers of rows on all processes."""
+    """Number of rows of each process."""
     counts = [torch.empty(1, dtype=torch.long, device=tensor.device) for _ in range(world_size())]
     distributed.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
     return torch.cat(counts).tolist()

@@ -14,18 +14,18 @@ _NEGATIVE_WEIGHT_FLOOR = 1e-4
 
 
 def contrastive_targets(teacher_logits: Tensor, positives: Tensor, alpha: float | Tensor) -> Tensor:
-    """Soft targets of the contrastive objective: the momentum towers' belief mixed with the known positives.
+    """Soft targets of ITC: a mixture of the momentum encoder's distribution and the known positives.
 
     Args:
         teacher_logits (`torch.Tensor` of shape `(b, k)`):
-            Momentum-to-momentum similarities over the temperature.
+            Similarities of momentum features to momentum keys, divided by the temperature.
         positives (`torch.Tensor` of shape `(b, k)`):
-            Boolean: the keys that belong to each query.
+            Boolean mask of the keys that match each query.
         alpha (`float` or scalar `torch.Tensor`):
-            Share of the momentum towers, 0 to 1.
+            Weight of the momentum encoder's distribution, 0 to 1.
 
     Returns:
-        `torch.Tensor` of shape `(b, k)`: Rows that sum to one.
+        `torch.Tensor` of shape `(b, k)`: Rows sum to one.
 
     Example:
         >>> contrastive_targets(torch.zeros(1, 2), torch.tensor([[True, False]]), alpha=0.4)
@@ -36,16 +36,16 @@ def contrastive_targets(teacher_logits: Tensor, positives: Tensor, alpha: float 
 
 
 def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy between the softmax of similarities and soft targets: one direction of ITC.
+    """ITC loss in one direction: cross-entropy between the softmax of similarities and soft targets.
 
     Args:
         logits (`torch.Tensor` of shape `(b, k)`):
-            Similarities over the temperature. Gradients flow here.
+            Similarities divided by the temperature, with gradients.
         targets (`torch.Tensor` of shape `(b, k)`):
             Target distribution over keys; one-hot rows give InfoNCE.
 
     Returns:
-        `torch.Tensor`: scalar, the mean over queries. It contains the targets' own entropy, so it does not approach 0.
+        `torch.Tensor`: Scalar, the mean over queries. It includes the entropy of the targets, so its minimum is above 0.
 
     Example:
         >>> contrastive_loss(torch.zeros(4, 8), torch.full((4, 8), 1 / 8))  # log 8
@@ -55,18 +55,18 @@ def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Tensor:
-    """Which keys belong to which query: those of the same image, and always its own.
+    """Mask of the keys that match each query: keys of the same image, and the query's own key.
 
     Args:
         image_ids (`torch.Tensor` of shape `(b,)`):
-            Image of each query; negative where it is unknown.
+            Image id of each query; negative if unknown.
         key_ids (`torch.Tensor` of shape `(k,)`):
-            Image of each key; negative where it is unknown.
+            Image id of each key; negative if unknown.
         first_key (`int`, *optional*, defaults to 0):
-            Which key is the first query's own; those of the other queries follow it.
+            Index of the first query's own key. Own keys of the other queries follow.
 
     Returns:
-        `torch.Tensor` of shape `(b, k)`: boolean.
+        `torch.Tensor` of shape `(b, k)`: Boolean mask.
 
     Example:
         >>> matching_pairs(torch.tensor([7, 8]), torch.tensor([7, 8, 7, -100])).int()
@@ -82,22 +82,22 @@ def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Te
 def sample_hard_negatives(
     logits: Tensor, positives: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws one negative for each query, in proportion to its contrastive probability.
+    """Samples one negative for each query, in proportion to its contrastive probability.
 
-    One batched draw, nothing is read back to the host. Probabilities are taken in fp32, because a floor of 1e-4 drowns
-    in bf16.
+    Samples the whole batch at once, without synchronisation with the device. Probabilities are in fp32 because bf16 would
+    lose the floor of 1e-4.
 
     Args:
         logits (`torch.Tensor` of shape `(b, b)`):
-            Similarities over the temperature.
+            Similarities divided by the temperature.
         positives (`torch.Tensor` of shape `(b, b)`):
-            Boolean: candidates that match the query and may not be drawn.
+            Boolean mask of candidates that match the query and are excluded.
         generator (`torch.Generator`, *optional*):
-            Source of randomness.
+            Random generator.
 
     Returns:
-        `tuple`: the drawn candidates of shape `(b,)`, and a boolean of shape `(b,)`, false where a query has no negative
-        at all (its draw then means nothing).
+        `tuple`: Indices of the samples, of shape `(b,)`, and a boolean mask of shape `(b,)`, false for queries without
+        any negative (ignore their samples).
     """
     weights = logits.detach().float().nan_to_num().softmax(dim=-1) + _NEGATIVE_WEIGHT_FLOOR
     weights = weights.masked_fill(positives, 0)
@@ -107,20 +107,20 @@ def sample_hard_negatives(
 
 
 def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Cross-entropy of matched against unmatched pairs: ITM.
+    """ITM loss: cross-entropy of matched and unmatched pairs.
 
-    Always answering "unmatched" scores 0.6365 where a third of the pairs match.
+    If a third of the pairs match, a model that always predicts this share has a loss of 0.6365.
 
     Args:
         logits (`torch.Tensor` of shape `(b, 2)`):
-            Scores of unmatched and matched.
+            Logits of unmatched and matched.
         labels (`torch.Tensor` of shape `(b,)`):
             1 for matched pairs, 0 for others.
         valid (`torch.Tensor` of shape `(b,)`, *optional*):
-            Boolean: pairs that count.
+            Boolean mask of the pairs to average.
 
     Returns:
-        `torch.Tensor`: scalar, the mean over the pairs that count.
+        `torch.Tensor`: Scalar, the mean over valid pairs.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     if valid is None:
@@ -136,22 +136,22 @@ def captioning_loss(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
 ) -> Tensor:
-    """Label-smoothed cross-entropy of the next token: LM.
+    """LM loss: cross-entropy of the next token with label smoothing.
 
     Args:
         logits (`torch.Tensor` of shape `(b, t, v)`):
-            Scores, already aligned with `targets`.
+            Logits, already aligned with `targets`.
         targets (`torch.Tensor` of shape `(b, t)`):
-            Token ids, -100 where there is no loss.
+            Token ids, -100 at positions without loss.
         label_smoothing (`float`, *optional*, defaults to 0.0):
-            Share of the uniform distribution in the targets.
+            Weight of the uniform distribution in the targets.
         reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum a row.
+            `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum per row.
         num_items (`int` or `torch.Tensor`, *optional*):
-            Divisor of the sum in place of this batch's labelled tokens, with `reduction="mean"`.
+            With `reduction="mean"`: divides the sum instead of this batch's number of labelled tokens.
 
     Returns:
-        `torch.Tensor`: scalar, or of shape `(b,)` with `reduction="none"`.
+        `torch.Tensor`: Scalar, or of shape `(b,)` with `reduction="none"`.
 
     Raises:
         ValueError: If `reduction` is unknown.

@@ -259,10 +259,10 @@ def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update({"head.weight": torch.zeros(1)}), "1 tensors are not of a BLIP checkpoint: head"),
+        (lambda state: state.update({"head.weight": torch.zeros(1)}), "1 tensors are unknown to BLIP: head"),
         (lambda state: state.pop("visual_encoder.norm.bias"), "lacks vision_model.post_layernorm.bias"),
         (lambda state: state.pop("visual_encoder.pos_embed"), "lacks vision_model.embeddings.position_embedding"),
-        (lambda state: state.update({"itm_head.bias": torch.zeros(2)}), "of no known kind"),
+        (lambda state: state.update({"itm_head.bias": torch.zeros(2)}), "fits no known kind"),
         (
             lambda state: state.update({"visual_encoder.norm.bias": torch.zeros(3)}),
             "has another shape for vision_model",
@@ -303,10 +303,10 @@ def test_files_with_code_in_them_are_not_run(folder, tmp_path):
 
 
 def test_options_that_a_task_has_no_use_for_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="captioning checkpoint with no --parts"):
+    with pytest.raises(ValueError, match="captioning checkpoint, not a pre-training one"):
         convert(folder, "captioning", tmp_path / "ours", save_parts=True)
     for task in ("captioning", "matching"):
-        with pytest.raises(ValueError, match="no --training_state to keep"):
+        with pytest.raises(ValueError, match="without training state"):
             convert(folder, task, tmp_path / "ours", keep_training_state=True)
     with pytest.raises(ValueError, match="does not divide into heads of 48"):
         convert(folder, "captioning", tmp_path / "ours", head_width=48)
@@ -316,7 +316,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):
     transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}).save_pretrained(
         tmp_path / "few"
     )
-    with pytest.raises(ValueError, match=r"has 40 words, and the tokenizer .* 7\. .*--tokenizer"):
+    with pytest.raises(ValueError, match=r"has 40 words, the tokenizer .* 7\. .*--tokenizer"):
         convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
 
 
@@ -338,7 +338,7 @@ def test_a_folder_that_holds_something_is_not_written_over(folder, tmp_path):
 
 def test_a_class_without_an_original_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": ["BlipModel"]}))
-    with pytest.raises(ValueError, match="is of BlipModel, which the original has no file for"):
+    with pytest.raises(ValueError, match="holds BlipModel, which has no original format"):
         restore_original_checkpoint(tmp_path, tmp_path / "back.pth")
 
 

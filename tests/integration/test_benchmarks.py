@@ -38,7 +38,7 @@ from blip_hf import (
 from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
-from blip_hf.modeling.retrieval import with_first_token
+from blip_hf.modeling.projection import with_first_token
 from tests.support.paths import ROOT
 from tests.support.twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 
@@ -79,14 +79,14 @@ def test_original_step_has_our_losses_and_gradients():
     assert_close(theirs.queue.image_features, ours.queue.image_features, **TOLERANCE)
 
 
-def test_original_averages_are_ours():
+def test_original_momentum_update_equals_ours():
     ours, theirs = (BlipForPreTraining(tiny_pretraining_config()) for _ in range(2))
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.1)
     theirs.load_state_dict(ours.state_dict())
     ours.update_momentum()
-    original.update_averages(theirs)
+    original.update_momentum_encoder(theirs)
     averages = dict(ours.momentum_towers.named_parameters())
     for name, average in theirs.momentum_towers.named_parameters():
         assert_close(average, averages[name], msg=name, **TOLERANCE)
@@ -315,7 +315,7 @@ def test_some_jobs_replace_what_they_found_earlier_and_leave_the_rest(tmp_path, 
     (report,) = tmp_path.glob("*.json")
     found = {result["job"]: result["rows"][0]["number"] for result in json.loads(report.read_text())["jobs"]}
     assert found == {"caption": 2, "imports": 3}
-    with pytest.raises(SystemExit, match="no such jobs: captions"):
+    with pytest.raises(SystemExit, match="Unknown jobs: captions"):
         everything.main(["captions", *TINY], folder=tmp_path)
 
 

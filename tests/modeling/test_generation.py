@@ -233,7 +233,7 @@ def test_an_image_memory_stands_for_the_pixels(model, prompts):
     settings = {"num_beams": 3, "max_new_tokens": MAX_NEW}
     assert_close(model.generate(image_memory=memory, **text, **settings), model.generate(**prompts, **settings))
     assert_close(model(image_memory=memory, **text).logits, model(**prompts).logits)
-    with pytest.raises(ValueError, match="either pixel_values"):
+    with pytest.raises(ValueError, match="exactly one of pixel_values"):
         model(**prompts, image_memory=memory)
-    with pytest.raises(ValueError, match="either pixel_values"):
+    with pytest.raises(ValueError, match="exactly one of pixel_values"):
         model.generate(**text)

@@ -157,7 +157,7 @@ def test_one_question_is_asked_about_each_image():
 
 def test_texts_that_do_not_divide_among_images_are_refused(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
-    with pytest.raises(ValueError, match=r"3 text rows do not divide among 2 images.*or one text for all of them"):
+    with pytest.raises(ValueError, match=r"3 text rows do not divide among 2 images.*or one text for all images"):
         matcher(batch["input_ids"], batch["pixel_values"][:2])
 
 
@@ -197,7 +197,7 @@ def test_labels_of_pairs_give_the_matching_loss(matcher):
     output = matcher(**batch, labels=labels)
     probabilities = output.itm_logits.softmax(-1)
     assert_close(output.loss, -probabilities[torch.arange(3), labels].log().mean())
-    with pytest.raises(ValueError, match="labels need the matching head"):
+    with pytest.raises(ValueError, match="labels require the matching head"):
         matcher(**batch, labels=labels, use_itm_head=False)
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
 from blip_hf.modeling import contrastive
-from blip_hf.modeling.retrieval import with_first_token
+from blip_hf.modeling.projection import with_first_token
 from blip_hf.objectives import sample_hard_negatives
 from tests.support.twins import ENC, PAD, tiny_batch, tiny_pretraining_config
 

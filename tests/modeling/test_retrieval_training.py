@@ -139,7 +139,7 @@ def test_gradients_reach_every_trained_parameter(model, batch):
 
 
 def test_there_is_nothing_to_return_without_losses(model, batch):
-    with pytest.raises(ValueError, match=r"BlipForRetrievalTraining computes losses only: use export_retriever\(\)"):
+    with pytest.raises(ValueError, match=r"BlipForRetrievalTraining only computes losses. Call export_retriever\(\)"):
         model(**batch, return_loss=False)
 
 
@@ -223,7 +223,7 @@ def test_the_exported_matcher_opens_in_transformers(model, batch, tmp_path):
 
 def test_defaults_are_the_papers():
     config = BlipRetrievalTrainingConfig()
-    assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, True)
+    assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, False)
 
 
 class Pairs(Dataset):

@@ -85,7 +85,7 @@ def test_a_training_step_runs_all_but_the_last_token_through_the_last_layer_for_
 
 def test_a_decoder_refuses_cls_only():
     model = BlipTextModel(tiny_config().text_config)
-    with pytest.raises(ValueError, match="cls_only is for encoders"):
+    with pytest.raises(ValueError, match="cls_only is not supported with is_decoder"):
         model(tiny_batch()["input_ids"], is_decoder=True, cls_only=True)
 
 

@@ -139,10 +139,10 @@ def test_every_parameter_gets_a_gradient(questions):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"answers_per_question": torch.tensor([2, 1, 2])}, r"\[2, 1, 2\], expected 3 numbers.*add up to the 6"),
+        ({"answers_per_question": torch.tensor([2, 1, 2])}, r"\[2, 1, 2\], expected 3 numbers.*sum up to 6 answers"),
         ({"answers_per_question": torch.tensor([3, 3])}, r"\[3, 3\], expected 3 numbers"),
         ({"answer_weights": torch.ones(3)}, r"answer_weights has shape \(3,\).*each of 6 answers"),
-        ({"labels": None}, "pass labels or decoder_input_ids"),
+        ({"labels": None}, "Pass labels or decoder_input_ids"),
     ],
 )
 def test_answers_that_do_not_fit_their_questions_raise(model, questions, inputs, message):
@@ -152,7 +152,7 @@ def test_answers_that_do_not_fit_their_questions_raise(model, questions, inputs,
 
 
 def test_arguments_that_nobody_reads_raise(model, questions):
-    with pytest.raises(TypeError, match="answer_weight, which it does not know"):
+    with pytest.raises(TypeError, match="unknown arguments: answer_weight"):
         model(**questions, labels=answers_of((4, 4, 4))[0], answer_weight=torch.ones(3))
 
 
@@ -223,7 +223,7 @@ def test_more_candidates_than_answers_are_all_answers(model, questions):
     answer_ids, answer_mask = answers_of((3, 4, 5))
     ranking = model.rank_answers(**questions, answer_ids=answer_ids, answer_attention_mask=answer_mask)
     assert ranking.candidates.sort(dim=1).values.tolist() == [[0, 1, 2]] * 3
-    with pytest.raises(ValueError, match="0 candidates leave nothing to choose from"):
+    with pytest.raises(ValueError, match="num_candidates is 0 for a list of 3 answers"):
         model.rank_answers(**questions, answer_ids=answer_ids, num_candidates=0)
 
 

@@ -2,6 +2,9 @@
 """`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to figures, and each recipe in small."""
 
 import json
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,13 +13,24 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor, BlipTrainingArguments, CaptionSettings
+from blip_hf import (
+    BlipFinetuningArguments,
+    BlipForPreTraining,
+    BlipPreTrainingConfig,
+    BlipProcessor,
+    BlipRetrievalTrainingConfig,
+    BlipTrainingArguments,
+    CaptionSettings,
+)
 from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.parser import parse
 from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from blip_hf.tasks import caption, vqa
+from blip_hf.tasks import caption, nlvr2, retrieval, vqa
+from blip_hf.tasks import pretrain as pretrain_task
 from blip_hf.tasks.base import warn_about_training_data
+from blip_hf.tasks.pretrain import PretrainOptions
+from blip_hf.training.arguments import TASK_RECIPES
 from tests.support.paths import EXAMPLES
 
 
@@ -185,7 +199,7 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
     metrics = run("finetune", capsys, *argv)
-    assert f"evaluated on {source}, which it is trained on too" in caplog.text
+    assert f"evaluated on {source}, which it is also trained on" in caplog.text
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
     # Blind, all images are one, so that even a file that is not there does not matter.
     (tmp_path / "a.png").unlink()
@@ -220,7 +234,7 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
     warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
-    assert (f"evaluated on {same}, which it is trained on too" in caplog.text) == is_warned_of
+    assert (f"evaluated on {same}, which it is also trained on" in caplog.text) == is_warned_of
     caplog.clear()
     warn_about_training_data(options_class("model", data[:1], [same], **fields))
     assert not caplog.text
@@ -309,3 +323,56 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
         f"blip-hf {command}: error: {source} does not exist. Pass a folder with a saved model, or a model id such as"
         " owner/name."
     )
+
+
+def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
+    options = nlvr2.FinetuneOptions(str(pretrained), ["scenes:8"], eval_data=["scenes:4"])
+    arguments = BlipFinetuningArguments.for_task(
+        "nlvr2", output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    assert arguments.learning_rate == TASK_RECIPES["nlvr2"]["learning_rate"]
+    assert nlvr2.finetune(options, arguments)["eval_num_pairs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "eval_data", "expected"),
+    [
+        (["scenes"], ["scenes"], (10_000, 0.0, 500)),
+        (["scenes:20000:0.5"], ["scenes:7"], (20_000, 0.5, 7)),
+    ],
+)
+@pytest.mark.parametrize("options_class", [caption.FinetuneOptions, vqa.FinetuneOptions, PretrainOptions])
+def test_scenes_to_evaluate_on_follow_those_of_training(options_class, data, eval_data, expected):
+    options = options_class(model="unused", data=data, eval_data=eval_data)
+    scenes, eval_scenes = options.training_source().scenes(48), options.evaluation_source().scenes(48)
+    assert (len(scenes), scenes.noise_rate, len(eval_scenes)) == expected
+    assert (scenes.start, eval_scenes.start, eval_scenes.image_size) == (0, len(scenes), 48)
+
+
+def test_scenes_by_number_are_the_same_as_by_option():
+    by_option = caption.EvaluateOptions("m", ["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
+    by_number = caption.EvaluateOptions("m", ["scenes:5"], first_scene=3).evaluation_source().scenes(32)
+    assert by_number.captions() == by_option.captions()
+
+
+@pytest.mark.parametrize(
+    ("options_class", "config_class", "names"),
+    [
+        (PretrainOptions, BlipPreTrainingConfig, pretrain_task.CONFIGURED),
+        (retrieval.FinetuneOptions, BlipRetrievalTrainingConfig, retrieval.CONFIGURED),
+    ],
+)
+def test_help_names_the_default_of_the_configuration(options_class, config_class, names):
+    defaults = {option.name: option.default for option in fields(config_class)}
+    for name in names:
+        option = options_class.__dataclass_fields__[name.removesuffix("_init_value")]
+        assert option.default is None
+        if defaults[name] is not None:
+            value = defaults[name] if isinstance(defaults[name], bool) else f"{defaults[name]:g}"
+            assert f"(default: {value}" in option.metadata["help"], name
+
+
+def test_options_of_all_tasks_are_imported_without_torch():
+    code = "import sys; from blip_hf.tasks import caption, nlvr2, pretrain, retrieval, vqa; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not {"torch", "transformers", "datasets", "numpy", "PIL"} & set(printed.split())

@@ -28,7 +28,8 @@ from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
-from ..modeling.retrieval import BlipForImageTextRetrieval, pool_and_project
+from ..modeling.projection import pool_and_project
+from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .sampling import SeededNucleus, caption_seed
 from .scores import SCHEMA

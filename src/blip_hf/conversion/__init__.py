@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Original checkpoints (salesforce/BLIP, LAVIS) to ours and back."""
+"""Conversion of original checkpoints (salesforce/BLIP, LAVIS) to this package and back."""
 
 from .files import Conversion, convert_original_checkpoint, restore_original_checkpoint
 from .names import convert_original_state_dict, restore_original_state_dict

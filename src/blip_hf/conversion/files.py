@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of the original checkpoints to folders that `from_pretrained` opens, and back."""
+"""Converts files of original checkpoints to folders for `from_pretrained`, and back."""
 
 import os
 import zipfile
@@ -31,22 +31,22 @@ from .names import (
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
 _STATE_PREFIXES = (MOMENTUM_PREFIX, QUEUE_PREFIX)
-_STATE_REASON = "of training only; --training_state keeps it"
+_STATE_REASON = "only for training; --training_state keeps it"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a checkpoint.
+    """Summary of a conversion.
 
     Args:
         model_class (`str`):
-            Class that the tensors are of.
+            Class of the model.
         image_size (`int`):
-            Side of its images in pixels.
+            Image size in pixels.
         num_tensors (`int`):
-            Tensors that were carried over.
+            Number of converted tensors.
         dropped (`dict[str, str]`):
-            Those that were not, each with the reason.
+            Names of tensors that were not converted, with reasons.
     """
 
     model_class: str
@@ -64,33 +64,33 @@ def convert_original_checkpoint(
     save_parts: bool = False,
     head_width: int = HEAD_WIDTH,
 ) -> Conversion:
-    """Turns an original checkpoint of any task into a folder with a model and its processor.
+    """Converts an original checkpoint of any task to a folder with a model and its processor.
 
-    The task is told by the parts of the checkpoint, sizes by its shapes; position embeddings stay as they are, so that the
-    image size is the file's. Each tensor is carried over bit by bit, or named among the dropped ones.
+    Task and sizes are inferred from the names and shapes of the tensors; the image size stays that of the file. Tensors are
+    copied bit by bit, or listed in `dropped`.
 
     Args:
         path (`str` or `os.PathLike`):
             A `.pth` of salesforce/BLIP or LAVIS, or the same tensors as `.safetensors`.
         out_dir (`str` or `os.PathLike`):
-            Folder to make; it appears when all is written.
+            Folder to create. It appears once it is complete.
         tokenizer (`str` or `os.PathLike`, *optional*, defaults to `"bert-base-uncased"`):
-            Folder (a `vocab.txt` is enough) or model id of the BERT tokenizer that the model was trained with.
+            Folder (with at least `vocab.txt`) or Hub id of the BERT tokenizer that the model was trained with.
         keep_training_state (`bool`, *optional*, defaults to `False`):
-            Whether to keep momentum towers and queue of a pre-training or retrieval checkpoint, in a file beside the
-            model as checkpoints of `BlipContrastiveTrainer` have it. A retrieval checkpoint then becomes a
-            `BlipForRetrievalTraining`, with its temperature, instead of a `BlipForImageTextRetrieval`.
+            Whether to keep momentum encoder and queue of a pre-training or retrieval checkpoint, in the file that
+            `BlipContrastiveTrainer` saves. A retrieval checkpoint then becomes a `BlipForRetrievalTraining` instead of a
+            `BlipForImageTextRetrieval`.
         save_parts (`bool`, *optional*, defaults to `False`):
-            Whether to save the models inside of a pre-training checkpoint too, in `captioner/` and `retriever/`.
+            Whether to also save the models inside a pre-training checkpoint, in `captioner/` and `retriever/`.
         head_width (`int`, *optional*, defaults to 64):
-            Width of an attention head, which weights do not tell. 64 in every released model.
+            Width of an attention head, 64 in all released models. Weights do not determine it.
 
     Returns:
-        `Conversion`: The class, and what was dropped.
+        `Conversion`: Class of the model, and dropped tensors.
 
     Raises:
-        ValueError: If the file cannot be read as tensors, names or shapes are not those of one task, the tokenizer cannot
-            be loaded or does not fit, or the folder is not empty.
+        ValueError: If the file holds no tensors, its tensors fit no task, the tokenizer cannot be loaded or does not fit,
+            or the folder is not empty.
     """
     path, out_dir = Path(path), Path(out_dir).absolute()
     _refuse_full_folder(out_dir)
@@ -98,9 +98,9 @@ def convert_original_checkpoint(
     mapped, dropped = map_original_names(original)
     kind = find_kind(mapped.values())
     if keep_training_state and (kind.training_class is None or "temp" not in mapped):
-        raise ValueError(f"{path} is a {kind.task} checkpoint with no --training_state to keep. Leave it out.")
+        raise ValueError(f"{path} is a {kind.task} checkpoint without training state. Remove --training_state.")
     if save_parts and kind.model_class is not BlipForPreTraining:
-        raise ValueError(f"{path} is a {kind.task} checkpoint with no --parts to save. Leave it out.")
+        raise ValueError(f"{path} is a {kind.task} checkpoint, not a pre-training one. Remove --parts.")
     model_class = kind.training_class if keep_training_state else kind.model_class
     state = convert_original_state_dict(original)
     processor = _load_processor(tokenizer, infer_image_size(state))
@@ -126,30 +126,30 @@ def convert_original_checkpoint(
 def restore_original_checkpoint(
     pretrained_model_name_or_path: str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> Conversion:
-    """Writes a model as the original code reads it: the way back of `convert_original_checkpoint`, bit by bit.
+    """Writes a model in the original format: the exact inverse of `convert_original_checkpoint`.
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`):
-            Folder or model id of a BLIP model, saved here or by transformers. Momentum towers and queue beside it, as in
-            checkpoints of `BlipContrastiveTrainer`, go along.
+            Folder or Hub id of a BLIP model, saved by this package or by transformers. Includes momentum encoder and queue
+            if the folder holds them, as checkpoints of `BlipContrastiveTrainer` do.
         path (`str` or `os.PathLike`):
-            The `.pth` to write: a dict with one entry, `model`.
+            The `.pth` file to write, a dict with one entry `model`.
 
     Returns:
-        `Conversion`: The class, and what the original has no place for.
+        `Conversion`: Class of the model, and dropped tensors.
 
     Raises:
-        ValueError: If the model is of another class than those that originals become.
+        ValueError: If the original code has no model of this class.
     """
     path = Path(path).absolute()
     model = _class_of(pretrained_model_name_or_path).from_pretrained(pretrained_model_name_or_path)
-    # Without a file of them, the momentum towers and the queue hold nothing that was trained.
+    # Without their file, the momentum encoder and the queue are untrained.
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(_STATE_PREFIXES)}
     state |= _load_training_state(Path(pretrained_model_name_or_path))
     original = restore_original_state_dict(state)
     dropped = {}
     if "queue.image_ids" in state and "idx_queue" not in original:
-        dropped["queue.image_ids"] = "the original keeps no image ids in pre-training"
+        dropped["queue.image_ids"] = "the original stores no image ids in pre-training"
     with atomic_write(path) as beside:
         torch.save({"model": original}, beside)
     image_size = model.config.vision_config.image_size
@@ -157,18 +157,7 @@ def restore_original_checkpoint(
 
 
 def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of an original checkpoint, and nothing that could run code.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            A `.pth`, or `.safetensors`: a dict of tensors, or one whose entry `model` is that.
-
-    Returns:
-        `dict`: Tensors by name, read from the file when they are used where its format allows that.
-
-    Raises:
-        ValueError: If the file holds something else.
-    """
+    """Reads the tensors of an original checkpoint without executing code from the file."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(
@@ -181,25 +170,25 @@ def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be read as tensors. Pass a .pth of tensors or a .safetensors file. If it holds more and you"
-            " trust where it comes from, load it with `torch.load(..., weights_only=False)` and save its 'model' entry"
-            " alone."
+            f"{path} cannot be read as tensors. Pass a .pth of tensors or a .safetensors file. If it holds other objects"
+            " and you trust its source, load it with `torch.load(..., weights_only=False)` and save only its 'model'"
+            " entry."
         ) from error
     tensors = contents.get("model", contents) if isinstance(contents, Mapping) else contents
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds no dict of tensors, and none under 'model'. Pass a checkpoint of BLIP.")
+        raise ValueError(f"{path} holds no dict of tensors, also not under 'model'. Pass a BLIP checkpoint.")
     return dict(tensors)
 
 
 def _load_processor(tokenizer: str | os.PathLike[str], image_size: int) -> BlipProcessor:
     try:
-        if (Path(tokenizer) / "vocab.txt").is_file():  # BERT's own file, which AutoTokenizer does not read alone
+        if (Path(tokenizer) / "vocab.txt").is_file():  # AutoTokenizer does not read this file alone
             tokenizer = BertTokenizer.from_pretrained(tokenizer)
         return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=image_size)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(" .:")
         raise ValueError(
-            f"The tokenizer {tokenizer} cannot be loaded ({reason}). Name a folder that holds that of bert-base-uncased"
+            f"The tokenizer {tokenizer} cannot be loaded ({reason}). Pass a folder with the tokenizer of bert-base-uncased"
             " with --tokenizer (`tokenizer=`), or connect to the Hub."
         ) from error
 
@@ -207,7 +196,7 @@ def _load_processor(tokenizer: str | os.PathLike[str], image_size: int) -> BlipP
 def _without_training_state(
     state: Mapping[str, Tensor], model: BlipPreTrainedModel, keep_training_state: bool
 ) -> dict[str, Tensor]:
-    """Without momentum towers and queue, unless they are asked for, and without a temperature that nothing reads."""
+    """Removes momentum encoder and queue unless kept, and a temperature that the model does not have."""
     expected = model.state_dict()
     return {
         name: value
@@ -217,17 +206,17 @@ def _without_training_state(
 
 
 def _fill(model: BlipPreTrainedModel, state: dict[str, Tensor]) -> None:
-    """Gives a model on no device its tensors, each of them."""
+    """Assigns all tensors to a model on the meta device."""
     for alias, source in model.all_tied_weights_keys.items():
-        # Files that hold a tensor of several names once.
+        # A file may store a shared tensor once.
         present = state.get(source, state.get(alias))
         if present is not None:
             state.setdefault(source, present)
             state.setdefault(alias, present)
             if not torch.equal(state[alias], state[source]):
-                raise ValueError(f"{alias} and {source} (our names) differ, and BLIP has one tensor for both.")
+                raise ValueError(f"{alias} and {source} (our names) differ, but BLIP shares one tensor.")
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    # LAVIS leaves momentum towers out.
+    # LAVIS checkpoints have no momentum encoder.
     optional = tuple(prefix for prefix in _STATE_PREFIXES if not any(name.startswith(prefix) for name in state))
     missing = [name for name in shapes if name not in state and not name.startswith(optional)]
     surplus = [name for name in state if name not in shapes]
@@ -262,7 +251,7 @@ def _class_of(pretrained_model_name_or_path: str | os.PathLike[str]) -> type[Bli
     classes = {known.__name__: known for kind in KINDS for known in (kind.model_class, kind.training_class) if known}
     if names[0] not in classes:
         raise ValueError(
-            f"{pretrained_model_name_or_path} is of {names[0]}, which the original has no file for. Pass a model of"
+            f"{pretrained_model_name_or_path} holds {names[0]}, which has no original format. Pass a model of class"
             f" {', '.join(classes)}."
         )
     return classes[names[0]]
@@ -270,7 +259,7 @@ def _class_of(pretrained_model_name_or_path: str | os.PathLike[str]) -> type[Bli
 
 def _refuse_full_folder(path: Path) -> None:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not empty. Name a new folder, or remove it.")
+        raise ValueError(f"{path} exists and is not empty. Pass a new folder, or remove this one.")
 
 
 __all__ = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kinds of original checkpoints: told by their parts, with the class and the configuration that each needs."""
+"""Kinds of original checkpoints: recognised by their parts, with class and configuration."""
 
 import math
 import re
@@ -19,35 +19,22 @@ from ..modeling.retrieval_training import BlipForRetrievalTraining
 from ..modeling.vqa import BlipForQuestionAnswering
 
 
-# Width of an attention head in every released model. Weights do not tell it.
+# Width of an attention head in all released models. Weights do not determine it.
 HEAD_WIDTH = 64
-# From this width on a ViT is "large", which the original always gives this much stochastic depth (models/blip.py).
+# salesforce/BLIP gives ViT-L, from this width on, this stochastic depth (models/blip.py).
 LARGE_VISION_WIDTH = 1024
 DROP_PATH_RATE = 0.1
 DROPOUT = 0.1
 LABEL_SMOOTHING = 0.1
 VISION_LAYER_NORM_EPS = 1e-6
 TEXT_LAYER_NORM_EPS = 1e-12
-# What a pre-training or retrieval checkpoint holds beside a model's parts.
+# Training state of pre-training and retrieval checkpoints.
 _TRAINING_PARTS = {"momentum_towers", "queue", "temp"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of original checkpoint.
-
-    Args:
-        task (`str`):
-            Its name in messages.
-        parts (`frozenset[str]`):
-            First components of our names of its tensors, without those of training.
-        model_class (`type`):
-            The class that runs it.
-        training_class (`type`, *optional*):
-            The class that goes on training it with its momentum towers and queue, where it has them.
-        drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth that the original trains this kind with, at ViT-B.
-    """
+    """A kind of original checkpoint."""
 
     task: str
     parts: frozenset[str]
@@ -77,46 +64,24 @@ KINDS = (
 
 
 def find_kind(names: Iterable[str]) -> Kind:
-    """Tells what a checkpoint was made for.
-
-    Args:
-        names (iterable of `str`):
-            Our names of its tensors.
-
-    Returns:
-        `Kind`: The kind with exactly its parts.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Finds the kind of a checkpoint from its tensor names."""
     parts = {name.partition(".")[0] for name in names} - _TRAINING_PARTS
     for kind in KINDS:
         if kind.parts == parts:
             return kind
     known = "; ".join(f"{kind.task}: {', '.join(sorted(kind.parts))}" for kind in KINDS)
     raise ValueError(
-        f"A checkpoint of {', '.join(sorted(parts)) or 'nothing'} is of no known kind ({known}). Pass the file that it was"
-        " made from."
+        f"A checkpoint with {', '.join(sorted(parts)) or 'no tensors'} fits no known kind ({known}). Pass the original"
+        " file."
     )
 
 
 def infer_image_size(state: Mapping[str, Tensor]) -> int:
-    """Side of the images that a checkpoint was made for, in pixels.
-
-    Args:
-        state (mapping of `str` to `torch.Tensor`):
-            Tensors under our names.
-
-    Returns:
-        `int`: Patch size times patches a side.
-
-    Raises:
-        ValueError: If the position embeddings are not of a square.
-    """
+    """Image size of a checkpoint in pixels."""
     num_patches = _shape(state, "vision_model.embeddings.position_embedding")[1] - 1  # without [CLS]
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
-        raise ValueError(f"The position embeddings are of {num_patches} patches, expected a square number.")
+        raise ValueError(f"There are position embeddings of {num_patches} patches, expected a square number.")
     return side * _shape(state, "vision_model.embeddings.patch_embedding.weight")[-1]
 
 
@@ -128,35 +93,16 @@ def infer_config(
     token_ids: Mapping[str, int],
     head_width: int = HEAD_WIDTH,
 ) -> BlipConfig:
-    """Configuration of a checkpoint: sizes from its shapes, the rest as the original code has it.
-
-    Args:
-        state (mapping of `str` to `torch.Tensor`):
-            Tensors under our names.
-        kind (`Kind`):
-            What they are.
-        config_class (`type`):
-            That of the class which will hold them.
-        token_ids (mapping of `str` to `int`):
-            Result of `BlipProcessor.config_token_ids`.
-        head_width (`int`, *optional*, defaults to 64):
-            Width of an attention head.
-
-    Returns:
-        `BlipConfig`: An instance of `config_class`.
-
-    Raises:
-        ValueError: If a tensor is missing, heads do not divide a width, or the vocabulary is not the tokenizer's.
-    """
+    """Infers the configuration of a checkpoint: sizes from shapes, other fields from the original code."""
     vision_config = _infer_vision_config(state, head_width)
     is_large = vision_config["hidden_size"] >= LARGE_VISION_WIDTH
     vision_config["drop_path_rate"] = DROP_PATH_RATE if is_large else kind.drop_path_rate
     text_config = _infer_text_config(state, head_width)
     if text_config["vocab_size"] != token_ids["vocab_size"]:
         raise ValueError(
-            f"The checkpoint has {text_config['vocab_size']} words, and the tokenizer with [DEC] and [ENC]"
-            f" {token_ids['vocab_size']}. Name the tokenizer that it was trained with (--tokenizer): bert-base-uncased"
-            " for every released file."
+            f"The checkpoint has {text_config['vocab_size']} words, the tokenizer with [DEC] and [ENC] has"
+            f" {token_ids['vocab_size']}. Pass the tokenizer that it was trained with (--tokenizer): bert-base-uncased"
+            " for all released files."
         )
     fields: dict[str, Any] = {}
     if "vision_proj.weight" in state:
@@ -183,7 +129,7 @@ def _infer_vision_config(state: Mapping[str, Tensor], head_width: int) -> dict[s
 
 
 def _infer_text_config(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
-    # The two text transformers of a checkpoint have the same sizes.
+    # Both text transformers of a checkpoint have the same sizes.
     root = "text_decoder.bert." if any(name.startswith("text_decoder.") for name in state) else "text_encoder."
     vocab_size, width = _shape(state, f"{root}embeddings.word_embeddings.weight")
     return {
@@ -218,8 +164,8 @@ def _first_merging_layer(state: Mapping[str, Tensor], num_layers: int) -> int:
 def _num_heads(width: int, head_width: int) -> int:
     if width % head_width:
         raise ValueError(
-            f"A width of {width} does not divide into heads of {head_width}, as every released model has them. Name the"
-            " width of a head (--head_width) that the checkpoint was trained with."
+            f"A width of {width} is not a multiple of the head width {head_width} of the released models. Pass the head"
+            " width that the checkpoint was trained with (--head_width)."
         )
     return width // head_width
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tensor names of the original BLIP checkpoints and ours, both ways."""
+"""Maps tensor names of original BLIP checkpoints to ours and back."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,11 @@ from torch import Tensor
 from ..modeling.momentum import UNKNOWN_IMAGE
 
 
-# One number, two names; LAVIS has the first in retrieval too.
+# Two names of the same number. LAVIS uses the first also for retrieval.
 _PRETRAINING_POINTER, _RETRIEVAL_POINTER = "queue_ptr", "ptr_queue"
 
-# Original name, ours. `{i}` is a number of a layer; a name that ends in a dot stands for all that begin with it. Names of
-# the text transformer and of the heads are the same on both sides.
+# Original name, our name. `{i}` is the index of a layer; a name that ends with a dot is a prefix. Names of the text
+# transformer and of the heads are equal.
 _PAIRS = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -32,35 +32,25 @@ _PAIRS = (
     (_RETRIEVAL_POINTER, "queue.num_enqueued"),
 )
 _SAME_NAMES = ("text_encoder.", "text_decoder.", "vision_proj.", "text_proj.", "itm_head.", "cls_head.", "temp")
-# Momentum towers: `text_proj_m.bias` is `momentum_towers.text_proj.bias`.
+# Momentum encoder: `text_proj_m.bias` is `momentum_towers.text_proj.bias`.
 _MOMENTUM_PARTS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
 MOMENTUM_PREFIX = "momentum_towers."
 QUEUE_PREFIX = "queue."
 
-# Known and of no use here, with the reason.
+# Known tensors that are dropped, with reasons.
 _DROPPED = {
-    r"\.position_ids$": "a constant that the model makes itself",
-    r"^text_encoder_m\..*\.crossattention\.": "never run: the momentum text encoder reads no image",
+    r"\.position_ids$": "a constant that the model creates",
+    r"^text_encoder_m\..*\.crossattention\.": "unused: the momentum text encoder reads no image",
 }
 
 
 def map_original_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Finds our name of each tensor of an original checkpoint.
-
-    Args:
-        names (iterable of `str`):
-            Names in the `model` entry of a `.pth` of salesforce/BLIP or LAVIS, of any task.
-
-    Returns:
-        `tuple`: original names with ours, and names of what is of no use here with the reason.
-
-    Raises:
-        ValueError: If a name is not known, with all such names.
+    """Maps original tensor names to ours; also returns the dropped names with reasons.
 
     Example:
         >>> map_original_names(["text_proj_m.bias", "text_encoder.embeddings.position_ids"])
         ({'text_proj_m.bias': 'momentum_towers.text_proj.bias'}, \
-{'text_encoder.embeddings.position_ids': 'a constant that the model makes itself'})
+{'text_encoder.embeddings.position_ids': 'a constant that the model creates'})
     """
     mapped, dropped, unknown = {}, {}, []
     for name in names:
@@ -74,12 +64,12 @@ def map_original_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, 
             mapped[name] = new_name
     if any(name.startswith("vision_model.") for name in unknown):
         raise ValueError(
-            "These tensors have the names of transformers, which need no conversion: pass their folder to"
+            "These tensors have the names of transformers and need no conversion. Pass their folder to"
             " `from_pretrained`."
         )
     if unknown:
         raise ValueError(
-            f"{len(unknown)} tensors are not of a BLIP checkpoint: {', '.join(sorted(unknown)[:10])}. Pass the 'model'"
+            f"{len(unknown)} tensors are unknown to BLIP: {', '.join(sorted(unknown)[:10])}. Pass the 'model'"
             " entry of the original file."
         )
     return mapped, dropped
@@ -90,14 +80,13 @@ def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         state_dict (mapping of `str` to `torch.Tensor`):
-            Contents of the `model` entry of a released `.pth`.
+            Contents of the `model` entry of an original `.pth`.
 
     Returns:
-        `dict`: Tensors under the names of the class that the checkpoint was made for (docs/checkpoints.md); queues are
-        transposed to one row a pair.
+        `dict`: Tensors with our names (docs/checkpoints.md). Queues are transposed to one row per pair.
 
     Raises:
-        ValueError: If a name is not known, with all such names.
+        ValueError: If a name is unknown.
 
     Example:
         >>> import torch
@@ -108,25 +97,25 @@ def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     converted = {new_name: _reshaped(new_name, state_dict[name]) for name, new_name in mapped.items()}
     if "queue.image_features" in converted and "queue.image_ids" not in converted:
         num_pairs = len(converted["queue.image_features"])
-        converted["queue.image_ids"] = torch.full((num_pairs,), UNKNOWN_IMAGE)  # pre-training kept no ids
+        converted["queue.image_ids"] = torch.full((num_pairs,), UNKNOWN_IMAGE)  # not stored in pre-training
     return converted
 
 
 def restore_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives tensors back their original names, so that the original code loads them with `strict=True`.
+    """Renames tensors to their original names, so that the original code loads them with `strict=True`.
 
-    Adds what it wants beside them: `position_ids`, and the cross-attention of a momentum text encoder, which is never
-    run and gets the values of the online one. Pre-training keeps no image ids in its queue: these are left out.
+    Adds tensors that the original code expects: `position_ids`, and the unused cross-attention of the momentum text encoder
+    (a copy of the online one). Drops the image ids of a pre-training queue.
 
     Args:
         state_dict (mapping of `str` to `torch.Tensor`):
-            Tensors under our names, tied copies under each of theirs.
+            Tensors with our names; shared tensors under each of their names.
 
     Returns:
-        `dict`: Contents of the `model` entry of a `.pth`.
+        `dict`: Contents of the `model` entry of an original `.pth`.
 
     Raises:
-        ValueError: If a name is not known, with all such names.
+        ValueError: If a name is unknown.
 
     Example:
         >>> import torch
@@ -148,7 +137,7 @@ def restore_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
             continue
         restored[original] = _original_shape(name, tensor)
     if unknown:
-        raise ValueError(f"The original has no names for {', '.join(sorted(unknown)[:10])}.")
+        raise ValueError(f"The original format has no names for {', '.join(sorted(unknown)[:10])}.")
     return restored | _additions(restored)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One attention for every tower, the image memory that all text passes read, and the masks they need.
+"""Attention of all towers, the image memory that text passes read, and their masks.
 
-Letters: `b` rows, `t` text tokens, `p` image tokens, `h` heads, `d` width, `g` rows of one image.
+Letters: `b` rows, `t` text tokens, `p` image tokens, `h` heads, `d` width, `g` text rows of each image.
 """
 
 from collections.abc import Callable
@@ -12,24 +12,22 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_attention import matmul_attention, use_matmul_attention
-
 
 @dataclass(frozen=True)
 class ImageMemory:
-    """Cross-attention keys and values of encoded images: projected once, read by any number of text rows.
+    """Cross-attention keys and values of encoded images, projected once and read by any number of text rows.
 
-    `b` text rows read a memory of `n` images in order, `g = b / n` neighbouring rows an image. No key or value is
-    copied for it: cross-attention has no order among queries, so the rows of one image are folded into its query axis.
-    Not a tensor on purpose: `generate` expands tensors for beams, and beams share the memory.
+    `b` text rows read `n` images in order, `g = b / n` consecutive rows per image. Keys and values are not copied:
+    cross-attention has no order among queries, so the rows of one image are folded into the query axis. This class is not a
+    tensor because `generate` expands tensors for beams, and beams share the memory.
 
     Args:
         keys (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
-            One a text layer.
+            Keys of each text layer.
         values (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
-            One a text layer.
+            Values of each text layer.
         mask (`torch.Tensor` of shape `(n, p)`, *optional*):
-            1 for tokens to read, 0 for padding. Images have none; the question states of VQA do.
+            1 for tokens, 0 for padding. Images have no padding; questions of VQA do.
     """
 
     keys: tuple[Tensor, ...]
@@ -42,7 +40,7 @@ class ImageMemory:
         return self.keys[0].shape[0]
 
     def select(self, image_index: Tensor) -> "ImageMemory":
-        """Copies the images named by `image_index` of shape `(m,)` into a memory of `m` images."""
+        """Copies the images at `image_index`, of shape `(m,)`, into a memory of `m` images."""
         return ImageMemory(
             keys=tuple(key.index_select(0, image_index) for key in self.keys),
             values=tuple(value.index_select(0, image_index) for value in self.values),
@@ -51,7 +49,7 @@ class ImageMemory:
 
 
 def expand_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
-    """One text for several images: each tensor of shape `(1, t)` becomes `(num_images, t)`, others stay as they are."""
+    """Expands tensors of one text, `(1, t)`, to `(num_images, t)`; returns other tensors unchanged."""
     return tuple(row if row is None or len(row) != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
 
 
@@ -65,29 +63,7 @@ def eager_attention(
     dropout: float = 0.0,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain tensor operations, which also gives the probabilities.
-
-    Args:
-        module (`nn.Module`):
-            The attending module; its `training` flag switches dropout.
-        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
-            Queries.
-        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Keys.
-        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Values.
-        attention_mask (`torch.Tensor`, *optional*):
-            Boolean (true: may attend) or additive, broadcastable to `(b, h, t, p)`.
-        scaling (`float`):
-            Factor of the scores.
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of the probabilities.
-        is_causal (`bool`, *optional*, defaults to `False`):
-            Part of the interface; the mask already says it.
-
-    Returns:
-        `tuple`: the context of shape `(b, t, h, head_dim)` and the probabilities of shape `(b, h, t, p)`.
-    """
+    """Attention in plain tensor operations, which also returns the probabilities of shape `(b, h, t, p)`."""
     scores = query @ key.transpose(-1, -2) * scaling  # (b, h, t, p)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -109,38 +85,11 @@ def attend(
     is_causal: bool,
     output_attentions: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention through the backend that `module.config` names; eager where the probabilities are asked for.
-
-    On CPUs sdpa gives way to plain products where these are faster.
-
-    Args:
-        module (`nn.Module`):
-            The attending module, with a `config`.
-        query (`torch.Tensor` of shape `(b, h, t, head_dim)`):
-            Queries.
-        key (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Keys.
-        value (`torch.Tensor` of shape `(b, h, p, head_dim)`):
-            Values.
-        mask (`torch.Tensor`, *optional*):
-            As made by `self_attention_mask` or `memory_mask` for the same backend.
-        dropout (`float`):
-            Dropout of the probabilities in training.
-        is_causal (`bool`):
-            Whether a query may see only keys up to its own position.
-        output_attentions (`bool`):
-            Whether to return the probabilities.
-
-    Returns:
-        `tuple`: the context of shape `(b, t, h * head_dim)` and the probabilities of shape `(b, h, t, p)` or `None`.
-    """
+    """Attention with the backend of `module.config`, or eager attention to return probabilities: context of shape `(b, t, d)`."""
     implementation, scaling = module.config._attn_implementation, query.shape[-1] ** -0.5
     dropout = dropout if module.training else 0.0
     backend: Callable = eager_attention
     if not output_attentions:
-        is_plain = implementation == "sdpa" and mask is None and not (is_causal or dropout)
-        if is_plain and use_matmul_attention(query, key):
-            return matmul_attention(query, key, value, scaling).flatten(2), None
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     context, probabilities = backend(
         module,
@@ -171,29 +120,7 @@ def attend_grouped(
     dropout: float,
     output_attentions: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention of `n * g` query rows to `n` images, `g` neighbouring rows an image.
-
-    Args:
-        module (`nn.Module`):
-            The attending module, with a `config`.
-        query (`torch.Tensor` of shape `(n * g, t, d)`):
-            Projected queries.
-        key (`torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Keys of the images.
-        value (`torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Values of the images.
-        mask (`torch.Tensor`, *optional*):
-            As made by `memory_mask`.
-        num_heads (`int`):
-            Number of heads.
-        dropout (`float`):
-            Dropout of the probabilities in training.
-        output_attentions (`bool`):
-            Whether to return the probabilities.
-
-    Returns:
-        `tuple`: the context of shape `(n * g, t, d)` and the probabilities of shape `(n * g, h, t, p)` or `None`.
-    """
+    """Cross-attention of `n * g` query rows to `n` images, `g` consecutive rows per image: `(n * g, t, d)`, and probabilities."""
     rows, length, _ = query.shape
     folded = query.reshape(key.shape[0], -1, query.shape[-1])  # (n * g, t, d) -> (n, g * t, d)
     context, probabilities = attend(
@@ -219,25 +146,10 @@ def self_attention_mask(
     is_causal: bool,
     implementation: str,
 ) -> Tensor | None:
-    """Mask of the text transformer's self-attention.
+    """Mask of the text transformer's self-attention: boolean, true where a query may attend, or `None` without a mask.
 
-    No value of the padding mask is read on the host, so that a training step does not wait for the device.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape `(b, keys)`, *optional*):
-            1 for tokens, 0 for padding. A mask of four dimensions is taken as it is.
-        states (`torch.Tensor` of shape `(b, t, d)`):
-            Embeddings of the new tokens.
-        cache (`Cache`, *optional*):
-            Keys and values of the tokens before them.
-        is_causal (`bool`):
-            Whether a token may see only itself and those before it.
-        implementation (`str`):
-            Name of the attention backend.
-
-    Returns:
-        `torch.Tensor`: boolean of shape `(b or 1, 1, t or 1, keys)`, true where a query may attend; for the flash kernels
-        the padding mask itself; or `None` where every token may see every token.
+    Values of the padding mask are never read on the host, so a training step does not wait for the device. A mask of four
+    dimensions is returned unchanged, and flash kernels get the padding mask itself.
     """
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask
@@ -257,22 +169,12 @@ def self_attention_mask(
     if visible is None:
         return causal[None, None]
     allowed = visible & causal
-    # Padding on the left sees nothing, and a softmax over nothing is not a number in some kernels: let it see itself.
+    # Left padding sees no key, and some kernels return NaN for it, so it attends to itself.
     return allowed | ((key_position == query_position) & ~allowed.any(dim=-1, keepdim=True))
 
 
 def memory_mask(memory: ImageMemory, *, implementation: str) -> Tensor | None:
-    """Mask of cross-attention to a memory.
-
-    Args:
-        memory (`ImageMemory`):
-            The memory to be read.
-        implementation (`str`):
-            Name of the attention backend.
-
-    Returns:
-        `torch.Tensor`: boolean of shape `(n, 1, 1, p)`, for the flash kernels `(n, p)`, or `None` without padding.
-    """
+    """Mask of cross-attention: boolean of shape `(n, 1, 1, p)`, `(n, p)` for flash kernels, `None` without padding."""
     if memory.mask is None or implementation.startswith("flash"):
         return memory.mask
     return memory.mask.bool()[:, None, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every BLIP model shares: capabilities, initialisation, and loading that refuses the wrong class."""
+"""Base class of the BLIP models: initialisation, capabilities, and checks of loaded checkpoints."""
 
 import logging
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ..configuration_blip import BlipConfig
 from .prompts import unset_library_defaults
 
 
-# Which sub-modules each class is made of: the fingerprint by which a checkpoint's own class is found.
+# Submodules of each class, used to recognise the class of a checkpoint.
 _CLASS_PARTS = {
     "BlipForConditionalGeneration": {"vision_model", "text_decoder"},
     "BlipForImageTextRetrieval": {"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"},
@@ -32,7 +32,7 @@ _CLASS_PARTS = {
     },
     "BlipForVisualReasoning": {"vision_model", "text_encoder", "cls_head"},
 }
-# Keyword arguments that transformers' own machinery may hand to any `forward`.
+# Keyword arguments that transformers may pass to any `forward`.
 _MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "use_cache"}
 
 
@@ -45,11 +45,11 @@ class BlipPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["BlipVisionLayer", "BlipTextLayer"]
-    # Transformers guesses it from the source of each class's module, and guesses wrong where layers call a shared function.
+    # Transformers guesses this from source code, and fails where layers call a shared function.
     _can_set_attn_implementation_cached_value = True
     _skip_keys_device_placement = ["past_key_values", "image_memory"]
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]
-    # What to do, in an error's words, with a checkpoint that lacks parts of a class.
+    # Advice in the error for a checkpoint that lacks parts of the class.
     _new_heads_remedy = "train these parts from random weights after from_pretrained(..., allow_new_heads=True)"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -60,16 +60,16 @@ class BlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint, and raises where it was made for another class.
+        """Loads a checkpoint and checks that it was made for this class.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A directory or the name of a Hub repository, saved here or by transformers.
+                Local directory or Hub model id, saved by this package or by transformers.
             *args:
                 Further arguments of the constructor.
             **kwargs:
-                Options of `PreTrainedModel.from_pretrained`, and `allow_new_heads` (`bool`, defaults to `False`): keep
-                parts that the checkpoint lacks at their random initialisation, to train them.
+                Options of `PreTrainedModel.from_pretrained`, and `allow_new_heads` (`bool`, defaults to `False`): whether
+                to initialise parts that the checkpoint lacks at random, to train them.
 
         Returns:
             `BlipPreTrainedModel`: The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
@@ -91,18 +91,13 @@ class BlipPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def _finish_loading(self) -> None:
-        """Sets what a checkpoint leaves out and its weights determine, and unsets what says nothing."""
+        """Runs after loading: removes library defaults from generation configurations."""
         for module in self.modules():
             if isinstance(module, GenerationMixin):
                 unset_library_defaults(module.generation_config)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the image encoder's position embeddings to another image size, bicubically.
-
-        Args:
-            new_num_position_embeddings (`int`):
-                The new image size in pixels, a multiple of the patch size; it is written into the configuration.
-        """
+        """Resizes the image encoder's position embeddings (bicubic) to a new image size in pixels."""
         self.vision_model.resize_position_embeddings(new_num_position_embeddings)
 
     def get_position_embeddings(self) -> Any:
@@ -111,7 +106,7 @@ class BlipPreTrainedModel(PreTrainedModel):
 
 
 def _own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
-    """A configuration of transformers, such as `AutoConfig` gives, as one of ours; others as they are."""
+    """Converts a configuration of transformers, for example from `AutoConfig`, to ours."""
     if isinstance(config, config_class) or getattr(config, "model_type", None) != config_class.model_type:
         return config
     converted = config_class.from_dict(config.to_dict())
@@ -120,22 +115,12 @@ def _own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) 
 
 
 def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
-    """Raises on arguments that no part of `forward` would read, instead of dropping them.
-
-    Args:
-        kwargs (`dict`):
-            The extra keyword arguments of a `forward`.
-        model (`PreTrainedModel`):
-            The model that got them.
-
-    Raises:
-        TypeError: If one of them is unknown.
-    """
+    """Raises `TypeError` for keyword arguments that `forward` would ignore."""
     unknown = sorted(set(kwargs) - _MACHINERY_KWARGS)
     if unknown:
         raise TypeError(
-            f"{type(model).__name__}.forward() got {', '.join(unknown)}, which it does not know. Remove them, or see"
-            " its signature for the accepted names."
+            f"{type(model).__name__}.forward() got unknown arguments: {', '.join(unknown)}. Remove them; its signature"
+            " lists the accepted names."
         )
 
 
@@ -153,12 +138,12 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
         return
     absent = {part for part, names in lacking.items() if names == untied[part]}
     if not heads and len(absent) < len(untied):
-        return  # a tower may lack a part of its own, as BERT's pooler
+        return  # a tower may lack a small part, such as BERT's pooler
     unexpected = {key.split(".")[0] for key in info["unexpected_keys"]}
     present = (set(parameters) - absent) | unexpected
     fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]
-    remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that it was saved from"
-    # A pre-training checkpoint holds once what its encoder and decoder share, so that one of them is there in part.
+    remedy = f"Load it with {fitting[0]}" if fitting else "Load it with the class that saved it"
+    # A pre-training checkpoint stores the shared weights of encoder and decoder once, so one of them may be partial.
     names = [part if part in absent else f"some of {part}" for part in sorted(lacking)]
     raise WrongCheckpointError(
         f"{source} has no weights for {', '.join(names)} of {type(model).__name__}.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captioner: image encoder and image-grounded text decoder."""
+"""Captioning model: image encoder and image-grounded text decoder."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ from .vision import BlipVisionModel
 
 
 class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
-    """Writes captions, from scratch or from a prompt.
+    """Generates captions, with or without a prompt.
 
-    Drop-in for `transformers.BlipForConditionalGeneration`, whose checkpoints it reads and writes.
+    Drop-in replacement for `transformers.BlipForConditionalGeneration`; reads and writes the same checkpoints.
 
     Args:
         config (`BlipConfig`):
@@ -33,7 +33,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     config: BlipConfig
     main_input_name = "pixel_values"
     accepts_loss_kwargs = True
-    # Trainer counts labels for `num_items_in_batch` as this loss does: without the first of each row.
+    # Makes Trainer count labels for `num_items_in_batch` like this loss: without the first of each row.
     loss_type = "ForCausalLM"
     _tied_weights_keys = {
         "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
@@ -64,16 +64,16 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         self.text_decoder.set_output_embeddings(new_embeddings)
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
-        """Encodes images once, to be captioned and scored any number of times.
+        """Encodes images once, for any number of calls of `forward` and `generate`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
-            `ImageMemory`: For `forward` and `generate`, in place of the pixels.
+            `ImageMemory`: Pass it to `forward` or `generate` in place of the pixels.
         """
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         return self.text_decoder.bert.build_image_memory(states, for_decoding=True)
@@ -91,34 +91,34 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         image_memory: ImageMemory | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipCaptioningOutput:
-        """Scores captions, and the loss where labels are given.
+        """Computes the logits of captions, and the loss if labels are given.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
-                Normalised pixels; or give `image_memory`.
+                Normalised pixels, or pass `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Captions, `g` neighbouring rows an image or one for all images. Without them the decoder sees [DEC] alone.
-                With labels, a [CLS] at position 0 is read as [DEC], the token that generation starts from.
+                Captions: `g` consecutive rows per image, or one row for all images. Defaults to [DEC] alone. With labels,
+                a [CLS] at position 0 is read as [DEC], the first token of generation.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Ids of `input_ids`, -100 where there is no loss (prompt); padding never counts.
+                Token ids, -100 at positions without loss (the prompt). Padding is ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                Last positions to score; 0 for all.
+                Number of last positions to compute logits for; 0 for all.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-                Labelled tokens of the whole optimiser step, which Trainer passes under gradient accumulation.
+                Labelled tokens of the whole optimiser step; Trainer passes it with gradient accumulation.
             image_memory (`ImageMemory`, *optional*):
-                Result of `get_image_memory`, in place of `pixel_values`; the output then has no image states.
+                Result of `get_image_memory`, in place of `pixel_values`. The output then has no image states.
             **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`; and `shift_labels` of shape `(n * g, t)`, labels
+                `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(n * g, t)`: labels
                 already aligned with the logits.
 
         Returns:
             `BlipCaptioningOutput`: Loss, logits, and the image's states.
         """
-        # In the signature, Trainer would take it for a label that each batch must have, and report no loss without.
+        # Not in the signature: Trainer would expect it as a label in every batch.
         shift_labels = kwargs.pop("shift_labels", None)
         refuse_unknown(kwargs, self)
         text_config = self.config.text_config
@@ -168,31 +168,31 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         image_memory: ImageMemory | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Writes captions.
+        """Generates captions.
 
-        The image is encoded once and its keys and values are projected once, however many beams or returns. Prompts of
-        unequal length may share a batch: each loses its [SEP], starts with [DEC] and is padded on the left.
+        Images are encoded and projected once for all beams and returned sequences. Prompts of different lengths may share a
+        batch: each loses its [SEP], starts with [DEC] and is padded on the left.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
-                Normalised pixels; or give `image_memory`.
+                Normalised pixels, or pass `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                Prompts as the processor gives them, `g` neighbouring rows an image or one for all. They are not changed.
+                Prompts from the processor: `g` consecutive rows per image, or one row for all images.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
                 Settings.
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, in place of `pixel_values`.
             **generate_kwargs:
-                Settings that win over `generation_config`: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ... A
-                caption ends with [SEP], unless `eos_token_id` is one or several other tokens.
+                Options that override `generation_config`, such as `num_beams`, `do_sample`, `top_p`, `max_new_tokens`. A
+                caption ends with [SEP] unless `eos_token_id` names other tokens.
 
         Returns:
-            `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or the output object of `generate` where it is asked
-            for.
+            `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or a `ModelOutput` with
+            `return_dict_in_generate=True`.
         """
         _require_one_image_source(pixel_values, image_memory)
         if image_memory is None:
@@ -225,23 +225,12 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
 def score_sequences(
     model: BlipForConditionalGeneration, memory: ImageMemory, sequences: Tensor, num_context: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of captions given their images: the model's own, whatever search or sampling wrote them.
+    """Log-probabilities of generated captions under the model, and their numbers of tokens, both of shape `(n * g,)`.
 
-    Args:
-        model (`BlipForConditionalGeneration`):
-            The captioner.
-        memory (`ImageMemory`):
-            `n` encoded images.
-        sequences (`torch.Tensor` of shape `(n * g, t)`):
-            What `generate` has returned, `g` neighbouring rows an image, padded on the right.
-        num_context (`int`):
-            Tokens before the caption: `[DEC]` and the prompt.
-
-    Returns:
-        `tuple`: sums over each caption, up to and with its first `[SEP]`, and numbers of tokens in them, both of shape
-        `(n * g,)`.
+    `sequences` are what `generate` returned for the `n` images of `memory`; the first `num_context` tokens ([DEC] and the
+    prompt) are not scored. Sums include the first [SEP].
     """
-    # Padding follows the caption, and a decoder never looks ahead: no mask is needed.
+    # Padding follows the caption and the decoder is causal, so no mask is needed.
     logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
     targets = sequences[:, num_context:]  # (n * g, t)
     log_probabilities = -cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
@@ -252,7 +241,7 @@ def score_sequences(
 
 def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:
     if (pixel_values is None) == (image_memory is None):
-        raise ValueError("pass either pixel_values, the processor's output for the images, or image_memory.")
+        raise ValueError("Pass exactly one of pixel_values (the output of the processor) and image_memory.")
 
 
 __all__ = ["BlipForConditionalGeneration", "score_sequences"]

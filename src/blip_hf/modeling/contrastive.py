@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What models in training share: contrast against momentum towers and a queue, matching with hard negatives.
+"""Base class for training with ITC and ITM: momentum encoder, feature queue, hard negatives.
 
 Letters: `b` batch, `k` keys = batch + queue, `d` width, `t` tokens, `p` image tokens.
 """
@@ -22,10 +22,10 @@ from ..objectives import (
 )
 from .attention import ImageMemory
 from .base import BlipPreTrainedModel
-from .momentum import UNKNOWN_IMAGE, FeatureQueue, ema_update_
-from .momentum_towers import MomentumEncoder
+from .momentum import UNKNOWN_IMAGE, FeatureQueue, MomentumEncoder, ema_update_
 from .outputs import BlipContrastiveOutput
-from .retrieval import BlipForImageTextRetrieval, pool_and_project, with_first_token
+from .projection import pool_and_project, with_first_token
+from .retrieval import BlipForImageTextRetrieval
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
@@ -38,11 +38,11 @@ _STATE_PREFIXES = ("momentum_towers.", "queue.")
 
 
 class BlipContrastiveModel(BlipPreTrainedModel):
-    """Base of the models that learn by contrast and matching (paper, section 3.2).
+    """Base class of the models that train with ITC and ITM (paper, section 3.2).
 
-    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
-    `enqueue(output)`; `BlipContrastiveTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
-    out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
+    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each optimiser
+    step; `BlipContrastiveTrainer` does both. `save_pretrained` leaves out the momentum encoder and the queue, which
+    `training_state_dict` returns. `from_pretrained` starts the momentum encoder from the loaded weights.
 
     Args:
         config (`BlipContrastiveConfig`):
@@ -56,7 +56,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"^momentum_towers\.", r"^queue\."]
 
     def _add_contrastive_parts(self) -> None:
-        """Ends a constructor, once the towers are there."""
+        """Adds heads, momentum encoder and queue; the last step of a constructor."""
         config = self.config
         self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
         self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
@@ -80,91 +80,63 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             init.constant_(module.temp, self.config.temperature_init_value)
 
     def _finish_loading(self) -> None:
-        self.momentum_towers.requires_grad_(False)  # loading makes new parameters of what a file leaves out
+        self.momentum_towers.requires_grad_(False)  # loading recreates missing parameters as trainable
         self.reset_momentum()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resizes the word embeddings of the towers and of the momentum tower.
-
-        Args:
-            *args:
-                As `PreTrainedModel.resize_token_embeddings`.
-            **kwargs:
-                As `PreTrainedModel.resize_token_embeddings`.
-
-        Returns:
-            `nn.Embedding`: The resized word embeddings.
-        """
+        """Resizes the word embeddings, also those of the momentum encoder."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.momentum_towers.text_encoder.resize_token_embeddings(embeddings.num_embeddings)
         self.reset_momentum()
         return embeddings
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the position embeddings of the image encoder and of its momentum tower.
-
-        Args:
-            new_num_position_embeddings (`int`):
-                The new image size in pixels, a multiple of the patch size.
-        """
+        """Resizes the position embeddings, also those of the momentum encoder, to a new image size in pixels."""
         super().resize_position_embeddings(new_num_position_embeddings)
         self.momentum_towers.vision_model.resize_position_embeddings(new_num_position_embeddings)
 
     def reset_momentum(self) -> None:
-        """Sets the momentum towers to the current weights."""
-        averages, currents = self._averaged_pairs()
+        """Copies the current weights into the momentum encoder."""
+        averages, currents = self._momentum_pairs()
         ema_update_(averages, currents, momentum=0.0)
 
     @torch.no_grad()
     def update_momentum(self) -> None:
-        """One step of the averages, and the temperature back within its bounds; once after each optimiser step."""
-        averages, currents = self._averaged_pairs()
+        """Updates the momentum encoder and clamps the temperature; call it once after each optimiser step."""
+        averages, currents = self._momentum_pairs()
         ema_update_(averages, currents, self.config.momentum)
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
-        """Puts the momentum features of a batch into the queue; once after each training batch and its backward pass.
-
-        Args:
-            output (`BlipContrastiveOutput`):
-                What `forward` returned for the batch.
-        """
+        """Adds the momentum features of a batch to the queue; call it once after each backward pass."""
         self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters that no loss of the configuration has a gradient for, such as the head of one with weight 0.
-
-        Returns:
-            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
-        """
+        """Parameters without a gradient, such as the head of a loss with weight 0; freeze them before data parallelism."""
         return []
 
     def training_state_dict(self) -> dict[str, Tensor]:
-        """Momentum towers and queue by name: what `save_pretrained` leaves out and a resumed run needs."""
+        """State dict of the momentum encoder and the queue, which `save_pretrained` leaves out and a resumed run needs."""
         return {name: value for name, value in self.state_dict().items() if name.startswith(_STATE_PREFIXES)}
 
     def export_retriever(self) -> BlipForImageTextRetrieval:
-        """The matcher inside, sharing its weights with this model.
-
-        Returns:
-            `BlipForImageTextRetrieval`: Save it to have a checkpoint that plain transformers opens.
-        """
+        """The retrieval model inside, which shares its weights with this model; plain transformers can load it."""
         parts = ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head")
         return self._export(BlipForImageTextRetrieval, parts)
 
     def _check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, return_loss: bool) -> Tensor:
-        """The mask, read off the padding tokens where none is given."""
+        """The attention mask, derived from the padding tokens if it is not given."""
         if not return_loss:
             exports = " or ".join(f"{name}()" for name in dir(type(self)) if name.startswith("export_"))
-            raise ValueError(f"{type(self).__name__} computes losses only: use {exports}.")
+            raise ValueError(f"{type(self).__name__} only computes losses. Call {exports} for a model for inference.")
         if attention_mask is None:
             return (input_ids != self.config.text_config.pad_token_id).long()
         return attention_mask
 
     def _embed_words(self, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
-        """Embedded words `(b, t, d)` of the texts as they are, and of the same with each of other first tokens.
+        """Word embeddings `(b, t, d)` of the texts, and of copies with each of `first_tokens` at position 0.
 
-        One look-up for all roles has one gradient of the size of the vocabulary, not one a role.
+        One lookup for all roles creates one gradient of the size of the vocabulary instead of three.
         """
         texts = [input_ids, *(with_first_token(input_ids, token) for token in first_tokens)]
         return self.get_input_embeddings()(torch.stack(texts)).unbind()
@@ -172,7 +144,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def _encode(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, words: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """States of the images, features of images and texts, and the same features of the momentum towers."""
+        """Image states, image and text features, and the features of the momentum encoder."""
         image_embeds = self.vision_model(pixel_values).last_hidden_state
         image_features = pool_and_project(image_embeds, self.vision_proj)
         text_embeds = self.text_encoder(
@@ -181,7 +153,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         text_features = pool_and_project(text_embeds, self.text_proj)
         if self.config.momentum:
             keys = self.momentum_towers(pixel_values, input_ids, attention_mask)
-        else:  # averages without memory are the weights themselves
+        else:  # with momentum 0 the momentum encoder equals the model
             keys = image_features.detach(), text_features.detach()
         return image_embeds, (image_features, text_features), keys
 
@@ -192,7 +164,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         alpha: float | Tensor | None,
         image_ids: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """ITC; also the in-batch logits (image to text, text to image) and which of them are positives."""
+        """ITC loss, in-batch logits (image to text, text to image), and a boolean mask of their positives."""
         alpha = self.config.alpha if alpha is None else alpha
         temperature = self._clamped_temperature()
         queued = (self.queue.text_features, self.queue.image_features)
@@ -200,7 +172,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
         losses, batch_logits = [], []
         for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
-            # Queries are divided, not similarities: a gradient of the temperature would keep those, of shape (b, k).
+            # Divide the queries, not the similarities, of which backward would keep a copy of shape (b, k).
             logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
                 targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
@@ -217,23 +189,25 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         positives: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass."""
+        """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass of `3b` rows."""
         num_pairs = len(words)
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=words.device)
-        # Row order: for each image its text and a hard text, which read the memory in order; then each text for a hard image.
+        # Rows: for each image its text and a hard text, which read the memory in order; then each text with a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
         itm_logits = self._score_pairs(memory, words[texts], attention_mask[texts], hard_images)
         if num_pairs == 1:
-            logger.warning_once("A batch of one pair has no negatives: image-text matching is left out of its loss.")
-            return itm_logits.sum() * 0, None, None  # with gradients, for which data parallelism waits
+            logger.warning_once(
+                "A batch of one pair has no negatives, so its loss does not include image-text matching."
+            )
+            return itm_logits.sum() * 0, None, None  # keeps gradients, which data parallelism waits for
         return itm_loss_and_labels(itm_logits, has_text, has_image)
 
     def _draw_negatives(
         self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """A text for each image and an image for each text, as `sample_hard_negatives` gives them."""
+        """A hard text for each image and a hard image for each text, each with a mask of valid draws."""
         if self.config.negative_temperature is not None:
             scale = self._clamped_temperature().detach() / self.config.negative_temperature
             logits = (logits[0] * scale, logits[1] * scale)
@@ -243,7 +217,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         )
 
     def _score_pairs(self, memory: ImageMemory, words: Tensor, attention_mask: Tensor, image_index: Tensor) -> Tensor:
-        """Matching scores of embedded texts, which begin with [ENC], for the images that `BlipTextModel` pairs them with."""
+        """ITM logits of embedded texts that start with [ENC]; `image_index` is as in `BlipTextModel`."""
         states = self.text_encoder(
             inputs_embeds=words,
             attention_mask=attention_mask,
@@ -256,7 +230,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def _clamped_temperature(self) -> Tensor:
         return self.temp.float().clamp(*_TEMPERATURE_RANGE)
 
-    def _averaged_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _momentum_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         currents = dict(self.named_parameters(remove_duplicate=False))
         averages = dict(self.momentum_towers.named_parameters())
         return list(averages.values()), [currents[name] for name in averages]
@@ -270,7 +244,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         }
         with torch.device("meta"):
             head = head_class(BlipConfig.from_dict(fields))
-        # The parts go on reading these.
+        # The exported parts share these configurations.
         head.config.text_config, head.config.vision_config = self.config.text_config, self.config.vision_config
         for part in parts:
             setattr(head, part, getattr(self, part))
@@ -279,19 +253,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
 
 def itm_loss_and_labels(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ITM loss, logits and labels of `b` pairs.
-
-    Args:
-        itm_logits (`torch.Tensor` of shape `(3b, 2)`):
-            For each image the scores of its own text and of a hard one in turn, then those of each text for a hard image.
-        has_text (`torch.Tensor` of shape `(b,)`):
-            Boolean: images that have a hard text.
-        has_image (`torch.Tensor` of shape `(b,)`):
-            Boolean: texts that have a hard image.
-
-    Returns:
-        `tuple`: the loss, the logits, and the labels of shape `(3b,)`, -100 for pairs that could not be made.
-    """
+    """ITM loss, logits `(3b, 2)` and labels `(3b,)` in the row order of `_match`; labels are -100 for missing negatives."""
     always = torch.ones_like(has_text)
     valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
     labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()
@@ -299,7 +261,7 @@ def itm_loss_and_labels(itm_logits: Tensor, has_text: Tensor, has_image: Tensor)
 
 
 def _similarities(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
-    """Of `(b, d)` to `(b, d)` and to the queue, which is not copied for it, hence no `cat` of features: `(b, k)`."""
+    """Similarities of `(b, d)` to the batch and the queue, `(b, k)`; concatenating features first would copy the queue."""
     return torch.cat([queries @ keys.T, queries @ queue.to(queries.dtype).T], dim=1)
 
 

@@ -17,7 +17,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig
 from ..objectives import captioning_loss
 from .attention import ImageMemory
-from .linear import Linear
 from .text import BlipTextModel, BlipTextPreTrainedModel
 
 
@@ -26,7 +25,7 @@ class BlipTextPredictionHeadTransform(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -36,12 +35,12 @@ class BlipTextPredictionHeadTransform(nn.Module):
 
 
 class BlipTextLMPredictionHead(nn.Module):
-    """Scores of the vocabulary, tied to the word embeddings but for a bias."""
+    """Vocabulary logits; the weight is tied to the word embeddings."""
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
         self.transform = BlipTextPredictionHeadTransform(config)
-        self.decoder = Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ class BlipTextLMPredictionHead(nn.Module):
 
 
 class BlipTextOnlyMLMHead(nn.Module):
-    """Holder of the head, under BERT's names."""
+    """Container of the head, with BERT's names."""
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
@@ -102,19 +101,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs of one step of generation.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(rows, t)`):
-                Tokens so far.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                What `generate` needs for `stop_strings` and hands on to each step, which does not.
-            **kwargs:
-                As `GenerationMixin.prepare_inputs_for_generation`.
-
-        Returns:
-            `dict`: Arguments of `forward`.
-        """
+        """Inputs of one step of generation."""
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     @can_return_tuple
@@ -139,7 +126,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         skip_last: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
-        """Scores the next token of each position, and the loss where labels are given.
+        """Computes the next-token logits of each position, and the loss if labels are given.
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
@@ -147,44 +134,44 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Positions, where they are not those of unpadded rows.
+                Positions; defaults to 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Word embeddings in place of `input_ids`.
+                Word embeddings, in place of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
                 Encoded images.
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
                 0 for padding in `encoder_hidden_states`.
             labels (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Ids of `input_ids`, -100 where there is no loss; shifted here, once.
+                Token ids, -100 at positions without loss. They are shifted here.
             past_key_values (`Cache`, *optional*):
                 Self-attention keys and values of earlier tokens.
             use_cache (`bool`, *optional*):
-                Whether to return such a cache.
+                Whether to return a cache.
             return_logits (`bool`, *optional*, defaults to `False`):
-                Whether to return the logits of all positions but the last, and nothing else.
+                Whether to return only the logits of all positions but the last, as a tensor.
             is_decoder (`bool`, *optional*, defaults to `True`):
                 Whether self-attention is causal.
             reduction (`str`, *optional*, defaults to `"mean"`):
-                `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum a row.
+                `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum per row.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                Last positions to score, or their indices; 0 for all.
+                Number of last positions to compute logits for, or indices of positions; 0 for all.
             image_memory (`ImageMemory`, *optional*):
                 Result of `BlipTextModel.build_image_memory`, in place of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
-                Images read by the last `r` rows.
+                Images that the last `r` rows read.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-                Labelled tokens of the whole optimiser step; the summed loss is divided by it (gradient accumulation).
+                Labelled tokens of the whole optimiser step, which divide the summed loss (gradient accumulation).
             skip_last (`bool`, *optional*, defaults to `False`):
-                Whether to leave out the last token where labels are given, as it predicts none of them. The logits are then
-                of shape `(b, t - 1, v)`. Not with `position_ids`, `inputs_embeds` or `shift_labels`.
+                Whether to skip the last token if labels are given, as it predicts no label. Logits then have the shape
+                `(b, t - 1, v)`. Not supported with `position_ids`, `inputs_embeds` or `shift_labels`.
             **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`; and `shift_labels` of shape `(b, t)`, labels that
-                the caller has already aligned with the logits.
+                `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(b, t)`: labels
+                already aligned with the logits.
 
         Returns:
             `CausalLMOutputWithCrossAttentions`: `loss` and `logits` of shape `(b, t, v)`.
         """
-        shift_labels = kwargs.pop("shift_labels", None)  # no parameter: Trainer takes those for labels of the batch
+        shift_labels = kwargs.pop("shift_labels", None)  # not in the signature: Trainer would expect it in every batch
         if skip_last and labels is not None:
             input_ids, shift_labels = input_ids[:, :-1], labels[:, 1:]
             attention_mask = None if attention_mask is None else attention_mask[:, :-1]
@@ -208,7 +195,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             return logits[:, :-1].contiguous()
         loss = None
         if labels is not None:
-            # Labels are shifted and not logits, which would be copied: all of them, and their gradient too.
+            # Shift the labels: shifting the logits would copy them and their gradient.
             shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             loss = captioning_loss(
                 logits,

@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""State of the contrastive objective: averaged weights and a queue of their features (paper, section 3.2; ALBEF)."""
+"""Momentum encoder, its EMA update, and the queue of its features (paper, section 3.2, after ALBEF)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration_blip import BlipContrastiveConfig
 from ..distributed import gather
+from .projection import pool_and_project
+from .text import BlipTextModel
+from .vision import BlipVisionModel
 
 
-# Image id of queue entries that belong to no known image.
+# Image id of pairs whose image is unknown.
 UNKNOWN_IMAGE = -100
-# File of a checkpoint with what published weights leave out: momentum towers and queue.
+# File of a training checkpoint that holds the momentum encoder and the queue.
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 
 def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
-    """The image of each row, unknown where no ids are given.
-
-    Args:
-        image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-            Those given.
-        rows (`torch.Tensor` of shape `(b, ...)`):
-            What they would be the images of.
-
-    Returns:
-        `torch.Tensor` of shape `(b,)`: int64.
-    """
+    """The given image ids, or `UNKNOWN_IMAGE` for each row."""
     if image_ids is not None:
         return image_ids
     return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
@@ -34,29 +28,14 @@ def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
-    """Moves averages towards current values, in place: `average <- momentum * average + (1 - momentum) * current`.
-
-    Args:
-        averages (sequence of `torch.Tensor`):
-            Changed in place.
-        currents (sequence of `torch.Tensor`):
-            Of the same shapes, in the same order.
-        momentum (`float`):
-            Share of the average that is kept.
-    """
+    """EMA step in place: `average <- momentum * average + (1 - momentum) * current`."""
     torch._foreach_lerp_(list(averages), [current.detach() for current in currents], 1 - momentum)
 
 
 class FeatureQueue(nn.Module):
-    """Ring of the momentum features of past batches, extra negatives (and positives, where image ids say so).
+    """Ring buffer of momentum features of past batches: further negatives, or positives with equal image ids.
 
-    It starts with random unit vectors, as the original does, and takes batches of any size.
-
-    Args:
-        size (`int`):
-            Number of pairs kept; 0 keeps none.
-        feature_size (`int`):
-            Width of a feature.
+    Starts with random unit vectors, as salesforce/BLIP does. Batches may have any size; a size of 0 keeps nothing.
     """
 
     image_features: Tensor
@@ -73,31 +52,22 @@ class FeatureQueue(nn.Module):
 
     @property
     def size(self) -> int:
-        """Number of pairs that it keeps."""
+        """Number of pairs that the queue holds."""
         return len(self.image_features)
 
     @property
     def pointer(self) -> Tensor:
-        """Next position to be written, a scalar."""
+        """Next position to write, a scalar."""
         return self.num_enqueued % max(self.size, 1)
 
     @property
     def fill(self) -> Tensor:
-        """Share of the queue that real features take, a scalar in [0, 1]."""
+        """Fraction of the queue that holds real features, a scalar."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
 
     @torch.no_grad()
     def enqueue(self, image_features: Tensor, text_features: Tensor, image_ids: Tensor | None = None) -> None:
-        """Writes a batch, gathered over all processes, over the oldest entries.
-
-        Args:
-            image_features (`torch.Tensor` of shape `(b, d)`):
-                Momentum image features.
-            text_features (`torch.Tensor` of shape `(b, d)`):
-                Momentum text features.
-            image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-                Image of each pair.
-        """
+        """Replaces the oldest entries by a batch, gathered over all processes."""
         batch = (image_features, text_features, image_ids_or_unknown(image_ids, image_features))
         rows = [gather(part) for part in batch]
         count = len(rows[0])
@@ -109,4 +79,33 @@ class FeatureQueue(nn.Module):
         self.num_enqueued += count
 
 
-__all__ = ["MOMENTUM_STATE_NAME", "UNKNOWN_IMAGE", "FeatureQueue", "ema_update_", "image_ids_or_unknown"]
+class MomentumEncoder(nn.Module):
+    """EMA of the image encoder, the unimodal text encoder and their projections; computes the contrastive keys."""
+
+    def __init__(self, config: BlipContrastiveConfig) -> None:
+        super().__init__()
+        # Only the unimodal role is used, so there is no cross-attention.
+        text_config = type(config.text_config).from_dict({**config.text_config.to_dict(), "is_decoder": False})
+        text_config._attn_implementation = config.text_config._attn_implementation
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTextModel(text_config, add_pooling_layer=False)
+        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
+        self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Momentum image and text features, each of shape `(b, d)`."""
+        image_embeds = self.vision_model(pixel_values).last_hidden_state
+        text_embeds = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
+        return pool_and_project(image_embeds, self.vision_proj), pool_and_project(text_embeds, self.text_proj)
+
+
+__all__ = [
+    "MOMENTUM_STATE_NAME",
+    "UNKNOWN_IMAGE",
+    "FeatureQueue",
+    "MomentumEncoder",
+    "ema_update_",
+    "image_ids_or_unknown",
+]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two-image reasoning: is a sentence true of a pair of images (NLVR2; paper, section 5.5)?"""
+"""NLVR2 model: classifies whether a sentence is true of a pair of images (paper, section 5.5)."""
 
 import os
 import re
@@ -13,26 +13,27 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
 from .base import BlipPreTrainedModel, refuse_unknown
-from .nlvr2_text import BlipTwinTextModel
+from .nlvr2_text import BlipNlvr2TextModel
 from .outputs import BlipVisualReasoningOutput
 from .pretraining import BlipForPreTraining
-from .retrieval import BlipForImageTextRetrieval, with_first_token
+from .projection import with_first_token
+from .retrieval import BlipForImageTextRetrieval
 from .retrieval_training import BlipForRetrievalTraining
 from .vision import BlipVisionModel
 
 
-# What a matcher has once and the twins have twice.
-_TWINNED = r"\.crossattention\.(self|output\.dense)\."
+# Cross-attention parts that NLVR2 has once per image.
+_PARTS_PER_IMAGE = r"\.crossattention\.(self|output\.dense)\."
 
 
 class BlipForVisualReasoning(BlipPreTrainedModel):
-    """Says whether a sentence is true of two images.
+    """Classifies whether a sentence is true of two images (NLVR2). Class 1 is true.
 
-    Both images go through one image encoder; each text layer attends to either with weights of its own. Class 1 is true.
+    One image encoder encodes both images. Each text layer has separate cross-attention weights for each image.
 
     Args:
         config (`BlipVisualReasoningConfig`):
-            Configuration of both towers, and the layer from which on the two images are merged by learnt weights.
+            Configuration of both towers, and the first layer that merges the images by learnt weights.
 
     Example:
         >>> import torch
@@ -46,15 +47,15 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
     config: BlipVisualReasoningConfig
     main_input_name = "pixel_values"
-    _no_split_modules = ["BlipVisionLayer", "BlipTwinTextLayer"]
-    _new_heads_remedy = "start from it with BlipForVisualReasoning.from_matcher_pretrained, which fills both twins"
+    _no_split_modules = ["BlipVisionLayer", "BlipNlvr2TextLayer"]
+    _new_heads_remedy = "load it with BlipForVisualReasoning.from_matcher_pretrained"
 
     def __init__(self, config: BlipVisualReasoningConfig) -> None:
         super().__init__(config)
         config = self.config
         width = config.text_config.hidden_size
         self.vision_model = BlipVisionModel(config.vision_config)
-        self.text_encoder = BlipTwinTextModel(config.text_config, config.merge_from_layer)
+        self.text_encoder = BlipNlvr2TextModel(config.text_config, config.merge_from_layer)
         self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.post_init()
 
@@ -68,22 +69,22 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         text_fields: dict[str, Any] | None = None,
         **config_fields: Any,
     ) -> "BlipForVisualReasoning":
-        """Starts from a model of single images, as the paper fine-tunes for NLVR2; all weights in fp32.
+        """Initialises a model from one of single images, as the paper does for NLVR2, in fp32.
 
-        Both twins start from its one cross-attention. The merge layers and the classifier start from random weights.
+        Cross-attention to both images starts from the same weights. Merge layers and classifier start at random.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Directory or Hub name of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
+                Directory or Hub id of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
                 checkpoint.
             image_size (`int`, *optional*, defaults to the checkpoint's):
-                Pixels a side; position embeddings are interpolated.
+                Image size in pixels. Position embeddings are interpolated.
             vision_fields (`dict`, *optional*):
-                `BlipVisionConfig` fields to set, such as `drop_path_rate`: 0.1 in the original's fine-tuning.
+                Fields of `BlipVisionConfig`, such as `drop_path_rate` (0.1 in salesforce/BLIP).
             text_fields (`dict`, *optional*):
-                `BlipTextConfig` fields to set, such as dropout.
+                Fields of `BlipTextConfig`, such as dropout.
             **config_fields:
-                `BlipVisualReasoningConfig` fields to set, such as `merge_from_layer`.
+                Fields of `BlipVisualReasoningConfig`, such as `merge_from_layer`.
 
         Returns:
             `BlipForVisualReasoning`: In evaluation mode.
@@ -104,7 +105,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         model = cls(config)
         model.vision_model.load_state_dict(matcher.vision_model.state_dict())
         fresh = {name: value for name, value in model.text_encoder.state_dict().items() if ".merge_layer." in name}
-        model.text_encoder.load_state_dict(_twinned(matcher.text_encoder.state_dict()) | fresh)
+        model.text_encoder.load_state_dict(_copy_per_image(matcher.text_encoder.state_dict()) | fresh)
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -125,35 +126,35 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipVisualReasoningOutput:
-        """Judges sentences about pairs of images.
+        """Classifies sentences about pairs of images.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 2, 3, height, width)`):
-                Normalised pixels of each pair, the first (left) image before the second.
+                Normalised pixels of each pair, left image first.
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` neighbouring sentences a pair. Whatever stands at position 0 is read as [ENC].
+                Token ids, `g` consecutive sentences per pair. Position 0 is read as [ENC].
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             labels (`torch.Tensor` of shape `(n * g,)`, *optional*):
-                1 for true sentences, 0 for false ones; gives the loss.
+                1 for true sentences, 0 for false ones. Adds the loss to the output.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BlipVisualReasoningOutput`: The scores, and the loss where labels were given.
+            `BlipVisualReasoningOutput`: Logits, and the loss if labels are given.
 
         Raises:
-            ValueError: If the pixels are not those of pairs, or the sentences do not divide among the pairs.
+            ValueError: If the pixels are not pairs, or the number of sentences is not a multiple of the pairs.
         """
         refuse_unknown(kwargs, self)
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
             raise ValueError(
-                f"pixel_values are of shape {tuple(pixel_values.shape)}, expected (pairs, 2, 3, height, width). Stack the"
+                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (pairs, 2, 3, height, width). Stack the"
                 " two images of each pair along axis 1."
             )
-        # (n, 2, 3, height, width) -> (2 * n, 3, height, width), one pass for all
+        # (n, 2, 3, height, width) -> (2 * n, 3, height, width)
         vision = self.vision_model(
             pixel_values.flatten(0, 1), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -162,7 +163,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             with_first_token(input_ids, self.config.text_config.enc_token_id),
             attention_mask,
             self.text_encoder.build_image_memories(first, second),
-            cls_only=not kwargs.get("output_attentions"),  # attentions that are asked for are those of all tokens
+            cls_only=not kwargs.get("output_attentions"),  # requested attentions cover all tokens
             **kwargs,
         )
         logits = self.cls_head(text.last_hidden_state[:, 0])  # (n * g, 2)
@@ -180,21 +181,21 @@ def _load_matcher(path: str | os.PathLike) -> BlipForImageTextRetrieval:
     for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
         if settings.get("model_type") == trained_class.config_class.model_type:
             return trained_class.from_pretrained(path, dtype=torch.float32).export_retriever()
-    # Which raises on a checkpoint of another class.
+    # Raises for a checkpoint of another class.
     return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
 
 
-def _twinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a text encoder with its cross-attention under the names of both twins."""
-    twinned = {}
+def _copy_per_image(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies the cross-attention of a text encoder to the names of both images."""
+    copied = {}
     for name, value in state.items():
-        names = {re.sub(_TWINNED, rf".crossattention.\g<1>{twin}.", name) for twin in (0, 1)}
-        twinned |= dict.fromkeys(names, value)
-    return twinned
+        names = {re.sub(_PARTS_PER_IMAGE, rf".crossattention.\g<1>{image}.", name) for image in (0, 1)}
+        copied |= dict.fromkeys(names, value)
+    return copied
 
 
 def _paired(cross_attentions: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    """Probabilities of either image in turn, each `(b, h, t, p)` -> one tensor a layer, `(b, 2, h, t, p)`."""
+    """Stacks alternating probabilities of both images, `(b, h, t, p)`, to one `(b, 2, h, t, p)` per layer."""
     if not cross_attentions:
         return None
     pairs = zip(cross_attentions[::2], cross_attentions[1::2], strict=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Text transformer that reads two images at once: twin cross-attention, averaged below and merged above (NLVR2).
+"""Text transformer of NLVR2: cross-attention to two images, averaged in lower layers and merged in upper ones.
 
     first image ── self0 ── dense0 ─┐
     text ────────┤                  ├─ average, or concatenate and merge ─ + text ─ LayerNorm
     second image ─ self1 ── dense1 ─┘
 
-The paper, section 5.5 and figure 5. Names are those of the original checkpoints.
+See the paper, section 5.5 and figure 5. Parameter names follow the original checkpoints.
 """
 
 import torch
@@ -20,7 +20,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory, self_attention_mask
 from .base import refuse_unknown
-from .linear import Linear
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
     BlipTextAttention,
@@ -35,15 +34,15 @@ from .text_layers import (
 ImageMemoryPair = tuple[ImageMemory, ImageMemory]
 
 
-class BlipTwinOutput(nn.Module):
-    """One dense layer an image, their average or learnt merger, and the residual output that both share."""
+class BlipNlvr2Output(nn.Module):
+    """A dense layer per image, their average or learnt merge, residual and layer norm."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
         width = config.hidden_size
-        self.dense0 = Linear(width, width)
-        self.dense1 = Linear(width, width)
-        self.merge_layer = Linear(2 * width, width) if has_merge_layer else None
+        self.dense0 = nn.Linear(width, width)
+        self.dense1 = nn.Linear(width, width)
+        self.merge_layer = nn.Linear(2 * width, width) if has_merge_layer else None
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -57,14 +56,14 @@ class BlipTwinOutput(nn.Module):
         return self.LayerNorm(self.dropout(merged) + residual)
 
 
-class BlipTwinCrossAttention(nn.Module):
-    """Attention to two images, each with weights of its own."""
+class BlipNlvr2CrossAttention(nn.Module):
+    """Attention to two images with separate weights."""
 
     def __init__(self, config: BlipTextConfig, *, has_merge_layer: bool) -> None:
         super().__init__()
         self.self0 = BlipTextCrossAttention(config)
         self.self1 = BlipTextCrossAttention(config)
-        self.output = BlipTwinOutput(config, has_merge_layer=has_merge_layer)
+        self.output = BlipNlvr2Output(config, has_merge_layer=has_merge_layer)
 
     def forward(
         self,
@@ -83,17 +82,17 @@ class BlipTwinCrossAttention(nn.Module):
         return self.output(first, second, hidden_states)
 
 
-class BlipTwinTextLayer(GradientCheckpointingLayer):
-    """Self-attention, twin cross-attention, feed-forward; post-norm throughout."""
+class BlipNlvr2TextLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention to two images, feed-forward; post-norm."""
 
     def __init__(self, config: BlipTextConfig, layer_idx: int, *, has_merge_layer: bool) -> None:
         super().__init__()
         self.attention = BlipTextAttention(BlipTextSelfAttention(config, layer_idx), config)
-        self.crossattention = BlipTwinCrossAttention(config, has_merge_layer=has_merge_layer)
+        self.crossattention = BlipNlvr2CrossAttention(config, has_merge_layer=has_merge_layer)
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
-    # Memory tensors are positional: they carry gradients, which re-entrant checkpointing finds only there.
+    # Memory tensors are positional because re-entrant checkpointing finds gradients only there.
     def forward(
         self,
         hidden_states: Tensor,
@@ -121,30 +120,23 @@ class BlipTwinTextLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class BlipTwinTextEncoder(nn.Module):
+class BlipNlvr2TextEncoder(nn.Module):
     """The stack of layers."""
 
     def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
-            BlipTwinTextLayer(config, idx, has_merge_layer=idx >= merge_from_layer)
+            BlipNlvr2TextLayer(config, idx, has_merge_layer=idx >= merge_from_layer)
             for idx in range(config.num_hidden_layers)
         )
 
 
-class BlipTwinTextModel(BlipTextPreTrainedModel):
-    """Text encoder grounded in two images.
+class BlipNlvr2TextModel(BlipTextPreTrainedModel):
+    """Text encoder grounded in two images."""
 
-    Args:
-        config (`BlipTextConfig`):
-            Sizes of the text transformer.
-        merge_from_layer (`int`):
-            First layer, counted from 0, that merges the two images by learnt weights; those below average them.
-    """
-
-    _no_split_modules = ["BlipTwinTextLayer"]
+    _no_split_modules = ["BlipNlvr2TextLayer"]
     _can_record_outputs = {
-        "hidden_states": BlipTwinTextLayer,
+        "hidden_states": BlipNlvr2TextLayer,
         "attentions": OutputRecorder(BlipTextSelfAttention, index=1),
         "cross_attentions": OutputRecorder(BlipTextCrossAttention, index=1),
     }
@@ -153,7 +145,7 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         super().__init__(config)
         config = self.config
         self.embeddings = BlipTextEmbeddings(config)
-        self.encoder = BlipTwinTextEncoder(config, merge_from_layer)
+        self.encoder = BlipNlvr2TextEncoder(config, merge_from_layer)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -165,20 +157,10 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def build_image_memories(self, first_states: Tensor, second_states: Tensor) -> ImageMemoryPair:
-        """Projects encoded pairs of images to what every layer's cross-attention reads, each image once.
-
-        Args:
-            first_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                Image encoder's states of the first image of each pair.
-            second_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                The same of the second image.
-
-        Returns:
-            `tuple[ImageMemory, ImageMemory]`: Of the first and the second images.
-        """
-        twins = [layer.crossattention for layer in self.encoder.layer]
-        first = [twin.self0.project(first_states) for twin in twins]
-        second = [twin.self1.project(second_states) for twin in twins]
+        """Projects the states of both images, each `(n, p, encoder_d)`, to keys and values of every layer."""
+        attentions = [layer.crossattention for layer in self.encoder.layer]
+        first = [attention.self0.project(first_states) for attention in attentions]
+        second = [attention.self1.project(second_states) for attention in attentions]
         return ImageMemory(*zip(*first, strict=True)), ImageMemory(*zip(*second, strict=True))
 
     @merge_with_config_defaults
@@ -191,11 +173,11 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes texts, each grounded in a pair of images.
+        """Encodes texts grounded in pairs of images.
 
         Args:
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` neighbouring texts a pair.
+                Token ids, `g` consecutive texts per pair.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             image_memories (`tuple[ImageMemory, ImageMemory]`):
@@ -206,11 +188,11 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`. Its
-            `cross_attentions`, where asked for, alternate between first and second images, layer by layer.
+            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`.
+            `cross_attentions` alternate between first and second images, layer by layer.
 
         Raises:
-            ValueError: If a text is too long, or texts do not divide among the pairs.
+            ValueError: If a text is too long, or the number of texts is not a multiple of the pairs.
         """
         refuse_unknown(kwargs, self)
         (num_texts, length), num_pairs = input_ids.shape, image_memories[0].num_images
@@ -220,8 +202,8 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
             )
         if num_texts % num_pairs:
             raise ValueError(
-                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text a pair, or the same"
-                " number for each pair, the texts of one pair next to each other."
+                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text per pair, or the same"
+                " number of consecutive texts for each pair."
             )
         positions = torch.arange(length, device=input_ids.device)[None]
         hidden_states = self.embeddings(self.embeddings.word_embeddings(input_ids), positions)
@@ -247,4 +229,4 @@ class BlipTwinTextModel(BlipTextPreTrainedModel):
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states)
 
 
-__all__ = ["BlipTwinTextModel", "ImageMemoryPair"]
+__all__ = ["BlipNlvr2TextModel", "ImageMemoryPair"]

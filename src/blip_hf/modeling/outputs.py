@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Output classes: one meaning a field, `None` where it was not computed."""
+"""Output classes of the models. Fields that were not computed are `None`."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ class BlipCaptioningOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*):
-            Language-modelling loss, label smoothing included, where labels were given.
+            Language-modelling loss with label smoothing, if labels are given.
         logits (`torch.Tensor` of shape `(b, t, v)`, *optional*):
-            Scores of the next token.
+            Logits of the next token.
         image_embeds (`torch.Tensor` of shape `(n, p, d)`, *optional*):
             States of the image encoder.
         last_hidden_state (`torch.Tensor` of shape `(n, p, d)`, *optional*):
-            The same, under upstream's second name for them.
+            Equal to `image_embeds`; upstream's second name.
         hidden_states (`tuple`, *optional*):
             States of each vision layer.
         attentions (`tuple`, *optional*):
@@ -49,17 +49,17 @@ class BlipMatchingOutput(ModelOutput):
 
     Args:
         itm_score (`torch.Tensor`):
-            Upstream's field with two meanings: `itm_logits` or `itc_similarity`, whichever was computed.
+            `itm_logits` or `itc_similarity`, whichever was computed; upstream's name.
         loss (`torch.Tensor`, *optional*):
-            Matching loss, where labels were given.
+            Matching loss, if labels are given.
         itm_logits (`torch.Tensor` of shape `(b, 2)`, *optional*):
-            Scores of unmatched and matched; their softmax's `[:, 1]` is the probability of a match.
+            Logits of unmatched and matched; the softmax's `[:, 1]` is the probability of a match.
         itc_similarity (`torch.Tensor` of shape `(n, m)`, *optional*):
-            Cosines of every image and every text. Not a probability.
+            Cosine of every image and every text, not a probability.
         last_hidden_state (`torch.Tensor` of shape `(n, p, d)`, *optional*):
             States of the image encoder.
         question_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-            States of the text encoder, under upstream's name.
+            States of the text encoder; upstream's name.
         hidden_states (`tuple`, *optional*):
             States of each vision layer.
         attentions (`tuple`, *optional*):
@@ -81,30 +81,30 @@ class BlipMatchingOutput(ModelOutput):
 
 @dataclass
 class BlipContrastiveOutput(ModelOutput):
-    """Output of `BlipForRetrievalTraining`, and the part of `BlipForPreTraining`'s that the queue and the logs read.
+    """Output of `BlipForRetrievalTraining`, and base of the output of `BlipForPreTraining`.
 
     Args:
         loss (`torch.Tensor`):
-            Sum of the losses, each times its weight where the configuration has weights.
+            Sum of the losses, weighted if the configuration has weights.
         loss_itc (`torch.Tensor`):
-            Image-text contrast, the mean of both directions.
+            Image-text contrastive loss, the mean of both directions.
         loss_itm (`torch.Tensor`, *optional*):
-            Image-text matching. `None` where its weight is 0.
+            Image-text matching loss. `None` if its weight is 0.
         itm_logits (`torch.Tensor` of shape `(3b, 2)`, *optional*):
-            Scores of unmatched and matched; for each image its own text and a hard one in turn, then for each text a
-            hard image. `None` for a batch of one.
+            Logits of unmatched and matched: for each image its own text and a hard text in turn, then for each text a
+            hard image. `None` for a batch of one pair.
         itm_labels (`torch.Tensor` of shape `(3b,)`, *optional*):
-            1 for matched pairs, 0 for others, -100 for pairs that could not be made.
+            1 for matched pairs, 0 for others, -100 for pairs without a negative.
         image_features (`torch.Tensor` of shape `(b, d)`):
-            Projected and normalised.
+            Projected and normalised image features.
         text_features (`torch.Tensor` of shape `(b, d)`):
-            Projected and normalised.
+            Projected and normalised text features.
         momentum_image_features (`torch.Tensor` of shape `(b, d)`):
-            Of the momentum tower; `enqueue` takes them.
+            Image features of the momentum encoder, for `enqueue`.
         momentum_text_features (`torch.Tensor` of shape `(b, d)`):
-            Of the momentum tower; `enqueue` takes them.
+            Text features of the momentum encoder, for `enqueue`.
         image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-            Those given.
+            The given image ids.
     """
 
     loss: Tensor | None = None
@@ -121,13 +121,13 @@ class BlipContrastiveOutput(ModelOutput):
 
 @dataclass
 class BlipPreTrainingOutput(BlipContrastiveOutput):
-    """Output of `BlipForPreTraining`: the fields of `BlipContrastiveOutput`, and those of language modelling.
+    """Output of `BlipForPreTraining`: fields of `BlipContrastiveOutput`, and of language modelling.
 
     Args:
         loss_lm (`torch.Tensor`, *optional*):
-            Language modelling. `None` where its weight is 0.
+            Language-modelling loss. `None` if its weight is 0.
         lm_logits (`torch.Tensor` of shape `(b, t - 1, v)`, *optional*):
-            Scores of the next token; the last token predicts none.
+            Logits of the next token; the last token predicts none.
     """
 
     loss_lm: Tensor | None = None
@@ -140,11 +140,11 @@ class BlipVisualReasoningOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*):
-            Cross-entropy, where labels were given.
+            Cross-entropy, if labels are given.
         logits (`torch.Tensor` of shape `(b, 2)`):
-            Scores of false and true; their softmax's `[:, 1]` is the probability that the sentence is true.
+            Logits of false and true; the softmax's `[:, 1]` is the probability that the sentence is true.
         hidden_states (`tuple`, *optional*):
-            States of each vision layer, both images of a pair next to each other.
+            States of each vision layer; the images of a pair are consecutive.
         attentions (`tuple`, *optional*):
             Self-attention probabilities of each vision layer.
         cross_attentions (`tuple` of `torch.Tensor` of shape `(b, 2, h, t, p)`, *optional*):
@@ -164,21 +164,21 @@ class BlipQuestionAnsweringOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*):
-            Language-modelling loss of the answers, label smoothing included, where labels were given.
+            Language-modelling loss of the answers with label smoothing, if labels are given.
         image_embeds (`torch.Tensor` of shape `(n, p, d)`, *optional*):
             States of the image encoder.
         last_hidden_state (`torch.Tensor` of shape `(n, p, d)`, *optional*):
-            The same, under upstream's second name for them.
+            Equal to `image_embeds`; upstream's second name.
         hidden_states (`tuple`, *optional*):
             States of each vision layer.
         attentions (`tuple`, *optional*):
             Self-attention probabilities of each vision layer.
         logits (`torch.Tensor` of shape `(m, t, v)`, *optional*):
-            Scores of each answer's next token, in training with labels of shape `(m, t - 1, v)`: the last predicts none.
+            Logits of each answer's next token; of shape `(m, t - 1, v)` in training with labels.
         answer_losses (`torch.Tensor` of shape `(m,)`, *optional*):
-            Loss of each answer, the sum over its tokens, where labels were given.
+            Loss of each answer, summed over its tokens, if labels are given.
         question_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-            States of the questions, which the answers read.
+            States of the questions.
         decoder_hidden_states (`tuple`, *optional*):
             States of each answer layer.
         decoder_attentions (`tuple`, *optional*):
@@ -202,15 +202,15 @@ class BlipQuestionAnsweringOutput(ModelOutput):
 
 @dataclass
 class BlipAnswerRankingOutput(ModelOutput):
-    """Answers of a list, ranked for `b` questions by `BlipForQuestionAnswering.rank_answers`.
+    """Output of `BlipForQuestionAnswering.rank_answers` for `b` questions.
 
     Args:
         best (`torch.Tensor` of shape `(b,)`):
-            Position in the list of each question's best answer.
+            Index in the list of each question's best answer.
         candidates (`torch.Tensor` of shape `(b, k)`):
-            Positions of the answers that were scored as a whole, the likeliest first token first.
+            Indices of the candidates, most likely first token first.
         scores (`torch.Tensor` of shape `(b, k)`):
-            Their log-likelihoods, label smoothing included.
+            Log-likelihoods of the candidates, with label smoothing.
     """
 
     best: Tensor | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pre-training model: one image encoder, one text transformer in three roles, three objectives (paper, section 3.2)."""
+"""Pre-training model: image encoder and text transformer with three objectives (paper, section 3.2)."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ from .vision import BlipVisionModel
 from .warm_start import copy_into, read_text_tower, read_vision_tower
 
 
-# Of encoder and decoder everything is one parameter but self-attention (paper, section 3.1 and table 3).
+# Encoder and decoder share all weights except self-attention (paper, section 3.1 and table 3).
 SHARED_TEXT_PARTS = (
     "embeddings",
     r"encoder.layer.\d+.crossattention",
@@ -30,11 +30,11 @@ SHARED_TEXT_PARTS = (
 
 
 class BlipForPreTraining(BlipContrastiveModel):
-    """BLIP with its three objectives, momentum towers and feature queue.
+    """BLIP with its three objectives (ITC, ITM, LM), momentum encoder and feature queue.
 
-    `forward` changes nothing. After each optimiser step call `update_momentum()`, after each backward pass
-    `enqueue(output)`; `BlipContrastiveTrainer` does both. The momentum towers and the queue belong to the training run: `save_pretrained` leaves them
-    out, and `from_pretrained` starts the averages at the loaded weights. `training_state_dict` has them.
+    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each optimiser
+    step; `BlipContrastiveTrainer` does both. `save_pretrained` leaves out the momentum encoder and the queue, which
+    `training_state_dict` returns. `from_pretrained` starts the momentum encoder from the loaded weights.
 
     Args:
         config (`BlipPreTrainingConfig`):
@@ -67,25 +67,25 @@ class BlipForPreTraining(BlipContrastiveModel):
         text_fields: dict[str, Any] | None = None,
         **config_fields: Any,
     ) -> "BlipForPreTraining":
-        """Starts from a pre-trained image encoder and a BERT, as the paper does (section 4.1); all weights in fp32.
+        """Initialises the towers from a pre-trained ViT and BERT, as in the paper (section 4.1), in fp32.
 
         Args:
             vision (`str` or `os.PathLike`, *optional*):
-                Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint. Random weights without it.
+                Directory or Hub id of a ViT, DeiT or `BlipVisionModel` checkpoint. By default, random weights.
             text (`str` or `os.PathLike`, *optional*):
-                Directory or Hub name of a BERT checkpoint. Random weights without it.
+                Directory or Hub id of a BERT checkpoint. By default, random weights.
             image_size (`int`, *optional*, defaults to the vision checkpoint's):
-                Pixels a side; position embeddings are interpolated.
+                Image size in pixels. Position embeddings are interpolated.
             vision_fields (`dict`, *optional*):
-                `BlipVisionConfig` fields to set; sizes too, without `vision`.
+                Fields of `BlipVisionConfig`, including sizes if there is no `vision`.
             text_fields (`dict`, *optional*):
-                `BlipTextConfig` fields to set: token ids as `BlipProcessor.config_token_ids()` gives them, dropout; sizes
-                too, without `text`.
+                Fields of `BlipTextConfig`: token ids from `BlipProcessor.config_token_ids()`, dropout, and sizes if there is
+                no `text`.
             **config_fields:
                 Fields of `BlipPreTrainingConfig`.
 
         Returns:
-            `BlipForPreTraining`: With fresh cross-attention, heads and projections, in training mode.
+            `BlipForPreTraining`: In training mode. Cross-attention, heads and projections are new.
         """
         vision_config, vision_state = dict(vision_fields or {}), {}
         if vision is not None:
@@ -97,14 +97,14 @@ class BlipForPreTraining(BlipContrastiveModel):
         copy_into(model.vision_model, vision_state)
         copy_into(model.text_encoder, text_state)
         self_attention = {name: value for name, value in text_state.items() if ".attention." in name}
-        copy_into(model.text_decoder.bert, self_attention)  # the rest is shared
+        copy_into(model.text_decoder.bert, self_attention)  # the rest is shared with the encoder
         if image_size is not None:
             model.resize_position_embeddings(image_size)
         model.reset_momentum()
         return model.train()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings, which encoder and decoder share."""
+        """The word embeddings shared by encoder and decoder."""
         return self.text_decoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -121,13 +121,9 @@ class BlipForPreTraining(BlipContrastiveModel):
         self.text_decoder.set_output_embeddings(new_embeddings)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters that no loss has a gradient for: those that matching or language modelling of weight 0 has alone.
-
-        Returns:
-            `list[nn.Parameter]`: Freeze them before data parallelism, which would wait for their gradients.
-        """
+        """Parameters without a gradient because a loss has weight 0; freeze them before data parallelism."""
         named = list(self.named_parameters(remove_duplicate=False))
-        used = {id(parameter) for name, parameter in named if self._is_used(name)}  # by any of its names
+        used = {id(parameter) for name, parameter in named if self._is_used(name)}  # under any of its names
         return [parameter for parameter in self.parameters() if id(parameter) not in used]
 
     def _is_used(self, name: str) -> bool:
@@ -138,11 +134,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         return True
 
     def export_captioner(self) -> BlipForConditionalGeneration:
-        """The captioner inside, sharing its weights with this model.
-
-        Returns:
-            `BlipForConditionalGeneration`: Save it to have a checkpoint that plain transformers opens.
-        """
+        """The captioning model inside, which shares its weights with this model; plain transformers can load it."""
         return self._export(BlipForConditionalGeneration, ("vision_model", "text_decoder"))
 
     @can_return_tuple
@@ -156,27 +148,26 @@ class BlipForPreTraining(BlipContrastiveModel):
         generator: torch.Generator | None = None,
         return_loss: bool = True,
     ) -> BlipPreTrainingOutput:
-        """The three losses of a batch of pairs, from one pass of the image encoder.
+        """Computes the three losses of a batch of pairs.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(b, 3, height, width)`):
                 Normalised pixels.
             input_ids (`torch.Tensor` of shape `(b, t)`):
-                Captions, [CLS] first and [SEP] last; the other roles' first tokens are set here.
+                Captions from [CLS] to [SEP]. [ENC] and [DEC] are set here.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding, on the right.
             alpha (`float` or scalar `torch.Tensor`, *optional*, defaults to the configuration's):
-                Share of the momentum towers in the contrastive targets.
+                Weight of the momentum encoder's distribution in the contrastive targets.
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-                Equal for captions of one image, which then are no negatives of each other.
+                Equal for captions of one image, which are then not negatives of each other.
             generator (`torch.Generator`, *optional*):
-                Source of the hard negatives.
+                Random generator that samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
-                Tells Trainer that this model has a loss without labels. There is nothing to return without it.
+                Tells Trainer that the model computes a loss without labels. `False` raises an error.
 
         Returns:
-            `BlipPreTrainingOutput`: Losses, logits and features. `lm_logits` are those that predict a token, of shape
-            `(b, t - 1, v)`.
+            `BlipPreTrainingOutput`: Losses, logits and features. `lm_logits` has the shape `(b, t - 1, v)`.
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         config = self.config
@@ -218,7 +209,7 @@ class BlipForPreTraining(BlipContrastiveModel):
     def _caption(
         self, memory: ImageMemory, words: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """LM of every caption given its image; all its tokens are targets, [SEP] included, and the last one predicts none."""
+        """LM loss and logits of captions; every token after the first is a target, including [SEP]."""
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         outputs = self.text_decoder(
             inputs_embeds=words[:, :-1],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Memory for a little time: what is cheap to make again is not kept for backward."""
+"""Recomputation of cheap activations in the backward pass, to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,23 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_in_backward(module: nn.Module, function: Callable[..., Any], first: Tensor, *others: Any) -> Any:
-    """Calls a function whose last costly operation is at its end, and keeps only its arguments for backward.
+    """Calls `function` and keeps only its arguments for the backward pass, which recomputes the rest.
 
-    Backward runs it again up to the last tensor that the gradient needs, so that a product at its end is not repeated.
-    Values and gradients are the same. Without training or gradients this is a plain call.
-
-    Args:
-        module (`nn.Module`):
-            The calling module; its `training` flag switches recomputation.
-        function (`Callable`):
-            What to call. It changes nothing.
-        first (`torch.Tensor`):
-            First argument, by whose need of a gradient is decided.
-        *others:
-            Further arguments.
-
-    Returns:
-        What the function returns.
+    Backward stops at the last tensor that it needs, so a matrix product at the end of `function` is not repeated. Recompute
+    only if the module trains and `first` requires grad.
     """
     if module.training and first.requires_grad:
         return checkpoint(function, first, *others, use_reentrant=False)

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Matcher: cosines of unimodal features (ITC) and a verdict on image-text pairs (ITM)."""
+"""Image-text retrieval model: cosine similarity of features (ITC) and matching of pairs (ITM)."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -12,15 +10,17 @@ from ..objectives import matching_loss
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .outputs import BlipMatchingOutput
+from .projection import pool_and_project, with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
 class BlipForImageTextRetrieval(BlipPreTrainedModel):
-    """Compares images and texts, by cosine and by the matching head.
+    """Compares images and texts by the cosine of their features or by the matching head.
 
-    Drop-in for `transformers.BlipForImageTextRetrieval`, whose checkpoints it reads and writes. Matching puts [ENC] at
-    position 0, as BLIP was trained; `config.itm_start_token="cls"` or `itm_start_token="cls"` gives transformers' scores.
+    Drop-in replacement for `transformers.BlipForImageTextRetrieval`; reads and writes the same checkpoints. Matching puts
+    [ENC] at position 0, as BLIP was trained; `itm_start_token="cls"` (an argument, or in the configuration) gives the scores
+    of transformers.
 
     Args:
         config (`BlipConfig`):
@@ -48,13 +48,13 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         self.text_encoder.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Projected and normalised features of images, to be compared with those of texts by dot product.
+        """Projected and normalised image features; their dot product with text features is the cosine.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `torch.Tensor` of shape `(n, d)`: Unit vectors.
@@ -63,7 +63,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         return pool_and_project(states, self.vision_proj)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected and normalised features of texts.
+        """Projected and normalised text features.
 
         Args:
             input_ids (`torch.Tensor` of shape `(m, t)`):
@@ -78,16 +78,16 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         return pool_and_project(states, self.text_proj)
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
-        """Encodes images once, for any number of matching passes.
+        """Encodes images once, for any number of calls of `get_itm_logits`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
-            `ImageMemory`: For `get_itm_logits`.
+            `ImageMemory`: Pass it to `get_itm_logits`.
         """
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         return self.text_encoder.build_image_memory(states)
@@ -100,14 +100,14 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         image_index: Tensor | None = None,
         itm_start_token: str | None = None,
     ) -> Tensor:
-        """Matching scores of texts with encoded images.
+        """ITM logits of texts with encoded images.
 
         Args:
             image_memory (`ImageMemory`):
                 Result of `get_image_memory` for `n` images.
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` neighbouring texts an image: pairs (`g = 1`), or one image against many texts (`n = 1`). A
-                single text is read against each image.
+                Token ids, `g` consecutive texts per image: pairs (`g = 1`), or one image with many texts (`n = 1`). One
+                text alone is matched with every image.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
@@ -164,29 +164,28 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         itm_start_token: str | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipMatchingOutput:
-        """Compares images and texts, by the matching head or by cosine.
+        """Compares images and texts by the matching head or by the cosine of their features.
 
         Args:
             input_ids (`torch.Tensor` of shape `(m, t)`):
                 Token ids, [CLS] first.
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels. For the matching head `m` is a multiple of `n`, the texts of one image being neighbours,
-                or one text that meets each image.
+                Normalised pixels. The matching head takes `m / n` consecutive texts per image, or one text for all images.
             use_itm_head (`bool`, *optional*, defaults to `True`):
-                Whether to run the matching head; otherwise the cosines of every image with every text are returned.
+                Whether to run the matching head. If not, returns the cosines of every image with every text.
             attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             labels (`torch.Tensor` of shape `(m,)`, *optional*):
-                1 for matching pairs, 0 for others; gives the matching loss.
+                1 for matched pairs, 0 for others. Adds the matching loss to the output.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BlipMatchingOutput`: The scores under their own names, and as upstream's `itm_score`.
+            `BlipMatchingOutput`: Scores, also under upstream's name `itm_score`.
 
         Raises:
             ValueError: If labels are given without the matching head, or texts do not divide among the images.
@@ -200,7 +199,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             itm_logits = self.itm_head(text.last_hidden_state[:, 0])
             loss = None if labels is None else matching_loss(itm_logits, labels)
         elif labels is not None:
-            raise ValueError("labels need the matching head: pass use_itm_head=True, or leave labels out.")
+            raise ValueError("labels require the matching head. Pass use_itm_head=True, or remove labels.")
         else:
             text = self.text_encoder(input_ids, attention_mask, **kwargs)
             text_features = pool_and_project(text.last_hidden_state, self.text_proj)
@@ -240,15 +239,4 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         )
 
 
-def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
-    """A copy of `input_ids` of shape `(b, t)` with another token at position 0: [CLS], [ENC] or [DEC] tells the role."""
-    first = torch.full_like(input_ids[:, :1], token_id)
-    return torch.cat([first, input_ids[:, 1:]], dim=1)
-
-
-def pool_and_project(states: Tensor, projection: nn.Module) -> Tensor:
-    """Normalised projection of position 0, in fp32: `(b, t, d)` -> `(b, feature)`."""
-    return normalize(projection(states[:, 0]).float(), dim=-1)
-
-
-__all__ = ["BlipForImageTextRetrieval", "pool_and_project", "with_first_token"]
+__all__ = ["BlipForImageTextRetrieval"]

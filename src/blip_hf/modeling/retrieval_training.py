@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval fine-tuning: contrast with image ids, and matching with hard negatives (paper, section 5.1).
+"""Retrieval fine-tuning: ITC with image ids, and ITM with hard negatives (paper, section 5.1).
 
 Letters: `b` batch, `m` rows of all processes, `d` width, `t` tokens, `p` image tokens.
 """
@@ -22,20 +22,19 @@ from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
-# A pre-training file holds what encoder and decoder share once, under the decoder's names.
+# A pre-training checkpoint stores the shared weights of encoder and decoder under the decoder's names.
 _PRETRAINING_NAMES = {rf"^text_decoder\.bert\.({'|'.join(SHARED_TEXT_PARTS)})\.": r"text_encoder.\1."}
 
 
 class BlipForRetrievalTraining(BlipContrastiveModel):
-    """The matcher in fine-tuning for retrieval: with temperature, momentum towers and feature queue.
+    """Retrieval model for fine-tuning, with temperature, momentum encoder and feature queue.
 
-    Captions of one image are positives of each other in the contrast and no negatives in the matching, where
-    `image_ids` say which they are. Hard negatives are drawn by the similarity of the online features, and from the
-    batches of all processes with `config.negative_all_rank`.
+    Captions with the same `image_ids` are positives of each other in ITC and never negatives in ITM. Hard negatives are
+    sampled by the similarity of the online features; with `config.negative_all_rank`, from the batches of all processes.
 
-    `from_pretrained` takes a checkpoint of this class, of `BlipForImageTextRetrieval` (transformers' or ours), or of
-    `BlipForPreTraining`, whose decoder is left out. Momentum towers start at its weights, the queue at random.
-    `forward` changes nothing: the two updates are those of `BlipForPreTraining`, and `BlipContrastiveTrainer` makes them.
+    `from_pretrained` takes checkpoints of this class, of `BlipForImageTextRetrieval` (also of transformers), and of
+    `BlipForPreTraining`. The momentum encoder starts from the loaded weights, the queue at random. `forward` changes no
+    state: call `enqueue` and `update_momentum` as for `BlipForPreTraining`, or use `BlipContrastiveTrainer`.
 
     Args:
         config (`BlipRetrievalTrainingConfig`):
@@ -65,15 +64,15 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint of this class, of matching or of pre-training.
+        """Loads a checkpoint of this class, of `BlipForImageTextRetrieval`, or of `BlipForPreTraining`.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A directory or the name of a Hub repository.
+                Local directory or Hub model id.
             *args:
                 As `BlipPreTrainedModel.from_pretrained`.
             **kwargs:
-                As `BlipPreTrainedModel.from_pretrained`: fields of the configuration, such as `queue_size`, among them.
+                As `BlipPreTrainedModel.from_pretrained`, including configuration fields such as `queue_size`.
 
         Returns:
             `BlipForRetrievalTraining`: The model in evaluation mode, or `(model, loading_info)` with
@@ -85,7 +84,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
 
     def _finish_loading(self) -> None:
         super()._finish_loading()
-        self._weight_conversions = None  # transformers (5.23) would give saved weights their old names back
+        self._weight_conversions = None  # transformers (5.23) would save the weights under their old names
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -106,23 +105,23 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         generator: torch.Generator | None = None,
         return_loss: bool = True,
     ) -> BlipContrastiveOutput:
-        """Both losses of a batch of pairs, from one pass of the image encoder.
+        """Computes ITC and ITM for a batch of pairs.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(b, 3, height, width)`):
                 Normalised pixels.
             input_ids (`torch.Tensor` of shape `(b, t)`):
-                Captions, [CLS] first and [SEP] last; [ENC] is set here.
+                Captions from [CLS] to [SEP]. [ENC] is set here.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding, on the right.
             alpha (`float` or scalar `torch.Tensor`, *optional*, defaults to the configuration's):
-                Share of the momentum towers in the contrastive targets.
+                Weight of the momentum encoder's distribution in the contrastive targets.
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
-                Equal for captions of one image. Without them each pair is an image of its own.
+                Equal for captions of one image. By default each pair has its own image.
             generator (`torch.Generator`, *optional*):
-                Source of the hard negatives.
+                Random generator that samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
-                Tells Trainer that this model has a loss without labels. There is nothing to return without it.
+                Tells Trainer that the model computes a loss without labels. `False` raises an error.
 
         Returns:
             `BlipContrastiveOutput`: Losses, logits and features.
@@ -160,7 +159,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
     def _online_logits(
         self, features: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Similarities over the temperature, image to text and text to image, of shape `(b, m)` each."""
+        """Similarities divided by the temperature, image to text and text to image, each `(b, m)`."""
         temperature = self._clamped_temperature()
         with torch.autocast(temperature.device.type, enabled=False):
             return features[0] @ candidates[1].T / temperature, features[1] @ candidates[0].T / temperature
@@ -174,7 +173,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         image_ids: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """ITM as `_match` does it, with negatives from all processes, whose image encoders get their gradients."""
+        """ITM as in `_match`, with negatives (and gradients for them) from all processes."""
         input_ids = pad_to_longest(input_ids, self.config.text_config.pad_token_id)
         attention_mask = pad_to_longest(attention_mask, 0)
         rows = gather(torch.cat([image_ids[:, None], input_ids, attention_mask], dim=1))  # (m, 1 + 2t)
@@ -185,8 +184,8 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
-        # Of all images only those that are read are projected, and each text reads its own and a hard one in order; then
-        # the hard texts read the own images.
+        # Project only the images in use. Each text reads its own image and then a hard one; hard texts read this
+        # process's images.
         memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
         own = torch.arange(len(input_ids), device=input_ids.device)
         texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)

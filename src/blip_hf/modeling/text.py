@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Text transformer in its three roles: encoder, image-grounded encoder, image-grounded decoder (paper, section 3.1).
+"""Text transformer with three roles: encoder, image-grounded encoder and decoder (paper, section 3.1).
 
-One set of modules serves all. Without images cross-attention is skipped (encoder); with them it reads an image memory
-(image-grounded encoder); with `is_decoder=True` self-attention is causal (image-grounded decoder).
+Without images, cross-attention is skipped (encoder). With images, it reads an image memory (image-grounded encoder). With
+`is_decoder=True`, self-attention is causal (image-grounded decoder).
 """
 
 import torch
@@ -46,7 +46,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
 
     Args:
         config (`BlipTextConfig`):
-            Its `is_decoder` says whether layers have cross-attention, as upstream.
+            Configuration. As upstream, layers have cross-attention if `is_decoder` is true.
         add_pooling_layer (`bool`, *optional*, defaults to `True`):
             Whether to add BERT's pooler.
     """
@@ -73,22 +73,22 @@ class BlipTextModel(BlipTextPreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         for_decoding: bool = False,
     ) -> ImageMemory:
-        """Projects encoded images to the keys and values that every layer's cross-attention reads.
+        """Projects encoded images to the keys and values of every cross-attention layer.
 
         Args:
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                Output of the image encoder (or of the question encoder).
+                States of the image encoder, or of the question encoder in VQA.
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
                 0 for padding.
             for_decoding (`bool`, *optional*, defaults to `False`):
-                Whether to lay the keys and values of each head together. Steps of decoding read them faster so; a single
-                pass over all tokens has no use for the copy.
+                Whether to store the keys and values of each head contiguously, which makes decoding steps faster. One
+                pass over all tokens does not need this copy.
 
         Returns:
-            `ImageMemory`: To be passed as `image_memory` any number of times.
+            `ImageMemory`: Pass it as `image_memory` any number of times.
         """
         if not self.config.is_decoder:
-            raise ValueError("this text model has no cross-attention: build it with text_config.is_decoder=True.")
+            raise ValueError("This text model has no cross-attention. Build it with text_config.is_decoder=True.")
         pairs = [
             layer.crossattention.self.project(encoder_hidden_states, for_decoding) for layer in self.encoder.layer
         ]
@@ -118,33 +118,33 @@ class BlipTextModel(BlipTextPreTrainedModel):
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Token ids; or give `inputs_embeds` or `encoder_embeds`.
+                Token ids, or pass `inputs_embeds` or `encoder_embeds`.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                1 for tokens, 0 for padding, which comes after them: before them it shifts their positions, unless
-                `position_ids` are given.
+                1 for tokens, 0 for padding on the right. Padding on the left shifts positions unless
+                `position_ids` is given.
             position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Positions, where they are not those of unpadded rows.
+                Positions; defaults to 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Word embeddings in place of `input_ids`.
+                Word embeddings, in place of `input_ids`.
             encoder_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Output of the embedding layer in place of `input_ids`.
+                Output of the embedding layer, in place of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
-                Encoded images; `b` must be a multiple of `n`, the rows of one image being neighbours.
+                Encoded images: `b / n` consecutive text rows read each image.
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
                 0 for padding in `encoder_hidden_states`.
             past_key_values (`Cache`, *optional*):
                 Self-attention keys and values of earlier tokens.
             use_cache (`bool`, *optional*):
-                Whether to return such a cache; only with `is_decoder`.
+                Whether to return a cache; requires `is_decoder`.
             is_decoder (`bool`, *optional*, defaults to `False`):
                 Whether self-attention is causal.
             image_memory (`ImageMemory`, *optional*):
                 Result of `build_image_memory`, in place of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
-                Images read by the last `r` rows, by number. The rows before them read all images in order.
+                Indices of the images that the last `r` rows read. The rows before them read all images in order.
             cls_only (`bool`, *optional*, defaults to `False`):
-                Whether position 0 alone is needed: the last layer then computes no other, and `t` is 1 in what it returns.
-                Features and matching scores read no more. Not with `is_decoder`.
+                Whether the last layer computes position 0 only, which is enough for features and matching scores. The
+                output then has `t = 1`. Not supported with `is_decoder`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
@@ -152,11 +152,11 @@ class BlipTextModel(BlipTextPreTrainedModel):
             `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(b, t, d)`.
 
         Raises:
-            ValueError: If the inputs are ambiguous, too long, or do not divide among the images.
+            ValueError: If the inputs are ambiguous, too long, or not a multiple of the images.
         """
         refuse_unknown(kwargs, self)
         if cls_only and is_decoder:
-            raise ValueError("cls_only is for encoders: a decoder's position 0 sees itself alone. Leave it out.")
+            raise ValueError("cls_only is not supported with is_decoder=True. Remove one of them.")
         use_cache = bool(use_cache and is_decoder and not self.training)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -200,7 +200,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         past_key_values: Cache | None,
     ) -> Tensor:
         if sum(given is not None for given in (input_ids, inputs_embeds, encoder_embeds)) != 1:
-            raise ValueError("pass exactly one of input_ids, inputs_embeds and encoder_embeds.")
+            raise ValueError("Pass exactly one of input_ids, inputs_embeds and encoder_embeds.")
         if encoder_embeds is not None:
             return encoder_embeds
         if inputs_embeds is None:
@@ -221,8 +221,8 @@ def _check_rows(hidden_states: Tensor, image_memory: ImageMemory | None, image_i
     num_grouped = len(hidden_states) - (0 if image_index is None else len(image_index))
     if num_grouped < 0 or num_grouped % image_memory.num_images:
         raise ValueError(
-            f"{num_grouped} text rows do not divide among {image_memory.num_images} images. Pass one text an image, the"
-            " same number for each image (the texts of one image next to each other), or one text for all of them."
+            f"{num_grouped} text rows do not divide among {image_memory.num_images} images. Pass one text per image, the"
+            " same number of consecutive texts for each image, or one text for all images."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Layers of the text transformer, under BERT's names: self-attention, attention to images, feed-forward."""
+"""Layers of the text transformer, with BERT's names: self-attention, cross-attention, feed-forward."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_blip import BlipTextConfig
 from .attention import attend, attend_grouped, split_heads
-from .linear import Linear
 from .recompute import recompute_in_backward
 
 
@@ -32,16 +31,16 @@ class BlipTextEmbeddings(nn.Module):
 
 
 class BlipTextSelfAttention(nn.Module):
-    """Attention among the text tokens."""
+    """Self-attention of the text tokens."""
 
     def __init__(self, config: BlipTextConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.is_causal = False  # each call says it
-        self.query = Linear(config.hidden_size, config.hidden_size)
-        self.key = Linear(config.hidden_size, config.hidden_size)
-        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.is_causal = False  # an argument of each call
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -53,7 +52,7 @@ class BlipTextSelfAttention(nn.Module):
         output_attentions: bool,
         cls_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`(b, t, d)` -> `(b, t or 1, d)` and the probabilities of shape `(b, h, t or 1, keys)` where asked for."""
+        """`(b, t, d)` -> `(b, t or 1, d)` and optional probabilities of shape `(b, h, t or 1, keys)`."""
         num_heads = self.config.num_attention_heads
         query = split_heads(self.query(hidden_states[:, :1] if cls_only else hidden_states), num_heads)
         if cls_only and attention_mask is not None and attention_mask.dim() == 4:
@@ -68,22 +67,22 @@ class BlipTextSelfAttention(nn.Module):
             value,
             attention_mask,
             dropout=self.config.attention_probs_dropout_prob,
-            # sdpa takes a mask or the flag; the mask already holds causality.
+            # sdpa accepts a mask or this flag; the mask already includes causality.
             is_causal=is_causal and (attention_mask is None or attention_mask.dim() == 2),
             output_attentions=output_attentions,
         )
 
 
 class BlipTextCrossAttention(nn.Module):
-    """Attention from the text tokens to the image memory."""
+    """Cross-attention from the text tokens to the image memory."""
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.query = Linear(config.hidden_size, config.hidden_size)
-        self.key = Linear(config.encoder_hidden_size, config.hidden_size)
-        self.value = Linear(config.encoder_hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.encoder_hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.encoder_hidden_size, config.hidden_size)
 
     def project(self, encoder_hidden_states: Tensor, is_contiguous: bool = False) -> tuple[Tensor, Tensor]:
         """Image states `(n, p, encoder_d)` -> keys and values of shape `(n, h, p, head_dim)`."""
@@ -101,7 +100,7 @@ class BlipTextCrossAttention(nn.Module):
         *,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """`(b, t, d)` -> `(b, t, d)` and the probabilities of shape `(b, h, t, p)` where asked for."""
+        """`(b, t, d)` -> `(b, t, d)` and optional probabilities of shape `(b, h, t, p)`."""
         query = self.query(hidden_states)
         options = {
             "num_heads": self.config.num_attention_heads,
@@ -113,7 +112,7 @@ class BlipTextCrossAttention(nn.Module):
         if num_grouped:
             parts.append(attend_grouped(self, query[:num_grouped], key, value, mask, **options))
         if image_index is not None:
-            # Copies of an image's keys and values would outlive the pass, a pair a layer.
+            # Recompute in backward, which would keep a copy of keys and values for each layer.
             parts.append(
                 recompute_in_backward(
                     self, partial(self._attend_picked, **options), query[num_grouped:], key, value, mask, image_index
@@ -127,7 +126,7 @@ class BlipTextCrossAttention(nn.Module):
     def _attend_picked(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Rows of a text for the images named by `image_index`."""
+        """Cross-attention of text rows to the images at `image_index`."""
         picked = (None if states is None else states.index_select(0, image_index) for states in (key, value, mask))
         return attend_grouped(self, query, *picked, **options)
 
@@ -137,7 +136,7 @@ class BlipTextResidualOutput(nn.Module):
 
     def __init__(self, config: BlipTextConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = Linear(input_size, config.hidden_size)
+        self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -147,7 +146,7 @@ class BlipTextResidualOutput(nn.Module):
 
 
 class BlipTextAttention(nn.Module):
-    """An attention and its residual output, under BERT's names."""
+    """Attention followed by its residual output, with BERT's names."""
 
     def __init__(self, attention: nn.Module, config: BlipTextConfig) -> None:
         super().__init__()
@@ -155,7 +154,7 @@ class BlipTextAttention(nn.Module):
         self.output = BlipTextResidualOutput(config, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, *args: Tensor | None, **kwargs: object) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`, or as many positions as the attention answers for."""
+        """`(b, t, d)` -> `(b, t, d)`, or fewer positions with `cls_only`."""
         context, _ = self.self(hidden_states, *args, **kwargs)
         return self.output(context, hidden_states[:, : context.shape[1]])
 
@@ -165,7 +164,7 @@ class BlipTextIntermediate(nn.Module):
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class BlipTextIntermediate(nn.Module):
 
 
 class BlipTextLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention where there are images, feed-forward; post-norm throughout."""
+    """Self-attention, cross-attention if there are images, feed-forward; post-norm."""
 
     def __init__(self, config: BlipTextConfig, layer_idx: int) -> None:
         super().__init__()
@@ -184,7 +183,7 @@ class BlipTextLayer(GradientCheckpointingLayer):
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
-    # Memory tensors are positional: they carry gradients, which re-entrant checkpointing finds only there.
+    # Memory tensors are positional because re-entrant checkpointing finds gradients only there.
     def forward(
         self,
         hidden_states: Tensor,
@@ -224,11 +223,11 @@ class BlipTextEncoder(nn.Module):
 
 
 class BlipTextPooler(nn.Module):
-    """BERT's pooler, which BLIP never reads; there for checkpoints that carry one."""
+    """BERT's pooler, unused by BLIP; keeps checkpoints that contain one loadable."""
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(b, t, d)` -> `(b, d)`."""

@@ -17,7 +17,6 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration_blip import BlipVisionConfig
 from .attention import attend, split_heads
 from .base import BlipPreTrainedModel, refuse_unknown
-from .linear import Linear
 from .recompute import recompute_in_backward
 
 
@@ -41,7 +40,7 @@ class BlipVisionEmbeddings(nn.Module):
             positions = resize_position_grid(self.position_embedding, height // patch, width // patch)
         elif (height, width) != (size, size):
             raise ValueError(
-                f"pixel_values are {height} x {width} pixels, the model expects {size} x {size}. Resize the images"
+                f"pixel_values has {height} x {width} pixels, the model expects {size} x {size}. Resize the images"
                 " with the model's processor, pass interpolate_pos_encoding=True, or call"
                 " resize_position_embeddings() once to train at another size."
             )
@@ -54,19 +53,7 @@ class BlipVisionEmbeddings(nn.Module):
 
 
 def resize_position_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Position embeddings of another patch grid, bicubically; the row of [CLS] is kept.
-
-    Args:
-        positions (`torch.Tensor` of shape `(1, 1 + side * side, d)`):
-            Embeddings of a square grid, [CLS] first.
-        rows (`int`):
-            Patches from top to bottom.
-        columns (`int`):
-            Patches from left to right.
-
-    Returns:
-        `torch.Tensor` of shape `(1, 1 + rows * columns, d)`: The resized embeddings.
-    """
+    """Resizes position embeddings `(1, 1 + side * side, d)` to another patch grid (bicubic); [CLS] is kept."""
     side = int((positions.shape[1] - 1) ** 0.5)
     if (rows, columns) == (side, side):
         return positions
@@ -82,11 +69,11 @@ class BlipVisionAttention(nn.Module):
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.projection = Linear(config.hidden_size, config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`(n, p, d)` -> `(n, p, d)` and the probabilities of shape `(n, h, p, p)` where asked for."""
+        """`(n, p, d)` -> `(n, p, d)` and optional probabilities of shape `(n, h, p, p)`."""
         query, key, value = (
             split_heads(states, self.config.num_attention_heads) for states in self.qkv(hidden_states).chunk(3, dim=-1)
         )
@@ -109,12 +96,12 @@ class BlipVisionMLP(nn.Module):
     def __init__(self, config: BlipVisionConfig) -> None:
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(n, p, d)` -> `(n, p, d)`."""
-        # The activations are a quarter of what a layer keeps for backward.
+        # Activations are a quarter of the memory that a layer needs for backward.
         return recompute_in_backward(self, self._activate_and_project, self.fc1(hidden_states))
 
     def _activate_and_project(self, hidden_states: Tensor) -> Tensor:
@@ -147,7 +134,7 @@ class BlipVisionLayer(GradientCheckpointingLayer):
 
 
 class BlipVisionEncoder(nn.Module):
-    """The stack of blocks; drop-path grows linearly over the depth."""
+    """The stack of blocks. Stochastic depth grows linearly with depth."""
 
     def __init__(self, config: BlipVisionConfig) -> None:
         super().__init__()
@@ -163,9 +150,9 @@ class BlipVisionEncoder(nn.Module):
 
 
 class BlipVisionModel(BlipPreTrainedModel):
-    """Image encoder: pixels to one state for [CLS] and each patch.
+    """Image encoder (ViT): pixels to states of [CLS] and each patch.
 
-    `from_pretrained` also takes it out of a checkpoint of a whole model.
+    `from_pretrained` also accepts checkpoints of whole models.
 
     Example:
         >>> import torch
@@ -200,7 +187,7 @@ class BlipVisionModel(BlipPreTrainedModel):
             init.trunc_normal_(module.class_embedding, mean=0.0, std=std)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The module that takes the pixels."""
+        """The patch embedding module."""
         return self.embeddings
 
     def get_position_embeddings(self) -> nn.Parameter:
@@ -208,35 +195,37 @@ class BlipVisionModel(BlipPreTrainedModel):
         return self.embeddings.position_embedding
 
     def freeze_first_layers(self, num_layers: int) -> None:
-        """Keeps the embeddings and the first layers as they are: a step then costs less, and small data is less learnt by heart.
+        """Freezes the embeddings and the first layers, which makes training faster and overfitting less likely.
 
         Args:
             num_layers (`int`):
-                Layers to freeze, 0 for none at all.
+                Number of layers to freeze. 0 freezes nothing.
 
         Raises:
-            ValueError: If there are not so many.
+            ValueError: If the encoder has fewer layers.
         """
         if not 0 <= num_layers <= len(self.encoder.layers):
-            raise ValueError(f"cannot freeze {num_layers} layers, the image encoder has {len(self.encoder.layers)}.")
+            raise ValueError(
+                f"num_layers is {num_layers}, expected 0 to {len(self.encoder.layers)}, the layers of the image encoder."
+            )
         if num_layers:
             self.embeddings.requires_grad_(False)
         for layer in self.encoder.layers[:num_layers]:
             layer.requires_grad_(False)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the position embeddings to another image size, bicubically.
+        """Resizes the position embeddings (bicubic) to a new image size.
 
         Args:
             new_num_position_embeddings (`int`):
-                The new image size in pixels, a multiple of the patch size; it is written into the configuration.
+                New image size in pixels, a multiple of the patch size. Updates the configuration.
 
         Raises:
             ValueError: If the size is not a multiple of the patch size.
         """
         size, patch = new_num_position_embeddings, self.config.patch_size
         if size <= 0 or size % patch:
-            raise ValueError(f"image size {size} is not a positive multiple of the patch size {patch}.")
+            raise ValueError(f"The image size is {size}, expected a positive multiple of the patch size {patch}.")
         old = self.embeddings.position_embedding
         resized = resize_position_grid(old.detach().float(), size // patch, size // patch).to(old.dtype)
         self.embeddings.position_embedding = nn.Parameter(resized.clone(), requires_grad=old.requires_grad)
@@ -254,22 +243,22 @@ class BlipVisionModel(BlipPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels; cast to the dtype of the patch embedding.
+                Normalised pixels. They are cast to the dtype of the model.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate the position embeddings for images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(n, p, d)`; take its `[:, 0]` as the image's
-            state. `pooler_output` is that state normalised twice, as transformers returns it.
+            `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(n, p, d)`; `[:, 0]` is the state of [CLS].
+            `pooler_output` is that state normalised twice, as in transformers.
 
         Raises:
-            ValueError: If there are no pixels, or of another size without `interpolate_pos_encoding`.
+            ValueError: If pixels are missing, or have another size without `interpolate_pos_encoding`.
         """
         refuse_unknown(kwargs, self)
         if pixel_values is None:
-            raise ValueError("pixel_values are missing: pass the output of the processor for at least one image.")
+            raise ValueError("pixel_values is missing. Pass the output of the processor for at least one image.")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         encoded = self.encoder(hidden_states, _flag(kwargs, "output_attentions")).last_hidden_state
         last_hidden_state = self.post_layernorm(encoded)

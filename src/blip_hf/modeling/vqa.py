@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Question answering: the question reads the image, and the answer reads the question (paper, section 5.4)."""
+"""Visual question answering: the question reads the image, the answer reads the question (paper, section 5.4)."""
 
 import copy
 from typing import Any
@@ -17,32 +17,31 @@ from .base import BlipPreTrainedModel, refuse_unknown
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
 from .pretraining import BlipForPreTraining
+from .projection import with_first_token
 from .prompts import resolve_settings, start_tokens
-from .retrieval import with_first_token
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
 
 logger = logging.get_logger(__name__)
 
-# Bounds the scores of the vocabulary that exist at once while candidates are ranked.
+# Candidates ranked at a time; limits the memory of vocabulary logits.
 _CANDIDATES_AT_ONCE = 512
 
 
 class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
-    """Answers questions about images, by writing or by choosing from a list.
+    """Answers questions about images, by generation or by ranking a list of answers.
 
-    An image-grounded encoder reads the question, starting with [ENC], and the decoder writes an answer that reads the
-    question's states and never the image. These states are an `ImageMemory`: their keys and values are projected once a
-    question, for all of its answers, candidates and beams.
+    An image-grounded encoder reads the question. The decoder reads the states of the question, not the image. They are
+    projected once per question, for all answers, candidates and beams.
 
-    Reads and writes the checkpoints of `transformers.BlipForQuestionAnswering`, and differs from it in two points:
+    Reads and writes the checkpoints of `transformers.BlipForQuestionAnswering`, with two differences:
 
-    - Questions start with [ENC], as BLIP was trained; `config.question_start_token="cls"` gives transformers' behaviour.
-    - Padding of a question is never read. Transformers' answers read it, so there they depend on the batch.
+    - Questions start with [ENC], as BLIP was trained. `config.question_start_token="cls"` restores transformers' behaviour.
+    - Answers do not attend to padding of questions. In transformers they do, so answers there depend on the batch.
 
-    The decoder attends to text, so its cross-attention takes the text's width; transformers' takes the image's and works
-    only where both are equal, as in every checkpoint that was released.
+    The decoder's cross-attention has the width of the text. That of transformers has the width of images; all released
+    checkpoints have equal widths.
 
     Args:
         config (`BlipConfig`):
@@ -65,17 +64,17 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretraining(cls, model: BlipForPreTraining) -> "BlipForQuestionAnswering":
-        """Starts fine-tuning from a pre-trained model (paper, section 5.4).
+        """Initialises a model from a pre-trained one for fine-tuning (paper, section 5.4).
 
-        What encoder and decoder share in pre-training is copied to both, to be trained apart. Where images are wider than
-        text, the decoder's projections of the image do not fit the question and stay random, which is logged.
+        Encoder and decoder get separate copies of their shared weights. If images and texts have different widths, the
+        decoder's cross-attention starts at random, with a warning.
 
         Args:
             model (`BlipForPreTraining`):
-                The pre-trained model. It is not changed.
+                The pre-trained model.
 
         Returns:
-            `BlipForQuestionAnswering`: With copied weights, on the same device and in the same precision.
+            `BlipForQuestionAnswering`: On the same device and with the same dtype.
         """
         answerer = cls(model.export_captioner().config).to(model.device, model.dtype)
         answerer.vision_model.load_state_dict(model.vision_model.state_dict())
@@ -85,15 +84,15 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         fitting = {name: value for name, value in decoder_state.items() if value.shape == sizes[name]}
         if len(fitting) < len(decoder_state):
             logger.warning(
-                f"{len(decoder_state) - len(fitting)} cross-attention weights of the decoder start at random: they read"
-                f" images of width {model.config.vision_config.hidden_size}, and questions have"
+                f"{len(decoder_state) - len(fitting)} cross-attention weights of the decoder start at random: in pre-training"
+                f" they read images of width {model.config.vision_config.hidden_size}, here questions of width"
                 f" {model.config.text_config.hidden_size}."
             )
         answerer.text_decoder.load_state_dict(fitting, strict=False)
         return answerer
 
     def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings of questions; answers have their own."""
+        """The word embeddings of questions; answers have separate ones."""
         return self.text_encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -103,19 +102,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resizes the word embeddings of questions and of answers, which share a vocabulary.
-
-        Args:
-            new_num_tokens (`int`, *optional*):
-                Size of the vocabulary.
-            pad_to_multiple_of (`int`, *optional*):
-                Rounds it up.
-            mean_resizing (`bool`, *optional*, defaults to `True`):
-                Whether to draw new rows around the mean of the old ones.
-
-        Returns:
-            `nn.Embedding`: The word embeddings of questions.
-        """
+        """Resizes the word embeddings of questions and of answers."""
         self.text_decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
@@ -126,7 +113,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> ImageMemory:
-        """Reads questions once, to be answered any number of times by the decoder.
+        """Encodes questions once, for any number of calls of `text_decoder`.
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`):
@@ -136,10 +123,10 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
-            `ImageMemory`: Of `b` questions in place of images, for `text_decoder`.
+            `ImageMemory`: Keys and values of `b` questions.
         """
         input_ids, attention_mask = expand_text(len(pixel_values), input_ids, attention_mask)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
@@ -160,46 +147,46 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         answers_per_question: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipQuestionAnsweringOutput:
-        """Scores answers, and the loss where labels are given.
+        """Computes the logits of answers, and the loss if labels are given.
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`):
-                Questions, [CLS] first and padded on the right. `b` is a multiple of the `n` images, the questions of one
-                image being neighbours, or one for all of them.
+                Questions, [CLS] first and padded on the right: `b / n` consecutive questions per image, or one question for
+                all images.
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             decoder_input_ids (`torch.Tensor` of shape `(m, t)`, *optional*, defaults to the labels):
-                Answers, those of one question being neighbours. A [CLS] at position 0 is read as [DEC], the token that
-                generation starts from.
+                Answers; those of one question are consecutive. A [CLS] at position 0 is read as [DEC], the first token of
+                generation.
             decoder_attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding of the questions.
             labels (`torch.Tensor` of shape `(m, t)`, *optional*):
-                Ids of the answers, not shifted; -100 and padding never count.
+                Token ids of the answers, not shifted. -100 and padding are ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             answer_weights (`torch.Tensor` of shape `(m,)`, *optional*):
-                Weight of each answer. The loss is then the weighted sum of the answers' losses over the number of
-                questions (salesforce/BLIP); without it, the mean over all answer tokens (transformers).
+                Weight of each answer. The loss is then the weighted sum of answer losses divided by the number of questions
+                (salesforce/BLIP). By default it is the mean over all answer tokens (transformers).
             answers_per_question (`torch.Tensor` of shape `(b,)`, *optional*):
-                Number of answers of each question, adding up to `m`; by default all have `m / b`.
+                Number of answers of each question, `m` in total. Defaults to `m / b` for each.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `BlipQuestionAnsweringOutput`: Loss, logits (in training with labels those that predict a token, of shape
-            `(m, t - 1, v)`), and the states of images and questions.
+            `BlipQuestionAnsweringOutput`: Loss, logits (of shape `(m, t - 1, v)` in training with labels), and states of images
+            and questions.
 
         Raises:
-            ValueError: If there are no answers, or they do not divide among the questions.
+            ValueError: If there are no answers, or their number does not fit the questions.
         """
         refuse_unknown(kwargs, self)
         pad_token_id = self.config.text_config.pad_token_id
         if labels is not None:
             labels = labels.masked_fill(labels == pad_token_id, -100)
         elif decoder_input_ids is None:
-            raise ValueError("pass labels or decoder_input_ids to score answers, or call generate for an answer.")
+            raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
         if decoder_input_ids is None:
             decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
         input_ids, attention_mask = expand_text(len(pixel_values), input_ids, attention_mask)
@@ -241,26 +228,26 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Writes answers. Beams and returned answers of a question read the same memory.
+        """Generates answers. Questions are encoded and projected once for all beams and returned sequences.
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`):
-                Questions, as in `forward`. They are not changed.
+                Questions, as in `forward`.
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
                 Normalised pixels.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
             generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
                 Settings.
             **generate_kwargs:
-                Settings that win over `generation_config`. The paper's code has `num_beams=3`, `max_length=10` and
+                Options that override `generation_config`. salesforce/BLIP uses `num_beams=3`, `max_length=10`,
                 `min_length=1`.
 
         Returns:
-            `torch.Tensor` of shape `(rows, t)`: Answers from [DEC] on, or the output object of `generate` where it is
-            asked for.
+            `torch.Tensor` of shape `(rows, t)`: Answers, [DEC] first, or a `ModelOutput` with
+            `return_dict_in_generate=True`.
         """
         memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         settings, decoder_kwargs = resolve_settings(
@@ -286,11 +273,11 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         num_candidates: int = 128,
         interpolate_pos_encoding: bool = False,
     ) -> BlipAnswerRankingOutput:
-        """Chooses answers from a list, in two stages (paper, section 5.4).
+        """Ranks a list of answers in two stages (paper, section 5.4).
 
-        The answers with the likeliest first tokens become candidates, and the one with the highest log-likelihood as a
-        whole is the answer. As in the paper's code the log-likelihood is the negative training loss, with its label
-        smoothing; set `text_decoder.config.label_smoothing` to 0 for the plain one.
+        The answers with the most likely first tokens become candidates. The candidate with the highest log-likelihood is
+        the answer. As in salesforce/BLIP, the log-likelihood includes label smoothing; set
+        `text_decoder.config.label_smoothing` to 0 for the exact one.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
@@ -300,13 +287,13 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
             answer_ids (`torch.Tensor` of shape `(m, t)`):
-                The list: [CLS] or [DEC], the answer, [SEP], padding on the right.
+                The list: each row is [CLS] or [DEC], the answer, [SEP], padding on the right.
             answer_attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             num_candidates (`int`, *optional*, defaults to 128):
-                Candidates of a question, all of the list where it is shorter.
+                Number of candidates per question; at most the length of the list.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size than the configured one.
+                Whether to interpolate position embeddings for images of another size than the configured one.
 
         Returns:
             `BlipAnswerRankingOutput`: The best answers, and the candidates with their scores.
@@ -314,13 +301,17 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If `num_candidates` is below 1 or the list is empty.
         """
-        num_candidates = min(num_candidates, len(answer_ids))
-        if num_candidates < 1:
-            raise ValueError(f"{num_candidates} candidates leave nothing to choose from; pass a list, and 1 or more.")
+        num_answers = answer_ids.shape[0]
+        if num_candidates < 1 or num_answers < 1:
+            raise ValueError(
+                f"num_candidates is {num_candidates} for a list of {num_answers} answers. Pass 1 or more candidates and at"
+                " least one answer."
+            )
+        num_candidates = min(num_candidates, num_answers)
         memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         start = start_tokens(memory, self.config.text_config)
         first_logits = self.text_decoder(start, image_memory=memory).logits[:, 0]  # (b, v)
-        # An answer's first token decides for all answers that share it; the softmax would not change their order.
+        # Logits suffice: a softmax would not change the order of the first tokens.
         candidates = first_logits[:, answer_ids[:, 1]].topk(num_candidates, dim=1).indices  # (b, k)
 
         if answer_attention_mask is None:
@@ -332,7 +323,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     def _candidate_losses(
         self, memory: ImageMemory, answer_ids: Tensor, lengths: Tensor, candidates: Tensor
     ) -> Tensor:
-        """Losses of candidates, `(b, k)` -> `(b, k)`: those of one length at a time, so that none is padded."""
+        """Losses of candidates, `(b, k)` -> `(b, k)`, one length at a time, without padding."""
         answers = candidates.flatten()  # (b * k,)
         owners = torch.arange(len(candidates), device=answers.device).repeat_interleave(candidates.shape[1])
         losses = torch.zeros(len(answers), device=answers.device, dtype=torch.float32)
@@ -357,7 +348,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         return self.text_encoder(input_ids, attention_mask, image_memory=memory, **kwargs)
 
     def _with_dec(self, answer_ids: Tensor) -> Tensor:
-        """A copy that starts with [DEC] where it starts with [CLS], or where labels leave the start out."""
+        """Copies answers with [DEC] in place of a [CLS] or an ignored label at position 0."""
         config = self.config.text_config
         first = answer_ids[:, :1]
         is_start = (first == config.cls_token_id) | (first == config.pad_token_id)
@@ -371,13 +362,13 @@ def _decoder_config(text_config: BlipTextConfig) -> BlipTextConfig:
 
 
 def _answer_owner(answers_per_question: Tensor | None, num_questions: int, num_answers: int) -> Tensor | None:
-    """Question of each answer, of shape `(m,)`, or `None` where all have the same number, which needs no index."""
+    """Question of each answer, `(m,)`, or `None` if all questions have the same number of answers."""
     if answers_per_question is None:
         return None
-    counts = answers_per_question.tolist()  # one wait for the device
+    counts = answers_per_question.tolist()  # one synchronisation with the device
     if len(counts) != num_questions or sum(counts) != num_answers:
         raise ValueError(
-            f"answers_per_question is {counts}, expected {num_questions} numbers, one a question, that add up to the"
+            f"answers_per_question is {counts}, expected {num_questions} numbers (one per question) that sum up to"
             f" {num_answers} answers."
         )
     if len(set(counts)) == 1:
@@ -387,7 +378,7 @@ def _answer_owner(answers_per_question: Tensor | None, num_questions: int, num_a
 
 
 def _answer_loss(losses: Tensor, labels: Tensor, weights: Tensor | None, num_questions: int) -> Tensor:
-    """Sums of answers `(m,)` -> scalar: weighted over questions, or the mean over tokens."""
+    """Losses of answers `(m,)` -> scalar: weighted sum per question, or mean over tokens."""
     if weights is None:
         return losses.sum() / (labels[:, 1:] != -100).sum()
     if weights.shape != losses.shape:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads ViT and BERT checkpoints in transformers' format as BLIP towers, where pre-training starts (paper, section 4.1)."""
+"""Reads ViT and BERT checkpoints of transformers as BLIP towers, to start pre-training (paper, section 4.1)."""
 
 import os
 import re
@@ -44,25 +44,12 @@ _SHARED_TEXT_FIELDS = (
     "layer_norm_eps",
     "pad_token_id",
 )
-# [DEC] and [ENC], which every BLIP tokenizer adds to BERT's.
+# [DEC] and [ENC], which BLIP adds to BERT's vocabulary.
 _NUM_ADDED_TOKENS = 2
 
 
 def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
-    """Reads an image encoder.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Directory or Hub name of a ViT, DeiT or `BlipVisionModel` checkpoint.
-        **fields:
-            `BlipVisionConfig` fields to set, such as `drop_path_rate`.
-
-    Returns:
-        `tuple`: its configuration, and tensors under the names of `BlipVisionModel`.
-
-    Raises:
-        ValueError: If the checkpoint is of another type.
-    """
+    """Reads a ViT, DeiT or `BlipVisionModel` checkpoint: configuration, and tensors with our names."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type == "blip_vision_model":
         model = BlipVisionModel.from_pretrained(path, dtype=torch.float32, **fields)
@@ -82,23 +69,10 @@ def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisio
 
 
 def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextConfig, dict[str, Tensor]]:
-    """Reads a text encoder; cross-attention is not in it and stays fresh.
+    """Reads a BERT checkpoint: configuration, and tensors with our names, without cross-attention.
 
-    BLIP has no token types, so BERT's vector of type 0, which it adds to every position, is added to the position
-    embeddings here (the original loses it): the unimodal text encoder starts with exactly BERT's outputs.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Directory or Hub name of a BERT checkpoint.
-        **fields:
-            `BlipTextConfig` fields to set: those of the tokenizer (`vocab_size`, `bos_token_id`, ...; by default [DEC]
-            and [ENC] follow BERT's vocabulary), dropout.
-
-    Returns:
-        `tuple`: its configuration, and tensors under the names of `BlipTextModel`; word embeddings have BERT's rows only.
-
-    Raises:
-        ValueError: If the checkpoint is of another type.
+    BERT adds the vector of token type 0 to every position, and BLIP has no token types. The vector is added to the position
+    embeddings (salesforce/BLIP drops it), so the unimodal text encoder reproduces BERT's outputs.
     """
     config = AutoConfig.from_pretrained(path)
     _require_type(path, config.model_type, ("bert",))
@@ -114,14 +88,7 @@ def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextCon
 
 @torch.no_grad()
 def copy_into(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    """Copies tensors by name; a larger first axis, such as a grown vocabulary, keeps its extra rows.
-
-    Args:
-        module (`nn.Module`):
-            Changed in place.
-        state (`dict`):
-            Tensors by name.
-    """
+    """Copies tensors by name. Extra rows of the target, such as new words, are kept."""
     parameters = dict(module.named_parameters())
     for name, value in state.items():
         parameters[name][: len(value)].copy_(value)

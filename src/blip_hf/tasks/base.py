@@ -7,10 +7,10 @@ functions, so that `--help` is quick.
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..evaluation.defaults import BATCH_SIZE
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
 
     from ..configuration_blip import BlipConfig
+    from ..data.pairs import PairDataset
     from ..data.scenes import Scenes
-    from ..data.transforms import TrainTransform
     from ..processing_blip import BlipProcessor
-    from ..training import BlipTrainer
+    from ..training import BlipFinetuningArguments, BlipTrainer
+    from .pretrain import PretrainOptions
+
+
+Records = Sequence[Mapping[str, Any]]
 
 SCENES = "scenes"
-FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes`"
-PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes`; see docs/data.md"
+FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
+PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
-DTYPES = ("float32", "bfloat16", "float16")
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 def option(default: Any, help_text: str, metavar: str | None = None) -> Any:
@@ -51,14 +55,17 @@ class Source:
 
     @property
     def is_scenes(self) -> bool:
-        """Whether the data are drawn scenes."""
-        return self.data == [SCENES]
+        """Whether the data are drawn scenes alone."""
+        return len(self.data) == 1 and is_scenes(self.data[0])
 
     def scenes(self, image_size: int) -> "Scenes":
-        """Returns the drawn scenes."""
+        """Returns the drawn scenes: `num_scenes` for `scenes`, and NUMBER for `scenes:NUMBER[:NOISE]`."""
+        from ..data.readers.scenes import parse_scenes
         from ..data.scenes import Scenes
 
-        return Scenes(self.num_scenes, start=self.first_scene, image_size=image_size)
+        (source,) = self.data
+        named = parse_scenes(f"{SCENES}:{self.num_scenes}" if source == SCENES else source)
+        return Scenes(len(named), start=self.first_scene, image_size=image_size, noise_rate=named.noise_rate)
 
     def read_pairs(self, image_size: int) -> "datasets.Dataset | Scenes":
         """Returns records of image-text pairs."""
@@ -67,6 +74,19 @@ class Source:
         if self.is_scenes:
             return self.scenes(image_size)
         return load_pairs(one_or_several(self.data), image_root=self.image_root, split=self.split)
+
+
+def is_scenes(source: str) -> bool:
+    """Returns whether a source is `scenes` or `scenes:NUMBER[:NOISE]`."""
+    return source == SCENES or source.startswith(f"{SCENES}:")
+
+
+def count_scenes(data: list[str], num_scenes: int) -> int:
+    """Returns how many of the first scenes a training set uses at most."""
+    from ..data.readers.scenes import parse_scenes
+
+    numbered = [source for source in data if is_scenes(source) and source != SCENES]
+    return max((len(parse_scenes(source)) for source in numbered), default=num_scenes)
 
 
 @dataclass
@@ -100,7 +120,8 @@ class FinetuneOptions:
         """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
         if self.eval_data is None:
             return None
-        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes)
+        first_scene = count_scenes(self.data, self.num_scenes)
+        return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes)
 
 
 @dataclass
@@ -112,7 +133,7 @@ class EvaluateOptions:
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
     batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
     device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
-    dtype: str = field(default="float32", metadata={"help": "Data type of the weights", "choices": DTYPES})
+    dtype: DType = option("float32", "Data type of the weights")
     first_scene: int = option(10_000, "Number of the first scene", "N")
     num_scenes: int = option(500, "Number of scenes", "N")
     output: str | None = option(None, "File for the model's predictions, one per record", "FILE")
@@ -133,13 +154,12 @@ class PairFinetuneOptions(FinetuneOptions):
 
     def training_source(self) -> Source:
         """Returns the source of the training set."""
-        return Source(self.data, self.image_root, 0, self.num_scenes, self.split)
+        return replace(super().training_source(), split=self.split)
 
     def evaluation_source(self) -> Source | None:
-        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
-        if self.eval_data is None:
-            return None
-        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes, self.eval_split)
+        """Returns the source of the evaluation set, if there is one."""
+        source = super().evaluation_source()
+        return None if source is None else replace(source, split=self.eval_split)
 
 
 @dataclass
@@ -151,7 +171,7 @@ class PairEvaluateOptions(EvaluateOptions):
 
     def evaluation_source(self) -> Source:
         """Returns the source of the evaluation set."""
-        return Source(self.data, self.image_root, self.first_scene, self.num_scenes, self.split)
+        return replace(super().evaluation_source(), split=self.split)
 
 
 # Checkpoints
@@ -217,8 +237,8 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["P
     from ..checkpoints import require_checkpoint
     from ..modeling.cpu import optimize_for_cpu
 
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(DTYPES)}.")
+    if options.dtype not in get_args(DType):
+        raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(get_args(DType))}.")
     require_checkpoint(options.model)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
@@ -240,20 +260,13 @@ def one_or_several(sources: list[str]) -> str | list[str]:
     return sources[0] if len(sources) == 1 else sources
 
 
-def training_transform(options: FinetuneOptions, image_size: int) -> "TrainTransform | None":
-    """Returns the augmentation of the options. Scenes are not augmented: crops would cut off what texts are about."""
-    from ..data.transforms import TrainTransform
-
-    is_augmented = options.augment and not options.training_source().is_scenes
-    return TrainTransform(image_size, min_scale=options.min_scale) if is_augmented else None
-
-
 def warn_about_training_data(options: FinetuneOptions) -> None:
     """Warns about sources to evaluate on that are trained on too. Two splits of a source are different data."""
     from transformers.utils import logging
 
     trained_on = set(map(os.path.realpath, options.data))
-    shared = [source for source in options.eval_data if source != SCENES and os.path.realpath(source) in trained_on]
+    evaluated_on = [source for source in options.eval_data if not is_scenes(source)]
+    shared = [source for source in evaluated_on if os.path.realpath(source) in trained_on]
     if options.training_source().split != options.evaluation_source().split:
         shared = [source for source in shared if not _has_splits(source)]
     if shared:
@@ -273,39 +286,99 @@ def _has_splits(source: str) -> bool:
 # Course
 
 
-def train_and_evaluate(
-    trainer: "BlipTrainer", evaluate: Callable[[], Mapping[str, float]] | None = None
-) -> dict[str, float]:
-    """Trains (or resumes), saves model, processor and log, and evaluates.
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned model, with what its evaluation needs."""
 
-    Returns the metrics of training, and of evaluation as `eval_...` on the main process.
+    model: "PreTrainedModel"
+    processor: "BlipProcessor"
+    train_records: Records
+    eval_records: Records
+    batch_size: int
+
+
+def run_finetuning(
+    options: FinetuneOptions,
+    arguments: "BlipFinetuningArguments",
+    *,
+    model: "PreTrainedModel",
+    processor: "BlipProcessor",
+    read_records: Callable[[Source, int], Records],
+    dataset_class: "type[PairDataset]",
+    collator: Callable[[Sequence[Any]], dict[str, Any]],
+    evaluate: Callable[[Finetuned], Mapping[str, float]],
+    transform_class: type | None = None,
+    trainer_class: "type[BlipTrainer] | None" = None,
+    export: Callable[["PreTrainedModel"], "PreTrainedModel"] | None = None,
+    evaluates_on_all_processes: bool = False,
+) -> dict[str, float]:
+    """Trains (or resumes), saves model, processor and log, and evaluates if the options name a set for that.
+
+    The keyword arguments are the steps in which the tasks differ. `export` makes the model to save and to evaluate from
+    the trained one. Returns the metrics of training, and of evaluation as `eval_...`.
     """
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
-    trainer.save_model()
-    trainer.save_state()
-    if evaluate is not None and trainer.is_world_process_zero():
-        metrics |= with_prefix(evaluate())
+    from ..training import BlipTrainer
+
+    image_size = image_size_of(model)
+    train_records = read_records(options.training_source(), image_size)
+    source = options.evaluation_source()
+    eval_records = None if source is None else read_records(source, image_size)
+    transform = training_transform(options, image_size, transform_class)
+    trainer = (trainer_class or BlipTrainer)(
+        model,
+        arguments,
+        train_dataset=dataset_class(train_records, transform, seed=arguments.seed),
+        eval_dataset=None if eval_records is None else dataset_class(eval_records),
+        data_collator=collator,
+        processing_class=processor,
+    )
+    metrics = train_and_save(trainer)
+    is_main_process = trainer.is_world_process_zero()
+    if export is not None:
+        model = export(model)
+        if is_main_process:
+            model.save_pretrained(arguments.output_dir)
+    if eval_records is not None and (is_main_process or evaluates_on_all_processes):
+        batch_size = arguments.per_device_eval_batch_size
+        finetuned = Finetuned(model, processor, train_records, eval_records, batch_size)
+        metrics |= {f"eval_{name}": value for name, value in evaluate(finetuned).items()}
     return metrics
 
 
-def with_prefix(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
-    """Returns metrics under names that differ from those of training."""
-    return {f"{prefix}{name}": value for name, value in metrics.items()}
+def training_transform(
+    options: "FinetuneOptions | PretrainOptions", image_size: int, transform_class: type | None = None
+) -> Any | None:
+    """Returns the augmentation of the options. Scenes are not augmented: crops would cut off what texts are about."""
+    from ..data.transforms import TrainTransform
+
+    if not options.augment or options.training_source().is_scenes:
+        return None
+    return (transform_class or TrainTransform)(image_size, min_scale=options.min_scale)
+
+
+def train_and_save(trainer: "BlipTrainer") -> dict[str, float]:
+    """Trains (or resumes), saves model, processor and log, and returns the metrics of training."""
+    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
+    return metrics
 
 
 __all__ = [
-    "DTYPES",
     "FILES_HELP",
     "PAIRS_HELP",
     "SCENES",
     "SPLIT_HELP",
+    "DType",
     "EvaluateOptions",
     "FinetuneOptions",
+    "Finetuned",
     "PairEvaluateOptions",
     "PairFinetuneOptions",
     "Source",
     "checkpoint_type",
     "config_values",
+    "count_scenes",
     "image_size_of",
     "load_for_evaluation",
     "load_processor",
@@ -313,8 +386,8 @@ __all__ = [
     "option",
     "prepare_for_training",
     "read_config",
-    "train_and_evaluate",
+    "run_finetuning",
+    "train_and_save",
     "training_transform",
     "warn_about_training_data",
-    "with_prefix",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import CaptionSettings, caption_option
 from . import base
-from .base import PairEvaluateOptions, PairFinetuneOptions, option
+from .base import PairEvaluateOptions, PairFinetuneOptions, Source, option
 
 
 if TYPE_CHECKING:
@@ -82,35 +82,28 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     from ..data.collators import BlipCaptioningCollator
     from ..data.pairs import PairDataset
     from ..evaluation.caption_metrics import resolve_metrics
-    from ..training import BlipTrainer
 
-    source = options.evaluation_source()
-    if source is not None:
+    if options.eval_data is not None:
         base.warn_about_training_data(options)
         resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # fails here rather than after training
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
     processor.caption_settings = CaptionSettings.for_finetuning(
         processor.caption_settings, **options.caption_settings()
     )
-    image_size = base.image_size_of(model)
-    eval_pairs = None if source is None else source.read_pairs(image_size)
-    trainer = BlipTrainer(
-        model,
+
+    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
+        return _metrics(_evaluate(run.model, run.processor, run.eval_records, options, run.batch_size))
+
+    return base.run_finetuning(
+        options,
         arguments,
-        train_dataset=PairDataset(
-            options.training_source().read_pairs(image_size),
-            base.training_transform(options, image_size),
-            seed=arguments.seed,
-        ),
-        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
-        data_collator=BlipCaptioningCollator(processor),
-        processing_class=processor,
+        model=model,
+        processor=processor,
+        read_records=Source.read_pairs,
+        dataset_class=PairDataset,
+        collator=BlipCaptioningCollator(processor),
+        evaluate=evaluate_finetuned,
     )
-
-    def evaluate_trained() -> dict[str, float]:
-        return _evaluate(model, processor, eval_pairs, options, arguments.per_device_eval_batch_size).metrics
-
-    return base.train_and_evaluate(trainer, None if eval_pairs is None else evaluate_trained)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -138,7 +131,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_caption_results(result.predictions, options.output)
-    return {**result.metrics, "num_skipped": result.num_skipped}
+    return _metrics(result)
 
 
 def _evaluate(
@@ -162,6 +155,10 @@ def _evaluate(
         metrics=options.metrics,
         **settings,
     )
+
+
+def _metrics(result: "CaptionResult") -> dict[str, float]:
+    return {**result.metrics, "num_skipped": result.num_skipped}
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

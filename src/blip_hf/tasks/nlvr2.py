@@ -54,31 +54,25 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     """
     from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
     from ..evaluation.nlvr2 import evaluate_nlvr2
-    from ..training import BlipTrainer
 
-    source, transform = options.evaluation_source(), None
-    if source is not None:
+    if options.eval_data is not None:
         base.warn_about_training_data(options)
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-    image_size = base.image_size_of(model)
-    training_source = options.training_source()
-    if options.augment and not training_source.is_scenes:
-        transform = Nlvr2TrainTransform(image_size, min_scale=options.min_scale)
-    eval_set = None if source is None else Nlvr2Dataset(_read_records(source, image_size))
-    trainer = BlipTrainer(
-        model,
+
+    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
+        return evaluate_nlvr2(run.model, run.processor, run.eval_records, batch_size=run.batch_size).metrics()
+
+    return base.run_finetuning(
+        options,
         arguments,
-        train_dataset=Nlvr2Dataset(_read_records(training_source, image_size), transform, seed=arguments.seed),
-        eval_dataset=eval_set,
-        data_collator=BlipNlvr2Collator(processor),
-        processing_class=processor,
+        model=model,
+        processor=processor,
+        read_records=_read_records,
+        dataset_class=Nlvr2Dataset,
+        collator=BlipNlvr2Collator(processor),
+        evaluate=evaluate_finetuned,
+        transform_class=Nlvr2TrainTransform,
     )
-
-    def evaluate_trained() -> dict[str, float]:
-        batch_size = arguments.per_device_eval_batch_size
-        return evaluate_nlvr2(model, processor, eval_set, batch_size=batch_size).metrics()
-
-    return base.train_and_evaluate(trainer, None if eval_set is None else evaluate_trained)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -108,7 +102,8 @@ def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]
     from ..data.scenes import SceneNlvr2
 
     if source.is_scenes:
-        return SceneNlvr2(source.num_scenes, start=source.first_scene, image_size=image_size)
+        scenes = source.scenes(image_size)
+        return SceneNlvr2(len(scenes), start=scenes.start, image_size=image_size)
     return [record for path in source.data for record in load_nlvr2(path, image_root=source.image_root)]
 
 

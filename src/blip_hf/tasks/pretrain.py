@@ -116,7 +116,8 @@ class PretrainOptions:
         """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
         if self.eval_data is None:
             return None
-        return Source(self.eval_data, self.image_root, self.num_scenes, self.num_eval_scenes, self.eval_split)
+        first_scene = base.count_scenes(self.data, self.num_scenes)
+        return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes, self.eval_split)
 
 
 def pretrain(
@@ -167,7 +168,7 @@ def pretrain(
     )
     if callbacks:
         trainer.pop_callback(PrinterCallback)
-    metrics = base.train_and_evaluate(trainer)
+    metrics = base.train_and_save(trainer)
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
     return metrics if eval_dataset is None else metrics | trainer.evaluate()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.defaults import K_TEST
 from . import base
-from .base import PairEvaluateOptions, PairFinetuneOptions, option
+from .base import PairEvaluateOptions, PairFinetuneOptions, Source, option
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
     negative_all_rank: bool | None = option(
-        None, "Draw hard negatives from all processes (default: the configuration's)"
+        None, "Draw hard negatives from all processes, as for COCO in salesforce/BLIP (default: True)"
     )
 
 
@@ -79,36 +79,32 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     from ..data.collators import BlipPretrainingCollator
     from ..data.pairs import PairDataset
     from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
+    from ..modeling.retrieval_training import BlipForRetrievalTraining
     from ..training import BlipContrastiveTrainer
 
-    source = options.evaluation_source()
-    if source is not None:
+    if options.eval_data is not None:
         base.warn_about_training_data(options)
         check_num_candidates(options.k_test)  # fails here rather than after training
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-    image_size = base.image_size_of(model)
-    eval_pairs = None if source is None else source.read_pairs(image_size)
-    trainer = BlipContrastiveTrainer(
-        model,
+
+    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
+        return evaluate_retrieval(
+            run.model, run.processor, run.eval_records, k=options.k_test, image_batch_size=run.batch_size
+        ).metrics()
+
+    return base.run_finetuning(
+        options,
         arguments,
-        train_dataset=PairDataset(
-            options.training_source().read_pairs(image_size),
-            base.training_transform(options, image_size),
-            seed=arguments.seed,
-        ),
-        eval_dataset=None if eval_pairs is None else PairDataset(eval_pairs),
-        data_collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
-        processing_class=processor,
+        model=model,
+        processor=processor,
+        read_records=Source.read_pairs,
+        dataset_class=PairDataset,
+        collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
+        evaluate=evaluate_finetuned,
+        trainer_class=BlipContrastiveTrainer,
+        export=BlipForRetrievalTraining.export_retriever,
+        evaluates_on_all_processes=True,
     )
-    metrics = base.train_and_evaluate(trainer)
-    retriever = model.export_retriever()
-    if trainer.is_world_process_zero():
-        retriever.save_pretrained(arguments.output_dir)
-    if eval_pairs is not None:  # all processes share the work
-        batch_size = arguments.per_device_eval_batch_size
-        result = evaluate_retrieval(retriever, processor, eval_pairs, k=options.k_test, image_batch_size=batch_size)
-        metrics |= base.with_prefix(result.metrics())
-    return metrics
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,37 +113,34 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     """
     from ..data.vqa import BlipVqaCollator, VqaDataset
     from ..evaluation.vqa import evaluate_vqa
-    from ..training import BlipTrainer
 
-    source, answer_list = options.evaluation_source(), None
-    if source is not None:
+    answer_list = None
+    if options.eval_data is not None:
         base.warn_about_training_data(options)
         answer_list = read_answer_list(options)  # fails here rather than after training
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-    image_size = base.image_size_of(model)
-    questions = _read_questions(options.training_source(), options, image_size)
-    eval_questions = None if source is None else _read_questions(source, options, image_size)
-    trainer = BlipTrainer(
-        model,
-        arguments,
-        train_dataset=VqaDataset(questions, base.training_transform(options, image_size), seed=arguments.seed),
-        eval_dataset=None if eval_questions is None else VqaDataset(eval_questions),
-        data_collator=BlipVqaCollator(processor),
-        processing_class=processor,
-    )
 
-    def evaluate_trained() -> dict[str, float]:
+    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
         result = evaluate_vqa(
-            model,
-            processor,
-            eval_questions,
+            run.model,
+            run.processor,
+            run.eval_records,
             answer_list=answer_list,
             num_candidates=options.num_candidates,
-            batch_size=arguments.per_device_eval_batch_size,
+            batch_size=run.batch_size,
         )
-        return {**_metrics(result), **_most_common_answer_baseline(questions, eval_questions)}
+        return {**_metrics(result), **_most_common_answer_baseline(run.train_records, run.eval_records)}
 
-    return base.train_and_evaluate(trainer, None if eval_questions is None else evaluate_trained)
+    return base.run_finetuning(
+        options,
+        arguments,
+        model=model,
+        processor=processor,
+        read_records=partial(_read_questions, options),
+        dataset_class=VqaDataset,
+        collator=BlipVqaCollator(processor),
+        evaluate=evaluate_finetuned,
+    )
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -163,7 +161,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     result = evaluate_vqa(
         model,
         processor,
-        _read_questions(options.evaluation_source(), options, base.image_size_of(model)),
+        _read_questions(options, options.evaluation_source(), base.image_size_of(model)),
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
@@ -190,7 +188,7 @@ def read_answer_list(options: AnswerOptions) -> list[str] | None:
     return answers
 
 
-def _read_questions(source: Source, options: AnswerOptions, image_size: int) -> Sequence[Mapping[str, Any]]:
+def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
     from ..data.readers import load_vqa
 
     if source.is_scenes:

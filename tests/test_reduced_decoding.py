@@ -67,7 +67,7 @@ def test_an_option_of_the_processor_reaches_files(tmp_path):
     assert not torch.equal(pixels_of(path), of_call)
 
 
-def test_a_image_that_is_right_already_is_viewed_and_not_copied():
+def test_an_rgb_image_is_viewed_and_not_copied():
     image = Image.new("RGB", (4, 4), "red")
     assert view_image(image) is image
     assert open_image(image) is not image

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Helpers that several heads share: the role token at position 0, and projected features of that position."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
+    """Copies `input_ids` of shape `(b, t)` with another token ([CLS], [ENC] or [DEC]) at position 0."""
+    first = torch.full_like(input_ids[:, :1], token_id)
+    return torch.cat([first, input_ids[:, 1:]], dim=1)
+
+
+def pool_and_project(states: Tensor, projection: nn.Module) -> Tensor:
+    """Normalised projection of position 0, in fp32: `(b, t, d)` -> `(b, feature)`."""
+    return normalize(projection(states[:, 0]).float(), dim=-1)
+
+
+__all__ = ["pool_and_project", "with_first_token"]
