@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: captions of images and folders of images, as text, JSON lines, JSON or CSV."""
+"""`blip-hf caption`: captions of images from any source, as text, JSON lines, JSON or CSV."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..caption_settings import caption_option
 from ..checkpoints import require_checkpoint
 from .caption_formats import Format, format_of, write_records
+from .caption_sources import find_images
 from .errors import UsageError
 from .output import open_output
 from .parser import Command
@@ -18,7 +19,6 @@ from .parser import Command
 if TYPE_CHECKING:
     from ..captioner import BlipCaptioner, Caption
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _GENERATION_OPTIONS = (
     "num_beams",
     "max_length",
@@ -40,8 +40,16 @@ class CaptionOptions:
             "metavar": "MODEL",
         }
     )
-    images: list[Path] = field(metadata={"help": "Image, or folder of images", "positional": True, "metavar": "IMAGE"})
+    images: list[str] = field(
+        metadata={
+            "help": "Image, folder of images, list, Parquet, tar or data set",
+            "positional": True,
+            "metavar": "IMAGE",
+        }
+    )
     recursive: bool = field(default=False, metadata={"help": "Also take the images in subfolders"})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from"})
+    split: str = field(default="train", metadata={"help": "Split of a data set that has several"})
     prompt: str | None = caption_option("prompt")
     num_captions: int = field(default=1, metadata={"help": "Captions per image"})
     num_beams: int | None = caption_option("num_beams")
@@ -90,7 +98,9 @@ class CaptionOptions:
 
 
 def _run(options: CaptionOptions) -> int:
-    images = find_images(options.images, recursive=options.recursive)
+    images = find_images(
+        options.images, recursive=options.recursive, image_root=options.image_root, split=options.split
+    )
     captions = load_captioner(options).iter_captions(
         images, num_return_sequences=options.num_captions, return_scores=options.scores, on_error="skip"
     )
@@ -98,7 +108,7 @@ def _run(options: CaptionOptions) -> int:
     with open_output(options.output) as stream:
         # Captions that appear on the same terminal show the progress themselves.
         is_shown = len(images) > 1 and sys.stderr.isatty() and not stream.isatty()
-        records = as_records(with_progress(captions, len(images), is_shown), images, failures)
+        records = as_records(with_progress(captions, len(images), is_shown), images.names, failures)
         write_records(records, stream, columns=options.columns(), output_format=options.format)
     if failures:
         print(f"blip-hf caption: skipped {len(failures)} of {len(images)} images", file=sys.stderr)
@@ -137,26 +147,6 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
     )
 
 
-def find_images(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
-    """Replaces each folder by the images in it, sorted by path.
-
-    Raises:
-        UsageError: If a folder holds no image.
-    """
-    images = []
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        entries = path.rglob("*") if recursive else path.iterdir()
-        found = sorted(entry for entry in entries if entry.suffix.lower() in _SUFFIXES and entry.is_file())
-        if not found:
-            hint = "" if recursive else "; --recursive looks into its folders too"
-            raise UsageError(f"{path} holds no image ({', '.join(sorted(_SUFFIXES))}){hint}.")
-        images += found
-    return images
-
-
 def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool) -> "Iterator[Caption]":
     """The same captions, with a progress bar over images on stderr."""
     from tqdm import tqdm
@@ -167,15 +157,15 @@ def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool
             bar.update(caption.image_index + 1 - bar.n)
 
 
-def as_records(captions: "Iterable[Caption]", images: Sequence[Path], failures: list[str]) -> Iterator[dict[str, Any]]:
-    """Records of captions with the paths of their images. Images that fail are named on stderr and in `failures`."""
+def as_records(captions: "Iterable[Caption]", names: Sequence[str], failures: list[str]) -> Iterator[dict[str, Any]]:
+    """Records of captions with the names of their images. Images that fail are named on stderr and in `failures`."""
     for caption in captions:
         if caption.error is not None:
             failures.append(caption.error)
             print(f"blip-hf caption: skipped: {caption.error}", file=sys.stderr)
             continue
         yield {
-            "image": str(images[caption.image_index]),
+            "image": names[caption.image_index],
             "caption": caption.text,
             "log_probability": caption.log_probability,
             "num_tokens": caption.num_tokens,
@@ -190,4 +180,4 @@ COMMAND = Command(
     run=_run,
 )
 
-__all__ = ["COMMAND", "CaptionOptions", "find_images"]
+__all__ = ["COMMAND", "CaptionOptions"]
