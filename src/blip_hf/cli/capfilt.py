@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..capfilt.settings import CapFiltSettings
+from ..tasks.base import PAIRS_HELP
 from .launcher import launched_process
 from .parser import Command, CommandGroup
 
@@ -52,12 +53,7 @@ class RuleOptions:
 class RunOptions(RuleOptions, CapFiltSettings):
     """What `blip-hf capfilt run` takes."""
 
-    source: list[str] = field(
-        metadata={
-            "help": "Pairs: WebDataset tar(s), Parquet files, JSON lists, folders of them or of images with"
-            " metadata.jsonl, or scenes:NUMBER[:NOISE]"
-        }
-    )
+    source: list[str] = field(metadata={"help": f"Pairs: {PAIRS_HELP}"})
     captioner: str = field(metadata={"help": "Captioning checkpoint with its processor"})
     filter: str = field(metadata={"help": "Image-text retrieval checkpoint with its processor"})
     output_dir: str = field(
