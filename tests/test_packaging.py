@@ -157,6 +157,11 @@ def test_workflows_pin_actions_by_commit() -> None:
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
 
 
+def test_ci_runs_make_test() -> None:
+    assert "      - run: .ci/run\n" in (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
 def test_importing_the_package_imports_no_heavy_library() -> None:
     loaded = run_code("import sys, blip_hf; print(*{name.split('.')[0] for name in sys.modules})").split()
     assert "blip_hf" in loaded

@@ -308,7 +308,7 @@ def test_options_that_a_task_has_no_use_for_are_refused(folder, tmp_path):
     for task in ("captioning", "matching"):
         with pytest.raises(ValueError, match="without training state"):
             convert(folder, task, tmp_path / "ours", keep_training_state=True)
-    with pytest.raises(ValueError, match="does not divide into heads of 48"):
+    with pytest.raises(ValueError, match="not a multiple of the head width 48"):
         convert(folder, "captioning", tmp_path / "ours", head_width=48)
 
 

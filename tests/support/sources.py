@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Small sources of image-text pairs, and what is read from them."""
 
-import io
-import json
 import struct
-import tarfile
 import zlib
-from pathlib import Path
-
-from PIL import Image
 
 from blip_hf.data.readers import Sample, Skipped, find_shards
+from tests.support.images import encode_image, plain_image
 
 
 def encoded(color="red", format="PNG", size=(4, 3)) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, color).save(content, format)
-    return content.getvalue()
+    return encode_image(plain_image(color, size), format)
 
 
 def bomb() -> bytes:
@@ -25,25 +18,6 @@ def bomb() -> bytes:
     chunks = (b"IHDR" + header, b"IDAT")
     packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_images(folder: Path, *colors: str) -> None:
-    for color in colors:
-        (folder / f"{color}.png").write_bytes(encoded(color))
-
-
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def read(source, **options) -> list[Sample | Skipped]:

@@ -11,8 +11,6 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from ..image_utils import ImageSource
 
-_SUFFIXES_OF_RECORDS = (".json", ".jsonl", ".csv", ".parquet", ".tar", ".tar.gz", ".tgz")
-
 
 class FoundImages:
     """Images in order, with their names. Those of a data set are read from it one at a time."""
@@ -62,12 +60,13 @@ def find_images(
 
 
 def _is_image(source: str) -> bool:
-    """Whether a source is one image: a file that does not hold records, or the path of one that does not exist."""
+    """Whether a source is one image: a file without records, or the path of an image that does not exist."""
+    from ..data.readers.sources import kind_of
     from ..image_utils import image_suffixes
 
     path = Path(source)
     if path.is_file():
-        return not source.lower().endswith(_SUFFIXES_OF_RECORDS)
+        return kind_of(path) in (None, "image")
     return path.suffix.lower() in image_suffixes() and not set("*?[{") & set(source)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Evaluation of each task: metrics on plain tensors and texts. Imports nothing, so that `--help` is quick."""
+"""Metrics, and the evaluation of each task. Imports nothing, so that [`blip_hf.evaluation.defaults`] loads quickly."""

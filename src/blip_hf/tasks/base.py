@@ -206,6 +206,14 @@ def config_values(config_class: type["BlipConfig"], options: object, names: tupl
     return {name: defaults[name].default if value is None else value for name, value in given.items()}
 
 
+def load_for_training(model_class: "type[PreTrainedModel]", options: FinetuneOptions, **fields: Any) -> Any:
+    """Loads a model with float32 weights, the drop-path rate of the options, and the given fields of its configuration."""
+    import torch
+
+    config = read_config(model_class.config_class, options, **fields)
+    return model_class.from_pretrained(options.model, config=config, dtype=torch.float32)
+
+
 def prepare_for_training(model: "PreTrainedModel", options: FinetuneOptions) -> "PreTrainedModel":
     """Sets the image size, freezes layers, and switches the model to training mode."""
     if options.image_size is not None:
@@ -381,6 +389,7 @@ __all__ = [
     "count_scenes",
     "image_size_of",
     "load_for_evaluation",
+    "load_for_training",
     "load_processor",
     "one_or_several",
     "option",

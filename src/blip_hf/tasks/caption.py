@@ -50,20 +50,13 @@ class EvaluateOptions(CaptionOptions, PairEvaluateOptions):
 
 def load_model(options: FinetuneOptions) -> "BlipForConditionalGeneration":
     """Loads the captioner to start from, also that of a pre-training checkpoint, with float32 weights."""
-    import torch
-
-    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
     from ..modeling.caption import BlipForConditionalGeneration
     from ..modeling.pretraining import BlipForPreTraining
 
-    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = base.read_config(BlipPreTrainingConfig, options)
-        model = BlipForPreTraining.from_pretrained(
-            options.model, config=config, dtype=torch.float32
-        ).export_captioner()
+    if base.checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
+        model = base.load_for_training(BlipForPreTraining, options).export_captioner()
     else:
-        config = base.read_config(BlipConfig, options)
-        model = BlipForConditionalGeneration.from_pretrained(options.model, config=config, dtype=torch.float32)
+        model = base.load_for_training(BlipForConditionalGeneration, options)
     return base.prepare_for_training(model, options)
 
 

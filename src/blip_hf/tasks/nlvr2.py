@@ -26,14 +26,10 @@ class EvaluateOptions(base.EvaluateOptions):
 
 def load_model(options: FinetuneOptions) -> "BlipForVisualReasoning":
     """Loads the model to start from, an NLVR2, retrieval or pre-training checkpoint, with float32 weights."""
-    import torch
-
-    from ..configuration_blip import BlipVisualReasoningConfig
     from ..modeling.nlvr2 import BlipForVisualReasoning
 
-    if base.checkpoint_type(options.model) == BlipVisualReasoningConfig.model_type:
-        config = base.read_config(BlipVisualReasoningConfig, options)
-        model = BlipForVisualReasoning.from_pretrained(options.model, config=config, dtype=torch.float32)
+    if base.checkpoint_type(options.model) == BlipForVisualReasoning.config_class.model_type:
+        model = base.load_for_training(BlipForVisualReasoning, options)
     else:
         fields = {} if options.drop_path is None else {"drop_path_rate": options.drop_path}
         model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields=fields)

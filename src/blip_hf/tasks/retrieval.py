@@ -40,7 +40,7 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
     negative_all_rank: bool | None = option(
-        None, "Draw hard negatives from all processes, as for COCO in salesforce/BLIP (default: True)"
+        None, "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
     )
 
 
@@ -51,15 +51,11 @@ class EvaluateOptions(RankingOptions, PairEvaluateOptions):
 
 def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
     """Loads the model to start from, with momentum encoder and queue, with float32 weights."""
-    import torch
-
     from ..configuration_blip import BlipRetrievalTrainingConfig
     from ..modeling.retrieval_training import BlipForRetrievalTraining
 
     values = base.config_values(BlipRetrievalTrainingConfig, options, CONFIGURED)
-    config = base.read_config(BlipRetrievalTrainingConfig, options, **values)
-    model = BlipForRetrievalTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-    return base.prepare_for_training(model, options)
+    return base.prepare_for_training(base.load_for_training(BlipForRetrievalTraining, options, **values), options)
 
 
 def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> dict[str, float]:

@@ -81,20 +81,13 @@ class BlindQuestions(Sequence[Mapping[str, Any]]):
 
 def load_model(options: FinetuneOptions) -> "BlipForQuestionAnswering":
     """Loads the model to start from, a VQA or a pre-training checkpoint, with float32 weights."""
-    import torch
-
-    from ..configuration_blip import BlipConfig, BlipPreTrainingConfig
     from ..modeling.pretraining import BlipForPreTraining
     from ..modeling.vqa import BlipForQuestionAnswering
 
-    if base.checkpoint_type(options.model) == BlipPreTrainingConfig.model_type:
-        config = base.read_config(BlipPreTrainingConfig, options)
-        model = BlipForQuestionAnswering.from_pretraining(
-            BlipForPreTraining.from_pretrained(options.model, config=config, dtype=torch.float32)
-        )
+    if base.checkpoint_type(options.model) == BlipForPreTraining.config_class.model_type:
+        model = BlipForQuestionAnswering.from_pretraining(base.load_for_training(BlipForPreTraining, options))
     else:
-        config = base.read_config(BlipConfig, options)
-        model = BlipForQuestionAnswering.from_pretrained(options.model, config=config, dtype=torch.float32)
+        model = base.load_for_training(BlipForQuestionAnswering, options)
     return base.prepare_for_training(model, options)
 
 

@@ -18,7 +18,9 @@ from blip_hf.capfilt.writers import write_pairs
 from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
-from tests.support.sources import encoded, write_images, write_json, write_tar
+from tests.support.files import write_json, write_tar
+from tests.support.images import write_images
+from tests.support.sources import encoded
 
 
 CAPTIONS = {"red": "a red square", "lime": "something green", "blue": "the sky"}

@@ -106,4 +106,4 @@ def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert num_samples == size
-    assert peaks[1] < 2 * peaks[0]
+    assert peaks[1] < peaks[0] + 500_000  # the parsed records take some 10 MB

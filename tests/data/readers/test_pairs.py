@@ -5,40 +5,20 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
-from PIL import Image
 
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import group_captions, load_pairs
 from blip_hf.data.scenes import Scenes
+from tests.support.files import write_json, write_json_lines
+from tests.support.pairs import COLORS, draw_photos, embedded_pairs
 
 
 datasets.disable_progress_bars()
-
-COLORS = ["red", "lime", "blue"]
-
-
-def draw_photos(folder: Path) -> Path:
-    """Draws red.png, lime.png and blue.png in the images/ of a folder, and returns the folder."""
-    (folder / "images").mkdir()
-    for color in COLORS:
-        Image.new("RGB", (4, 3), color).save(folder / "images" / f"{color}.png")
-    return folder
 
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
     return draw_photos(tmp_path)
-
-
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def write_lines(path: Path, records: list) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
-    return path
 
 
 def columns(pairs: Dataset) -> tuple[list[str], list[int]]:
@@ -47,12 +27,6 @@ def columns(pairs: Dataset) -> tuple[list[str], list[int]]:
 
 def colors_of(pairs: Dataset) -> list[tuple[int, int, int]]:
     return [item["image"].getpixel((0, 0)) for item in PairDataset(pairs)]
-
-
-def embedded(photos: Path, captions: list) -> Dataset:
-    """Images inside the data set, as on the Hub: bytes and a bare name."""
-    pictures = [{"bytes": (photos / "images" / f"{c}.png").read_bytes(), "path": "image.png"} for c in COLORS]
-    return Dataset.from_dict({"image": pictures, "caption": captions}).cast_column("image", datasets.Image())
 
 
 # JSON lists
@@ -103,7 +77,7 @@ def test_image_ids_are_kept_or_numbered(ids, expected, tmp_path):
 def test_joined_lists_are_numbered_by_image(tmp_path):
     one = write_json(tmp_path / "one.json", [{"image": "a.jpg", "caption": "x", "image_id": 0}])
     records = [{"image": "b.jpg", "caption": "y", "image_id": 0}, {"image": "a.jpg", "caption": "z", "image_id": 1}]
-    two = write_lines(tmp_path / "two.jsonl", records)
+    two = write_json_lines(tmp_path / "two.jsonl", records)
     assert columns(load_pairs([one, str(two)])) == (["x", "y", "z"], [0, 1, 0])
 
 
@@ -174,14 +148,14 @@ def test_files_that_are_no_lists_are_named(content, message, tmp_path):
 @pytest.mark.parametrize("field", ["caption", "text"])
 def test_image_folder_is_read_by_its_metadata(field, photos):
     records = [{"file_name": "red.png", field: "a red one"}, {"file_name": "blue.png", field: ["blue", "a blue one"]}]
-    write_lines(photos / "images" / "metadata.jsonl", records)
+    write_json_lines(photos / "images" / "metadata.jsonl", records)
     pairs = load_pairs(photos / "images")
     assert columns(pairs) == (["a red one", "blue", "a blue one"], [0, 1, 1])
     assert colors_of(pairs) == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
 
 
 def test_image_folder_may_have_a_folder_a_split(photos):
-    write_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
+    write_json_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
     assert colors_of(load_pairs(photos, split="test")) == [(0, 255, 0)]
     with pytest.raises(ValueError, match="holds images without captions"):
         load_pairs(photos)
@@ -222,13 +196,13 @@ def test_columns_that_do_not_fit_are_named(rows, message, tmp_path):
 
 
 def test_metadata_without_file_name_is_named(tmp_path):
-    write_lines(tmp_path / "metadata.jsonl", [{"image": "a.png", "text": "a"}])
+    write_json_lines(tmp_path / "metadata.jsonl", [{"image": "a.png", "text": "a"}])
     with pytest.raises(ValueError, match=r"metadata.jsonl, record 0: field 'file_name' is missing"):
         load_pairs(tmp_path)
 
 
 def test_images_inside_a_data_set_stay_encoded_and_in_order(photos):
-    pairs = load_pairs(embedded(photos, [["red", "a red one"], ["green"], ["blue", "a blue one", "sky"]]))
+    pairs = load_pairs(embedded_pairs([["red", "a red one"], ["green"], ["blue", "a blue one", "sky"]]))
     assert columns(pairs) == (["red", "a red one", "green", "blue", "a blue one", "sky"], [0, 0, 1, 2, 2, 2])
     assert isinstance(pairs[0]["image"]["bytes"], bytes)
     assert colors_of(pairs) == [(255, 0, 0)] * 2 + [(0, 255, 0)] + [(0, 0, 255)] * 3
@@ -236,13 +210,13 @@ def test_images_inside_a_data_set_stay_encoded_and_in_order(photos):
 
 @pytest.mark.parametrize("field", ["caption", "captions", "text"])
 def test_data_sets_may_name_captions_differently(field, photos):
-    pictures = embedded(photos, COLORS).remove_columns("caption")
+    pictures = embedded_pairs(COLORS).remove_columns("caption")
     dataset = pictures.add_column(field, ["red", "green", "blue"])
     assert columns(load_pairs(dataset)) == (["red", "green", "blue"], [0, 1, 2])
 
 
 def test_saved_data_set_stays_on_disk_with_each_image_once(photos):
-    dataset = embedded(photos, [["red", "a red one"], ["green"], ["blue"]])
+    dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]])
     dataset.save_to_disk(photos / "saved")
     pairs = load_pairs(photos / "saved")
     assert colors_of(pairs) == [(255, 0, 0)] * 2 + [(0, 255, 0), (0, 0, 255)]
@@ -251,7 +225,7 @@ def test_saved_data_set_stays_on_disk_with_each_image_once(photos):
 
 
 def test_splits_are_picked_by_name(photos):
-    splits = DatasetDict({"train": embedded(photos, COLORS), "test": embedded(photos, COLORS).select([2])})
+    splits = DatasetDict({"train": embedded_pairs(COLORS), "test": embedded_pairs(COLORS).select([2])})
     splits.save_to_disk(photos / "splits")
     for source in (splits, photos / "splits"):
         assert len(load_pairs(source)) == 3
@@ -261,7 +235,7 @@ def test_splits_are_picked_by_name(photos):
 
 
 def test_shuffled_data_set_keeps_images_with_their_captions(photos):
-    dataset = embedded(photos, [["red", "a red one"], ["green"], ["blue"]]).select([2, 0])
+    dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]]).select([2, 0])
     pairs = load_pairs(dataset)
     assert pairs["caption"][:] == ["blue", "red", "a red one"]
     assert colors_of(pairs) == [(0, 0, 255), (255, 0, 0), (255, 0, 0)]
@@ -295,14 +269,14 @@ def test_data_sets_that_do_not_fit_are_named(data, message):
 
 def test_empty_data_set_is_refused(photos):
     with pytest.raises(ValueError, match="There are no records in dataset"):
-        load_pairs(embedded(photos, COLORS).select([]))
+        load_pairs(embedded_pairs(COLORS).select([]))
 
 
 # Grouping
 
 
 def test_groups_hold_all_captions_of_a_image_in_order(photos):
-    pairs = load_pairs(embedded(photos, [["red", "a red one"], ["green"], ["blue", "sky"]])).select([3, 0, 4, 1])
+    pairs = load_pairs(embedded_pairs([["red", "a red one"], ["green"], ["blue", "sky"]])).select([3, 0, 4, 1])
     groups = group_captions(pairs)
     assert len(groups) == 2
     assert [group["captions"] for group in groups] == [["blue", "sky"], ["red", "a red one"]]
@@ -347,7 +321,7 @@ def test_groups_keep_the_ids_of_their_source(images, ids, expected, kind, tmp_pa
     if kind == "list":
         pairs = load_pairs(write_json(tmp_path / "list.json", records))
     elif kind == "folder":
-        write_lines(tmp_path / "metadata.jsonl", records)
+        write_json_lines(tmp_path / "metadata.jsonl", records)
         pairs = load_pairs(tmp_path)
     elif any(isinstance(own, str) for own in ids) and any(isinstance(own, int) for own in ids):
         pytest.skip("a column has one type")
@@ -366,7 +340,7 @@ def test_joined_lists_keep_their_ids_unless_two_images_share_one(tmp_path):
 
 
 def test_images_inside_a_data_set_go_by_their_row_without_ids(tmp_path):
-    groups = group_captions(load_pairs(embedded(draw_photos(tmp_path), COLORS)).select([2, 0]))
+    groups = group_captions(load_pairs(embedded_pairs(COLORS)).select([2, 0]))
     assert [group["image_id"] for group in groups] == [2, 0]
 
 

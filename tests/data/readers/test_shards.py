@@ -12,7 +12,9 @@ import pytest
 
 from blip_hf.data.readers import Sample, find_shards
 from blip_hf.data.scenes import Scenes
-from tests.support.sources import color_of, encoded, read, summary, write_images, write_json, write_tar
+from tests.support.files import write_json, write_tar
+from tests.support.images import write_images
+from tests.support.sources import color_of, encoded, read, summary
 
 
 # Kinds of source

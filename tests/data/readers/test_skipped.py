@@ -17,7 +17,9 @@ from blip_hf import image_utils
 from blip_hf.data.readers import find_shards, samples
 from blip_hf.data.readers.samples import Sample, Skipped
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.sources import bomb, encoded, read, summary, write_images, write_json, write_tar
+from tests.support.files import write_json, write_tar
+from tests.support.images import write_images
+from tests.support.sources import bomb, encoded, read, summary
 
 
 def test_faulty_records_are_named_and_the_stream_goes_on(tmp_path):

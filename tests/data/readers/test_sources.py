@@ -9,7 +9,9 @@ import pytest
 from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.readers.hub import is_hub_name
 from blip_hf.data.readers.sources import expand_pattern, make_absolute
-from tests.support.sources import encoded, read, summary, write_images, write_json, write_tar
+from tests.support.files import write_json, write_tar
+from tests.support.images import write_images
+from tests.support.sources import encoded, read, summary
 
 
 ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, load_images])
@@ -27,6 +29,7 @@ ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, 
         ([], r"list of sources is empty"),
         ([{"image": "a.jpg", "caption": "a"}], r"source is a dict.*pass them to `PairDataset`"),
         (5, r"source is a int"),
+        ("scenes", r"expected scenes:NUMBER"),
         ("scenes:0", r"expected scenes:NUMBER"),
         ("scenes:5:1.5", r"expected scenes:NUMBER"),
         ("lost/*.tar", r"No file matches the pattern lost/\*.tar"),

@@ -12,7 +12,6 @@ from .records import ImageRecord
 from .samples import Shard, Stream
 
 
-SCENES_PREFIX = "scenes:"
 _FORM = re.compile(r"scenes:(?P<number>[1-9]\d*)(:(?P<noise>0(\.\d+)?|\.\d+))?")
 
 
@@ -47,6 +46,11 @@ class SceneSource:
             yield from record.samples()
 
 
+def is_scenes(source: object) -> bool:
+    """Whether a source names drawn scenes."""
+    return isinstance(source, str) and source.partition(":")[0] == "scenes"
+
+
 def parse_scenes(source: str) -> Scenes:
     """The first scenes of seed 0 that `scenes:NUMBER[:NOISE]` stands for. NOISE is the share of swapped captions.
 
@@ -60,4 +64,4 @@ def parse_scenes(source: str) -> Scenes:
     return Scenes(int(match["number"]), noise_rate=float(match["noise"] or 0))
 
 
-__all__ = ["SCENES_PREFIX", "SceneSource", "parse_scenes"]
+__all__ = ["SceneSource", "is_scenes", "parse_scenes"]

@@ -17,7 +17,7 @@ from .hub import Table, is_hub_name, is_saved, load_from_hub, pick_split
 from .lists import METADATA_FILES, ListFile
 from .parquet import ParquetFile
 from .records import PathLike
-from .scenes import SCENES_PREFIX, SceneSource, parse_scenes
+from .scenes import SceneSource, is_scenes, parse_scenes
 from .tar import TarFile
 
 
@@ -71,7 +71,7 @@ def make_absolute(source: PathLike) -> str:
     """A source as it is found from any working directory. Names on the Hub and drawn scenes do not change."""
     path = os.path.expanduser(source)
     is_elsewhere = isinstance(source, str) and not os.path.exists(path) and is_hub_name(source)
-    return str(source) if is_elsewhere or str(source).startswith(SCENES_PREFIX) else os.path.abspath(path)
+    return str(source) if is_elsewhere or is_scenes(source) else os.path.abspath(path)
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ def _find(
             f"source is a {type(source).__name__}, expected {ACCEPTED}. Records in memory need no loading: pass them to"
             " `PairDataset`."
         )
-    if isinstance(source, str) and source.startswith(SCENES_PREFIX):
+    if is_scenes(source):
         return [SceneSource(parse_scenes(source))]
     path = Path(source).expanduser()
     if path.exists():
@@ -112,13 +112,13 @@ def _find(
     else:
         raise ValueError(f"{source} does not exist. Pass {ACCEPTED}.")
     for file in files:
-        if file.is_file() and _kind(file) is None:
+        if file.is_file() and kind_of(file) is None:
             raise ValueError(f"{file} has an unknown format. Pass {ACCEPTED}.")
     return [table(datasets.load_from_disk(file), file.name) if is_saved(file) else file for file in files]
 
 
 def _reader(path: Path, name: str, image_root: PathLike | None, split: str, needs_captions: bool) -> Reader:
-    kind = "image" if path.is_dir() else _kind(path)
+    kind = "image" if path.is_dir() else kind_of(path)
     root = path.parent if image_root is None else image_root
     readers: dict[str, Callable[[], Reader]] = {
         "tar": lambda: TarFile(path, name, needs_captions),
@@ -165,15 +165,15 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
 def _files_by_kind(folder: Path) -> tuple[dict[str, list[Path]], bool]:
     """Visible files by kind, without what accompanies them, and whether images have texts beside them."""
     paths = sorted(visible_files(folder, recursive=False))
-    stems = {_without_suffix(path.name) for path in paths if _kind(path) in ("tar", "parquet")}
-    image_stems = {path.stem for path in paths if _kind(path) == "image"}
+    stems = {_without_suffix(path.name) for path in paths if kind_of(path) in ("tar", "parquet")}
+    image_stems = {path.stem for path in paths if kind_of(path) == "image"}
     folders = {path.name for path in folder.iterdir() if path.is_dir()}
-    tars = {_without_suffix(path.name) for path in paths if _kind(path) == "tar"}
+    tars = {_without_suffix(path.name) for path in paths if kind_of(path) == "tar"}
     files: dict[str, list[Path]] = {}
     others: Counter[str] = Counter()
     has_sidecars = False
     for path in paths:
-        kind = _kind(path)
+        kind = kind_of(path)
         if path.suffix in (".txt", ".json") and path.stem in image_stems:
             has_sidecars = True
         elif path.name.endswith("_stats.json") and path.name.removesuffix("_stats.json") in stems | folders:
@@ -222,7 +222,8 @@ def _expand_braces(text: str) -> Iterator[str]:
     yield text
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
+    """The format of a file by its name: `tar`, `parquet`, `list`, `image` or none."""
     if path.name in METADATA_FILES:
         return "list"
     kind = next((kind for suffix, kind in _SUFFIXES.items() if path.name.endswith(suffix)), None)
@@ -260,4 +261,4 @@ def _without_suffix(name: str) -> str:
     return name.removesuffix(next((suffix for suffix in (*_SUFFIXES, ".csv") if name.endswith(suffix)), ""))
 
 
-__all__ = ["ACCEPTED", "Reader", "Source", "as_list", "make_absolute", "open_source", "refuse_equal_names"]
+__all__ = ["ACCEPTED", "Reader", "Source", "as_list", "kind_of", "make_absolute", "open_source", "refuse_equal_names"]

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ..scenes import Scenes, SceneVqa
 from .records import PathLike, Record, check_record, field_error, read_id, read_json, read_path, read_text
-from .scenes import SCENES_PREFIX, parse_scenes
+from .scenes import is_scenes, parse_scenes
 
 
 AnswerLists = Literal["votes", "set"]
@@ -78,7 +78,7 @@ def load_vqa(
     Raises:
         ValueError: If a file is missing or does not fit; the message names the record and the field.
     """
-    if isinstance(source, str) and source.startswith(SCENES_PREFIX):
+    if is_scenes(source):
         source = parse_scenes(source)
     if isinstance(source, Scenes):
         return SceneVqa(source)
