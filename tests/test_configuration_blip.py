@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Configurations: BLIP's defaults, and values that are to be in force once they are given."""
+"""Configurations: defaults, and overrides on loading."""
 
 import logging
 
@@ -43,7 +43,7 @@ def test_label_smoothing_given_on_loading_is_in_force_and_saved(tmp_path, overri
         BlipConfig.from_pretrained(tmp_path / "first", label_smoothing=0.3, text_config={"label_smoothing": 0.2})
 
 
-def test_a_config_without_heads_is_told_about(caplog):
+def test_a_config_without_heads_warns(caplog):
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     BlipConfig.from_dict({"text_config": {"hidden_size": 768}, "vision_config": {"layer_norm_eps": 1e-5}})

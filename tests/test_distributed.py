@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes hold the queue that one process would hold."""
+"""Collective operations and objectives on two processes equal one process."""
 
 import pytest
 import torch

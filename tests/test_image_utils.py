@@ -86,7 +86,7 @@ def test_exif_orientation_of_a_pil_image_is_applied_and_the_image_unchanged():
     assert image.getexif()[ExifTags.Base.Orientation] == 6
 
 
-def test_broken_exif_does_not_make_a_image_unreadable():
+def test_broken_exif_does_not_make_an_image_unreadable():
     content = encode(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0no such thing")
     assert open_image(content).size == (8, 8)
 
@@ -192,7 +192,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
         open_image(tmp_path)
 
 
-def test_a_image_in_place_of_a_path_is_not_quoted_whole():
+def test_an_image_in_place_of_a_path_is_not_quoted_whole():
     with pytest.raises(UnreadableImageError, match=r"AAAA\.\.\. \(100000 characters\): File name too long") as caught:
         open_image("A" * 100_000)
     assert len(str(caught.value)) < 1000

@@ -19,7 +19,7 @@ from tests.support.processes import run_code
 
 SOURCE = ROOT / "src" / "blip_hf"
 TESTS = ROOT / "tests"
-CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow", "filelock"}
+CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = (
@@ -117,7 +117,7 @@ def test_citation_has_the_version_of_the_package() -> None:
     assert cited == blip_hf.__version__
 
 
-def test_the_core_install_is_seven_packages() -> None:
+def test_the_core_install_is_six_packages() -> None:
     requirements = read_setup_cfg()["options"]["install_requires"].split()
     assert {requirement_name(requirement) for requirement in requirements} == CORE
     assert len(requirements) == len(CORE)

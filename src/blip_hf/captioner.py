@@ -21,6 +21,7 @@ from .caption_settings import CaptionSettings
 from .image_utils import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
 from .modeling.caption import BlipForConditionalGeneration, score_sequences
+from .modeling.cpu import optimize_for_cpu
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
@@ -184,16 +185,21 @@ class BlipCaptioner:
                 `prompt`, `batch_size`, `seed` and settings of `generate`, as in the class.
 
         Returns:
-            `BlipCaptioner`: with both models on the device.
+            `BlipCaptioner`: with both models on the device, on CPUs after [`optimize_for_cpu`].
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if dtype is None else dtype
-        model = BlipForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, dtype=dtype)
+        model = BlipForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, dtype=dtype).to(device)
+        models = [model]
         if matcher is not None:
             kwargs["matcher"] = BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device)
             kwargs["matcher_processor"] = BlipProcessor.from_pretrained(matcher)
-        return cls(model.to(device), BlipProcessor.from_pretrained(pretrained_model_name_or_path), **kwargs)
+            models.append(kwargs["matcher"])
+        if torch.device(device).type == "cpu":
+            for each in models:
+                optimize_for_cpu(each)
+        return cls(model, BlipProcessor.from_pretrained(pretrained_model_name_or_path), **kwargs)
 
     @_accept_pictures
     def __call__(self, images: ImageSource | Iterable[ImageSource]) -> list[str]:

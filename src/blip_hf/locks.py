@@ -1,65 +1,57 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Work that processes share, on one machine or on many: a piece is locked by whoever does it.
+"""Locks on pieces of work that several processes share, on one machine or on a shared file system.
 
-The locks are the operating system's. They go with the process that holds them, so nothing is left of one that was killed.
+The operating system releases a lock when the process that holds it ends, so a killed process blocks nobody.
 """
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 
 class Locks:
-    """Numbered pieces of work, each of which one process at a time may claim. Within a process nothing is refused.
+    """Named pieces of work, each held by one process at a time. Each piece has a lock file in `folder`.
 
     Args:
-        file (binary file):
-            The open file that all processes lock parts of, on a file system that all of them see.
+        folder (`Path`):
+            Folder of the lock files, which all processes see. The first lock creates it.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @contextmanager
-    def claim(self, number: int, *, wait: bool) -> Iterator[bool]:
+    def hold(self, name: str, *, wait: bool) -> Iterator[bool]:
         """Holds a piece of work within the block.
 
         Args:
-            number (`int`):
-                Which one, from 0.
+            name (`str`):
+                Name of the piece.
             wait (`bool`):
-                Whether to wait for another process that holds it.
+                Whether to wait for a process that holds it.
 
         Yields:
-            `bool`: whether it is held, which it always is after waiting.
+            `bool`: whether this process holds it; always `True` with `wait`.
         """
+        lock = FileLock(self.folder / f"{name}.lock")
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-        except (BlockingIOError, PermissionError):  # which of them, the system decides
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
             yield False
             return
         try:
             yield True
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+            lock.release()
+
+    def remove_files(self) -> None:
+        """Removes the lock files. Safe only when all work is done, even if other processes still wait for a lock."""
+        for path in self.folder.glob("*.lock"):
+            # Windows refuses to remove a file that is open.
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)
 
 
-@contextmanager
-def open_locks(path: Path) -> Iterator[Locks]:
-    """Opens the file of claims, and makes it and its folder where there is none.
-
-    Args:
-        path (`Path`):
-            The file. It stays empty.
-
-    Yields:
-        `Claims`: until the block ends. A process opens the same file once at a time.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        yield Locks(file)
-
-
-__all__ = ["Locks", "open_locks"]
+__all__ = ["Locks"]

@@ -53,7 +53,7 @@ def run_loop(folder, capfd, **changes):
     assert main(["bootstrap", "--config", str(config), "--output_dir", str(folder / "out")]) == 0
     out, err = capfd.readouterr()
     lines = [line.partition("] ")[2] for line in err.splitlines() if line.startswith("[seed")]
-    return out, [line.partition(":")[0] for line in lines if line.endswith(("starts", "goes on"))]
+    return out, [line.partition(":")[0] for line in lines if line.endswith(("starts", "resumes"))]
 
 
 STAGES = [
@@ -180,8 +180,8 @@ def test_recipes_fit(recipe):
         ({"pretraining": {}}, "name pretraining, expected some of"),
         ({"pretrain": {"steps": 4}}, "pretrain names steps"),
         ({"pretrain": {"learning_rate": "1e-3"}}, "learning_rate is the text"),
-        ({"captioner": {"output_dir": "here"}}, "captioner names output_dir, which the loop decides on"),
-        ({"rule": {"sources": ["web"]}}, "The loop decides on the sources"),
+        ({"captioner": {"output_dir": "here"}}, "captioner names output_dir, which the loop sets"),
+        ({"rule": {"sources": ["web"]}}, "rule names sources or capfilt names seed"),
         ({"rule": {"by": "sum"}}, "expected 'itm' or 'itc'"),
         ({"capfilt": {"top": 0.9}}, "capfilt names top"),
         ({"variants": ["clean"]}, "variant 'clean' is unknown"),
@@ -192,7 +192,7 @@ def test_recipes_fit(recipe):
         ({"seeds": 3}, r"seeds=3, expected a list"),
         ({"seeds": ["a"]}, r"seeds=\('a',\), expected a list"),
         ({"capfilt": {"max_length": 4}}, "capfilt: max_length=4 leaves no room .* Pass 5 or more"),
-        ({"evaluation": {"max_length": 4}}, "evaluation: max_length=4 has no room .* Pass 5 or more"),
+        ({"evaluation": {"max_length": 4}}, "evaluation: max_length=4 leaves no room .* Pass 5 or more"),
         ({"captioner": {"prompt": 3}}, "prompt=3 is not a string. Pass '' for no prompt"),
         ({"evaluation": {"num_beams": 0}}, "evaluation: num_beams=0 is too small"),
         ({"evaluation": {"batch_size": 0}}, "evaluation: batch_size=0 is too small"),
@@ -215,16 +215,13 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX, 1, 0);"
-        " print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", hold, str(tmp_path / bootstrap.LOCK)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    lock = tmp_path / bootstrap.LOCKS / "bootstrap.lock"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=-1) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(ValueError, match="Another blip-hf bootstrap is running in"):
             run(bootstrap.COMMAND, ["--output_dir", str(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCK]
+    assert [path.name for path in tmp_path.iterdir()] == [bootstrap.LOCKS]
 
 
 # Stages
@@ -290,7 +287,7 @@ def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
         (tmp_path / name / "model.safetensors").touch()
         if state is not None:
             (tmp_path / name / "trainer_state.json").write_text(state)
-    drop_checkpoints(tmp_path, but_whole=True)
+    drop_checkpoints(tmp_path, keep_complete=True)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
     def killed(folder):
@@ -302,18 +299,18 @@ def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             drop_checkpoints(tmp_path)
     assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
-    drop_checkpoints(tmp_path, but_whole=True)
+    drop_checkpoints(tmp_path, keep_complete=True)
     assert not list(tmp_path.iterdir())
 
 
-# Figures
+# Metrics
 
 
 def result_of(seed, recall):
-    figures = {"train_pairs": 10 * seed, "text_to_image_r@1": recall}
+    metrics = {"train_pairs": 10 * seed, "text_to_image_r@1": recall}
     return SeedResult(
         seed,
-        {"noisy": figures, "bootstrapped": figures},
+        {"noisy": metrics, "bootstrapped": metrics},
         {"caption_exact_match": recall},
         {},
         {"web_kept": recall},

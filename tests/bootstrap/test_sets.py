@@ -77,8 +77,8 @@ def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     paths = {name: str(tmp_path / f"{name}.json") for name in ("web", "human")}
     data = FileData(**paths, eval=paths["human"], human_share=0.5, web_labels=str(tmp_path / "labels.json"))
-    figures = write_file_sets(data, 0, tmp_path / "sets")
-    assert (figures["num_web"], figures["num_human"], figures["num_eval"]) == (3, 6, 12)
+    metrics = write_file_sets(data, 0, tmp_path / "sets")
+    assert (metrics["num_web"], metrics["num_human"], metrics["num_eval"]) == (3, 6, 12)
     kept_web, kept_human = read_web(tmp_path / "sets" / WEB), datasets.load_from_disk(tmp_path / "sets" / HUMAN)
     web_names = {caption[-1] for caption in kept_web["caption"].to_pylist()}
     assert web_names.isdisjoint({caption[0] for caption in kept_human["caption"]})
@@ -104,8 +104,8 @@ def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
     for name, content in lists.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     web, human = (str(tmp_path / f"{name}.json") for name in ("web", "human"))
-    figures = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
-    assert (figures["num_web"], figures["num_human"]) == (4, 2)
+    metrics = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
+    assert (metrics["num_web"], metrics["num_human"]) == (4, 2)
     left = read_web(tmp_path / "sets" / WEB)
     assert set(left["caption"].to_pylist()).isdisjoint(datasets.load_from_disk(tmp_path / "sets" / HUMAN)["caption"])
     assert len(set(left["image_id"].to_pylist())) == 2
@@ -127,9 +127,9 @@ def test_each_text_of_a_image_has_its_own_label(tmp_path):
         for number, (text, itm) in enumerate([("right", 0.9), ("wrong", 0.1), ("right too", 0.8)])
     ]
     write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(tmp_path / "run").scores("web-00000"))
-    figures = measure_capfilt(tmp_path / "run", read_truth(sets), Rule())
-    assert (figures["web_right"], figures["web_precision"], figures["web_recall"]) == (pytest.approx(2 / 3), 1.0, 1.0)
-    assert figures["web_noise_recall"] == 1.0
+    metrics = measure_capfilt(tmp_path / "run", read_truth(sets), Rule())
+    assert (metrics["web_right"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(2 / 3), 1.0, 1.0)
+    assert metrics["web_noise_recall"] == 1.0
 
 
 @pytest.fixture
@@ -174,11 +174,11 @@ def scored(tmp_path):
     ],
 )
 def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share_right):
-    figures = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
+    metrics = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
     pairs = datasets.load_from_disk(tmp_path / "pairs")
     assert pairs["caption"][:] == [*captions, "a ring"]
-    assert figures["train_pairs"] == len(pairs)
-    assert figures["share_right"] == pytest.approx(share_right)
+    assert metrics["train_pairs"] == len(pairs)
+    assert metrics["share_right"] == pytest.approx(share_right)
     # The human ring and that of the web are no negatives of each other.
     assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
 
@@ -197,18 +197,18 @@ def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored,
 
 def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
     strict = {"rule": Rule(threshold=2.0), "is_drawn": True}
-    figures = write_variant("bootstrapped", *scored, tmp_path / "pairs", with_human=True, **strict)
-    assert figures == {"train_pairs": 1, "train_web": 0, "train_synthetic": 0}
+    metrics = write_variant("bootstrapped", *scored, tmp_path / "pairs", with_human=True, **strict)
+    assert metrics == {"train_pairs": 1, "train_web": 0, "train_synthetic": 0}
     with pytest.raises(ValueError, match="keeps no text for 'bootstrapped'"):
         write_variant("bootstrapped", *scored, tmp_path / "none", with_human=False, **strict)
 
 
-def test_figures_of_a_filter_by_hand(scored):
+def test_metrics_of_a_filter_by_hand(scored):
     sets, run = scored
-    figures = measure_capfilt(run, read_truth(sets), Rule())
+    metrics = measure_capfilt(run, read_truth(sets), Rule())
     # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.
-    assert (figures["web_kept"], figures["web_precision"], figures["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
-    assert (figures["web_noise_recall"], figures["web_roc_auc"]) == (1.0, 1.0)
+    assert (metrics["web_kept"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
+    assert (metrics["web_noise_recall"], metrics["web_roc_auc"]) == (1.0, 1.0)
     # Of the new texts all are kept, of which the heart of the second image is wrong.
-    assert (figures["synthetic_precision"], figures["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
+    assert (metrics["synthetic_precision"], metrics["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
     assert "web_precision" not in measure_capfilt(run, Truth(), Rule())

@@ -48,8 +48,8 @@ def parts():
 
 def run(parts, samples, **settings):
     engine = CapFilt(*parts, CapFiltSettings(**{**LENGTHS, **settings}))
-    table, faults = engine.score_shard(Shard("s", lambda: iter(samples)))
-    return table.to_pylist(), faults
+    table, skipped = engine.score_shard(Shard("s", lambda: iter(samples)))
+    return table.to_pylist(), skipped
 
 
 def texts_of(rows):
@@ -161,8 +161,8 @@ def test_log_probabilities_are_those_of_the_captioner(parts, samples):
 
 
 def test_texts_are_stored_as_they_were_and_numbered_by_source(parts, samples):
-    rows, faults = run(parts, samples, num_captions=2)
-    assert faults == []
+    rows, skipped = run(parts, samples, num_captions=2)
+    assert skipped == []
     web = [row for row in rows if row["source"] == "web"]
     assert texts_of(web) == [
         (sample.sample_id, index, text) for sample in samples for index, text in enumerate(sample.texts)
@@ -176,13 +176,13 @@ def test_equal_captions_of_a_image_are_kept_once(parts, samples):
     assert sum(row["source"] == "synthetic" for row in rows) == NUM_IMAGES
 
 
-def test_faults_and_broken_images_pass_and_are_counted(parts, samples):
+def test_skipped_and_broken_images_pass_and_are_counted(parts, samples):
     cut = replace(samples[0], sample_id="cut", image=samples[0].image[:-200])
     given = Skipped("gone", "truncated_tar", "ends early")
     expected, _ = run(parts, samples)
-    rows, faults = run(parts, [given, *samples[:3], cut, *samples[3:]], batch_size=2)
+    rows, skipped = run(parts, [given, *samples[:3], cut, *samples[3:]], batch_size=2)
     assert texts_of(rows) == texts_of(expected)
-    assert [(fault.sample_id, fault.reason) for fault in faults] == [
+    assert [(item.sample_id, item.reason) for item in skipped] == [
         ("gone", "truncated_tar"),
         ("cut", "unreadable_image"),
     ]

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from blip_hf.capfilt import report_statistics
+from blip_hf.capfilt import statistics as capfilt_statistics
 from blip_hf.capfilt.report import build_report, write_report
 from blip_hf.capfilt.report_examples import NUM_TEXTS, ExampleSheet, add_thumbnails
-from blip_hf.capfilt.report_statistics import ScoreTally, TextTally, word_changes
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from blip_hf.capfilt.statistics import ScoreStatistics, TextStatistics, word_changes
 from blip_hf.data.readers.samples import Sample, Shard
 from blip_hf.data.scenes import Scenes
 from blip_hf.evaluation.filtering import filter_metrics
@@ -34,12 +34,12 @@ def score_table(rows: Sequence[tuple[str, int, str, str, float, float]]) -> pa.T
     return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-def write_run(folder, tables, *, source="scenes:4", rule=RULE, faults=()):
+def write_run(folder, tables, *, source="scenes:4", rule=RULE, skipped=()):
     run = RunFolder(folder)
     for name, table in tables.items():
         write_scores(table, run.scores(name))
-        run.faults(name).parent.mkdir(exist_ok=True)
-        run.faults(name).write_text(json.dumps(list(faults)))
+        run.skipped(name).parent.mkdir(exist_ok=True)
+        run.skipped(name).write_text(json.dumps(list(skipped)))
     settings = {"source": source, "image_root": None, "shard_size": 2, "rule": rule, "models": {"captioner": "a<b>"}}
     run.settings.write_text(json.dumps(settings))
     return folder
@@ -60,11 +60,11 @@ def small_run(tmp_path_factory):
         ("scenes/00000003", 0, "two stars", "web", 0.7, 0.2),
         ("scenes/00000003", 0, "two stars", "synthetic", 0.8, 0.2),
     ]
-    faults = [{"sample_id": "x", "reason": "empty_text", "detail": ""}]
+    skipped = [{"sample_id": "x", "reason": "empty_text", "detail": ""}]
     return write_run(
         tmp_path_factory.mktemp("small"),
         {"scenes-00000": score_table(first), "scenes-00001": score_table(second)},
-        faults=faults,
+        skipped=skipped,
     )
 
 
@@ -82,7 +82,7 @@ def test_totals_by_hand(small_run):
     assert (web["num_texts"], web["num_kept"], web["kept_share"]) == (4, 2, 0.5)
     assert (synthetic["num_texts"], synthetic["num_kept"], synthetic["kept_share"]) == (4, 3, 0.75)
     assert web["mean_itm"] == pytest.approx((0.9 + 0.1 + 0.49 + 0.7) / 4, abs=1e-6)
-    assert totals["faults"] == {"empty_text": 2}
+    assert totals["skipped"] == {"empty_text": 2}
 
 
 def test_curve_and_histogram_by_hand(small_run):
@@ -182,11 +182,11 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
     records = json.loads((tmp_path / "web.json").read_text())
     records[2]["caption"] = "another"
     (tmp_path / "web.json").write_text(json.dumps(records))
-    with pytest.raises(ValueError, match="'three', which the source of the run has not"):
+    with pytest.raises(ValueError, match="The source of the run lacks the text 'three'"):
         build_report(run, labels=[1, 0, 0, 1, 1, 0])
 
 
-def test_page_and_json_have_the_same_figures_and_need_nothing_beside_them(small_run, small_page):
+def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(small_run, small_page):
     page, report = small_page.read_text(), json.loads((small_run / "report.json").read_text())
     assert small_page == small_run / "report.html"
     assert report.keys() == build_report(small_run).keys()
@@ -214,7 +214,7 @@ def test_a_lost_source_costs_the_images_alone(small_run, tmp_path):
 
 
 def test_a_run_in_which_nothing_was_fit_has_a_report(tmp_path):
-    run = write_run(tmp_path / "run", {"scenes-00000": SCHEMA.empty_table()}, faults=[{"reason": "bad_record"}])
+    run = write_run(tmp_path / "run", {"scenes-00000": SCHEMA.empty_table()}, skipped=[{"reason": "bad_record"}])
     report = build_report(run)
     assert (report["totals"]["num_texts"], report["totals"]["kept_share"], report["filter"]) == (0, None, None)
     assert "not well-formed" in write_report(run).read_text()
@@ -282,31 +282,31 @@ def test_a_spare_takes_the_place_of_an_unreadable_image():
 
 def test_kept_shares_agree_with_the_comparison_at_every_edge():
     scores = np.random.default_rng(0).integers(0, 101, 500).astype(np.float32) / np.float32(100)
-    tally = ScoreTally(0.0, 1.0)
-    tally.add(scores)
-    expected = [(scores >= np.float32(edge)).mean() for edge in tally.edges[:-1]]
-    np.testing.assert_allclose(tally.kept_shares()[:-1], expected, rtol=0, atol=1e-12)
+    statistics = ScoreStatistics(0.0, 1.0)
+    statistics.add(scores)
+    expected = [(scores >= np.float32(edge)).mean() for edge in statistics.edges[:-1]]
+    np.testing.assert_allclose(statistics.kept_shares()[:-1], expected, rtol=0, atol=1e-12)
 
 
 def test_a_text_without_a_score_is_not_in_the_histogram():
-    tally = ScoreTally(0.0, 1.0)
-    tally.add(np.array([0.5, np.nan], dtype=np.float32))
-    assert (tally.counts.sum(), tally.mean()) == (1, 0.5)
+    statistics = ScoreStatistics(0.0, 1.0)
+    statistics.add(np.array([0.5, np.nan], dtype=np.float32))
+    assert (statistics.counts.sum(), statistics.mean()) == (1, 0.5)
 
 
 def test_rare_words_are_forgotten_before_they_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(report_statistics, "MAX_DISTINCT_WORDS", 5)
-    tally = TextTally()
+    monkeypatch.setattr(capfilt_statistics, "MAX_DISTINCT_WORDS", 5)
+    statistics = TextStatistics()
     for i in range(40):
-        tally.add([f"dog rare{i}"])
-    statistics = tally.statistics()
-    assert statistics["num_distinct_words"] <= 10
-    assert (statistics["num_words"], tally.words["dog"]) == (80, 40)
-    assert not statistics["num_distinct_words_is_exact"]
+        statistics.add([f"dog rare{i}"])
+    words = statistics.to_dict()
+    assert words["num_distinct_words"] <= 10
+    assert (words["num_words"], statistics.words["dog"]) == (80, 40)
+    assert not words["num_distinct_words_is_exact"]
 
 
 def test_changed_words_are_ranked_by_their_share_of_all_words():
-    before, after = TextTally(), TextTally()
+    before, after = TextStatistics(), TextStatistics()
     before.add(["a a img jpg"])
     after.add(["a a a dog"])
     changes = word_changes(before, after, num_words=2)

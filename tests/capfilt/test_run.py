@@ -18,7 +18,6 @@ from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
-from blip_hf.locks import open_locks
 from tests.support.twins import tiny_capfilt
 
 
@@ -80,7 +79,7 @@ def undisturbed(checkpoints, tmp_path_factory):
 def processes():
     """Starts processes from a server that has imported all that they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.twins"])
+    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.twins"])
 
     def start(checkpoints, out_dir, num_processes=2):
         started = [
@@ -96,21 +95,25 @@ def processes():
 
 def contents(folder):
     """All that a run is for, by name."""
-    ignored = ("run.json", "claims.lock")  # knows its versions; is empty
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in ignored)
+    ignored = "run.json"  # has the versions
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != ignored)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def written_at(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def whole_shards(folder):
     return {path.name: path.stat().st_ino for path in Path(folder, "scores").glob("*.parquet")}
 
 
-def test_a_run_writes_scores_faults_and_pairs_of_each_shard_and_the_totals(undisturbed):
+def test_a_run_writes_scores_skipped_records_and_pairs_of_each_shard_and_the_totals(undisturbed):
     folder, totals, _ = undisturbed
     shards = [f"scenes-{number:05d}" for number in range(NUM_SHARDS)]
     expected = [
         f"{part}/{shard}.{suffix}"
-        for part, suffix in (("faults", "json"), ("pairs", "parquet"), ("scores", "parquet"))
+        for part, suffix in (("pairs", "parquet"), ("scores", "parquet"), ("skipped", "json"))
         for shard in shards
     ]
     assert sorted(contents(folder)) == [*expected, "summary.json"]
@@ -160,33 +163,10 @@ def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes
 
 def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
     folder, totals, _ = undisturbed
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = written_at(folder)
     monkeypatch.setattr(engine, "score_batches", None)
     assert run(engine, folder) == totals
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_a_claim_holds_between_processes_and_goes_with_them(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    held = context.Event()
-    process = context.Process(target=hold_claim, args=(tmp_path / "lock", held))
-    process.start()
-    held.wait()
-    with open_locks(tmp_path / "lock") as claims:
-        with claims.claim(3, wait=False) as is_held:
-            assert not is_held
-        with claims.claim(4, wait=False) as is_held:
-            assert is_held
-        process.kill()
-        with claims.claim(3, wait=True) as is_held:
-            assert is_held
-    process.join()
-
-
-def hold_claim(path, held):
-    with open_locks(path) as claims, claims.claim(3, wait=False):
-        held.set()
-        time.sleep(60)
+    assert written_at(folder) == before
 
 
 def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoints, undisturbed):
@@ -230,7 +210,7 @@ def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
     records.append({"image": 5})
     (tmp_path / "web.json").write_text(json.dumps(records))
     totals = run(engine, tmp_path / "out", tmp_path / "web.json", shard_size=3)
-    assert totals["faults"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
+    assert totals["skipped"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
     assert totals["num_images"] == 3
     assert len(pq.read_table(tmp_path / "out" / "scores")) == totals["num_texts"] == 6
 

@@ -317,7 +317,7 @@ def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
     run = fake_run([str(web / "scenes-00000.parquet")], tmp_path / "run", Rule(), "parquet")
     before = files_below(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for folder in (web, "web", "run/../web", run.scores_folder, run.faults_folder, run.pairs_folder):
+    for folder in (web, "web", "run/../web", run.scores_folder, run.skipped_folder, run.pairs_folder):
         with pytest.raises(ValueError, match="holds the source of the run or files of its own"):
             refilter(tmp_path / "run", Rule(), folder)
     assert files_below(tmp_path) == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Original checkpoints: every tensor carried over or named, both ways, with the sizes and the processor of each task."""
+"""Conversion of original checkpoints in both directions, for each task."""
 
 import argparse
 import json
@@ -88,7 +88,7 @@ def restored(model_dir, path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_there_and_back_is_bit_equal_without_the_state_of_training(task, converted, tmp_path):
+def test_round_trip_is_bit_equal_without_training_state(task, converted, tmp_path):
     conversion, model_dir = converted[task]
     original = original_state(task)
     assert conversion.model_class == CLASSES[task]
@@ -101,7 +101,7 @@ def test_there_and_back_is_bit_equal_without_the_state_of_training(task, convert
 
 
 @pytest.mark.parametrize("task", ["pretraining", "retrieval"])
-def test_there_and_back_is_bit_equal_with_the_state_of_training(task, folder, tmp_path):
+def test_round_trip_is_bit_equal_with_training_state(task, folder, tmp_path):
     convert(folder, task, tmp_path / "ours", keep_training_state=True)
     expected = original_state(task)
     for name in expected:
@@ -125,7 +125,7 @@ def test_from_pretrained_finds_every_tensor_and_the_processor(task, converted):
 
 
 @pytest.mark.parametrize("name", ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"])
-def test_folders_of_transformers_go_back_too(name, tmp_path):
+def test_folders_of_transformers_convert_to_the_original_format(name, tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BlipConfig(
         text_config={**sizes, "vocab_size": 20, "bos_token_id": 18},
@@ -137,7 +137,7 @@ def test_folders_of_transformers_go_back_too(name, tmp_path):
     assert_equal_states(convert_original_state_dict(state), theirs.state_dict())
 
 
-def test_the_kept_state_of_training_is_what_a_checkpoint_of_the_trainer_holds(folder, tmp_path):
+def test_kept_training_state_equals_that_of_a_trainer_checkpoint(folder, tmp_path):
     convert(folder, "retrieval", tmp_path, keep_training_state=True)
     model = BlipForRetrievalTraining.from_pretrained(tmp_path)
     saved = load_file(tmp_path / MOMENTUM_STATE_NAME)
@@ -167,7 +167,7 @@ def test_the_parts_of_pretraining_are_the_models_inside(folder, tmp_path):
 @pytest.mark.parametrize(
     ("task", "pointer"), [("pretraining", "queue_ptr"), ("retrieval", "queue_ptr"), ("vqa", None), ("nlvr2", None)]
 )
-def test_files_of_lavis_convert_without_momentum_towers(task, pointer, folder, tmp_path):
+def test_lavis_checkpoints_convert_without_momentum_encoder(task, pointer, folder, tmp_path):
     state = {name: value for name, value in original_state(task).items() if not name.partition(".")[0].endswith("_m")}
     if pointer is not None:
         state[pointer] = state.pop("ptr_queue", torch.tensor([4]))
@@ -279,7 +279,7 @@ def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
         (lambda state: state.update({"vision_model.x": torch.zeros(1)}), "need no conversion"),
     ],
 )
-def test_what_is_not_a_whole_checkpoint_raises_and_leaves_nothing_behind(change, message, folder, tmp_path):
+def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(change, message, folder, tmp_path):
     state = original_state("captioning")
     change(state)
     torch.save({"model": state}, tmp_path / "broken.pth")
@@ -288,7 +288,7 @@ def test_what_is_not_a_whole_checkpoint_raises_and_leaves_nothing_behind(change,
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pth"]
 
 
-def test_a_momentum_tower_is_whole_or_not_there(folder, tmp_path):
+def test_a_partial_momentum_encoder_is_refused(folder, tmp_path):
     state = original_state("retrieval")
     del state["visual_encoder_m.norm.bias"]
     torch.save(state, tmp_path / "broken.pth")
@@ -302,13 +302,13 @@ def test_files_with_code_in_them_are_not_run(folder, tmp_path):
         converted_path(tmp_path / "code.pth", tmp_path / "ours", folder)
 
 
-def test_options_that_a_task_has_no_use_for_are_refused(folder, tmp_path):
+def test_options_of_other_tasks_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="captioning checkpoint, not a pre-training one"):
         convert(folder, "captioning", tmp_path / "ours", save_parts=True)
     for task in ("captioning", "matching"):
         with pytest.raises(ValueError, match="without training state"):
             convert(folder, task, tmp_path / "ours", keep_training_state=True)
-    with pytest.raises(ValueError, match="does not divide into heads of 48"):
+    with pytest.raises(ValueError, match="not a multiple of the head width 48"):
         convert(folder, "captioning", tmp_path / "ours", head_width=48)
 
 
@@ -320,7 +320,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):
         convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
 
 
-def test_a_vocabulary_file_is_tokenizer_enough(folder, converted, tmp_path):
+def test_a_vocabulary_file_is_accepted_as_tokenizer(folder, converted, tmp_path):
     saved = BlipProcessor.from_pretrained(converted["captioning"][1]).tokenizer
     words = sorted(saved.get_vocab(), key=saved.get_vocab().get)[:-2]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -330,7 +330,7 @@ def test_a_vocabulary_file_is_tokenizer_enough(folder, converted, tmp_path):
     assert tokenizer("W5 w7").input_ids == saved("w5 w7").input_ids
 
 
-def test_a_folder_that_holds_something_is_not_written_over(folder, tmp_path):
+def test_a_non_empty_folder_is_refused(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         convert(folder, "captioning", tmp_path)
@@ -352,7 +352,7 @@ def golden_state(name):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "caption", "matching", "retrieval", "retrieval_allrank", "vqa", "nlvr2"])
-def test_names_of_the_reference_go_there_and_back(name):
+def test_original_names_round_trip(name):
     original = golden_state(name)
     expected = {
         key: value
@@ -364,7 +364,7 @@ def test_names_of_the_reference_go_there_and_back(name):
     assert_equal_states({key: back[key] for key in expected}, expected)
 
 
-def test_matching_of_a_converted_file_is_that_of_the_reference(tmp_path):
+def test_matching_of_a_converted_checkpoint_equals_the_reference(tmp_path):
     state = golden_state("matching")
     torch.save({"model": state}, tmp_path / "matching.pth")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(57))]

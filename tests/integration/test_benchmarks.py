@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rivals compute what we compute, the instruments measure what they say, and each job runs."""
+"""Baselines equal our results, instruments measure correctly, and each job runs."""
 
 import json
 import re
@@ -152,7 +152,7 @@ def test_original_ranks_answers_as_we_do():
         lambda: patch.object(contrastive, "_similarities", savings.to_one_copy),
     ],
 )
-def test_what_a_step_saves_changes_no_loss_and_no_gradient(change):
+def test_ablations_change_no_loss_and_no_gradient(change):
     model, batch = BlipForPreTraining(tiny_pretraining_config()).train(), tiny_batch(lengths=(7, 5, 6, 4))
     found = []
     for context in (nullcontext, change):
@@ -235,7 +235,7 @@ def test_a_row_without_targets_has_no_verdict():
     assert harness.is_met({"targets": {}, "memory_targets": {}}) is None
 
 
-def test_no_two_answers_begin_alike():
+def test_answers_have_different_first_tokens():
     answers, mask = vqa_ranking.answer_list(12, harness.parse_options(TINY))
     assert len(answers[:, 1].unique()) == 12
     assert sorted(set(mask.sum(dim=1).tolist())) == sorted(vqa_ranking.ANSWER_LENGTHS)
@@ -279,7 +279,7 @@ def test_growth_is_drawn(tmp_path):
 
 
 def pretend_jobs(monkeypatch, failing=()):
-    """Jobs that are run find a row at once, but for some."""
+    """Jobs return a row at once, or fail."""
     row = {"case": "import", "note": "at most 1 s", "seconds": {harness.OURS: {"median": 0.5}}, "speedup": {}}
     found = {"size": "tiny", "date": "today", "commit": None, "device": "CPU", "threads": 1, "versions": {}}
     called = []
@@ -308,7 +308,7 @@ def test_all_jobs_are_written_to_one_report(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == saved
 
 
-def test_some_jobs_replace_what_they_found_earlier_and_leave_the_rest(tmp_path, monkeypatch):
+def test_some_jobs_replace_their_earlier_results_and_keep_the_rest(tmp_path, monkeypatch):
     pretend_jobs(monkeypatch)
     everything.main(["imports", "caption", *TINY], folder=tmp_path)
     everything.main(["imports", *TINY], folder=tmp_path)
@@ -331,7 +331,7 @@ def test_help_runs_in_a_fresh_process():
     assert 0 < imports.help_seconds() < 60
 
 
-def test_the_page_of_performance_names_jobs_that_exist():
+def test_the_performance_page_names_existing_jobs():
     page = (ROOT / "docs" / "performance.md").read_text()
     called = set(re.findall(r"python -m benchmarks\.(\w+)", page))
     assert called

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The original design's own numbers: losses, gradients, queues and momentum (tensors outside of the repository)."""
+"""Losses, gradients, queues and EMA equal those of salesforce/BLIP (tensors outside the repository)."""
 
 import json
 
@@ -188,7 +188,7 @@ def test_question_answering_loss_and_ranking_match_the_original():
     assert torch.equal(ranking.best, golden["best"])
 
 
-def test_two_image_reasoning_matches_the_original():
+def test_nlvr2_matches_the_original():
     sizes, golden, state = load_golden("nlvr2")
     model = build(
         BlipForVisualReasoning, BlipVisualReasoningConfig, sizes, state, merge_from_layer=sizes["merge_from_layer"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The same checkpoints, outputs and gradients as plain transformers, both ways."""
+"""Checkpoints, outputs and gradients equal those of transformers."""
 
 import json
 

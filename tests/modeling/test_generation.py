@@ -147,13 +147,13 @@ def test_several_end_tokens_wait_for_the_shortest_length_of_each_row(model, prom
         assert not set(ids[num_prompt:9]) & set(ends)
 
 
-def test_what_is_given_as_none_is_the_model_s_own(model, prompts):
+def test_settings_given_as_none_default_to_the_models_own(model, prompts):
     expected = model.generate(**prompts, min_length=8, max_length=10)
     nothing = {"eos_token_id": None, "logits_processor": None, "stopping_criteria": None}
     assert_close(model.generate(**prompts, min_length=8, max_length=10, **nothing), expected)
 
 
-def test_the_wrong_end_token_of_the_released_files_is_not_taken(model, prompts, tmp_path):
+def test_the_wrong_end_token_of_released_files_is_ignored(model, prompts, tmp_path):
     expected = model.generate(**prompts, max_new_tokens=MAX_NEW)
     model.save_pretrained(tmp_path)
     write_as_transformers_4(tmp_path)
@@ -227,7 +227,7 @@ def test_forward_without_text_starts_from_dec(model, prompts):
     assert_close(model(pixel_values).logits, model(pixel_values, start).logits)
 
 
-def test_an_image_memory_stands_for_the_pixels(model, prompts):
+def test_an_image_memory_replaces_the_pixels(model, prompts):
     memory = model.get_image_memory(prompts["pixel_values"])
     text = {key: prompts[key] for key in ("input_ids", "attention_mask")}
     settings = {"num_beams": 3, "max_new_tokens": MAX_NEW}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What may be loaded from what, and configurations that come from elsewhere."""
+"""Which classes load which checkpoints, and configurations of transformers."""
 
 import pytest
 import torch
@@ -38,20 +38,20 @@ def captioner_path(captioner, tmp_path):
 
 
 @pytest.mark.parametrize("model_class", [OwnMatcher, BlipTextModel, BlipTextLMHeadModel])
-def test_subclasses_and_text_towers_refuse_a_checkpoint_that_lacks_their_parts(captioner_path, model_class):
+def test_a_checkpoint_without_parts_of_the_class_is_refused(captioner_path, model_class):
     with pytest.raises(ValueError, match=r"has no weights for .*Load it with BlipForConditionalGeneration"):
         model_class.from_pretrained(captioner_path)
     assert type(model_class.from_pretrained(captioner_path, allow_new_heads=True)) is model_class
 
 
-def test_a_subclass_may_add_a_head_to_what_it_loads(tmp_path):
+def test_a_subclass_may_add_a_head(tmp_path):
     matcher = BlipForImageTextRetrieval(tiny_config()).eval()
     matcher.save_pretrained(tmp_path)
     batch = tiny_batch()
     assert_close(OwnMatcher.from_pretrained(tmp_path)(**batch).itm_logits, matcher(**batch).itm_logits)
 
 
-def test_the_image_encoder_is_loaded_out_of_a_whole_model(captioner, captioner_path, tmp_path):
+def test_the_image_encoder_loads_from_a_whole_model(captioner, captioner_path, tmp_path):
     pixel_values = tiny_batch()["pixel_values"]
     expected = captioner.vision_model(pixel_values).last_hidden_state
     vision = BlipVisionModel.from_pretrained(captioner_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Properties of the towers and heads: backends, grouping, padding, sizes, dtypes, export."""
+"""Towers and heads: backends, grouping, padding, sizes, dtypes, export."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Averages move in place, and the queue is a ring for any batch size."""
+"""EMA update in place, and the queue as a ring buffer for any batch size."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def queue_of(size, *batches):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.995, 1.0])
-def test_averages_follow_the_formula_in_place(momentum):
+def test_ema_update_follows_the_formula_in_place(momentum):
     averages, currents = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
     before = [average.clone() for average in averages]
     current_before = [current.clone() for current in currents]
@@ -37,7 +37,7 @@ def test_averages_follow_the_formula_in_place(momentum):
     assert all(map(torch.equal, currents, current_before))
 
 
-def test_averages_of_trained_parameters_record_no_gradient():
+def test_ema_update_of_parameters_records_no_gradient():
     average, current = torch.nn.Parameter(torch.zeros(2), requires_grad=False), torch.nn.Parameter(torch.ones(2))
     ema_update_([average], [current], 0.9)
     assert not average.requires_grad

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pre-training step: what it computes, what it shares, and what it must not touch."""
+"""The pre-training step: losses, shared work, and unchanged state."""
 
 import logging
 
@@ -70,6 +70,23 @@ def test_loss_is_the_sum_of_the_three_objectives(model, batch):
     output = model(**batch)
     assert_close(output.loss, sum(output[name] for name in LOSSES))
     assert all(output[name] > 0 for name in LOSSES)
+
+
+def test_an_objective_with_weight_0_runs_no_pass():
+    model = BlipForPreTraining(tiny_pretraining_config(itm_weight=0.0, lm_weight=0.0)).train()
+    calls = []
+    model.text_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    model.text_decoder.register_forward_hook(lambda *_: calls.append("decoder"))
+    output = model(**tiny_batch())
+    assert calls == ["encoder"]
+    assert output.loss_itm is output.loss_lm is None
+    assert_close(output.loss, output.loss_itc)
+
+
+def test_the_loss_is_the_weighted_sum_of_the_objectives():
+    model = BlipForPreTraining(tiny_pretraining_config(itc_weight=2.0, itm_weight=0.5, lm_weight=3.0)).eval()
+    output = model(**tiny_batch(), generator=torch.Generator().manual_seed(0))
+    assert_close(output.loss, 2 * output.loss_itc + 0.5 * output.loss_itm + 3 * output.loss_lm)
 
 
 def test_three_losses_take_one_visual_pass_and_one_projection_a_layer(model, batch):
@@ -181,12 +198,12 @@ def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):
     assert model.temp.data_ptr() == pointer
 
 
-def test_without_memory_the_features_are_the_keys_and_the_towers_rest(batch):
+def test_with_momentum_0_the_features_are_the_keys_and_the_momentum_encoder_is_not_run(batch):
     remembering = BlipForPreTraining(tiny_pretraining_config(momentum=0.5)).eval()
     forgetful = BlipForPreTraining(tiny_pretraining_config(momentum=0.0)).eval()
     forgetful.load_state_dict(remembering.state_dict())
     expected = remembering(**batch, generator=draws())
-    forgetful.momentum_towers.register_forward_hook(lambda *_: pytest.fail("the momentum towers were run"))
+    forgetful.momentum_towers.register_forward_hook(lambda *_: pytest.fail("the momentum encoder was run"))
     output = forgetful(**batch, generator=draws())
     assert not output.momentum_image_features.requires_grad
     for name in (*LOSSES, "momentum_image_features", "momentum_text_features"):
@@ -259,7 +276,7 @@ def test_padding_does_not_change_the_losses(model, batch):
     assert_close(model(**padded, generator=draws()).loss, short.loss)
 
 
-def test_padding_and_the_first_token_are_no_targets_of_captioning(model, batch):
+def test_captioning_ignores_padding_and_the_first_token(model, batch):
     output = model(**batch)
     targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
     smoothing = model.config.text_config.label_smoothing
@@ -279,7 +296,7 @@ def test_gradients_reach_every_trained_parameter_and_no_momentum(model, batch):
             assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum towers
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
     plain = model(**batch, generator=draws()).loss
@@ -323,14 +340,14 @@ def test_resizing_the_vocabulary_resizes_towers_and_momentum(model):
     model.update_momentum()
 
 
-def test_images_of_another_size_need_resized_towers(model):
+def test_images_of_another_size_require_resized_towers(model):
     model.resize_position_embeddings(64)
     batch = tiny_batch() | {"pixel_values": torch.randn(3, 3, 64, 64)}
     assert torch.isfinite(model(**batch).loss)
     model.update_momentum()
 
 
-def test_there_is_nothing_to_return_without_losses(model, batch):
+def test_return_loss_false_is_refused(model, batch):
     with pytest.raises(ValueError, match="export_captioner"):
         model(**batch, return_loss=False)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a pre-training model writes, reads back, and starts from where a file leaves something out."""
+"""Saving, loading and initialisation of pre-training models."""
 
 import logging
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval fine-tuning: its step, what it starts from and writes, and its trainer."""
+"""Retrieval fine-tuning: step, loading, saving, trainer."""
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ def test_gradients_reach_every_trained_parameter(model, batch):
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_there_is_nothing_to_return_without_losses(model, batch):
+def test_return_loss_false_is_refused(model, batch):
     with pytest.raises(ValueError, match=r"BlipForRetrievalTraining only computes losses. Call export_retriever\(\)"):
         model(**batch, return_loss=False)
 

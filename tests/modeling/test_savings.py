@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What models leave out: each saving against the whole computation, in value and gradient."""
+"""Each optimisation equals the full computation in value and gradient."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def text_states(model, inputs, **options):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("mask", [None, "padding", "square"])
 @pytest.mark.parametrize("has_images", [False, True])
-def test_first_only_equals_position_0_of_the_whole_in_value_and_gradient(implementation, mask, has_images):
+def test_cls_only_equals_position_0_of_all_positions_in_value_and_gradient(implementation, mask, has_images):
     model = BlipTextModel(tiny_config().text_config, add_pooling_layer=False).train()
     model.set_attn_implementation(implementation)
     batch = tiny_batch(lengths=(7, 5, 6, 4))
@@ -59,7 +59,7 @@ def test_first_only_equals_position_0_of_the_whole_in_value_and_gradient(impleme
             assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_last_layer_computes_position_0_only_where_features_and_scores_read_no_more():
+def test_the_last_layer_computes_position_0_only_for_features_and_scores():
     matcher = BlipForImageTextRetrieval(tiny_config()).eval()
     lengths = []
     for layer in matcher.text_encoder.encoder.layer:
@@ -204,7 +204,7 @@ def losses_and_gradients(model, batch):
     return output.loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum towers
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
 @pytest.mark.parametrize("checkpointing", [None, False, True])  # none, and both kinds for whole layers besides
 def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing):
     results = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Towers that start from ViT, DeiT and BERT checkpoints give those models' outputs."""
+"""Towers initialised from ViT, DeiT and BERT checkpoints reproduce their outputs."""
 
 import pytest
 import torch

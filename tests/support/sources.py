@@ -25,7 +25,7 @@ def read(source, **options) -> list[Sample | Skipped]:
 
 
 def summary(items) -> list[tuple]:
-    """Id with texts, or with the reason of the fault."""
+    """Id with texts, or with the reason of what was skipped."""
     return [(item.sample_id, item.texts if isinstance(item, Sample) else item.reason) for item in items]
 
 

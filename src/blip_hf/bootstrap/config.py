@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Settings of the loop: its data, the options of each stage's own command, and what to compare."""
+"""Settings of the loop: data, options of the command of each stage, and variants to compare."""
 
 import sys
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..capfilt.settings import CapFiltSettings
-from ..caption_settings import CaptionSettings, shortest_length
+from ..caption_settings import CaptionSettings
 from .scene_sections import SCENE_SECTIONS
 
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
 
 Section = Mapping[str, Any]
 
-# What the second model is trained on, beside the human pairs: all are of the paper's tables 1 and 12.
+# Training data of the second model, in addition to the human pairs (paper, tables 1 and 12)
 VARIANTS = MappingProxyType(
     {
-        "noisy": "the web's texts as they are",
-        "repeated": "the same, repeated to as many pairs as bootstrapped has (table 12)",
-        "filtered": "the web's texts that the filter keeps",
-        "captioned": "the web's texts and the synthetic ones, none dropped",
-        "bootstrapped": "the texts of both that the filter keeps: CapFilt",
+        "noisy": "all web texts",
+        "repeated": "all web texts, repeated to the number of pairs of bootstrapped (table 12)",
+        "filtered": "web texts that the filter keeps",
+        "captioned": "all web and synthetic texts",
+        "bootstrapped": "web and synthetic texts that the filter keeps: CapFilt",
     }
 )
-# Those whose pairs depend on the rule.
+# Variants whose pairs depend on the rule
 RULED = frozenset({"repeated", "filtered", "bootstrapped"})
 TRAINING_SECTIONS = ("pretrain", "captioner", "filter")
-# What the loop itself says to each stage.
+# Options that the loop sets itself
 OWN_OPTIONS = frozenset({"model", "data", "eval_data", "output_dir", "seed", "use_cpu", "resume_from_checkpoint"})
 
 
 @dataclass(frozen=True)
 class SceneData:
-    """Drawn scenes: the web, the human set and two sets that are never trained on, one after the other in the series.
+    """Drawn scenes: the web set, the human set and two held-out sets, all disjoint.
 
     Args:
         num_web (`int`, *optional*, defaults to 6000):
-            Images of the web.
+            Images of the web set.
         num_human (`int`, *optional*, defaults to 1000):
             Images with clean captions.
         num_eval (`int`, *optional*, defaults to 300):
-            Images to evaluate on, with a caption each that no other of them has.
+            Images to evaluate on, each with a different caption.
         num_check (`int`, *optional*, defaults to 1000):
-            Further images with the web's noise, to check captioner and filter on.
+            Held-out images with the noise of the web set, to evaluate captioner and filter on.
         noise_rate (`float`, *optional*, defaults to 0.45):
-            Share of the web's captions that are another image's.
+            Fraction of web captions that belong to another image.
         image_size (`int`, *optional*, defaults to 64):
-            Side of the images in pixels.
+            Height and width of the images in pixels.
     """
 
     num_web: int = 6000
@@ -63,7 +63,7 @@ class SceneData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Annotation files, as [`~blip_hf.data.readers.load_pairs`] reads them.
+    """Sources of pairs, as [`~blip_hf.data.readers.load_pairs`] reads them.
 
     Args:
         web (`str`):
@@ -73,18 +73,17 @@ class FileData:
         eval (`str`):
             Pairs to evaluate on.
         image_root (`str`, *optional*):
-            Folder that relative image paths start from. Defaults to that of each file.
+            Folder that relative image paths start from. Defaults to the folder of each file.
         human_share (`float`, *optional*, defaults to 1.0):
-            Share of the images of `human` to use. Below 1 it is drawn by the seed, and the web loses these images, so
-            that the two have none in common.
+            Fraction of the images of `human` to use. If below 1, a random subset (seeded), and `web` is used without
+            these images.
         web_labels (`str`, *optional*):
-            JSON list that says of each record of `web`, in order, whether its caption is right (1) or not (0), to judge
-            the filter by.
+            JSON list with 1 for each record of `web` whose caption is correct and 0 for others, to evaluate the filter.
         eval_split (`str`, *optional*, defaults to `"val"`):
-            Split of `eval`, where it has several.
+            Split of `eval`, if it has several.
 
     Raises:
-        ValueError: If the share is none.
+        ValueError: If the share is out of range.
     """
 
     web: str
@@ -102,65 +101,67 @@ class FileData:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How models are evaluated.
+    """Settings of the evaluation of all models.
 
     Args:
         k_test (`int`, *optional*, defaults to 128):
-            Candidates that the matching head ranks again.
-        num_beams (`int`, *optional*, defaults to 3):
-            Beams of captioning.
-        max_length (`int`, *optional*, defaults to 20):
-            Most tokens of a caption, the prompt's included.
-        min_length (`int`, *optional*, defaults to 5):
-            Least tokens likewise.
+            Candidates that the matching head re-ranks.
+        num_beams, max_length, min_length (`int`, *optional*):
+            Settings of captioning, see [`~blip_hf.CaptionSettings`]. Default to those of each captioner.
         batch_size (`int`, *optional*, defaults to 32):
-            Images of one batch.
+            Images per batch.
 
     Raises:
         ValueError: If a number is too small.
     """
 
     k_test: int = 128
-    num_beams: int = 3
-    max_length: int = 20
-    min_length: int = 5
+    num_beams: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        for name, least in (("k_test", 1), ("num_beams", 1), ("max_length", 1), ("min_length", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is too small. Pass {least} or more.")
+        for name in ("k_test", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is too small. Pass 1 or more.")
+
+    def caption_settings(self, own: CaptionSettings | None) -> CaptionSettings:
+        """Settings of a captioner with the settings `own`."""
+        return CaptionSettings.resolve(
+            own, num_beams=self.num_beams, max_length=self.max_length, min_length=self.min_length
+        )
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of the whole loop. [`LoopSettings.from_mapping`] makes them of a YAML file's content.
+    """Settings of the loop. [`LoopSettings.from_mapping`] reads the content of a YAML file.
 
     Args:
         data (`SceneData` or `FileData`, *optional*):
-            What to train and to evaluate on; drawn scenes by default.
+            Data to train and evaluate on. Defaults to drawn scenes.
         variants (`tuple[str, ...]`, *optional*, defaults to `("noisy", "bootstrapped")`):
-            Models to compare, of `VARIANTS`; the noisy one always comes first, as the rest is made with it.
+            Models to compare, of `VARIANTS`. The noisy one is always included.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(0,)`):
-            The loop is run once for each. A seed decides on weights, batches and sampling, and on which scenes are drawn.
+            Seeds of weights, batches, sampling and scenes. The loop runs once per seed.
         with_human (`bool`, *optional*, defaults to `True`):
-            Whether all models are pre-trained on the human pairs too, as in the paper.
+            Whether all models are also pre-trained on the human pairs, as in the paper.
         device (`str`, *optional*):
-            `"cpu"` to stay there, or `"cuda"`. By default the GPU is used if there is one.
+            `"cpu"` or `"cuda"`. Defaults to the GPU if there is one.
         model (`Mapping`, *optional*):
-            For scenes: sizes of the model, fields of [`~blip_hf.demo.pretrain.DemoSettings`]. For files the sizes are
+            For scenes: sizes of the model, fields of [`~blip_hf.demo.settings.DemoSettings`]. For files, sizes are
             options of `pretrain`.
         pretrain, captioner, filter (`Mapping`, *optional*):
             Options of `blip-hf pretrain`, `blip-hf finetune caption` and `blip-hf finetune retrieval`.
         capfilt (`Mapping`, *optional*):
             Fields of [`~blip_hf.capfilt.settings.CapFiltSettings`].
         rule (`Mapping`, *optional*):
-            Fields of [`~blip_hf.capfilt.filters.Rule`] but its `sources`, which the variants decide on.
+            Fields of [`~blip_hf.capfilt.filters.Rule`] except `sources`, which depend on the variant.
         evaluation (`EvaluationSettings`, *optional*):
-            How models are evaluated.
+            Settings of the evaluation.
 
     Raises:
-        ValueError: If a variant is unknown, a seed is missing, or a section says what the loop itself decides.
+        ValueError: If a variant is unknown, a seed is missing, or a section sets an option of the loop itself.
     """
 
     data: SceneData | FileData = field(default_factory=SceneData)
@@ -192,26 +193,13 @@ class LoopSettings:
         for section in TRAINING_SECTIONS:
             own = sorted(OWN_OPTIONS & set(getattr(self, section)))
             if own:
-                raise ValueError(f"{section} names {', '.join(own)}, which the loop decides on itself. Take it out.")
-        if "sources" in self.rule or {"seed", "prompt"} & set(self.capfilt):
-            raise ValueError(
-                "The loop decides on the sources of the rule and the seed of capfilt, and takes the captioner's prompt."
-                " Take them out."
-            )
+                raise ValueError(f"{section} names {', '.join(own)}, which the loop sets itself. Remove it.")
+        if "sources" in self.rule or "seed" in self.capfilt:
+            raise ValueError("rule names sources or capfilt names seed, which the loop sets itself. Remove them.")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "LoopSettings":
-        """Makes settings of the content of a file. For scenes each section adds to what a small model needs.
-
-        Args:
-            values (`Mapping`):
-                By the names of the fields, sections as mappings.
-
-        Returns:
-            `LoopSettings`: checked, with every section's options.
-
-        Raises:
-            ValueError: If a name is unknown or a value does not fit.
+        """Creates settings from the content of a YAML file. For scenes, sections extend the defaults of a small model.
 
         Example:
             >>> settings = LoopSettings.from_mapping({"pretrain": {"max_steps": 50}})
@@ -235,51 +223,38 @@ class LoopSettings:
         return cls(_build(SceneData if is_drawn else FileData, data, "data"), evaluation=evaluation, **sections)
 
     def check(self) -> None:
-        """Builds what every section describes, so that a mistake in the last one is found before the first stage.
-
-        Raises:
-            ValueError: If an option is unknown or does not fit.
-        """
+        """Validates all sections before the first stage starts."""
         import torch
 
         from ..capfilt.filters import Rule
 
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
-        self.capfilt_settings(0)
-        if self.evaluation.max_length < shortest_length(self.prompt):
-            raise ValueError(
-                f"evaluation: max_length={self.evaluation.max_length} has no room for a caption behind the prompt"
-                f" {self.prompt!r}. Pass {shortest_length(self.prompt)} or more."
-            )
+        own = _build(CaptionSettings, self._captioner_settings(), "captioner")
+        for section, resolve in (
+            ("capfilt", self.capfilt_settings(0).resolve),
+            ("evaluation", self.evaluation.caption_settings),
+        ):
+            try:
+                resolve(own)
+            except ValueError as error:
+                raise ValueError(f"{section}: {error}") from error
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda', but there is no GPU that torch finds. Pass 'cpu', or leave it out.")
+            raise ValueError("device='cuda', but torch finds no GPU. Pass 'cpu', or leave it out.")
         _build(Rule, self.rule, "rule")
         if self.is_drawn:
             self.demo_settings(0)
         elif self.model:
-            raise ValueError("model is for drawn scenes; sizes for files are options of pretrain. Move them there.")
+            raise ValueError("model is for drawn scenes only. Move the sizes to pretrain.")
 
-    @property
-    def prompt(self) -> str:
-        """What captions start with, as the captioner learns it."""
-        own = self.captioner.get("prompt")
-        return CaptionSettings.prompt if own is None else own
+    def _captioner_settings(self) -> dict[str, Any]:
+        """The options of the captioner that its checkpoint will carry."""
+        names = [item.name for item in fields(CaptionSettings)]
+        return {name: self.captioner[name] for name in names if self.captioner.get(name) is not None}
 
     def capfilt_settings(self, seed: int) -> CapFiltSettings:
-        """Settings of the CapFilt runs.
-
-        Args:
-            seed (`int`):
-                The seed.
-
-        Returns:
-            [`~blip_hf.capfilt.settings.CapFiltSettings`]: with the captioner's prompt.
-
-        Raises:
-            ValueError: If a value is unknown or does not fit.
-        """
-        return _build(CapFiltSettings, {**self.capfilt, "prompt": self.prompt, "seed": seed}, "capfilt")
+        """Settings of the CapFilt runs."""
+        return _build(CapFiltSettings, {**self.capfilt, "seed": seed}, "capfilt")
 
     @property
     def is_drawn(self) -> bool:
@@ -287,35 +262,14 @@ class LoopSettings:
         return isinstance(self.data, SceneData)
 
     def demo_settings(self, seed: int) -> Any:
-        """Sizes of the small model of scenes.
-
-        Args:
-            seed (`int`):
-                The seed.
-
-        Returns:
-            [`~blip_hf.demo.pretrain.DemoSettings`]: of which only the sizes of the model count.
-        """
-        from ..demo.pretrain import DemoSettings
+        """Sizes of the small model for scenes."""
+        from ..demo.settings import DemoSettings
 
         own = {"seed": seed, "image_size": self.data.image_size}
         return replace(_build(DemoSettings, self.model, "model"), **own)
 
     def options(self, section: str, own: Section) -> tuple[Any, "TrainingArguments"]:
-        """Options of a stage that trains, as its command has them.
-
-        Args:
-            section (`str`):
-                One of `TRAINING_SECTIONS`.
-            own (`Mapping`):
-                What the loop decides on.
-
-        Returns:
-            `tuple`: options of the task, and arguments of the trainer.
-
-        Raises:
-            ValueError: If an option is unknown, or a number is written in a form that YAML takes for text.
-        """
+        """Returns the options and the trainer arguments of a stage."""
         from ..tasks import caption, retrieval
         from ..tasks.pretrain import PretrainOptions
         from ..training import BlipFinetuningArguments, BlipTrainingArguments
@@ -334,7 +288,7 @@ class LoopSettings:
         return _build(options_class, options, section), _build(arguments_class, arguments, section)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """Returns the settings for JSON."""
         return {option.name: _plain(getattr(self, option.name)) for option in fields(self)}
 
 
@@ -345,7 +299,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(kind: type, values: Section, section: str) -> Any:
-    """An instance of a dataclass, or an error that names what it does not know."""
+    """Creates an instance of a dataclass, or raises with the name of the section."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{section} is {values!r}, expected names with values.")
     known = {option.name for option in fields(kind) if option.init}
@@ -363,9 +317,7 @@ def _build(kind: type, values: Section, section: str) -> Any:
 def _refuse_numbers_as_text(values: Section, section: str) -> None:
     for name, value in values.items():
         if isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit():
-            raise ValueError(
-                f"{section}: {name} is the text {value!r}; YAML reads a number with a point, as in 1.0e-3."
-            )
+            raise ValueError(f"{section}: {name} is the text {value!r}; YAML numbers need a point, as in 1.0e-3.")
 
 
 __all__ = [

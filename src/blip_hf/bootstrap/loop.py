@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The loop itself: which stage reads what of which others, for each seed."""
+"""Runs the stages of the loop for each seed."""
 
 import json
 import shutil
@@ -19,8 +19,7 @@ from ..capfilt.filters import Rule
 from ..capfilt.runner import run_capfilt
 from ..capfilt.settings import FREE_SETTINGS
 from ..configuration_blip import BlipPreTrainingConfig
-from ..demo.pretrain import build_config, build_processor
-from ..modeling.pretraining import BlipForPreTraining
+from ..data.scenes import scene_vocabulary_texts
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
 from .config import RULED, LoopSettings
@@ -36,7 +35,7 @@ from .sets import (
     write_scene_sets,
     write_variant,
 )
-from .stages import Figures, Report, Stage, run_stage, source_digests
+from .stages import Metrics, Report, Stage, run_stage, source_digests
 
 
 TRAINER_STATE = "trainer_state.json"
@@ -44,55 +43,27 @@ TRAINER_STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What the loop found with one seed.
+    """Metrics of one seed.
 
-    Args:
-        seed (`int`):
-            The seed.
-        models (`dict[str, dict]`):
-            By variant, the figures of the model and of what it was trained on.
-        captioner (`dict`):
-            Figures of the fine-tuned captioner.
-        filter (`dict`):
-            Figures of the fine-tuned filter.
-        capfilt (`dict`):
-            What was kept of the web, and how right that was.
-        check (`dict`):
-            The same of images that were never trained on, where there are such.
-        minutes (`float`):
-            Of all stages.
+    `models` is by variant; `capfilt` is for the web set, and `check` for held-out images, empty without them.
     """
 
     seed: int
-    models: dict[str, Figures]
-    captioner: Figures
-    filter: Figures
-    capfilt: Figures
-    check: Figures
+    models: dict[str, Metrics]
+    captioner: Metrics
+    filter: Metrics
+    capfilt: Metrics
+    check: Metrics
     minutes: float
 
 
 def run_seed(settings: LoopSettings, seed: int, folder: Path, report: Report) -> SeedResult:
-    """Runs all stages with one seed, or what is left of them.
-
-    Args:
-        settings (`LoopSettings`):
-            Settings of the loop.
-        seed (`int`):
-            The seed.
-        folder (`Path`):
-            Gets a folder a stage.
-        report (`Callable[[str], None]`):
-            Told of each stage.
-
-    Returns:
-        `SeedResult`: the figures.
-    """
+    """Runs the stages of one seed that are not done, with a folder per stage."""
     return _SeedLoop(settings, seed, folder, report).run()
 
 
 class _SeedLoop:
-    """The stages of one seed. Each method runs one, and names what decides on it."""
+    """The stages of one seed. Each method runs one, with the settings and inputs that it depends on."""
 
     def __init__(self, settings: LoopSettings, seed: int, folder: Path, report: Report) -> None:
         self.settings = settings
@@ -104,7 +75,7 @@ class _SeedLoop:
         self.stages: list[Stage] = []
 
     def run(self) -> SeedResult:
-        """Runs them in the order of the paper."""
+        """Runs all stages in the order of the paper."""
         sets = self._sets()
         start = self._start(sets)
         noisy = self._pretrain("noisy", sets, start, None)
@@ -117,14 +88,14 @@ class _SeedLoop:
         for variant in self.settings.variants[1:]:
             model = self._pretrain(variant, sets, start, run)
             models[variant] = self._evaluate(variant, sets, model, self._measure_pretrained)
-        check: Figures = {}
+        check: Metrics = {}
         if (sets.folder / CHECK).is_dir():
             check = self._apply_rule("check", sets, self._capfilt("check", CHECK, sets, captioner, matcher))
         minutes = sum(stage.minutes for stage in self.stages)
         return SeedResult(self.seed, models, captioning, matching, capfilt, check, minutes)
 
     def _run(
-        self, name: str, settings: dict[str, Any], inputs: list[Stage], action: Callable[[Path], Figures]
+        self, name: str, settings: dict[str, Any], inputs: list[Stage], action: Callable[[Path], Metrics]
     ) -> Stage:
         stage = run_stage(self.folder / name, {**settings, "seed": self.seed}, inputs, action, self.report)
         self.stages.append(stage)
@@ -139,23 +110,22 @@ class _SeedLoop:
         return self._run("sets", known, [], lambda work: write_file_sets(data, self.seed, work))
 
     def _start(self, sets: Stage) -> Stage:
-        """Weights and vocabulary that every pre-training starts from."""
+        """Creates the initial weights and the vocabulary of all pre-trainings."""
         section = {"model": dict(self.settings.model), "pretrain": dict(self.settings.pretrain)}
 
-        def action(work: Path) -> Figures:
+        def action(work: Path) -> Metrics:
             set_seed(self.seed)
             if self.settings.is_drawn:
-                sizes = self.settings.demo_settings(self.seed)
-                processor = build_processor(sizes.image_size)
-                model = BlipForPreTraining(build_config(sizes, processor))
+                options = self.settings.demo_settings(self.seed).pretrain_options()
+                captions = scene_vocabulary_texts()
             else:
                 options, _ = self.settings.options("pretrain", {"data": [], "output_dir": str(work)})
                 captions = [
                     *read_web(sets.folder / WEB)["caption"].to_pylist(),
                     *datasets.load_from_disk(sets.folder / HUMAN)["caption"],
                 ]
-                processor = make_processor(options, {"caption": captions})
-                model = make_model(options, processor)
+            processor = make_processor(options, {"caption": captions})
+            model = make_model(options, processor)
             model.save_pretrained(work)
             processor.save_pretrained(work)
             return {"num_parameters": model.num_parameters()}
@@ -163,7 +133,7 @@ class _SeedLoop:
         return self._run("start", section, [sets], action)
 
     def _pretrain(self, variant: str, sets: Stage, start: Stage, run: Stage | None) -> Stage:
-        """Puts together the pairs of a variant, and pre-trains on them from the start."""
+        """Collects the pairs of a variant, and pre-trains on them from the initial weights."""
         known: dict[str, Any] = {"with_human": self.settings.with_human}
         if variant in RULED:
             known["rule"] = asdict(self.rule)
@@ -182,7 +152,7 @@ class _SeedLoop:
             ),
         )
 
-        def action(work: Path) -> Figures:
+        def action(work: Path) -> Metrics:
             config = BlipPreTrainingConfig.from_pretrained(start.folder)
             sizes = {
                 "feature_width": config.image_text_hidden_size,
@@ -190,9 +160,9 @@ class _SeedLoop:
             }
             own = self._own(work, start, pairs.folder)
             options, arguments = self.settings.options("pretrain", {**own, **sizes})
-            figures = {**pairs.figures, **_length(pretrain(options, arguments))}
+            metrics = {**pairs.metrics, **_length(pretrain(options, arguments))}
             drop_checkpoints(work)
-            return figures
+            return metrics
 
         return self._run(f"pretrain-{variant}", dict(self.settings.pretrain), [start, pairs], action)
 
@@ -200,19 +170,19 @@ class _SeedLoop:
         """Fine-tunes captioner or filter on the human set."""
         task = caption if section == "captioner" else retrieval
 
-        def action(work: Path) -> Figures:
+        def action(work: Path) -> Metrics:
             options, arguments = self.settings.options(section, self._own(work, noisy, sets.folder / HUMAN))
-            figures = _length(task.finetune(options, arguments))
+            metrics = _length(task.finetune(options, arguments))
             drop_checkpoints(work)
-            return figures
+            return metrics
 
         return self._run(section, dict(getattr(self.settings, section)), [sets, noisy], action)
 
     def _capfilt(self, name: str, images: str, sets: Stage, captioner: Stage, matcher: Stage) -> Stage:
-        """Captions images and scores all of their texts, on which the loop's own rule has no effect."""
+        """Captions images and scores all texts; the rule is applied later."""
         settings = self.settings.capfilt_settings(self.seed)
 
-        def action(work: Path) -> Figures:
+        def action(work: Path) -> Metrics:
             engine = CapFilt.from_pretrained(captioner.folder, matcher.folder, device=self.device, settings=settings)
             run_capfilt(engine, sets.folder / images, work, show_progress=sys.stderr.isatty())
             return {}
@@ -220,42 +190,40 @@ class _SeedLoop:
         known = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
         return self._run(name, known, [sets, captioner, matcher], action)
 
-    def _apply_rule(self, name: str, sets: Stage, run: Stage) -> Figures:
-        """What the rule keeps of a run, and how right that is."""
+    def _apply_rule(self, name: str, sets: Stage, run: Stage) -> Metrics:
+        """Applies the rule to a run and evaluates the result."""
         known = {"rule": asdict(self.rule)}
         return self._run(
             f"measure-{name}",
             known,
             [sets, run],
             lambda _: measure_capfilt(run.folder, read_truth(sets.folder), self.rule),
-        ).figures
+        ).metrics
 
-    def _evaluate(self, name: str, sets: Stage, model: Stage, measure: Callable[[Path, Path], Figures]) -> Figures:
-        """Measures a model on images that nothing is trained on."""
+    def _evaluate(self, name: str, sets: Stage, model: Stage, measure: Callable[[Path, Path], Metrics]) -> Metrics:
+        """Evaluates a model on held-out images."""
         known = asdict(self.settings.evaluation)
         return self._run(
             f"evaluate-{name}",
             known,
             [sets, model],
-            lambda _: {**model.figures, **measure(model.folder, sets.folder / EVAL)},
-        ).figures
+            lambda _: {**model.metrics, **measure(model.folder, sets.folder / EVAL)},
+        ).metrics
 
-    def _measure_captioner(self, folder: Path, pairs: Path, *, has_prompt: bool = True) -> Figures:
-        prompt = self.settings.prompt if has_prompt else ""
+    def _measure_captioner(self, folder: Path, pairs: Path) -> Metrics:
         is_drawn = self.settings.is_drawn
-        return measure_captions(folder, pairs, self.settings.evaluation, self.device, prompt=prompt, is_drawn=is_drawn)
+        return measure_captions(folder, pairs, self.settings.evaluation, self.device, is_drawn=is_drawn)
 
-    def _measure_filter(self, folder: Path, pairs: Path) -> Figures:
+    def _measure_filter(self, folder: Path, pairs: Path) -> Metrics:
         return measure_retrieval(folder, pairs, self.settings.evaluation, self.device)
 
-    def _measure_pretrained(self, folder: Path, pairs: Path) -> Figures:
-        # In pre-training captions have no prompt.
-        written = self._measure_captioner(folder / "captioner", pairs, has_prompt=False)
-        return {**written, **self._measure_filter(folder / "retriever", pairs)}
+    def _measure_pretrained(self, folder: Path, pairs: Path) -> Metrics:
+        captions = self._measure_captioner(folder / "captioner", pairs)
+        return {**captions, **self._measure_filter(folder / "retriever", pairs)}
 
     def _own(self, work: Path, model: Stage, pairs: Path) -> dict[str, Any]:
-        """What the loop says to a stage that trains; it goes on from a checkpoint that is whole."""
-        drop_checkpoints(work, but_whole=True)
+        """Options that the loop sets for a training stage, which resumes from a complete checkpoint."""
+        drop_checkpoints(work, keep_complete=True)
         return {
             "model": str(model.folder),
             "data": [str(pairs)],
@@ -265,22 +233,15 @@ class _SeedLoop:
         }
 
 
-def _length(metrics: dict[str, float]) -> Figures:
+def _length(metrics: dict[str, float]) -> Metrics:
     return {"train_loss": metrics["train_loss"], "train_minutes": metrics["train_runtime"] / 60}
 
 
-def drop_checkpoints(folder: Path, *, but_whole: bool = False) -> None:
-    """Removes what a training goes on from: all of it once it is over, or what a kill has left in halves.
-
-    Args:
-        folder (`Path`):
-            Where the training writes.
-        but_whole (`bool`, *optional*, defaults to `False`):
-            Whether to leave checkpoints that are whole.
-    """
+def drop_checkpoints(folder: Path, *, keep_complete: bool = False) -> None:
+    """Removes checkpoints; with `keep_complete` only those that are incomplete."""
     for checkpoint in folder.glob("checkpoint-*"):
-        state = checkpoint / TRAINER_STATE  # what is written last goes first
-        if not (but_whole and _is_json(state)):
+        state = checkpoint / TRAINER_STATE  # written last, removed first
+        if not (keep_complete and _is_json(state)):
             state.unlink(missing_ok=True)
             shutil.rmtree(checkpoint)
 

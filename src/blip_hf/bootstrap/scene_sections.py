@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the sections of the loop hold for drawn scenes, where they say nothing else."""
+"""Default sections of the loop for drawn scenes."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 
-# A short course of training of a small model, as the demo's: high rate, fixed temperature, short memory.
+# A short schedule for a small model, like that of the demo
 _SMALL = MappingProxyType(
     {
         "per_device_train_batch_size": 64,
@@ -30,7 +30,7 @@ SCENE_SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "captioner": {**_SMALL, "max_steps": 120, "learning_rate": 3e-4, "warmup_steps": 10},
         "filter": {**_SMALL_CONTRAST, "max_steps": 120, "learning_rate": 3e-4, "warmup_steps": 10},
-        # A scene has one right caption, so that what sampling adds is no variety but mistakes.
+        # A scene has one correct caption, so sampling would only add mistakes.
         "capfilt": {"strategy": "greedy", "max_length": 30, "batch_size": 64},
         "evaluation": {"k_test": 32, "num_beams": 1, "max_length": 30},
     }

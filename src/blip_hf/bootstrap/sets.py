@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The loop's sets of pairs: what is there at the start, and what a variant is pre-trained on.
+"""Sets of pairs of the loop: the initial ones, and the training set of each variant.
 
-A set for training or evaluation is a data set saved with `save_to_disk`, as every command reads it; the web is a folder of
-Parquet files, as CapFilt streams it.
+Sets for training and evaluation are saved with `save_to_disk`; the web set is a folder of Parquet files for CapFilt.
 """
 
 import os
@@ -25,13 +24,13 @@ from ..data.readers.records import read_json
 from ..data.scenes import SceneRecord, Scenes
 from ..demo.evaluate import word_accuracy
 from .config import FileData, SceneData
-from .stages import Figures
+from .stages import Metrics
 
 
 WEB, CHECK, HUMAN, EVAL, TRUTH = "web", "check", "human", "eval", "truth.parquet"
 
 _SHARD_ROWS = 1000
-# An image is bytes where it was drawn, and a path, which nothing copies or opens, where it is a file.
+# Drawn images are bytes; image files stay paths, which are not copied.
 _IMAGE = {True: datasets.Image(), False: datasets.Value("string")}
 _PAIR = {"caption": datasets.Value("string"), "image_id": datasets.Value("int64")}
 _TRUTH_SCHEMA = pa.schema(
@@ -43,13 +42,9 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of the web's texts; nothing, where it has no labels.
+    """Labels of the web set, empty if it has none.
 
-    Args:
-        labels (`Mapping[tuple[str, str], bool]`, *optional*):
-            By id of an image and text, whether that text of the web is right.
-        captions (`Mapping[str, str]`, *optional*):
-            By id of an image, the one right caption, where that is known.
+    `labels` has whether a web text is correct, by image id and text; `captions` the only correct caption, by image id.
 
     Example:
         >>> truth = Truth({("7", "a ring"): False}, {"7": "a star"})
@@ -61,36 +56,15 @@ class Truth:
     captions: Mapping[str, str] = field(default_factory=dict)
 
     def is_right(self, source: str, image_id: str, text: str) -> bool | None:
-        """Whether a text is true of its image, `None` where that is not known.
-
-        Args:
-            source (`str`):
-                `"web"` or `"synthetic"`.
-            image_id (`str`):
-                The image.
-            text (`str`):
-                The text.
-        """
+        """Returns whether a text is correct for its image, `None` if unknown."""
         if source == "web":
             return self.labels.get((image_id, text.strip()))
         caption = self.captions.get(image_id)
         return None if caption is None else text == caption
 
 
-def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
-    """Draws all sets.
-
-    Args:
-        data (`SceneData`):
-            How many scenes of each.
-        seed (`int`):
-            Seed of the series.
-        folder (`Path`):
-            Gets `web/`, `check/`, `human/`, `eval/` and `truth.parquet`.
-
-    Returns:
-        `dict`: how many pairs each has.
-    """
+def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Metrics:
+    """Draws all sets to `web/`, `check/`, `human/`, `eval/` and `truth.parquet`."""
     series = {"seed": seed, "image_size": data.image_size}
     web = Scenes(data.num_web, noise_rate=data.noise_rate, **series)
     human = Scenes(data.num_human, start=len(web), **series)
@@ -115,30 +89,15 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Figures:
     return {"num_web": len(web), "num_human": len(human), "num_eval": data.num_eval, "num_check": len(check)}
 
 
-def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
-    """Reads all sets, and takes from the web what images the human set has, where that has a share of all.
-
-    Args:
-        data (`FileData`):
-            Where they are.
-        seed (`int`):
-            Seed of the share.
-        folder (`Path`):
-            Gets `web/`, `human/`, `eval/` and, where there are labels, `truth.parquet`.
-
-    Returns:
-        `dict`: how many pairs each has.
-
-    Raises:
-        ValueError: If a source cannot be read, labels and records differ in number, or nothing is left of the web.
-    """
+def write_file_sets(data: FileData, seed: int, folder: Path) -> Metrics:
+    """Reads all sets, and removes the images of a partial human set from the web set."""
     web, human = (list(load_pairs(source, image_root=data.image_root)) for source in (data.web, data.human))
     labels = None if data.web_labels is None else read_json(Path(data.web_labels))
     if labels is not None and len(labels) != len(web):
         raise ValueError(
-            f"{data.web_labels} holds {len(labels)} labels, expected {len(web)}, one a record of the web."
+            f"{data.web_labels} holds {len(labels)} labels, expected {len(web)}, one per record of {data.web}."
         )
-    # An image is the same however its path is spelled.
+    # Different paths can lead to the same image.
     web, human = (
         [{**record, "image_path": os.path.realpath(record["image"])} for record in own] for own in (web, human)
     )
@@ -150,9 +109,9 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
         human = [record for record in human if record["image_path"] in chosen]
         web = [record for record in web if record["image_path"] not in chosen]
     if not web:
-        raise ValueError(f"human_share={data.human_share} leaves nothing of the web. Pass less.")
+        raise ValueError(f"human_share={data.human_share} leaves no web pairs. Pass a smaller share.")
     evaluation = load_pairs(data.eval, image_root=data.image_root, split=data.eval_split)
-    # Numbers of images that web and human have in common.
+    # Image ids are common to both sets.
     numbers = {path: number for number, path in enumerate(dict.fromkeys(r["image_path"] for r in [*web, *human]))}
     web, human = ([{**record, "image_id": numbers[record["image_path"]]} for record in own] for own in (web, human))
     write_web(map(_with_full_path, web), folder / WEB, is_drawn=False)
@@ -173,33 +132,8 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Figures:
 
 def write_variant(
     variant: str, sets: Path, run: Path | None, folder: Path, *, rule: Rule, with_human: bool, is_drawn: bool
-) -> Figures:
-    """Puts together what a model is pre-trained on: texts of the web, or those of a CapFilt run, and the human pairs.
-
-    Args:
-        variant (`str`):
-            One of [`~blip_hf.bootstrap.config.VARIANTS`].
-        sets (`Path`):
-            Folder of the sets.
-        run (`Path`, *optional*):
-            Folder of the CapFilt run; the noisy variant needs none.
-        folder (`Path`):
-            Where the set is saved.
-        rule (`Rule`):
-            What is kept.
-        with_human (`bool`):
-            Whether human pairs are among them.
-        is_drawn (`bool`):
-            Whether images are scenes, whose pairs of one caption are no negatives of each other; otherwise those of one
-            image are none.
-
-    Returns:
-        `dict`: `train_pairs`, of which `train_web` and `train_synthetic`; and, where that is known, `share_right` of these
-        and the mean share of their words that are, `words_right`.
-
-    Raises:
-        ValueError: If nothing is left to train on.
-    """
+) -> Metrics:
+    """Writes the training set of a variant. Pairs of one caption (scenes) or of one image (files) share an id."""
     web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN)
     texts = web.select(["id", "caption"]).append_column("source", pa.array(["web"] * len(web)))
     if variant in ("filtered", "captioned", "bootstrapped"):
@@ -215,7 +149,7 @@ def write_variant(
             "image_id": web["image_id"].take(rows),
         }
     )
-    figures = _count(texts, pairs["image_id"].cast(pa.string()).to_pylist(), read_truth(sets))
+    metrics = _count(texts, pairs["image_id"].cast(pa.string()).to_pylist(), read_truth(sets))
     schema = human.features.arrow_schema
     both = pairs.select(schema.names).cast(schema)
     if with_human:
@@ -229,19 +163,11 @@ def write_variant(
         place = schema.get_field_index("image_id")
         both = both.set_column(place, schema.field(place), captions.indices.cast(pa.int64()))
     datasets.Dataset(both, info=datasets.DatasetInfo(features=human.features)).save_to_disk(folder)
-    return {"train_pairs": len(both), **figures}
+    return {"train_pairs": len(both), **metrics}
 
 
 def read_truth(sets: Path) -> Truth:
-    """What is known of the web. Of equal texts of an image the first counts.
-
-    Args:
-        sets (`Path`):
-            Folder of the sets.
-
-    Returns:
-        `Truth`: empty without labels.
-    """
+    """Reads the labels of the web set. The first of equal texts of an image counts."""
     path = sets / TRUTH
     if not path.is_file():
         return Truth()
@@ -253,44 +179,19 @@ def read_truth(sets: Path) -> Truth:
 
 
 def read_scores(run: Path) -> pa.Table:
-    """All scores of a CapFilt run, with the `id` of each sample as the web has it.
-
-    Args:
-        run (`Path`):
-            Its folder.
-
-    Returns:
-        `pyarrow.Table`: the scores.
-    """
+    """Reads all scores of a CapFilt run, with the `id` of each sample in the web set."""
     table = pa.concat_tables(RunFolder(run).tables())
-    # A sample is called by its file and its id.
+    # Sample ids are <file>/<id>.
     return table.append_column("id", pa.array([name.rpartition("/")[2] for name in table["sample_id"].to_pylist()]))
 
 
 def read_web(folder: Path) -> pa.Table:
-    """The records of a web, in order.
-
-    Args:
-        folder (`Path`):
-            Its folder.
-
-    Returns:
-        `pyarrow.Table`: the columns `image`, `caption`, `image_id` and `id`.
-    """
+    """Reads `image`, `caption`, `image_id` and `id` of the web set."""
     return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet"))))
 
 
 def write_web(records: Iterable[Record], folder: Path, *, is_drawn: bool) -> None:
-    """Writes a web, a thousand records a file.
-
-    Args:
-        records (iterable of records):
-            With `image`, `caption`, `image_id` and `id`.
-        folder (`Path`):
-            Where to.
-        is_drawn (`bool`):
-            Whether images are bytes, rather than paths.
-    """
+    """Writes a web set, 1,000 records per file."""
     folder.mkdir(parents=True, exist_ok=True)
     features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR, "id": datasets.Value("string")})
     records = iter(records)
@@ -301,18 +202,8 @@ def write_web(records: Iterable[Record], folder: Path, *, is_drawn: bool) -> Non
 
 
 def save_pairs(records: Sequence[Record], folder: Path, *, is_drawn: bool) -> None:
-    """Saves a set for training or evaluation.
-
-    Args:
-        records (`Sequence[dict]`):
-            With `image`, `caption` and `image_id`.
-        folder (`Path`):
-            Where to.
-        is_drawn (`bool`):
-            Whether images are bytes, rather than paths.
-    """
+    """Saves the `image`, `caption` and `image_id` of a set for training or evaluation."""
     features = datasets.Features({"image": _IMAGE[is_drawn], **_PAIR})
-    # What a record has beside these fields is left out.
     table = pa.Table.from_pylist(list(records), schema=features.arrow_schema)
     datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(folder)
 
@@ -332,7 +223,7 @@ def _with_full_path(record: Record) -> Record:
 
 
 def _by_caption(records: list[Record]) -> list[Record]:
-    """The same with a common id for equal captions, which are true of each other's images."""
+    """Gives equal captions a common `image_id`."""
     ids = {caption: i for i, caption in enumerate(dict.fromkeys(record["caption"] for record in records))}
     return [{**record, "image_id": ids[record["caption"]]} for record in records]
 
@@ -342,37 +233,37 @@ def _first_of_each_caption(scenes: Scenes, number: int) -> list[int]:
     for i, caption in enumerate(scenes.captions()):
         first.setdefault(caption, i)
     if len(first) < number:
-        raise ValueError(f"There are no {number} different captions among {len(scenes)} scenes. Lower num_eval.")
+        raise ValueError(f"{len(scenes)} scenes have fewer than {number} different captions. Lower num_eval.")
     return list(first.values())[:number]
 
 
 def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
-    """Texts that a variant takes from the scores, as the columns `id`, `caption` and `source`."""
+    """Returns `id`, `caption` and `source` of the texts that a variant takes from the scores."""
     table = read_scores(run)
     if variant != "captioned":
         sources = ("web",) if variant == "filtered" else ("web", "synthetic")
         own = Rule(**{**vars(rule), "sources": sources})
         table = table.filter(pa.array(keep_mask(table, own)))
     texts = table.select(["id", "text", "source"]).rename_columns(["id", "caption", "source"])
-    # A union: where the captioner wrote what the web says, the pair is there once.
+    # A synthetic caption that equals the web text is one pair.
     first: dict[tuple[str, str], int] = {}
     for row, pair in enumerate(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True)):
         first.setdefault(pair, row)
     return texts.take(pa.array(list(first.values()), type=pa.int64()))
 
 
-def _count(texts: pa.Table, image_ids: Sequence[str], truth: Truth) -> Figures:
+def _count(texts: pa.Table, image_ids: Sequence[str], truth: Truth) -> Metrics:
     captions, sources = texts["caption"].to_pylist(), texts["source"].to_pylist()
-    figures: Figures = {f"train_{source}": sources.count(source) for source in ("web", "synthetic")}
+    metrics: Metrics = {f"train_{source}": sources.count(source) for source in ("web", "synthetic")}
     if not sources:
-        return figures
+        return metrics
     verdicts = [truth.is_right(*row) for row in zip(sources, image_ids, captions, strict=True)]
     if None not in verdicts:
-        figures["share_right"] = sum(verdicts) / len(verdicts)
+        metrics["share_right"] = sum(verdicts) / len(verdicts)
     if truth.captions.keys() >= set(image_ids):
         words = [word_accuracy(text, truth.captions[id_]) for text, id_ in zip(captions, image_ids, strict=True)]
-        figures["words_right"] = sum(words) / len(words)
-    return figures
+        metrics["words_right"] = sum(words) / len(words)
+    return metrics
 
 
 __all__ = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The closing table: the models side by side, over all seeds, and how well captioner and filter did."""
+"""The table of results: all models over all seeds, captioner and filter."""
 
 import math
 import statistics
@@ -19,11 +19,11 @@ Summary = dict[str, dict[str, float | None]]
 
 RESULTS, TABLE = "results.json", "table.md"
 
-# Rows of the table of models: key of the figure and label.
+# Rows of the table of models: metric and label
 _MODEL_ROWS = {
-    "train_pairs": "pairs to train on",
-    "share_right": "... of the texts, not human, that are right",
-    "words_right": "... of their words that are right",
+    "train_pairs": "training pairs",
+    "share_right": "... correct, without human pairs",
+    "words_right": "... correct words",
     "image_to_text_r@1": "image to text, R@1",
     "image_to_text_r@5": "R@5",
     "image_to_text_r@10": "R@10",
@@ -39,26 +39,19 @@ _MODEL_ROWS = {
 }
 _SOURCE_ROWS = {
     "texts": "texts",
-    "right": "right before the filter",
+    "right": "correct before the filter",
     "kept": "kept",
-    "precision": "right among the kept",
-    "recall": "kept of the right",
+    "precision": "correct among the kept",
+    "recall": "kept of the correct",
     "noise_recall": "dropped of the wrong",
     "roc_auc": "ROC AUC",
 }
-# Figures that are no share of anything.
+# Metrics that are not shares
 _PLAIN = frozenset({"train_pairs", "texts", "roc_auc", "cider", "bleu_4"})
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
-    """Mean and spread of each figure.
-
-    Args:
-        results (`Sequence[Mapping]`):
-            The same figures of each seed. One that is missing or `None` somewhere is left out.
-
-    Returns:
-        `dict`: by figure, `mean` and `spread`: the sample standard deviation, `None` of one seed.
+    """Computes mean and sample standard deviation (`spread`, `None` for one seed) of each metric that all seeds have.
 
     Example:
         >>> summarise([{"r@1": 0.25}, {"r@1": 0.75}])
@@ -66,7 +59,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
     """
     summary = {}
     for name in results[0]:
-        values = [figures.get(name) for figures in results]
+        values = [metrics.get(name) for metrics in results]
         if all(isinstance(value, (int, float)) for value in values):
             spread = statistics.stdev(values) if len(values) > 1 else None
             summary[name] = {"mean": math.fsum(values) / len(values), "spread": spread}
@@ -74,17 +67,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
 
 
 def render(settings: LoopSettings, results: Sequence["SeedResult"]) -> str:
-    """The table as Markdown.
-
-    Args:
-        settings (`LoopSettings`):
-            Of the loop.
-        results (`Sequence[SeedResult]`):
-            One a seed.
-
-    Returns:
-        `str`: two tables with a few words.
-    """
+    """Renders the tables as Markdown."""
     models = {name: summarise([result.models[name] for result in results]) for name in settings.variants}
     tuned = {part: summarise([getattr(result, part) for result in results]) for part in ("captioner", "filter")}
     lines = [*_grid(["", *models, *tuned], _rows(_MODEL_ROWS, [*models.values(), *tuned.values()])), ""]
@@ -92,9 +75,9 @@ def render(settings: LoopSettings, results: Sequence["SeedResult"]) -> str:
     columns = {}
     for label, part in parts.items():
         source = label.rpartition(" ")[2]
-        figures = [_of_source(getattr(result, part), source) for result in results]
-        if figures[0]:
-            columns[label] = summarise(figures)
+        metrics = [_of_source(getattr(result, part), source) for result in results]
+        if metrics[0]:
+            columns[label] = summarise(metrics)
     lines += [*_grid(["CapFilt", *columns], _rows(_SOURCE_ROWS, list(columns.values()))), ""]
     human = "human pairs and " if settings.with_human else ""
     lines += [f"{name}: {human}{VARIANTS[name]}." for name in models]
@@ -106,19 +89,7 @@ def render(settings: LoopSettings, results: Sequence["SeedResult"]) -> str:
 
 
 def write_results(settings: LoopSettings, results: Sequence["SeedResult"], folder: Path) -> str:
-    """Writes `results.json` and `table.md`.
-
-    Args:
-        settings (`LoopSettings`):
-            Of the loop.
-        results (`Sequence[SeedResult]`):
-            One a seed.
-        folder (`Path`):
-            Where to.
-
-    Returns:
-        `str`: the table.
-    """
+    """Writes `results.json` and `table.md`."""
     models = {name: summarise([result.models[name] for result in results]) for name in settings.variants}
     parts = {
         part: summarise([getattr(result, part) for result in results])
@@ -132,9 +103,9 @@ def write_results(settings: LoopSettings, results: Sequence["SeedResult"], folde
     return table
 
 
-def _of_source(figures: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _of_source(metrics: Mapping[str, Any], source: str) -> dict[str, Any]:
     prefix = f"{source}_"
-    return {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _rows(labels: Mapping[str, str], columns: Sequence[Summary]) -> list[list[str]]:
@@ -157,7 +128,7 @@ def _cell(figure: Mapping[str, float | None] | None, *, is_plain: bool) -> str:
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table that is even in plain text too."""
+    """Renders a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         " | ".join(

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""CapFilt on images (paper, section 4): a captioner writes about each, a filter judges every text of each.
+"""CapFilt on images (paper, section 4): a captioner writes captions, and a filter scores all texts of each image.
 
-Each model looks at an image once, however many texts there are: its image memory is read by all captions that are
-written, and by all texts that are judged.
+Each model encodes an image once, however many texts there are: all of them read its image memory.
 
 Letters: `n` images, `g` captions of each, `t` text tokens, `m` texts.
 """
@@ -29,6 +28,7 @@ from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
+from ..modeling.cpu import optimize_for_cpu
 from ..modeling.projection import pool_and_project
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
@@ -38,7 +38,7 @@ from .settings import CapFiltSettings
 
 
 MAX_ROWS = 1024
-"""Texts that are judged at once."""
+"""Maximum number of texts per batch of the filter."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -46,37 +46,28 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of the samples of one batch.
-
-    Args:
-        table (`pyarrow.Table`):
-            Rows of the score table, those of a sample being neighbours.
-        faults (`list[Fault]`):
-            What had to be left out.
-        num_images (`int`):
-            Images that the models have seen.
-    """
+    """Scores of the samples of one batch, with the skipped ones and the number of images that were encoded."""
 
     table: pa.Table
-    faults: list[Skipped]
+    skipped: list[Skipped]
     num_images: int
 
 
 class CapFilt:
-    """Captions the images of a shard, and scores their web texts and the new ones.
+    """Captions the images of a shard, and scores their web texts and synthetic captions.
 
-    A caption depends on the seed, the id of its sample and its number; scores depend on image and text. Which batch a
-    image is in, and which process runs it, changes no more than the last digits of a score.
+    A caption depends on the seed, the id of its sample and its index; scores depend on image and text. Batch size and
+    number of processes change at most the last digits of a score.
 
     Args:
         captioner (`BlipForConditionalGeneration`):
-            The model that writes. Device and dtype are kept.
+            The captioner. Device and dtype are kept.
         captioner_processor (`BlipProcessor`):
-            The processor it was trained with.
+            Processor of the captioner.
         matcher (`BlipForImageTextRetrieval`):
             The filter.
         matcher_processor (`BlipProcessor`):
-            The processor it was trained with. Where it makes the same pixels as the captioner's, they are made once.
+            Processor of the filter. If its image options equal the captioner's, pixels are computed once.
         settings (`CapFiltSettings`, *optional*):
             Settings of captioning and batching. Those that are `None` are replaced by the captioner's own.
     """
@@ -96,7 +87,7 @@ class CapFilt:
         self.settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
         own, other = (processor.image_processor.to_dict() for processor in (captioner_processor, matcher_processor))
         self._has_shared_pixels = own == other
-        # [CLS] prompt [SEP], which is read as [DEC] prompt.
+        # [CLS] prompt [SEP], which `generate` reads as [DEC] prompt
         self._prompt_ids = torch.tensor(captioner_processor(text=self.settings.prompt)["input_ids"])  # (t,)
         self._generation = _generation_config(self.settings)
 
@@ -114,18 +105,18 @@ class CapFilt:
 
         Args:
             captioner (`str` or `os.PathLike`):
-                A folder with a captioning model and its processor, saved here or by transformers, or a model id.
+                Folder or model id of a captioning model with its processor.
             matcher (`str` or `os.PathLike`):
-                The same of an image-text retrieval model: the filter.
+                Folder or model id of an image-text retrieval model with its processor: the filter.
             device (`str` or `torch.device`, *optional*):
-                Where the models run. Defaults to the GPU if there is one.
+                Device of the models. Defaults to the GPU if there is one.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`):
-                Number format of the weights.
+                Data type of the weights.
             settings (`CapFiltSettings`, *optional*):
-                As of the class.
+                Settings of captioning and batching.
 
         Returns:
-            `CapFilt`: ready to run.
+            `CapFilt`: both models in evaluation mode.
         """
         for source in (captioner, matcher):
             require_checkpoint(str(source))
@@ -134,54 +125,45 @@ class CapFilt:
         captioner_processor = BlipProcessor.from_pretrained(captioner)
         # Wrong settings fail before the models are loaded.
         settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
-        return cls(
+        models = (
             BlipForConditionalGeneration.from_pretrained(captioner, dtype=dtype).to(device),
-            captioner_processor,
             BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device),
-            BlipProcessor.from_pretrained(matcher),
-            settings,
         )
+        if torch.device(device).type == "cpu":
+            # The heads keep torch's kernels, so that scores equal those of earlier versions bit by bit.
+            for part in (part for model in models for part in model.children()):
+                if isinstance(part, PreTrainedModel):
+                    optimize_for_cpu(part)
+        return cls(models[0], captioner_processor, models[1], BlipProcessor.from_pretrained(matcher), settings)
 
     def score_shard(self, shard: Shard) -> tuple[pa.Table, list[Skipped]]:
-        """Captions and scores a whole shard.
+        """Captions and scores a shard.
 
         Args:
             shard (`Shard`):
                 The shard.
 
         Returns:
-            `tuple`: the score table, a row a text, and what had to be left out.
+            `tuple`: the score table, with one row per text, and the skipped records and texts.
         """
         batches = list(self.score_batches(shard.samples()))
-        return join_tables([batch.table for batch in batches]), [fault for batch in batches for fault in batch.faults]
+        return join_tables([batch.table for batch in batches]), [item for batch in batches for item in batch.skipped]
 
     def score_batches(self, samples: Iterable[Sample | Skipped]) -> Iterator[Scored]:
-        """As `score_shard`, batch by batch, so that no more than a few batches of images are in memory.
-
-        Args:
-            samples (iterable of `Sample` or `Skipped`):
-                What a shard gives. Faults are passed on.
-
-        Yields:
-            `Scored`: what has become of up to `batch_size` samples.
-        """
+        """Captions and scores samples in batches of `batch_size`; only a few batches of images are in memory."""
         read = _read_ahead(samples, self._read, self.settings.num_workers, 2 * self.settings.batch_size)
         while batch := list(islice(read, self.settings.batch_size)):
-            faults = [item for item in batch if isinstance(item, Skipped)]
+            skipped = [item for item in batch if isinstance(item, Skipped)]
             items = [item for item in batch if not isinstance(item, Skipped)]
             rows: list[dict[str, Any]] = []
             if items:
                 with evaluating(self.captioner), evaluating(self.matcher):
-                    rows, wordless = self._score(items)
-                faults += wordless
-            yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), faults, len(items))
+                    rows, empty = self._score(items)
+                skipped += empty
+            yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), skipped, len(items))
 
     def identities(self) -> dict[str, dict[str, str]]:
-        """Names of both models with a fingerprint of their weights, for the record.
-
-        Returns:
-            `dict`: of `"captioner"` and `"filter"`, each with `"name"`, `"fingerprint"` and `"dtype"`.
-        """
+        """Returns the `"name"`, `"fingerprint"` and `"dtype"` of the `"captioner"` and the `"filter"`."""
         models = {"captioner": self.captioner, "filter": self.matcher}
         return {
             role: {"name": model.name_or_path, "fingerprint": fingerprint(model), "dtype": str(model.dtype)}
@@ -199,20 +181,20 @@ class CapFilt:
         return _Prepared(sample, pixels, pixels if self._has_shared_pixels else _pixels(self.matcher_processor, image))
 
     def _score(self, items: list["_Prepared"]) -> tuple[list[dict[str, Any]], list[Skipped]]:
-        """Records of the texts of images, and faults for new captions without a word."""
+        """Returns the rows of all texts of images, and the synthetic captions that have no words."""
         rows = [_web_rows(item.sample) for item in items]
-        faults: list[Skipped] = []
+        skipped: list[Skipped] = []
         if self.settings.num_captions:
             for own, item, captions in zip(rows, items, self._write(items), strict=True):
-                worded = [row for row in captions if pre_caption(row["text"])]
-                own += worded
-                if len(worded) < len(captions):
-                    faults.append(Skipped(item.sample.sample_id, "empty_text", "the captioner wrote no word"))
+                with_words = [row for row in captions if pre_caption(row["text"])]
+                own += with_words
+                if len(with_words) < len(captions):
+                    skipped.append(Skipped(item.sample.sample_id, "empty_text", "the captioner wrote no word"))
         self._judge(torch.stack([item.matcher_pixels for item in items]), rows)
-        return [row for own in rows for row in own], faults
+        return [row for own in rows for row in own], skipped
 
     def _write(self, items: list["_Prepared"]) -> list[list[dict[str, Any]]]:
-        """Records of `g` new captions of each image, the second of two equal ones left out."""
+        """Returns the rows of `g` synthetic captions of each image, without duplicates."""
         pixels = torch.stack([item.captioner_pixels for item in items])
         memory = self.captioner.get_image_memory(pixels.to(self.captioner.device, self.captioner.dtype))
         sequences = self._generate(memory, [item.sample for item in items])  # (n * g, t)
@@ -222,7 +204,7 @@ class CapFilt:
         return [_synthetic_rows(item.sample, list(islice(captions, self.settings.num_captions))) for item in items]
 
     def _generate(self, memory: ImageMemory, samples: list[Sample]) -> Tensor:
-        """Tokens of `g` captions of each image, prompt included, of shape `(n * g, t)`."""
+        """Returns the tokens of `g` captions of each image with the prompt, shape `(n * g, t)`."""
         settings, num_rows = self.settings, len(samples)
         processors = LogitsProcessorList()
         if settings.strategy == "nucleus":
@@ -243,7 +225,7 @@ class CapFilt:
         )
 
     def _judge(self, pixel_values: Tensor, rows: list[list[dict[str, Any]]]) -> None:
-        """Sets `itm` and `itc` of the texts of `n` images, of which each has a list."""
+        """Sets `itm` and `itc` in the rows of each of `n` images."""
         matcher = self.matcher
         states = matcher.vision_model(pixel_values.to(matcher.device, matcher.dtype)).last_hidden_state
         image_features = pool_and_project(states, matcher.vision_proj)  # (n, d)
@@ -266,10 +248,7 @@ class CapFilt:
 
 
 def _passes(rows: list[list[dict[str, Any]]]) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Images and texts to judge at once, the same number of texts of each, so that they can be folded.
-
-    There is one pass for each number of texts, unless that were more than `MAX_ROWS`.
-    """
+    """Groups images with the same number of texts, of at most `MAX_ROWS` texts, so that texts fold into images."""
     for count in sorted({len(own) for own in rows} - {0}):
         index = [i for i, own in enumerate(rows) if len(own) == count]
         num_images = max(1, MAX_ROWS // count)
@@ -281,7 +260,7 @@ def _passes(rows: list[list[dict[str, Any]]]) -> Iterator[tuple[list[int], list[
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A sample whose image was read, and its pixels `(3, height, width)` as each model takes them."""
+    """A sample with the pixels `(3, height, width)` for each model."""
 
     sample: Sample
     captioner_pixels: Tensor
@@ -289,20 +268,12 @@ class _Prepared:
 
 
 def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """The score table of a shard from those of its batches, in one piece, so that no trace of the batches is left."""
+    """Concatenates the score tables of batches; the result does not depend on the batch size."""
     return pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A digest of a model's weights, by name and value.
-
-    Args:
-        model (`PreTrainedModel`):
-            The model, on any device.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-    """
+    """Hashes the names and values of a model's weights to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -313,7 +284,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _generation_config(settings: CapFiltSettings) -> GenerationConfig:
     is_beam = settings.strategy == "beam"
     return GenerationConfig(
-        # Sampling is greedy search over noisy scores.
+        # Nucleus sampling is greedy search over scores with Gumbel noise.
         do_sample=False,
         num_beams=max(settings.num_beams, settings.num_captions) if is_beam else 1,
         num_return_sequences=settings.num_captions if is_beam else 1,
@@ -339,7 +310,7 @@ def _synthetic_rows(sample: Sample, captions: list[tuple[str, float]]) -> list[d
 
 
 def _row(sample: Sample, source: str, index: int, text: str, log_prob: float | None = None) -> dict[str, Any]:
-    """A record of the score table, without what the filter says."""
+    """Returns a row of the score table without the scores of the filter."""
     return {
         "sample_id": sample.sample_id,
         "image_id": sample.image_id,
@@ -354,7 +325,7 @@ def _row(sample: Sample, source: str, index: int, text: str, log_prob: float | N
 def _read_ahead(
     items: Iterable[_Item], read: Callable[[_Item], _Result], num_workers: int, depth: int
 ) -> Iterator[_Result]:
-    """Maps `read` over items in order, in threads that are at most `depth` items ahead."""
+    """Maps `read` over items in order, with threads that are at most `depth` items ahead."""
     if num_workers == 0:
         yield from map(read, items)
         return

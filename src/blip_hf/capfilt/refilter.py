@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Another rule over the scores of a run: no model is needed, only the scores and the source of the images."""
+"""Applies another rule to the scores of a run, without a model: only the scores and the images are read."""
 
 import json
 import os
@@ -19,26 +19,26 @@ def refilter(
     out_dir: str | os.PathLike[str],
     format: PairFormat = "parquet",
 ) -> dict[str, int]:
-    """Writes the pairs that a rule keeps of those that a run has scored.
+    """Writes the pairs of a run that another rule keeps.
 
-    The run's own rule and format give the run's own files, byte for byte.
+    The rule and format of the run itself give the same bytes as the run.
 
     Args:
         run_dir (`str` or `Path`):
-            Folder of a run that has scored all of its shards.
+            Folder of a finished run.
         rule (`Rule`):
             The rule.
         out_dir (`str` or `Path`):
-            Where the pairs go, one file a shard.
+            Output folder, with one file per shard.
         format (`str`, *optional*, defaults to `"parquet"`):
-            See [`~blip_hf.capfilt.writers.write_pairs`].
+            `"parquet"`, `"webdataset"` or `"json"`, see [`~blip_hf.capfilt.writers.write_pairs`].
 
     Returns:
         `dict[str, int]`: number of pairs kept, by source.
 
     Raises:
-        ValueError: If there is no such run, it has not scored all of its shards, or `out_dir` holds its source or its own
-            files, which the pairs would replace.
+        ValueError: If `run_dir` is not a run, a shard has no scores, or `out_dir` holds the source or files of the run,
+            which the pairs would overwrite.
     """
     run = RunFolder(run_dir)
     if not run.settings.is_file():
@@ -50,24 +50,7 @@ def refilter(
 def write_kept(
     run: RunFolder, rule: Rule, out_dir: str | os.PathLike[str], format: PairFormat = "parquet"
 ) -> dict[str, int]:
-    """As [`refilter`], into any folder, that of the run's own pairs too. Nobody else may be writing there.
-
-    Args:
-        run (`RunFolder`):
-            The run.
-        rule (`Rule`):
-            The rule.
-        out_dir (`str` or `Path`):
-            Where the pairs go.
-        format (`str`, *optional*, defaults to `"parquet"`):
-            Of the pairs.
-
-    Returns:
-        `dict[str, int]`: number of pairs kept, by source.
-
-    Raises:
-        ValueError: If the run has not scored all of its shards.
-    """
+    """Same as [`refilter`], into any folder. No other process may write there."""
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
     shards = find_shards(settings["source"], image_root=settings["image_root"], shard_size=settings["shard_size"])
     missing = [shard.name for shard in shards if not run.scores(shard.name).is_file()]
@@ -91,11 +74,10 @@ def _refuse_taken(run: RunFolder, source: str | Sequence[str], out_dir: str | os
     sources = [source] if isinstance(source, str) else source
     paths = [Path(path) for path in sources if not path.startswith("scenes:")]
     taken = [path if path.is_dir() else path.parent for path in paths]
-    taken += [run.scores_folder, run.faults_folder, run.pairs_folder]
+    taken += [run.scores_folder, run.skipped_folder, run.pairs_folder]
     if Path(out_dir).resolve() in {folder.resolve() for folder in taken}:
         raise ValueError(
-            f"{out_dir} holds the source of the run or files of its own, which the pairs would replace. Pass a folder"
-            " for these pairs alone."
+            f"{out_dir} holds the source or the files of the run, which the pairs would overwrite. Pass another folder."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a CapFilt run has done, in figures and on a page: scores, shares, words, and texts with their images."""
+"""Computes the statistics of a CapFilt run and writes its report: `report.json` and `report.html`."""
 
 import json
 import math
@@ -20,60 +20,61 @@ from ..files import atomic_write, write_json
 from .filters import Rule, find_cutoffs, keep_mask
 from .report_examples import Example, ExampleSheet, add_thumbnails
 from .report_labels import LabelReader, find_labels
-from .report_statistics import ScoreTally, TextTally, word_changes
 from .scores import SOURCES, RunFolder, read_scores
+from .statistics import ScoreStatistics, TextStatistics, word_changes
 
 
-# Limits of the two scores, and bins a hundredth wide.
+# Range of each score, and number of bins, each 0.01 wide
 _RANGES = {"itm": (0.0, 1.0, 100), "itc": (-1.0, 1.0, 200)}
 
 
 def build_report(
     run_dir: str | os.PathLike[str], *, labels: str | os.PathLike[str] | Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Counts what a run has scored and kept. The scores are read shard by shard, and no row is held.
+    """Computes the statistics of a run. Scores are read shard by shard.
 
     Args:
         run_dir (`str` or `Path`):
             Folder of the run.
         labels (`str`, `Path` or sequence of `int`, *optional*):
-            What is known of the web texts, or the JSON list that says it: 1 where a text fits its image and 0 where it
-            was swapped, one a record in the order of the source. Drawn scenes need none.
+            Labels of the web texts, or a JSON list of them: 1 if a text matches its image and 0 if not, one per record in
+            the order of the source. Drawn scenes need none.
 
     Returns:
-        `dict[str, Any]`: the figures, as `report.json` has them:
+        `dict[str, Any]`: the content of `report.json`:
 
-        - `totals`: images, texts and kept ones, also `by_source`, and `faults` by reason;
-        - `rule` and the `cutoffs` it comes to by source, `None` where nothing is kept;
+        - `totals`: numbers of images, texts and kept texts, also `by_source`, and `skipped` records by reason;
+        - `rule`, and its `cutoffs` by source, `None` if nothing is kept;
         - `histograms` of `itm` and `itc`: `edges`, and `counts` by source;
         - `kept_share_by_threshold`: `kept_shares` by source at each of `thresholds`;
-        - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and `keep_mask`, the whole;
-        - `words`: those that were `added` and `dropped` most from `web` to `keep_mask`;
-        - `filter`: its [`~blip_hf.evaluation.filtering.filter_metrics`] on the web texts, `None` where none has a
-          label;
+        - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and all that is `kept`;
+        - `words`: those `added` and `dropped` most between `web` and `kept`;
+        - `filter`: [`~blip_hf.evaluation.filtering.filter_metrics`] on the web texts, `None` without labels;
         - `examples`: texts near the threshold and far from it, accepted and rejected;
-        - `settings`: what is in `run.json`.
+        - `settings`: the content of `run.json`.
 
     Raises:
-        ValueError: If the folder holds no scores, or the labels do not fit them.
+        ValueError: If the folder has no scores, or the labels do not match them.
     """
     run = RunFolder(run_dir)
     files = run.score_files()
     if not files:
-        raise ValueError(f"{run_dir} holds no scores/*.parquet. Pass the folder of a CapFilt run with a whole shard.")
+        raise ValueError(
+            f"{run_dir} holds no scores/*.parquet. Pass the folder of a CapFilt run with a finished shard."
+        )
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
     rule = Rule(**settings["rule"])
     cutoffs = find_cutoffs(rule, run.tables)
     label_reader = find_labels(labels, settings["source"], lambda: _shards(settings))
-    tally = _RunTally(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
+    statistics = _RunStatistics(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
     for path in files:
         table = read_scores(path)
-        tally.add(path.stem, table, keep_mask(table, rule, cutoffs), rule.by)
+        statistics.add(path.stem, table, keep_mask(table, rule, cutoffs), rule.by)
     return {
-        "totals": {**tally.totals(), "num_shards": len(files), "faults": _count_faults(run)},
+        "totals": {**statistics.totals(), "num_shards": len(files), "skipped": _count_skipped(run)},
         "rule": asdict(rule),
         "cutoffs": {source: cutoff if math.isfinite(cutoff) else None for source, cutoff in cutoffs.items()},
-        **tally.figures(rule.by),
+        **statistics.details(rule.by),
         "settings": settings,
     }
 
@@ -81,22 +82,22 @@ def build_report(
 def write_report(
     run_dir: str | os.PathLike[str], *, labels: str | os.PathLike[str] | Sequence[int] | None = None
 ) -> Path:
-    """Writes `report.json` and `report.html`, one page with charts and images that needs nothing beside itself.
+    """Writes `report.json` and `report.html`, a self-contained page with charts and images.
 
-    Images are read from the run's source again. Those that cannot be read are left out, all of them if it is gone.
+    Images are read from the source of the run; those that cannot be read are not shown.
 
     Args:
         run_dir (`str` or `Path`):
-            Folder of the run, which gets the two files.
+            Folder of the run, which is also the output folder.
         labels (`str`, `Path` or sequence of `int`, *optional*):
-            As of [`build_report`].
+            Labels of the web texts, see [`build_report`].
 
     Returns:
-        `Path`: of `report.html`.
+        `Path`: path of `report.html`.
 
     Raises:
-        ValueError: As of [`build_report`].
-        ImportError: If Matplotlib is not installed. `report.json` is there all the same.
+        ValueError: If the folder has no scores, or the labels do not match them.
+        ImportError: If Matplotlib is not installed; `report.json` is written nevertheless.
     """
     from .report_page import render_report
 
@@ -109,13 +110,13 @@ def write_report(
     report["examples"] = [asdict(example) for example, _ in shown]
     write_json(report, Path(run_dir, "report.json"))
     path = Path(run_dir, "report.html")
-    with atomic_write(path) as beside:
-        beside.write_text(render_report(report, shown), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(render_report(report, shown), encoding="utf-8")
     return path
 
 
-class _RunTally:
-    """All that is counted in one pass over the shards."""
+class _RunStatistics:
+    """Statistics of one pass over the shards."""
 
     def __init__(self, examples: ExampleSheet, labels: LabelReader | None) -> None:
         self.examples = examples
@@ -123,12 +124,12 @@ class _RunTally:
         self.num_images = 0
         self.num_images_kept = 0
         self.num_texts: Counter[tuple[str, bool]] = Counter()
-        self.scores = {(name, source): ScoreTally(*_RANGES[name]) for name in _RANGES for source in SOURCES}
-        self.texts = {(source, is_kept): TextTally() for source in SOURCES for is_kept in (True, False)}
+        self.scores = {(name, source): ScoreStatistics(*_RANGES[name]) for name in _RANGES for source in SOURCES}
+        self.texts = {(source, is_kept): TextStatistics() for source in SOURCES for is_kept in (True, False)}
         self.judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray, by: str) -> None:
-        """Counts a shard."""
+        """Adds the scores of a shard."""
         sample_ids, sources, texts = (
             table[name].to_numpy(zero_copy_only=False) for name in ("sample_id", "source", "text")
         )
@@ -150,7 +151,6 @@ class _RunTally:
             self.judged.append((scores[by][is_web], labels, is_kept[is_web]))
 
     def totals(self) -> dict[str, Any]:
-        """Images and texts."""
         by_source = {}
         for source in self._sources():
             num_kept, num_dropped = self.num_texts[source, True], self.num_texts[source, False]
@@ -165,8 +165,8 @@ class _RunTally:
             "by_source": by_source,
         }
 
-    def figures(self, by: str) -> dict[str, Any]:
-        """The other parts of the report."""
+    def details(self, by: str) -> dict[str, Any]:
+        """Returns histograms, curve, texts, words, filter metrics and examples."""
         sources = self._sources()
         return {
             "histograms": {
@@ -187,18 +187,18 @@ class _RunTally:
         }
 
     def _sources(self) -> list[str]:
-        """Sources that occur."""
+        """Returns the sources that have texts."""
         return [source for source in SOURCES if self.num_texts[source, True] + self.num_texts[source, False]]
 
     def _texts(self) -> dict[str, Any]:
-        all_kept = sum((self.texts[source, True] for source in SOURCES), TextTally())
+        all_kept = sum((self.texts[source, True] for source in SOURCES), TextStatistics())
         groups = {}
         for source in self._sources():
             groups[source] = self.texts[source, True] + self.texts[source, False]
             groups[f"{source}_kept"] = self.texts[source, True]
-        words = word_changes(groups.get("web", TextTally()), all_kept)
+        words = word_changes(groups.get("web", TextStatistics()), all_kept)
         groups["kept"] = all_kept
-        return {"texts": {name: group.statistics() for name, group in groups.items()}, "words": words}
+        return {"texts": {name: group.to_dict() for name, group in groups.items()}, "words": words}
 
     def _filter_metrics(self) -> dict[str, Any] | None:
         if self.labels is None:
@@ -219,11 +219,11 @@ def _edges(name: str) -> list[float]:
     return np.linspace(low, high, num_bins + 1).round(6).tolist()
 
 
-def _count_faults(run: RunFolder) -> dict[str, int]:
-    """What was left out, the most frequent reason first."""
+def _count_skipped(run: RunFolder) -> dict[str, int]:
+    """Counts the skipped records by reason, the most frequent first."""
     reasons: Counter[str] = Counter()
-    for path in sorted(run.faults_folder.glob("*.json")):
-        reasons.update(fault["reason"] for fault in json.loads(path.read_text(encoding="utf-8")))
+    for path in run.skipped_files():
+        reasons.update(item["reason"] for item in json.loads(path.read_text(encoding="utf-8")))
     return dict(reasons.most_common())
 
 

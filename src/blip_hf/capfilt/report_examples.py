@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A contact sheet's texts, chosen while scores stream by: the same ones each time, and as few held as are shown."""
+"""Selects the texts of the contact sheet, reproducibly and in one pass over the scores, and reads their images."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,40 +19,19 @@ Place = Literal["near", "far"]
 PLACES: tuple[Place, ...] = ("near", "far")
 
 NUM_TEXTS = 6
-"""Texts that are shown of each kind: of a source, kept or not, near the threshold or far from it."""
+"""Number of texts of each kind: source, kept or not, near the threshold or far from it."""
 
-# Images are read from few shards, however many there are: reading a tar costs more than all the rest of a report.
+# Images are read from few shards, since reading a tar takes longer than the rest of a report.
 _MAX_SHARDS = 8
-# Some images cannot be read any more, so more texts are held than are shown.
+# More texts are held than shown, in case images cannot be read.
 _NUM_HELD = 2 * NUM_TEXTS
-# Scores closer than this count as equally far, so that the texts at the end of a scale are a fair draw.
+# Distances are rounded to so many decimals, so that texts at the end of a scale are a random sample.
 _DECIMALS = 2
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text of the contact sheet.
-
-    Args:
-        shard (`str`):
-            Name of its shard.
-        sample_id (`str`):
-            Its sample.
-        text_index (`int`):
-            Its number among the texts of its source.
-        text (`str`):
-            The text.
-        source (`str`):
-            `"web"`, `"synthetic"` or `"human"`.
-        itm (`float`, *optional*):
-            Its matching probability.
-        itc (`float`, *optional*):
-            Its cosine.
-        is_kept (`bool`):
-            Whether it is kept.
-        place (`str`):
-            `"near"` the threshold or `"far"` from it.
-    """
+    """A text of the contact sheet. `place` is `"near"` the threshold or `"far"` from it."""
 
     shard: str
     sample_id: str
@@ -66,17 +45,9 @@ class Example:
 
 
 class ExampleSheet:
-    """Keeps the texts nearest to the threshold and farthest from it, of each source, accepted and rejected.
+    """Holds the texts nearest to the threshold and farthest from it, of each source, accepted and rejected.
 
-    Equally distant texts are drawn by a hash of their ids, so the choice depends neither on their order nor on chance.
-
-    Args:
-        shard_names (sequence of `str`):
-            All shards, of which some are drawn likewise.
-        cutoffs (mapping of `str` to `float`):
-            Least score that is kept, by source; see [`~blip_hf.capfilt.filters.find_cutoffs`].
-        by (`str`):
-            The score that decides, `"itm"` or `"itc"`.
+    A hash of the ids selects shards and breaks ties, so the selection does not depend on the order.
     """
 
     def __init__(self, shard_names: Sequence[str], cutoffs: Mapping[str, float], by: str) -> None:
@@ -86,16 +57,7 @@ class ExampleSheet:
         self._held: dict[tuple[str, bool, Place], list[tuple[float, int, Example]]] = {}
 
     def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray) -> None:
-        """Takes the texts of a shard into account.
-
-        Args:
-            shard_name (`str`):
-                The shard.
-            table (`pyarrow.Table`):
-                Its scores.
-            is_kept (`numpy.ndarray` of shape `(m,)`):
-                Which of them are kept.
-        """
+        """Considers the texts of a shard. `is_kept` has shape `(m,)`, one value per row of the table."""
         if shard_name not in self.shard_names:
             return
         scores = table[self.by].to_numpy(zero_copy_only=False)  # (m,)
@@ -107,11 +69,11 @@ class ExampleSheet:
                 for place, sign in zip(PLACES, (1, -1), strict=True):
                     held = self._held.get((source, kept, place), [])
                     fresh = self._ranked(shard_name, table, rows, sign * distances, kept, place)
-                    # Hashes differ, so that examples themselves are never compared.
+                    # Hashes differ, so examples are never compared.
                     self._held[source, kept, place] = heapq.nsmallest(_NUM_HELD, [*held, *fresh])
 
     def examples(self) -> list[Example]:
-        """The texts that may be shown, the best choice of each kind first; no text twice."""
+        """Returns the selected texts without duplicates, the best of each kind first."""
         chosen: dict[tuple[str, str, int, str], Example] = {}
         for held in self._held.values():
             for _, _, example in held:
@@ -129,17 +91,7 @@ class ExampleSheet:
 
 
 def add_thumbnails(examples: Iterable[Example], shards: Iterable[Shard]) -> list[tuple[Example, str]]:
-    """Reads the images of a contact sheet. What cannot be read is left out, and a spare takes its place.
-
-    Args:
-        examples (iterable of `Example`):
-            Texts that may be shown, the best choice of each kind first.
-        shards (iterable of `Shard`):
-            Where their images are.
-
-    Returns:
-        `list[tuple[Example, str]]`: the texts that are shown, and the image of each for `src`.
-    """
+    """Returns up to `NUM_TEXTS` examples of each kind with the data URLs of their images; unreadable ones are left out."""
     examples = list(examples)
     wanted: dict[str, set[str]] = {}
     for example in examples:

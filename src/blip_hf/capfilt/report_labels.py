@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of web texts, brought into the order of their scores: which fit their image and which were swapped."""
+"""Labels of web texts, whether they match their image, in the order of the score table."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,30 +16,14 @@ from ..data.readers.scenes import parse_scenes
 from ..data.scenes import Scenes
 
 
-# Takes the name of a shard and its scores of web texts, and gives a boolean a row: whether the text is right.
+# From the name of a shard and its scores of web texts to one boolean per row: whether the text matches its image
 LabelReader = Callable[[str, pa.Table], np.ndarray]
 
 
 def find_labels(
     labels: str | os.PathLike[str] | Sequence[int] | None, source: Any, shards: Callable[[], Iterable[Shard]]
 ) -> LabelReader | None:
-    """What reads the labels of a run's web texts.
-
-    Args:
-        labels (`str`, `Path` or sequence of `int`, *optional*):
-            1 for right and 0 for swapped, or the JSON list of these, one a record of the source.
-        source (`str` or list of `str`):
-            The source. Drawn scenes are their own labels.
-        shards (`Callable`):
-            Finds the shards of the source; called for given labels only.
-
-    Returns:
-        `Callable`, *optional*: from the name of a shard and its table of web texts to `bool` values, one a row. `None` if
-        nothing is known.
-
-    Raises:
-        ValueError: If there are more or fewer labels than records.
-    """
+    """Returns a reader of the given labels, one per record of the source, or of those of drawn scenes."""
     if labels is not None:
         content = read_json(Path(labels)) if isinstance(labels, (str, os.PathLike)) else labels
         return _ListedLabels(shards(), content).read
@@ -49,7 +33,7 @@ def find_labels(
 
 
 class _SceneLabels:
-    """A text of a scene is right if it is the scene's caption."""
+    """Labels of scenes: a text is correct if it is the caption of the scene."""
 
     def __init__(self, scenes: Scenes) -> None:
         self._scenes = scenes
@@ -63,14 +47,7 @@ class _SceneLabels:
 
 
 class _ListedLabels:
-    """Labels in the order of the records, some of which have no score as they were left out.
-
-    Args:
-        shards (iterable of [`~blip_hf.data.readers.samples.Shard`]):
-            The whole source, in order.
-        labels (sequence of `int`):
-            One for each text, and one for each record that is at fault.
-    """
+    """Labels in the order of the records of the source, including those that were skipped."""
 
     def __init__(self, shards: Iterable[Shard], labels: Sequence[int]) -> None:
         self._labels = np.asarray(labels)
@@ -82,8 +59,8 @@ class _ListedLabels:
             num_records += len(digests)
         if num_records != len(self._labels):
             raise ValueError(
-                f"there are {len(self._labels)} labels, but {num_records} records in the source of the run. Give one a"
-                " record, in their order."
+                f"There are {len(self._labels)} labels, but {num_records} records in the source of the run. Pass one label"
+                " per record, in the same order."
             )
 
     def read(self, shard_name: str, table: pa.Table) -> np.ndarray:
@@ -91,19 +68,19 @@ class _ListedLabels:
         place, places = -1, []
         try:
             for image_id, text in zip(table["image_id"].to_pylist(), table["text"].to_pylist(), strict=True):
-                # Rows have the order of the records, so the next equal record is the row's own.
+                # Rows are in the order of the records, so the next equal record is that of the row.
                 place = digests.index(_digest(image_id, text), place + 1)
                 places.append(start + place)
         except ValueError as error:
             raise ValueError(
-                f"the scores of {shard_name} have the text {text!r}, which the source of the run has not, or in another"
-                " order. Pass labels only while the source is as it was."
+                f"The source of the run lacks the text {text!r} of {shard_name}, or has another order. Labels need the"
+                " source that was scored."
             ) from error
         return self._labels[places].astype(bool)
 
 
 def _digests(shard: Shard) -> Iterator[int | None]:
-    """Which text each record of a shard has, and `None` for a fault, before records of an image are merged."""
+    """Yields the hash of each text of a shard, and `None` for a skipped record, before records are merged."""
     for item in shard.read():
         if isinstance(item, Sample):
             yield from (_digest(item.image_id, text) for text in item.texts)

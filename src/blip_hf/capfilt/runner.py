@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A CapFilt run over all shards of a source, by one process or many, that may be killed at any time and started again.
+"""Runs CapFilt over all shards of a source, in one process or several, which may be killed and started again.
 
-A shard is claimed, captioned, scored and written; its scores come last and say that it is whole. Nothing else is
-remembered: whoever finds a shard without scores and unclaimed does it, in the same bytes.
+A process locks a shard, captions and scores it, and writes its files; the scores are written last and mark the shard as
+done. A shard without scores is done again, with the same bytes.
 """
 
 import json
@@ -26,7 +26,7 @@ from ..data.readers.records import PathLike
 from ..data.readers.samples import Shard
 from ..data.readers.sources import make_absolute
 from ..files import remove_partial, write_json
-from ..locks import open_locks
+from ..locks import Locks
 from .engine import CapFilt, Scored, join_tables
 from .filters import Rule, find_cutoffs, keep_mask
 from .refilter import write_kept
@@ -52,44 +52,44 @@ def run_capfilt(
     num_processes: int = 1,
     show_progress: bool = True,
 ) -> Totals:
-    """Captions, scores and filters a source, and goes on where an earlier run in the same folder has stopped.
+    """Captions, scores and filters a source, or resumes the run in `out_dir`.
 
-    Processes share the shards: each starts with those of its own share, helps with those of others, and waits for what
-    others still hold, so that the shards of one that dies are done by those that are left. The files are the same
-    whatever their number. `out_dir` is laid out as [`~blip_hf.capfilt.scores.RunFolder`] says, with `summary.json`.
+    Several processes share the shards: each starts with its own part, then does what is left of the others, so the
+    shards of a killed process are done too. The files do not depend on the number of processes.
+    [`~blip_hf.capfilt.scores.RunFolder`] lists the files in `out_dir`.
 
     Args:
         engine (`CapFilt`):
             The models and their settings.
         source (`str`, `Path`, or a list of them):
-            Pairs, as [`~blip_hf.data.readers.find_shards`] takes them, and so are the next two.
+            Pairs, as [`~blip_hf.data.readers.find_shards`] reads them.
         out_dir (`str` or `Path`):
-            Where to write; all processes see the same folder.
+            Output folder, the same for all processes.
         image_root (`str` or `Path`, *optional*):
             Folder that relative image paths start from.
         shard_size (`int`, *optional*, defaults to 1000):
-            Records of a shard, where files do not make it.
+            Records per shard, for sources that are not split into files.
         rule (`Rule`, *optional*):
-            What to keep; texts of an ITM probability of at least 0.5 by default. A share to keep is decided on when all
-            is scored, so the pairs are written by the last process.
+            Texts to keep. Defaults to those with an ITM probability of at least 0.5. With `keep_share` the last process
+            writes the pairs once all texts are scored.
         format (`str`, *optional*, defaults to `"parquet"`):
-            Of the pairs, see [`~blip_hf.capfilt.writers.write_pairs`].
+            Format of the pairs, see [`~blip_hf.capfilt.writers.write_pairs`].
         process_index (`int`, *optional*, defaults to 0):
-            Number of this process.
+            Index of this process.
         num_processes (`int`, *optional*, defaults to 1):
-            How many there are.
+            Number of processes.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a bar, on the first process.
+            Whether the first process shows a progress bar.
 
     Returns:
-        `dict`: the totals, as [`~blip_hf.capfilt.report.build_report`] counts them.
+        `dict`: the totals of [`~blip_hf.capfilt.report.build_report`].
 
     Raises:
-        ValueError: If `out_dir` holds a run with other settings, or there is no such source.
+        ValueError: If `out_dir` holds a run with other settings, or the source does not exist.
     """
     rule = Rule() if rule is None else rule
     run = _Run(engine, RunFolder(out_dir), rule, format)
-    # Scores hold paths: these must not depend on the folder that a process was started in.
+    # Scores hold paths, which must not depend on the working directory.
     locations = _locations(source, image_root)
     shards = find_shards(locations["source"], image_root=locations["image_root"], shard_size=shard_size)
     settings = {
@@ -101,49 +101,50 @@ def run_capfilt(
         "rule": asdict(rule),
         "format": format,
     }
-    summary = Path(out_dir, "summary.json")
+    summary = run.folder.summary
     numbers = range(len(shards))
     first = numbers[process_index::num_processes]
     order = [*first, *(number for number in numbers if number not in first)]
     is_shown = show_progress and process_index == 0
-    with open_locks(Path(out_dir, "claims.lock")) as claims:
-        with claims.claim(len(shards), wait=True):
-            _check_settings(settings, run.folder.settings)
-        with _Progress.open(run.folder, len(shards), num_processes, is_shown) as progress:
-            # A second round finds only what others hold, or held until they died.
-            for wait in (False, True):
-                for number in order:
-                    if not run.is_whole(shards[number]):
-                        with claims.claim(number, wait=wait) as is_held:
-                            if is_held and not run.is_whole(shards[number]):
-                                run.write_shard(shards[number], progress)
-        with claims.claim(len(shards), wait=True):
-            if not summary.is_file():
-                remove_partial(summary)
-                if rule.keep_share is not None:
-                    write_kept(run.folder, rule, run.folder.pairs_folder, format)
-                write_json(build_report(out_dir)["totals"], summary)
+    locks = Locks(run.folder.locks_folder)
+    with locks.hold("run", wait=True):
+        _check_settings(settings, run.folder.settings)
+    with _Progress.open(run.folder, len(shards), num_processes, is_shown) as progress:
+        # The second round waits for shards that other processes hold, and does those of killed ones.
+        for wait in (False, True):
+            for shard in (shards[number] for number in order):
+                if not run.is_done(shard):
+                    with locks.hold(f"shard-{shard.name}", wait=wait) as is_held:
+                        if is_held and not run.is_done(shard):
+                            run.write_shard(shard, progress)
+    with locks.hold("run", wait=True):
+        if not summary.is_file():
+            remove_partial(summary)
+            if rule.keep_share is not None:
+                write_kept(run.folder, rule, run.folder.pairs_folder, format)
+            write_json(build_report(out_dir)["totals"], summary)
+        locks.remove_files()
     return json.loads(summary.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What it takes to do a shard."""
+    """Does the shards of a run."""
 
     engine: CapFilt
     folder: RunFolder
     rule: Rule
     format: PairFormat
 
-    def is_whole(self, shard: Shard) -> bool:
+    def is_done(self, shard: Shard) -> bool:
         return self.folder.scores(shard.name).is_file()
 
     def write_shard(self, shard: Shard, progress: "_Progress") -> None:
-        """Does a shard that this process has claimed."""
-        scores, faults, pairs = (
-            path(shard.name) for path in (self.folder.scores, self.folder.faults, self.folder.pairs)
+        """Captions, scores and writes a shard that this process holds."""
+        scores, skipped, pairs = (
+            path(shard.name) for path in (self.folder.scores, self.folder.skipped, self.folder.pairs)
         )
-        for path in (scores, faults):
+        for path in (scores, skipped):
             remove_partial(path)
         remove_partial_pairs(pairs, self.format)
         cutoffs = None if self.rule.keep_share is not None else find_cutoffs(self.rule, list)
@@ -152,7 +153,7 @@ class _Run:
             batches.append(batch)
             progress.add(batch, None if cutoffs is None else keep_mask(batch.table, self.rule, cutoffs).tolist())
         table = join_tables([batch.table for batch in batches])
-        write_json([asdict(fault) for batch in batches for fault in batch.faults], faults)
+        write_json([asdict(item) for batch in batches for item in batch.skipped], skipped)
         if cutoffs is not None:
             rows = table.filter(pa.array(keep_mask(table, self.rule, cutoffs)))
             models = json.loads(self.folder.settings.read_text(encoding="utf-8"))["models"]
@@ -163,7 +164,7 @@ class _Run:
 
 @dataclass
 class _Progress:
-    """A bar over the images of the whole run: their number is guessed from the shards that this process has done."""
+    """Progress bar over the images of the run. Their number is estimated from the shards that this process has done."""
 
     bar: tqdm
     folder: RunFolder
@@ -176,12 +177,11 @@ class _Progress:
     @classmethod
     @contextmanager
     def open(cls, folder: RunFolder, num_shards: int, num_processes: int, is_shown: bool) -> Iterator["_Progress"]:
-        """A bar that goes when the block ends."""
         with tqdm(unit=" images", desc="CapFilt", disable=not is_shown, smoothing=0.1) as bar:
             yield cls(bar, folder, num_shards, num_processes)
 
     def add(self, batch: Scored, is_kept: list[bool] | None) -> None:
-        """Counts a batch, and the texts of it that are kept where that is known."""
+        """Counts a batch, and its kept texts if they are known."""
         if is_kept is not None:
             sources = batch.table["source"].to_pylist()
             self.num_texts.update(sources)
@@ -191,7 +191,7 @@ class _Progress:
         self.bar.update(batch.num_images)
 
     def finish_shard(self) -> None:
-        """Guesses anew how many images this process has still to do."""
+        """Updates the estimated number of images."""
         self.num_done += 1
         if not self.bar.disable:
             num_left = self.num_shards - len(self.folder.score_files())
@@ -200,7 +200,7 @@ class _Progress:
 
 
 def _locations(source: PathLike | Sequence[PathLike], image_root: PathLike | None) -> dict[str, Any]:
-    """Source and root as they are found from any working directory."""
+    """Returns source and root as absolute paths."""
     is_one = isinstance(source, (str, os.PathLike))
     return {
         "source": make_absolute(source) if is_one else list(map(make_absolute, source)),
@@ -209,8 +209,8 @@ def _locations(source: PathLike | Sequence[PathLike], image_root: PathLike | Non
 
 
 def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
-    """Writes the settings of a new run, and refuses those that would mix with another run's."""
-    # As JSON has them: with lists for tuples.
+    """Writes the settings of a new run, or raises if they differ from those of the run that is resumed."""
+    # JSON has lists for tuples.
     settings = json.loads(json.dumps(settings))
     if not path.is_file():
         remove_partial(path)
@@ -231,13 +231,13 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Pass the same ones to go on with"
-            " it, or another folder to write to."
+            f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Pass the same ones to"
+            " resume it, or another output folder."
         )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of settings by dotted names."""
+    """Flattens nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

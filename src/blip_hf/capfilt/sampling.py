@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nucleus sampling whose draws belong to the caption and not to the batch.
+"""Nucleus sampling whose random draws do not depend on the batch.
 
-A draw from a softmax is the arg-max of its logits plus Gumbel noise. The noise here is a hash of (seed, image, caption,
-position, token): whatever batch, batch size, process or device a caption is written in, it sees the same noise.
+A sample from a softmax is the arg-max of its logits plus Gumbel noise. Here the noise is a hash of (seed, image, caption,
+position, token), so it is the same for each batch size, process and device.
 """
 
 import hashlib
@@ -22,18 +22,7 @@ _NUM_BITS = 23
 
 
 def caption_seed(seed: int, sample_id: str, caption_index: int) -> int:
-    """A 64-bit number for one caption of one image.
-
-    Args:
-        seed (`int`):
-            Seed of the run.
-        sample_id (`str`):
-            Which image.
-        caption_index (`int`):
-            Which of its captions.
-
-    Returns:
-        `int`: from -2^63 up to 2^63.
+    """Hashes seed, sample and index of a caption to an int64.
 
     Example:
         >>> caption_seed(0, "000001", 0) == caption_seed(0, "000001", 0) != caption_seed(0, "000001", 1)
@@ -44,40 +33,21 @@ def caption_seed(seed: int, sample_id: str, caption_index: int) -> int:
 
 
 def gumbel_noise(seeds: Tensor, position: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise of the given seeds, position and tokens: a function, without a state.
-
-    Args:
-        seeds (`torch.Tensor` of shape `(r,)`):
-            Seeds, int64.
-        position (`int`):
-            Position in the caption.
-        tokens (`torch.Tensor` of shape `(r,)`):
-            Token ids, int64.
-
-    Returns:
-        `torch.Tensor` of shape `(r,)`: fp32.
-    """
+    """Returns standard Gumbel noise that depends only on seeds `(r,)`, position and token ids `(r,)`: fp32 `(r,)`."""
     bits = _mix(_mix(seeds + position) + _GOLDEN * tokens)
     uniform = ((bits & (2**_NUM_BITS - 1)).float() + 0.5) / 2**_NUM_BITS
     return -(-uniform.log()).log()
 
 
 class SeededNucleus(LogitsProcessor):
-    """Makes greedy search draw from the nucleus, each row with noise of its own.
-
-    Args:
-        seeds (`torch.Tensor` of shape `(rows,)`):
-            A [`caption_seed`] a row, int64, on the device of the scores.
-        top_p (`float`):
-            The nucleus: the fewest tokens whose probabilities make up this much.
-    """
+    """Turns greedy search into nucleus sampling, with one [`caption_seed`] per row: `seeds` is int64 `(rows,)`."""
 
     def __init__(self, seeds: Tensor, top_p: float) -> None:
         self.seeds = seeds
         self.warper = TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of the next token plus noise, `-inf` outside the nucleus: `(rows, v)` -> `(rows, v)`."""
+        """Adds noise to the scores of the next token; `-inf` outside the nucleus: `(rows, v)` -> `(rows, v)`."""
         nucleus = self.warper(input_ids, scores.float())
         rows, tokens = nucleus.isfinite().nonzero(as_tuple=True)
         noise = gumbel_noise(self.seeds[rows], input_ids.shape[1], tokens)
@@ -85,9 +55,9 @@ class SeededNucleus(LogitsProcessor):
 
 
 def _mix(numbers: Tensor) -> Tensor:
-    """Spreads 64-bit numbers: each bit of the input flips each bit of the output with a chance of one half."""
+    """Mixes the bits of int64 numbers."""
     for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
-        # The shift of int64 copies the sign bit; an unsigned one fills with zeros.
+        # A shift of int64 copies the sign bit; the mask makes it a logical shift.
         shifted = (numbers >> shift) & (2 ** (64 - shift) - 1)
         numbers = (numbers ^ shifted) * factor
     return numbers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The table of all scores, one row a text, and where the files of a run lie."""
+"""The table of scores, with one row per text, and the paths of the files of a run."""
 
 import os
 from collections.abc import Iterator
@@ -18,102 +18,98 @@ SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", pa.string(), nullable=False),  # its path, or "" where the source holds its bytes
-        pa.field("text_index", pa.int32(), nullable=False),  # among the texts of its sample
+        pa.field("image", pa.string(), nullable=False),  # its path, or "" if the source holds its bytes
+        pa.field("text_index", pa.int32(), nullable=False),  # index among the texts of its sample
         pa.field("text", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # one of SOURCES
-        pa.field("itm", pa.float32()),  # probability of "matched", after the softmax
-        pa.field("itc", pa.float32()),  # cosine of image and text
-        pa.field("log_prob", pa.float32()),  # of a synthetic text under the captioner
+        pa.field("itm", pa.float32()),  # probability of a match
+        pa.field("itc", pa.float32()),  # cosine similarity of image and text
+        pa.field("log_prob", pa.float32()),  # of a synthetic text, by the captioner
     ]
 )
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run lie.
+    """Paths of the files of a run.
 
     ```
-    run.json               settings of the run
-    scores/<shard>.parquet scores of all texts, kept or not: a shard is done when this is there
-    faults/<shard>.json    what was left out
-    pairs/<shard>.*        the pairs that were kept
-    summary.json           the totals, when all shards are done
-    report.html, .json     what `write_report` makes of it
-    claims.lock            which shards processes are at
+    run.json                settings of the run
+    scores/<shard>.parquet  scores of all texts, kept or not: the last file that is written of a shard
+    skipped/<shard>.json    skipped records and texts, with the reason
+    pairs/<shard>.*         the pairs that were kept
+    summary.json            the totals, once all shards are done
+    report.html, .json      output of `write_report`
+    locks/                  lock files of the shards that processes work on
     ```
-
-    Args:
-        root (`str` or `Path`):
-            The folder.
     """
 
     root: str | os.PathLike[str]
 
     @property
     def settings(self) -> Path:
-        """The settings."""
+        """The settings of the run."""
         return Path(self.root, "run.json")
 
     @property
+    def summary(self) -> Path:
+        """The totals."""
+        return Path(self.root, "summary.json")
+
+    @property
     def scores_folder(self) -> Path:
-        """The folder of the scores."""
+        """Folder of the scores."""
         return Path(self.root, "scores")
 
     @property
-    def faults_folder(self) -> Path:
-        """The folder of the faults."""
-        return Path(self.root, "faults")
+    def skipped_folder(self) -> Path:
+        """Folder of the skipped records."""
+        return Path(self.root, "skipped")
 
     @property
     def pairs_folder(self) -> Path:
-        """The folder of the pairs."""
+        """Folder of the pairs."""
         return Path(self.root, "pairs")
 
+    @property
+    def locks_folder(self) -> Path:
+        """Folder of the lock files."""
+        return Path(self.root, "locks")
+
     def scores(self, shard_name: str) -> Path:
-        """The scores of a shard."""
+        """Scores of a shard."""
         return self.scores_folder / f"{shard_name}.parquet"
 
-    def faults(self, shard_name: str) -> Path:
-        """The faults of a shard."""
-        return self.faults_folder / f"{shard_name}.json"
+    def skipped(self, shard_name: str) -> Path:
+        """Skipped records of a shard."""
+        return self.skipped_folder / f"{shard_name}.json"
 
     def pairs(self, shard_name: str) -> Path:
-        """The pairs of a shard, without the suffix that tells their format."""
+        """Path of the pairs of a shard, without the suffix of their format."""
         return self.pairs_folder / shard_name
 
     def score_files(self) -> list[Path]:
-        """The scores of all shards that are done, in order."""
+        """The score files of all shards that are done, in order."""
         return sorted(self.scores_folder.glob("*.parquet"))
 
+    def skipped_files(self) -> list[Path]:
+        """The lists of skipped records of all shards, in order."""
+        # Runs of version 0.1 wrote them to `faults`.
+        return sorted([*self.skipped_folder.glob("*.json"), *Path(self.root, "faults").glob("*.json")])
+
     def tables(self) -> Iterator[pa.Table]:
-        """The scores of all shards that are done, one after the other."""
+        """Reads the scores of all shards that are done, one by one."""
         return map(read_scores, self.score_files())
 
 
 def write_scores(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Writes the scores of a shard, which appear under their name only when they are whole.
-
-    Args:
-        table (`pyarrow.Table`):
-            Rows of `SCHEMA`.
-        path (`str` or `Path`):
-            The file.
-    """
-    with atomic_write(path) as beside:
-        pq.write_table(table.cast(SCHEMA), beside, compression="zstd")
+    """Writes the scores of a shard, rows of `SCHEMA`; the file appears once it is complete."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table.cast(SCHEMA), temporary, compression="zstd")
 
 
 def read_scores(path: str | os.PathLike[str]) -> pa.Table:
-    """Reads the scores of a shard.
-
-    Args:
-        path (`str` or `Path`):
-            The file.
-
-    Returns:
-        `pyarrow.Table`: rows of `SCHEMA`, in the order of the samples.
-    """
+    """Reads the scores of a shard: rows of `SCHEMA`, in the order of the samples."""
     return pq.ParquetFile(path).read()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kept pairs of a shard as Parquet, as a WebDataset tar, or as a JSON list in BLIP's form.
+"""Writes the kept pairs of a shard as Parquet, WebDataset tar, or JSON list in BLIP's form.
 
-Images are written as they were encoded, and the same pairs always give the same bytes.
+Images are not encoded again, and the same pairs always give the same bytes.
 """
 
 import json
@@ -47,12 +47,12 @@ _FEATURES = datasets.Features(
 )
 _GROUP_BYTES = 2**26
 _GROUP_ROWS = 1000
-_IMAGE_NAME = re.compile(r"\d{8}\.\w+")  # of a shard's folder
+_IMAGE_NAME = re.compile(r"\d{8}\.\w+")  # in the image folder of a shard
 
 
 @dataclass(frozen=True)
 class _ImagePairs:
-    """An image with the pairs that it is part of, as records of everything but the image."""
+    """An image with the records of its pairs."""
 
     sample: Sample
     records: list[dict[str, Any]]
@@ -66,63 +66,56 @@ def write_pairs(
     *,
     models: Models | None = None,
 ) -> Path:
-    """Writes the kept pairs of a shard, which appear under their name only when they are whole.
+    """Writes the kept pairs of a shard. The file appears once it is complete.
 
-    | format         | what is written                                                                               |
-    |----------------|-----------------------------------------------------------------------------------------------|
-    | `"parquet"`    | `path.parquet`: a row a pair with the encoded image, as `datasets.load_dataset` reads it    |
-    | `"webdataset"` | `path.tar`: `<number>.jpg` (or as the image is), `.txt` and `.json` for each pair           |
-    | `"json"`       | `path.json`: BLIP's list. Images that had a path keep it, others are written to `path/`     |
+    | format         | output                                                                                      |
+    |----------------|---------------------------------------------------------------------------------------------|
+    | `"parquet"`    | `path.parquet`: one row per pair with the encoded image, for `datasets.load_dataset`        |
+    | `"webdataset"` | `path.tar`: `<number>.jpg` (or the suffix of the image), `.txt` and `.json` of each pair    |
+    | `"json"`       | `path.json`: BLIP's list. Images that are files keep their path, others go to `path/`       |
 
-    Beside image, `caption` and `image_id`, a pair has `sample_id`, `text_index`, `source`, the scores `itm`, `itc` and
-    `log_prob`, and which `captioner` (of a synthetic text) and `filter` they are from.
+    A pair has the image, `caption`, `image_id`, `sample_id`, `text_index`, `source`, the scores `itm`, `itc` and
+    `log_prob`, and the names of the `captioner` (of a synthetic text) and the `filter`.
 
     Args:
         samples (iterable of `Sample` or `Skipped`):
-            What the shard gives; one is held at a time, and those without a row are passed over.
+            Samples of the shard. Those without a row are passed over.
         rows (`pyarrow.Table`):
-            The rows of the shard's scores that are kept, in the order of the samples.
+            Rows of the score table that are kept, in the order of the samples.
         path (`str` or `Path`):
-            Where to, without a suffix.
+            Output path without a suffix.
         format (`str`, *optional*, defaults to `"parquet"`):
-            One of the above.
+            One of the table.
         models (`Mapping`, *optional*):
-            For `"captioner"` and `"filter"`, the `"name"` and the `"fingerprint"` of the model.
+            The `"name"` and `"fingerprint"` of the `"captioner"` and the `"filter"`.
 
     Returns:
         `Path`: the file.
 
     Raises:
-        ValueError: If the format is unknown, `samples` lack one that has a row, or a folder with files of another kind is
-            where the images of a JSON list go.
+        ValueError: If the format is unknown, a sample that has a row is missing, or the folder for the images of a JSON
+            list holds other files.
     """
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r} is unknown; pass one of {', '.join(map(repr, SUFFIXES))}.")
     path = Path(path)
     target = path.with_name(path.name + SUFFIXES[format])
-    # The list goes last, so that its images are there when it is.
-    with atomic_write(target) as beside, _WRITERS[format](beside, path) as writer:
+    # A JSON list appears after its images.
+    with atomic_write(target) as temporary, _WRITERS[format](temporary, path) as writer:
         for item in _join(samples, rows, models or {}):
             writer.add(item)
     return target
 
 
 def remove_partial_pairs(path: str | os.PathLike[str], format: PairFormat) -> None:
-    """Removes what processes that were killed have left of the pairs of a shard. None may be writing them.
-
-    Args:
-        path (`str` or `Path`):
-            As of [`write_pairs`].
-        format (`str`):
-            Of the pairs.
-    """
+    """Removes the temporary files of killed processes. No process may be writing the pairs of this shard."""
     path = Path(path)
     for target in (path, path.with_name(path.name + SUFFIXES[format])):
         remove_partial(target)
 
 
 def _join(samples: Iterable[Sample | Skipped], rows: pa.Table, models: Models) -> Iterator[_ImagePairs]:
-    """The samples that have rows, with these."""
+    """Joins samples and rows."""
     identities = {role: f"{model['name']}@{model['fingerprint']}" for role, model in models.items()}
     pending: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
@@ -136,8 +129,8 @@ def _join(samples: Iterable[Sample | Skipped], rows: pa.Table, models: Models) -
             yield _ImagePairs(sample, pending.pop(sample.sample_id))
     if pending:
         raise ValueError(
-            f"The source lacks {len(pending)} samples that have scores, such as {next(iter(pending))!r}. Pass the source"
-            " that was scored, unchanged."
+            f"The source lacks {len(pending)} samples that have scores, such as {next(iter(pending))!r}. Restore the"
+            " source that was scored."
         )
 
 
@@ -147,7 +140,7 @@ class _Writer(Protocol):
 
 
 class _ParquetWriter:
-    """Gathers pairs and writes them in groups of bounded size."""
+    """Writes pairs in row groups of bounded size."""
 
     def __init__(self, file: pq.ParquetWriter) -> None:
         self.file = file
@@ -158,23 +151,22 @@ class _ParquetWriter:
         image = {"bytes": _encoded(item.sample), "path": None}
         for record in item.records:
             self.pairs.append({"image": image, **record})
-            # Arrow holds it once a pair, before the file holds it once a group.
+            # Arrow holds the image once per pair; the file holds it once per group.
             self.num_bytes += len(image["bytes"])
             if self.num_bytes >= _GROUP_BYTES or len(self.pairs) >= _GROUP_ROWS:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what was gathered."""
         if self.pairs:
             self.file.write_table(pa.Table.from_pylist(self.pairs, schema=self.file.schema))
         self.pairs, self.num_bytes = [], 0
 
 
 @contextmanager
-def _parquet(beside: Path, path: Path) -> Iterator[_Writer]:
-    # With a dictionary as large as a group, an image with several captions is stored once.
+def _parquet(temporary: Path, path: Path) -> Iterator[_Writer]:
+    # The dictionary is as large as a group, so an image with several captions is stored once.
     with pq.ParquetWriter(
-        beside, _FEATURES.arrow_schema, compression="zstd", dictionary_pagesize_limit=2 * _GROUP_BYTES
+        temporary, _FEATURES.arrow_schema, compression="zstd", dictionary_pagesize_limit=2 * _GROUP_BYTES
     ) as file:
         writer = _ParquetWriter(file)
         yield writer
@@ -196,19 +188,19 @@ class _TarWriter:
             self.num_pairs += 1
 
     def _add_member(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # no time, owner or mode of this machine
+        member = tarfile.TarInfo(name)  # without time, owner and mode, so that bytes repeat
         member.size = len(content)
         self.tar.addfile(member, BytesIO(content))
 
 
 @contextmanager
-def _webdataset(beside: Path, path: Path) -> Iterator[_Writer]:
-    with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
+def _webdataset(temporary: Path, path: Path) -> Iterator[_Writer]:
+    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         yield _TarWriter(tar)
 
 
 class _ListWriter:
-    """Writes records as they come, and a folder of images once there is one without a path."""
+    """Writes a JSON list, and a folder for images that are not files."""
 
     def __init__(self, file: TextIO, path: Path, stack: ExitStack) -> None:
         self.file = file
@@ -236,12 +228,12 @@ class _ListWriter:
 
 
 @contextmanager
-def _json(beside: Path, path: Path) -> Iterator[_Writer]:
-    if path.is_dir():  # of an earlier run, whose list must not outlive its images
+def _json(temporary: Path, path: Path) -> Iterator[_Writer]:
+    if path.is_dir():  # images of an earlier run, whose list must go before they do
         _refuse_other_files(path)
         path.with_name(path.name + SUFFIXES["json"]).unlink(missing_ok=True)
         shutil.rmtree(path)
-    with ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
+    with ExitStack() as stack, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         yield _ListWriter(file, path, stack)
         file.write("\n]\n")
@@ -251,8 +243,8 @@ def _refuse_other_files(folder: Path) -> None:
     other = sorted(path.name for path in folder.iterdir() if not _IMAGE_NAME.fullmatch(path.name))
     if other:
         raise ValueError(
-            f"{folder} is to hold the images of a shard in place of what is there, and {other[0]} is none that was"
-            " written for one. Pass an empty folder as output, or move it."
+            f"{folder} would be replaced by the images of a shard, but holds another file: {other[0]}. Pass an empty"
+            " output folder, or move the file."
         )
 
 

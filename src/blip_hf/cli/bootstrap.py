@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..bootstrap.config import LoopSettings
 
 
-LOCK = "bootstrap.lock"
-"""Empty file that the running process holds locked."""
+LOCKS = "locks"
+"""Sub-folder of the lock that the running process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,18 @@ def run_loop(settings: "LoopSettings", output_dir: Path) -> str:
     Raises:
         ValueError: If the settings do not fit, or another process is running in the folder.
     """
-    from ..locks import open_locks
+    from ..locks import Locks
 
     settings.check()
-    with open_locks(output_dir / LOCK) as locks, locks.claim(0, wait=False) as is_held:
+    locks = Locks(output_dir / LOCKS)
+    with locks.hold("bootstrap", wait=False) as is_held:
         if not is_held:
             raise ValueError(
                 f"Another blip-hf bootstrap is running in {output_dir}. Wait for its end, or pass another --output_dir."
             )
-        return _run_seeds(settings, output_dir)
+        table = _run_seeds(settings, output_dir)
+        locks.remove_files()
+        return table
 
 
 def _run_seeds(settings: "LoopSettings", output_dir: Path) -> str:
@@ -94,4 +97,4 @@ COMMAND = Command(
     resumes=True,
 )
 
-__all__ = ["COMMAND", "LOCK", "BootstrapOptions", "run_loop"]
+__all__ = ["COMMAND", "LOCKS", "BootstrapOptions", "run_loop"]

@@ -164,8 +164,8 @@ def _first_merging_layer(state: Mapping[str, Tensor], num_layers: int) -> int:
 def _num_heads(width: int, head_width: int) -> int:
     if width % head_width:
         raise ValueError(
-            f"A width of {width} is not a multiple of the head width {head_width} of the released models. Pass the head"
-            " width that the checkpoint was trained with (--head_width)."
+            f"A width of {width} is not a multiple of the head width {head_width}. Pass the head width that the checkpoint"
+            f" was trained with (--head_width); released models have {HEAD_WIDTH}."
         )
     return width // head_width
 

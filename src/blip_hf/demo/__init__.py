@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The whole of BLIP in minutes: pre-train a small model on the embedded scenes, then caption and match new ones."""
+"""The demo: pre-trains a small BLIP on drawn scenes in minutes, and captions and matches held-out ones."""

@@ -2,6 +2,7 @@
 """Pre-training with ITC, ITM and LM (paper, section 4.1), from scratch, from a ViT and a BERT, or from a checkpoint."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from .base import PAIRS_HELP, Source, option
 
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from ..data.pairs import PairDataset
     from ..modeling.pretraining import BlipForPreTraining
     from ..processing_blip import BlipProcessor
@@ -81,6 +84,9 @@ class PretrainOptions:
         0.02, "Standard deviation of random weights; narrow encoders need a larger one", "STD"
     )
     dropout: float = option(0.1, "Dropout of the text transformer", "RATE")
+    label_smoothing: float = option(
+        0.1, "Label smoothing of language modelling, for a text transformer without --model", "RATE"
+    )
     feature_width: int = option(256, "Size of the contrastive features", "N")
     queue_size: int | None = option(
         None, "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP)", "N"
@@ -114,7 +120,9 @@ class PretrainOptions:
         return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes, self.eval_split)
 
 
-def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> dict[str, float]:
+def pretrain(
+    options: PretrainOptions, arguments: "BlipTrainingArguments", *, callbacks: Sequence["TrainerCallback"] = ()
+) -> dict[str, float]:
     """Pre-trains a model, saves it with its processor, and evaluates it if there is a set for that.
 
     The output folder also gets `captioner/` and `retriever/`, the two models inside, which plain transformers opens.
@@ -124,6 +132,8 @@ def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> di
             Model, data and objectives.
         arguments (`BlipTrainingArguments`):
             Arguments of the trainer.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Callbacks that report progress instead of the printed logs.
 
     Returns:
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
@@ -131,7 +141,7 @@ def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> di
     Raises:
         ValueError: If options contradict each other or a source cannot be read.
     """
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
     from ..data.collators import BlipPretrainingCollator
     from ..data.encoded import EncodedPairs
@@ -143,7 +153,9 @@ def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> di
     eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     if options.in_memory:
-        train_dataset = EncodedPairs(train_dataset, collator)
+        # A caption of a scene is true of all scenes that have the same one.
+        is_drawn = options.training_source().is_scenes
+        train_dataset = EncodedPairs(train_dataset, collator, equal_captions_share_id=is_drawn)
         eval_dataset = None if eval_dataset is None else EncodedPairs(eval_dataset, collator)
     trainer = BlipContrastiveTrainer(
         make_model(options, processor),
@@ -152,7 +164,10 @@ def pretrain(options: PretrainOptions, arguments: "BlipTrainingArguments") -> di
         eval_dataset=eval_dataset,
         data_collator=EncodedPairs.collate if options.in_memory else collator,
         processing_class=processor,
+        callbacks=list(callbacks),
     )
+    if callbacks:
+        trainer.pop_callback(PrinterCallback)
     metrics = base.train_and_save(trainer)
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
@@ -256,13 +271,17 @@ def _from_encoders(
         vision_sizes |= {"patch_size": options.patch_size, "image_size": image_size}
     if options.text is None:
         text_sizes = _encoder_sizes(options, options.text_width, options.text_layers)
-    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    regularization = {
+        "hidden_dropout_prob": options.dropout,
+        "attention_probs_dropout_prob": options.dropout,
+        "label_smoothing": options.label_smoothing,
+    }
     return BlipForPreTraining.from_vision_text_pretrained(
         options.vision,
         options.text,
         image_size=image_size,
         vision_fields=vision_sizes,
-        text_fields={**token_ids, **dropout, **text_sizes},
+        text_fields={**token_ids, **regularization, **text_sizes},
         image_text_hidden_size=options.feature_width,
         **values,
     )

@@ -184,9 +184,9 @@ def test_nocaps_has_captions_and_domains(write, tmp_path):
 
 def test_nocaps_without_captions_is_read_in_both_forms(write, tmp_path):
     info = changed(changed(NOCAPS, "annotations", to=None), "images", 1, "domain", to=None)
-    pictures = load_nocaps(write(info))
-    assert [image["captions"] for image in pictures] == [[], []]
-    assert [image["domain"] for image in pictures] == ["out-domain", None]
+    images = load_nocaps(write(info))
+    assert [image["captions"] for image in images] == [[], []]
+    assert [image["domain"] for image in images] == ["out-domain", None]
     own = load_nocaps(write([{"image": "val/0013ea.jpg", "img_id": 0}]))
     assert own == [{"image": str(tmp_path / "val" / "0013ea.jpg"), "captions": [], "image_id": 0, "domain": None}]
 

@@ -190,7 +190,7 @@ def capfilt_run(folder: Path, format: str) -> Path:
         for sample in shard.samples()
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    for part in ("pairs", "scores", "faults"):
+    for part in ("pairs", "scores", "skipped"):
         (folder / "run" / part).mkdir(parents=True)
     write_pairs(shard.samples(), table, folder / "run" / "pairs" / shard.name, format)
     pq.write_table(table, folder / "run" / "scores" / f"{shard.name}.parquet")

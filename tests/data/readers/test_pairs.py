@@ -210,8 +210,8 @@ def test_images_inside_a_data_set_stay_encoded_and_in_order(photos):
 
 @pytest.mark.parametrize("field", ["caption", "captions", "text"])
 def test_data_sets_may_name_captions_differently(field, photos):
-    pictures = embedded_pairs(COLORS).remove_columns("caption")
-    dataset = pictures.add_column(field, ["red", "green", "blue"])
+    images = embedded_pairs(COLORS).remove_columns("caption")
+    dataset = images.add_column(field, ["red", "green", "blue"])
     assert columns(load_pairs(dataset)) == (["red", "green", "blue"], [0, 1, 2])
 
 
@@ -245,8 +245,8 @@ def test_data_set_of_paths_is_numbered_by_path(photos):
     dataset = Dataset.from_dict({"image": ["red.png", "blue.png", "red.png"], "text": ["a", "b", "c"]})
     pairs = load_pairs(dataset, image_root=photos / "images")
     assert columns(pairs) == (["a", "b", "c"], [0, 1, 0])
-    pictures = dataset.map(lambda row: {"image": str(photos / "images" / row["image"])})
-    linked = load_pairs(pictures.cast_column("image", datasets.Image()))
+    images = dataset.map(lambda row: {"image": str(photos / "images" / row["image"])})
+    linked = load_pairs(images.cast_column("image", datasets.Image()))
     assert linked["image_id"][:] == [0, 1, 0]
     assert colors_of(pairs) == colors_of(linked) == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
 
@@ -275,7 +275,7 @@ def test_empty_data_set_is_refused(photos):
 # Grouping
 
 
-def test_groups_hold_all_captions_of_a_image_in_order(photos):
+def test_groups_hold_all_captions_of_an_image_in_order(photos):
     pairs = load_pairs(embedded_pairs([["red", "a red one"], ["green"], ["blue", "sky"]])).select([3, 0, 4, 1])
     groups = group_captions(pairs)
     assert len(groups) == 2

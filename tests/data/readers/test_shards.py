@@ -129,13 +129,13 @@ def test_an_empty_shard_is_refused():
 
 def write_many(folder: Path, num_samples: int, suffix: str) -> Path:
     """Images of 50 kB, and in Parquet all of them in one group of many pages."""
-    path, picture = folder / f"{num_samples}{suffix}", encoded() + os.urandom(50_000)
+    path, image = folder / f"{num_samples}{suffix}", encoded() + os.urandom(50_000)
     if suffix == ".tar":
         members = [
-            (f"{i}.{end}", content) for i in range(num_samples) for end, content in (("png", picture), ("txt", b"a"))
+            (f"{i}.{end}", content) for i in range(num_samples) for end, content in (("png", image), ("txt", b"a"))
         ]
         return write_tar(path, members)
-    table = pa.table({"image": [picture] * num_samples, "caption": ["a"] * num_samples})
+    table = pa.table({"image": [image] * num_samples, "caption": ["a"] * num_samples})
     pq.write_table(table, path, use_dictionary=False, compression="none", write_batch_size=10)
     return path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is left out of a source, is counted, and stops nothing."""
+"""Broken records are skipped and counted, and never stop a stream."""
 
 import errno
 import gzip
@@ -22,7 +22,7 @@ from tests.support.images import write_images
 from tests.support.sources import bomb, encoded, read, summary
 
 
-def test_faulty_records_are_named_and_the_stream_goes_on(tmp_path):
+def test_broken_records_are_skipped_and_the_stream_goes_on(tmp_path):
     write_images(tmp_path, "red", "lime")
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "bomb.png").write_bytes(bomb())
@@ -41,12 +41,12 @@ def test_faulty_records_are_named_and_the_stream_goes_on(tmp_path):
     reasons = dict(enumerate(["unreadable_image", "unreadable_image", "huge_image"]))
     reasons |= dict(enumerate(["empty_text", "huge_text", *["bad_record"] * 4], 3))
     items = read(write_json(tmp_path / "l.json", records))
-    faults = {int(item.sample_id[2:]): item.reason for item in items if isinstance(item, Skipped)}
-    assert faults == reasons | {9: "empty_text"}
+    skipped = {int(item.sample_id[2:]): item.reason for item in items if isinstance(item, Skipped)}
+    assert skipped == reasons | {9: "empty_text"}
     assert summary(item for item in items if isinstance(item, Sample)) == [("l/00000009", ("fine",))]
 
 
-def test_images_over_the_limits_are_faults(tmp_path, monkeypatch):
+def test_images_over_the_limits_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(image_utils, "MAX_IMAGE_PIXELS", 12)
     members = [("0.png", encoded(size=(4, 3))), ("0.txt", b"a"), ("1.png", encoded(size=(13, 1))), ("1.txt", b"b")]
     source = write_tar(tmp_path / "a.tar", members)
@@ -62,7 +62,7 @@ def test_images_broken_behind_their_header_raise_when_they_are_opened(tmp_path):
         sample.open_image()
 
 
-def test_faulty_members_of_a_tar_are_named(tmp_path):
+def test_broken_members_of_a_tar_are_skipped(tmp_path):
     members = [
         ("0.png", encoded()),
         ("1.txt", b"no image"),
@@ -105,15 +105,15 @@ def test_members_whose_names_have_dots_are_counted(tmp_path):
     ]
 
 
-def test_a_tar_cut_anywhere_gives_its_head_and_a_fault(tmp_path):
+def test_a_tar_cut_anywhere_gives_its_head_and_is_reported(tmp_path):
     members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded()), ("txt", b"a"))]
     content = write_tar(tmp_path / "a.tar", members).read_bytes()
     # A member has a block of 512 bytes for its header and one for its content, of which a text fills the first byte.
     assert summary(read(tmp_path / "a.tar")) == [(f"a/{i}", ("a",)) for i in range(3)]
     for cut in [0, 100, 512, 1000, 1024, 1536, 2047, 2048, 2500, 3072, 3100, 5632, 5633, 6144]:
         (tmp_path / "a.tar").write_bytes(content[:cut])
-        *samples, fault = read(tmp_path / "a.tar")
-        assert fault.reason == "truncated_tar", cut
+        *samples, last = read(tmp_path / "a.tar")
+        assert last.reason == "truncated_tar", cut
         assert summary(samples) == [(f"a/{i}", ("a",)) for i in range((cut + 511) // 2048)], cut
 
 
@@ -151,7 +151,7 @@ def test_broken_parquet_loses_no_more_than_its_group(tmp_path):
     ]
 
 
-def test_parquet_rows_without_a_image_or_text_are_faults(tmp_path):
+def test_parquet_rows_without_an_image_or_text_are_skipped(tmp_path):
     table = pa.table({"image": [None, encoded(), encoded()], "caption": ["a", None, "c"], "id": ["p", "q", "r"]})
     pq.write_table(table, tmp_path / "x.parquet")
     assert summary(read(tmp_path / "x.parquet")) == [("x/p", "bad_record"), ("x/q", "bad_record"), ("x/r", ("c",))]
@@ -192,7 +192,7 @@ def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
     ]
 
 
-def test_texts_and_faults_of_a_record_keep_their_order(tmp_path):
+def test_texts_and_skips_of_a_record_keep_their_order(tmp_path):
     write_images(tmp_path, "red")
     (shard,) = find_shards(
         write_json(tmp_path / "l.json", [{"image": "red.png", "caption": ["a", "b", ".", "...", "c"]}])
@@ -202,7 +202,7 @@ def test_texts_and_faults_of_a_record_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
-def test_a_failing_disk_is_no_fault_of_a_image(number, tmp_path, monkeypatch):
+def test_a_failing_disk_is_not_blamed_on_an_image(number, tmp_path, monkeypatch):
     write_images(tmp_path, "red")
     (sample,) = read(write_json(tmp_path / "l.json", [{"image": "red.png", "caption": "a"}]))
 

@@ -202,7 +202,7 @@ def test_scenes_have_exact_answers():
     assert questions.answers() == [[pair["answer"]] for pair in expected]
 
 
-def test_answers_are_counted_without_a_image(tmp_path):
+def test_answers_are_counted_without_an_image(tmp_path):
     records = [{**RECORD, "answer": answers} for answers in (["x", "y"], ["y"], ["z", "x", "y"])]
     questions = load_vqa(write(tmp_path, records))
     assert most_common_answers(questions) == ["y", "x", "z"]
