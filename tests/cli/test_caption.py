@@ -5,18 +5,19 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 
 import pytest
 
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.cli import main
-from blip_hf.cli.caption import find_images
 from blip_hf.cli.caption_formats import format_of, write_records
+from blip_hf.cli.caption_sources import find_images
 from blip_hf.cli.errors import UsageError
 from blip_hf.cli.output import open_output
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_image
+from tests.support.images import encode_image, plain_image, write_image, write_images
 from tests.support.processes import run_python
 
 
@@ -132,27 +133,50 @@ def test_a_checkpoint_of_another_class_ends_in_one_line_without_python(captioner
     assert "allow_new_heads" not in line
 
 
+def test_a_checkpoint_of_other_sizes_than_its_configuration_ends_in_one_line(
+    captioner_folder, paths, tmp_path, capsys
+):
+    shutil.copytree(captioner_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert caption(tmp_path, paths[0]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "weights whose shapes differ from its configuration, such as vision_model.encoder.layers.0.mlp" in error
+    assert "ignore_mismatched_sizes" not in error
+
+
+def names_of(sources, **options):
+    found = find_images(map(str, sources), **options)
+    assert len(found) == len(list(found))
+    return found.names
+
+
 def test_folders_become_the_images_in_them(image_folder):
     names = ["a.PNG", "b, c.png", "broken.jpg"]
-    assert find_images([image_folder], recursive=False) == [image_folder / name for name in names]
+    assert names_of([image_folder]) == [str(image_folder / name) for name in names]
     names.insert(2, "below/d.png")
-    assert find_images([image_folder], recursive=True) == [image_folder / name for name in names]
-    given = [image_folder / "notes.txt", image_folder / "a.PNG"]
-    assert find_images(given, recursive=False) == given
+    assert names_of([image_folder], recursive=True) == [str(image_folder / name) for name in names]
+    given = [image_folder / "notes.txt", image_folder / "a.PNG", image_folder / "missing.png"]
+    assert names_of(given) == [str(path) for path in given]
 
 
-def test_sources_of_other_formats_are_captioned_under_their_ids(captioner_folder, image_folder, paths, capsys):
-    content = paths[0].read_bytes()
-    tar = write_tar(image_folder / "web" / "0.tar", [("x.png", content), ("y.png", content)])
-    listed = write_json(image_folder / "list.json", [{"image": "a.PNG", "image_id": 7}])
-    assert caption(captioner_folder, tar.parent, listed, paths[1]) == 0
-    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["x", "y", "7", str(paths[1])]
+def test_images_in_subfolders_need_recursive(tmp_path):
+    with pytest.raises(ValueError, match="holds no known format"):
+        find_images([str(tmp_path)])
+    write_image(tmp_path / "below" / "a.png")
+    with pytest.raises(UsageError, match="Pass --recursive"):
+        find_images([str(tmp_path)])
 
 
-def test_a_folder_without_images_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="--recursive"):
-        find_images([tmp_path], recursive=False)
+def test_images_of_records_are_captioned(captioner_folder, tmp_path, capsys):
+    write_images(tmp_path, "red", "blue")
+    write_json(tmp_path / "list.json", [{"image": "red.png", "image_id": 7}, {"image": "blue.png", "image_id": 9}])
+    write_tar(tmp_path / "web.tar", [("green.png", encode_image(plain_image("green")))])
+    assert caption(captioner_folder, tmp_path / "list.json", tmp_path / "web.tar", "scenes:2") == 0
+    output = capsys.readouterr().out
+    assert [line.split("\t")[0] for line in output.splitlines()][:3] == ["7", "9", "green"]
+    assert len(output.splitlines()) == 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")

@@ -117,6 +117,12 @@ def test_an_existing_output_needs_overwrite(tmp_path):
         parse_toy("--output_dir", str(tmp_path / "a.txt"))
 
 
+def test_only_the_first_process_of_a_launcher_checks_the_output(tmp_path, monkeypatch):
+    (tmp_path / "written_by_the_first.txt").touch()
+    monkeypatch.setenv("RANK", "1")
+    assert parse_toy("--output_dir", str(tmp_path))
+
+
 def test_training_resumes_in_an_existing_folder(tmp_path):
     (tmp_path / "config.json").touch()
     argv = ["--data", "scenes", "--output_dir", str(tmp_path), "--use_cpu"]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf bootstrap`: the paper's whole loop from one YAML file, or on drawn scenes without one."""
 
-import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config_file import read_yaml
+from .launcher import launched_process
 from .parser import Command
 
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 LOCKS = "locks"
-"""Sub-folder of the lock that the running process holds."""
+"""Subfolder of the lock that the running process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class BootstrapOptions:
 
 
 def _run(options: BootstrapOptions) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    _, num_processes = launched_process()
+    if num_processes > 1:
         raise ValueError(
             "blip-hf bootstrap runs in one process. Start it without a launcher, or launch the commands of its stages:"
             " pretrain, finetune and capfilt."

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..capfilt.settings import CapFiltSettings
+from ..tasks.base import PAIRS_HELP
+from .launcher import launched_process
 from .parser import Command, CommandGroup
 
 
@@ -51,12 +53,7 @@ class RuleOptions:
 class RunOptions(RuleOptions, CapFiltSettings):
     """What `blip-hf capfilt run` takes."""
 
-    source: list[str] = field(
-        metadata={
-            "help": "Pairs: WebDataset tar(s), Parquet files, JSON lists, folders of them or of images with"
-            " metadata.jsonl, or scenes:NUMBER[:NOISE]"
-        }
-    )
+    source: list[str] = field(metadata={"help": f"Pairs: {PAIRS_HELP}"})
     captioner: str = field(metadata={"help": "Captioning checkpoint with its processor"})
     filter: str = field(metadata={"help": "Image-text retrieval checkpoint with its processor"})
     output_dir: str = field(
@@ -100,11 +97,11 @@ def run(options: RunOptions) -> None:
     from ..capfilt.runner import run_capfilt
 
     logging.disable_progress_bar()
-    process_index, num_processes, device = _place(options.device)
+    process_index, num_processes = launched_process()
     engine = CapFilt.from_pretrained(
         options.captioner,
         options.filter,
-        device=device,
+        device=options.device or _default_device(),
         dtype=options.dtype,
         settings=CapFiltSettings(**{item.name: getattr(options, item.name) for item in fields(CapFiltSettings)}),
     )
@@ -151,17 +148,10 @@ def report(options: ReportOptions) -> None:
     print(write_report(options.run, labels=options.labels))
 
 
-def _place(device: str | None) -> tuple[int, int, str]:
-    """Index of this process, number of processes, and device. No process group is needed."""
+def _default_device() -> str:
     import torch
-    from accelerate.utils import get_int_from_env
 
-    # The variables of torchrun, and of the MPI that `accelerate launch` uses on CPUs.
-    process_index = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)
-    num_processes = get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1)
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return process_index, num_processes, device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 COMMANDS = {

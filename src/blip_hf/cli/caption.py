@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: captions of images and folders of images, as text, JSON lines, JSON or CSV."""
+"""`blip-hf caption`: captions of images from any source, as text, JSON lines, JSON or CSV."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..caption_settings import caption_option
 from ..checkpoints import require_checkpoint
-from .caption_formats import FORMATS, format_of, write_records
+from .caption_formats import Format, format_of, write_records
+from .caption_sources import find_images
 from .errors import UsageError
 from .output import open_output
 from .parser import Command
@@ -18,7 +18,6 @@ from .parser import Command
 
 if TYPE_CHECKING:
     from ..captioner import BlipCaptioner, Caption
-    from ..image_utils import ImageSource
 
 _GENERATION_OPTIONS = (
     "num_beams",
@@ -41,14 +40,16 @@ class CaptionOptions:
             "metavar": "MODEL",
         }
     )
-    images: list[Path] = field(
+    images: list[str] = field(
         metadata={
-            "help": "Image, folder of images, or another source of images; see docs/data.md",
+            "help": "Image, folder of images, list, Parquet, tar or data set",
             "positional": True,
             "metavar": "IMAGE",
         }
     )
     recursive: bool = field(default=False, metadata={"help": "Also take the images in subfolders"})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from"})
+    split: str = field(default="train", metadata={"help": "Split of a data set that has several"})
     prompt: str | None = caption_option("prompt")
     num_captions: int = field(default=1, metadata={"help": "Captions per image"})
     num_beams: int | None = caption_option("num_beams")
@@ -72,7 +73,7 @@ class CaptionOptions:
     matcher: str | None = field(
         default=None, metadata={"help": "Retrieval model, to add the probability that image and caption match"}
     )
-    format: Literal[FORMATS] | None = field(  # type: ignore[valid-type]  # the tuple is a constant
+    format: Format | None = field(
         default=None,
         metadata={"help": "Format; text has tabs between columns (default: that of the suffix of --output, or text)"},
     )
@@ -97,19 +98,21 @@ class CaptionOptions:
 
 
 def _run(options: CaptionOptions) -> int:
-    names, images = open_images(options.images, recursive=options.recursive)
+    images = find_images(
+        options.images, recursive=options.recursive, image_root=options.image_root, split=options.split
+    )
     captions = load_captioner(options).iter_captions(
         images, num_return_sequences=options.num_captions, return_scores=options.scores, on_error="skip"
     )
     failures: list[str] = []
     with open_output(options.output) as stream:
         # Captions that appear on the same terminal show the progress themselves.
-        is_shown = len(names) > 1 and sys.stderr.isatty() and not stream.isatty()
-        records = as_records(with_progress(captions, len(names), is_shown), names, failures)
+        is_shown = len(images) > 1 and sys.stderr.isatty() and not stream.isatty()
+        records = as_records(with_progress(captions, len(images), is_shown), images.names, failures)
         write_records(records, stream, columns=options.columns(), output_format=options.format)
     if failures:
-        print(f"blip-hf caption: skipped {len(failures)} of {len(names)} images", file=sys.stderr)
-    return 1 if len(failures) == len(names) else 0
+        print(f"blip-hf caption: skipped {len(failures)} of {len(images)} images", file=sys.stderr)
+    return 1 if len(failures) == len(images) else 0
 
 
 def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
@@ -142,58 +145,6 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
         seed=options.seed,
         **given,
     )
-
-
-def find_images(paths: Iterable[Path], *, recursive: bool) -> list[Path]:
-    """Replaces each folder by the images in it, sorted by path.
-
-    Raises:
-        UsageError: If a folder holds no image.
-    """
-    from ..image_utils import list_images
-
-    images = []
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        found = list_images(path, recursive=recursive)
-        if not found:
-            hint = "" if recursive else "; --recursive searches its subfolders too"
-            raise UsageError(f"{path} holds no image{hint}.")
-        images += found
-    return images
-
-
-def open_images(paths: Iterable[Path], *, recursive: bool) -> tuple[list[str], "Iterable[ImageSource]"]:
-    """Names and images of image files, folders of images and all other sources of [`~blip_hf.data.readers`]."""
-    names: list[str] = []
-    parts: list[Iterable[ImageSource]] = []
-    for path in paths:
-        if _is_images(path):
-            found = find_images([path], recursive=recursive)
-            names += map(str, found)
-            parts.append(found)
-        else:
-            from ..data.readers import load_images
-
-            table = load_images(str(path))
-            names += map(str, table["source_id"])
-            parts.append(table["image"])
-    return names, chain.from_iterable(parts)
-
-
-def _is_images(path: Path) -> bool:
-    """Whether a path is an image or a folder of images, not a source such as a tar. A file of unknown kind is an image."""
-    from ..image_utils import image_suffixes, list_images
-
-    if path.is_dir():
-        return bool(list_images(path, recursive=True))
-    if path.suffix.lower() in image_suffixes():
-        return True
-    from ..data.readers.sources import kind_of
-
-    return path.is_file() and kind_of(path) is None
 
 
 def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool) -> "Iterator[Caption]":
@@ -229,4 +180,4 @@ COMMAND = Command(
     run=_run,
 )
 
-__all__ = ["COMMAND", "CaptionOptions", "find_images"]
+__all__ = ["COMMAND", "CaptionOptions"]

@@ -5,18 +5,18 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from .errors import UsageError
 
 
-FORMATS = ("text", "jsonl", "json", "csv")
+Format = Literal["text", "jsonl", "json", "csv"]
 _FORMATS_OF_SUFFIXES = {".txt": "text", ".tsv": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv"}
 
 Record = dict[str, Any]
 
 
-def format_of(output: Path | None, chosen: str | None) -> str:
+def format_of(output: Path | None, chosen: Format | None) -> Format:
     """The format to write: the chosen one, that of the suffix of the file, or text.
 
     Raises:
@@ -28,7 +28,7 @@ def format_of(output: Path | None, chosen: str | None) -> str:
     return chosen or implied or "text"
 
 
-def write_records(records: Iterable[Record], stream: TextIO, *, columns: Sequence[str], output_format: str) -> None:
+def write_records(records: Iterable[Record], stream: TextIO, *, columns: Sequence[str], output_format: Format) -> None:
     """Writes the columns of each record as it comes."""
     rows = ({column: record[column] for column in columns} for record in records)
     lines = {"text": _text_lines, "jsonl": _jsonl_lines, "json": _json_lines, "csv": _csv_lines}[output_format]
@@ -69,4 +69,4 @@ def _dump(row: Record, stream: TextIO) -> str:
     return json.dumps(row, ensure_ascii=not is_utf8)
 
 
-__all__ = ["FORMATS", "format_of", "write_records"]
+__all__ = ["Format", "format_of", "write_records"]

@@ -8,14 +8,11 @@ from typing import Literal
 from .parser import Command, CommandGroup, build_parser
 
 
-SHELLS = ("bash", "zsh", "fish")
-
-
 @dataclass
 class CompletionOptions:
     """What `blip-hf completion` takes."""
 
-    shell: Literal[SHELLS] = field(  # type: ignore[valid-type]  # the tuple is a constant
+    shell: Literal["bash", "zsh", "fish"] = field(
         metadata={
             "help": "Shell to complete in: `source <(blip-hf completion bash)` in ~/.bashrc, the same for zsh in"
             " ~/.zshrc, `blip-hf completion fish | source` in ~/.config/fish/config.fish",
@@ -147,4 +144,4 @@ COMMAND = Command(
     run=_run,
 )
 
-__all__ = ["COMMAND", "SHELLS", "CompletionOptions", "Entry", "bash_script", "entries", "fish_script", "zsh_script"]
+__all__ = ["COMMAND", "CompletionOptions", "Entry", "bash_script", "entries", "fish_script", "zsh_script"]

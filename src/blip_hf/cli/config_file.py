@@ -32,3 +32,6 @@ def read_options(path: Path) -> dict[str, list[str]]:
 def _words(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     return [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+
+
+__all__ = ["read_options", "read_yaml"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf demo`: pre-trains a small BLIP on the embedded scenes, captions and matches new ones, writes a report."""
+"""`blip-hf demo`: pre-trains a small BLIP on drawn scenes, captions and matches held-out ones, and writes a report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

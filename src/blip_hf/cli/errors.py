@@ -38,3 +38,6 @@ def message_of(error: Exception) -> str | None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+__all__ = ["UsageError", "message_of", "suggest"]

@@ -114,3 +114,6 @@ def help_of(option: Field, option_type: OptionType) -> str:
         off = f"; --no_{option.name} for False" if default is True else ""
         text = f"{text.rstrip('.')} (default: {value}{off})"
     return text.replace("%", "%%")
+
+
+__all__ = ["FALSE_WORDS", "TRUE_WORDS", "OptionType", "help_of", "is_required", "metavar_of", "to_bool"]

@@ -68,3 +68,6 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
     ):
         yield stream
+
+
+__all__ = ["escape_unprintable", "open_output", "refuse_existing", "silence_closed_streams"]

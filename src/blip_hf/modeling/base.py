@@ -81,7 +81,7 @@ class BlipPreTrainedModel(PreTrainedModel):
         output_loading_info = kwargs.pop("output_loading_info", False)
         allow_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        with _held_load_report():
+        with _held_loading_logs():
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
             if not allow_other_shapes:
                 _refuse_other_shapes(model, info, str(pretrained_model_name_or_path))
@@ -166,25 +166,23 @@ def _refuse_other_shapes(model: PreTrainedModel, info: dict[str, Any], source: s
 
 
 @contextmanager
-def _held_load_report() -> Iterator[None]:
-    """Holds transformers' table of missing and unexpected weights, and drops it if the checkpoint is refused."""
+def _held_loading_logs() -> Iterator[None]:
+    """Holds the logs of transformers' loading, and drops them if the checkpoint is refused: the error says it all."""
     held: list[logging.LogRecord] = []
 
-    def is_other(record: logging.LogRecord) -> bool:
-        if "LOAD REPORT" not in record.getMessage():
-            return True
+    def hold(record: logging.LogRecord) -> bool:
         held.append(record)
         return False
 
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(is_other)
+    logger.addFilter(hold)
     try:
         yield
     except WrongCheckpointError:
         held.clear()
         raise
     finally:
-        logger.removeFilter(is_other)
+        logger.removeFilter(hold)
         for record in held:
             logger.handle(record)
 

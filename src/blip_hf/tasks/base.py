@@ -366,6 +366,10 @@ def training_transform(
 
 def train_and_save(trainer: "BlipTrainer") -> dict[str, float]:
     """Trains (or resumes), saves model, processor and log, and returns the metrics of training."""
+    from ..modeling.cpu import optimize_for_cpu
+
+    if trainer.args.device.type == "cpu":
+        optimize_for_cpu(trainer.model)  # for the momentum encoder and for evaluation, which need no gradient
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
