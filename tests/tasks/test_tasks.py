@@ -247,7 +247,7 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         ("caption", ["--metrics", "blue"], "metrics=['blue'] is unknown"),
         ("retrieval", ["--k_test", "0"], "k=0 is too small"),
         ("vqa", ["--answer_list", "lost.json"], "lost.json does not exist"),
-        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 leaves nothing"),
+        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 is too small"),
     ],
 )
 def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
