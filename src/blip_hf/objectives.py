@@ -16,16 +16,8 @@ _NEGATIVE_WEIGHT_FLOOR = 1e-4
 def contrastive_targets(teacher_logits: Tensor, positives: Tensor, alpha: float | Tensor) -> Tensor:
     """Soft targets of ITC: a mixture of the momentum encoder's distribution and the known positives.
 
-    Args:
-        teacher_logits (`torch.Tensor` of shape `(b, k)`):
-            Similarities of momentum features to momentum keys, divided by the temperature.
-        positives (`torch.Tensor` of shape `(b, k)`):
-            Boolean mask of the keys that match each query.
-        alpha (`float` or scalar `torch.Tensor`):
-            Weight of the momentum encoder's distribution, 0 to 1.
-
-    Returns:
-        `torch.Tensor` of shape `(b, k)`: Rows sum to one.
+    `teacher_logits` and the boolean mask `positives` have the shape `(b, k)`; `alpha` weights the momentum encoder.
+    The rows of the result, `(b, k)`, sum to one.
 
     Example:
         >>> contrastive_targets(torch.zeros(1, 2), torch.tensor([[True, False]]), alpha=0.4)
@@ -36,16 +28,9 @@ def contrastive_targets(teacher_logits: Tensor, positives: Tensor, alpha: float 
 
 
 def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """ITC loss in one direction: cross-entropy between the softmax of similarities and soft targets.
+    """ITC loss in one direction: cross-entropy between the softmax of `logits` and soft `targets`, both `(b, k)`.
 
-    Args:
-        logits (`torch.Tensor` of shape `(b, k)`):
-            Similarities divided by the temperature, with gradients.
-        targets (`torch.Tensor` of shape `(b, k)`):
-            Target distribution over keys; one-hot rows give InfoNCE.
-
-    Returns:
-        `torch.Tensor`: Scalar, the mean over queries. It includes the entropy of the targets, so its minimum is above 0.
+    The mean over queries includes the entropy of the targets, so its minimum is above 0. One-hot targets give InfoNCE.
 
     Example:
         >>> contrastive_loss(torch.zeros(4, 8), torch.full((4, 8), 1 / 8))  # log 8
@@ -55,18 +40,9 @@ def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Tensor:
-    """Mask of the keys that match each query: keys of the same image, and the query's own key.
+    """Mask `(b, k)` of the keys that match each query: keys of the same image, and the query's own key.
 
-    Args:
-        image_ids (`torch.Tensor` of shape `(b,)`):
-            Image id of each query; negative if unknown.
-        key_ids (`torch.Tensor` of shape `(k,)`):
-            Image id of each key; negative if unknown.
-        first_key (`int`, *optional*, defaults to 0):
-            Index of the first query's own key. Own keys of the other queries follow.
-
-    Returns:
-        `torch.Tensor` of shape `(b, k)`: Boolean mask.
+    Ids have shapes `(b,)` and `(k,)`; negative ids are unknown images. Query `i` has key `first_key + i`.
 
     Example:
         >>> matching_pairs(torch.tensor([7, 8]), torch.tensor([7, 8, 7, -100])).int()
@@ -82,22 +58,11 @@ def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Te
 def sample_hard_negatives(
     logits: Tensor, positives: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Samples one negative for each query, in proportion to its contrastive probability.
+    """Samples one negative for each query, in proportion to its contrastive probability, without a device synchronisation.
 
-    Samples the whole batch at once, without synchronisation with the device. Probabilities are in fp32 because bf16 would
-    lose the floor of 1e-4.
-
-    Args:
-        logits (`torch.Tensor` of shape `(b, b)`):
-            Similarities divided by the temperature.
-        positives (`torch.Tensor` of shape `(b, b)`):
-            Boolean mask of candidates that match the query and are excluded.
-        generator (`torch.Generator`, *optional*):
-            Random generator.
-
-    Returns:
-        `tuple`: Indices of the samples, of shape `(b,)`, and a boolean mask of shape `(b,)`, false for queries without
-        any negative (ignore their samples).
+    `logits` and the mask `positives` of excluded candidates have the shape `(b, k)`. Returns indices `(b,)` and a mask
+    `(b,)` that is false for queries without any negative. Probabilities are in fp32 because bf16 would lose the floor
+    of 1e-4.
     """
     weights = logits.detach().float().nan_to_num().softmax(dim=-1) + _NEGATIVE_WEIGHT_FLOOR
     weights = weights.masked_fill(positives, 0)
@@ -107,20 +72,9 @@ def sample_hard_negatives(
 
 
 def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-    """ITM loss: cross-entropy of matched and unmatched pairs.
+    """ITM loss: mean cross-entropy of `logits` `(b, 2)` (unmatched, matched) over the pairs in the mask `valid` `(b,)`.
 
     If a third of the pairs match, a model that always predicts this share has a loss of 0.6365.
-
-    Args:
-        logits (`torch.Tensor` of shape `(b, 2)`):
-            Logits of unmatched and matched.
-        labels (`torch.Tensor` of shape `(b,)`):
-            1 for matched pairs, 0 for others.
-        valid (`torch.Tensor` of shape `(b,)`, *optional*):
-            Boolean mask of the pairs to average.
-
-    Returns:
-        `torch.Tensor`: Scalar, the mean over valid pairs.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     if valid is None:
@@ -136,25 +90,10 @@ def captioning_loss(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
 ) -> Tensor:
-    """LM loss: cross-entropy of the next token with label smoothing.
+    """LM loss: cross-entropy of `logits` `(b, t, v)` and the `targets` `(b, t)` at the same positions, -100 for none.
 
-    Args:
-        logits (`torch.Tensor` of shape `(b, t, v)`):
-            Logits, already aligned with `targets`.
-        targets (`torch.Tensor` of shape `(b, t)`):
-            Token ids, -100 at positions without loss.
-        label_smoothing (`float`, *optional*, defaults to 0.0):
-            Weight of the uniform distribution in the targets.
-        reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over labelled tokens, `"sum"`, or `"none"` for one sum per row.
-        num_items (`int` or `torch.Tensor`, *optional*):
-            With `reduction="mean"`: divides the sum instead of this batch's number of labelled tokens.
-
-    Returns:
-        `torch.Tensor`: Scalar, or of shape `(b,)` with `reduction="none"`.
-
-    Raises:
-        ValueError: If `reduction` is unknown.
+    `reduction` is `"mean"` over labelled tokens (or the sum divided by `num_items`), `"sum"`, or `"none"` for one sum
+    per row.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'.")

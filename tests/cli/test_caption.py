@@ -162,7 +162,7 @@ def test_folders_become_the_images_in_them(image_folder):
 
 
 def test_images_in_subfolders_need_recursive(tmp_path):
-    with pytest.raises(ValueError, match="holds no known format"):
+    with pytest.raises(ValueError, match="has no known format"):
         find_images([str(tmp_path)])
     write_image(tmp_path / "below" / "a.png")
     with pytest.raises(UsageError, match="Pass --recursive"):

@@ -142,7 +142,7 @@ def test_captions_of_msrvtt_are_read(tmp_path):
         ('{"clip": "a", "caption": "b"}', r"record 0: field 'clip_name' is missing"),
         ('{"clip_name": "a", "caption": 3}', r"record 0: field 'caption' is int"),
         ("[1]", "record 0 is a list"),
-        ("", "no list of records"),
+        ("", "is not a list of records"),
     ],
 )
 def test_a_caption_file_that_does_not_fit_says_where(tmp_path, line, message):

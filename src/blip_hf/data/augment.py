@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """RandomAugment, BLIP's augmentation of training images, with Pillow.
 
-Each operation is a pure function of an RGB image and an amount. Areas that a warp uncovers turn mid-grey.
+Each operation is a pure function of an RGB image and a strength. Warps fill uncovered areas with mid-grey.
 """
 
 import random
@@ -63,7 +63,7 @@ ENHANCEMENTS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": adjust_brightness,
     "sharpness": adjust_sharpness,
 }
-# Each warp with its amount at the highest level: a slope, pixels, or degrees.
+# Each warp with its strength at the highest level: a slope, pixels, or degrees.
 WARPS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float]] = {
     "shear_x": (shear_x, 0.3),
     "shear_y": (shear_y, 0.3),
@@ -74,22 +74,12 @@ WARPS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], float]] = {
 
 
 class RandomAugment:
-    """Draws operations with replacement and applies each with probability 0.5.
+    """Samples operations with replacement and applies each with probability 0.5.
 
     The operations are identity, auto-contrast, equalize, brightness, sharpness, shear, translation and rotation. At
     level `m` of 10, shear is `0.03 * m`, translation `m` pixels and rotation `3 * m` degrees, each with a random sign;
-    brightness and sharpness are scaled by `0.1 + 0.18 * m`, which is 1, no change, at BLIP's level of 5.
-    [BLIP](https://huggingface.co/papers/2201.12086) omits the colour operations of RandAugment because captions name
-    colours.
-
-    Args:
-        num_operations (`int`, *optional*, defaults to 2):
-            Number of operations drawn per image.
-        level (`int`, *optional*, defaults to 5):
-            Strength, from 0 to 10.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+    brightness and sharpness are scaled by `0.1 + 0.18 * m` (BLIP's level 5 keeps them). As in
+    [BLIP](https://huggingface.co/papers/2201.12086), there are no colour operations, because captions name colours.
 
     Example:
         >>> augment = RandomAugment()

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Collators from pairs to the inputs of a model, one for each role of the text transformer.
+"""Collators from pairs to model inputs, one for each role of the text transformer.
 
-They take items of [`~blip_hf.data.pairs.PairDataset`] and raw records with an image in any form that
-[`~blip_hf.image_utils.open_image`] takes. An unreadable image is skipped with a warning; a batch without a readable image
-is an error. Captions are not normalised, and rows are padded to the longest of the batch.
+They take items of [`~blip_hf.data.pairs.PairDataset`], or raw records with an image in any form that
+[`~blip_hf.image_utils.open_image`] takes. An unreadable image is skipped with a warning; a batch without a readable
+image raises an error. Captions are not normalised, and rows are padded to the longest of the batch.
 
-With transformers' `Trainer`, set `remove_unused_columns=False`: it would otherwise drop the columns of pairs, which no
-model has as arguments, before a collator sees them.
+With transformers' `Trainer`, set `remove_unused_columns=False`, or it drops the columns before the collator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,16 +67,14 @@ class PairCollator:
 
 
 class BlipPretrainingCollator(PairCollator):
-    """Pairs to the inputs of [`BlipForPreTraining`]. Rows start with `[CLS]`; the model puts `[ENC]` and `[DEC]`.
+    """Converts pairs to the inputs of [`BlipForPreTraining`]. Rows start with `[CLS]`; the model sets `[ENC]` and `[DEC]`.
 
     Maps records `{"image", "caption", "image_id"}` to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and
     `attention_mask` of shape `(b, t)`, and `image_ids` of shape `(b,)`, int64.
 
     Args:
-        processor ([`BlipProcessor`]):
-            Processor of images and text.
         max_length (`int`, *optional*, defaults to 30):
-            Longest row in tokens, `[CLS]` and `[SEP]` included. BLIP pre-trains with 30.
+            Maximum number of tokens of a text, as in BLIP's pre-training.
 
     Example:
         >>> from PIL import Image
@@ -116,25 +113,15 @@ class BlipPretrainingCollator(PairCollator):
 
 
 class BlipMatchingCollator(PairCollator):
-    """Pairs to the inputs of the matching head of [`BlipForImageTextRetrieval`]. Rows start with `[ENC]`.
+    """Converts pairs to the inputs of the ITM head of [`BlipForImageTextRetrieval`]. Rows start with `[ENC]`.
 
-    Maps records `{"image", "caption"}`, all or none with a `label` (1 for a pair that matches, 0 for one that does not),
+    Maps records `{"image", "caption"}`, all or none with a `label` (1 for a match, 0 for a mismatch),
     to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and `attention_mask` of shape `(b, t)`, and `labels` of
     shape `(b,)`, int64.
 
     Args:
-        processor ([`BlipProcessor`]):
-            Processor of images and text.
         max_length (`int`, *optional*, defaults to 35):
-            Longest row in tokens, `[ENC]` and `[SEP]` included. BLIP's retrieval has 35.
-
-    Example:
-        The records of [`BlipPretrainingCollator`] give the same batch without `image_ids`, and
-
-        ```text
-        input_ids       [[11, 5, 9, 3, 0],
-                         [11, 5, 8, 9, 3]]
-        ```
+            Maximum number of tokens of a text, as in BLIP's retrieval.
     """
 
     role = "matching"
@@ -151,23 +138,20 @@ class BlipMatchingCollator(PairCollator):
 
 
 class BlipCaptioningCollator(PairCollator):
-    """Pairs to the inputs and labels of [`BlipForConditionalGeneration`]. Rows start with `[DEC]`.
+    """Converts pairs to the inputs and labels of [`BlipForConditionalGeneration`]. Rows start with `[DEC]`.
 
     Maps records `{"image", "caption"}` to `pixel_values` of shape `(b, 3, size, size)`, and `input_ids`,
-    `attention_mask` and `labels` of shape `(b, t)`. Labels without target, such as those of the prompt, are -100. The
+    `attention_mask` and `labels` of shape `(b, t)`. Labels of the prompt and of padding are -100. The
     model shifts the labels.
 
     Args:
-        processor ([`BlipProcessor`]):
-            Processor of images and text.
         prompt (`str`, *optional*):
-            Start of each caption, `""` for none. Defaults to that of `processor.caption_settings`, or
-            `"a picture of "` if there are no settings.
+            Start of each caption, `""` for none. Defaults to the prompt of `processor.caption_settings`.
         max_length (`int`, *optional*, defaults to 40):
-            Longest row in tokens, `[DEC]`, the prompt and `[SEP]` included. BLIP's captioning has 40.
+            Maximum number of tokens of prompt and caption, as in BLIP's captioning.
 
     Example:
-        The records of [`BlipPretrainingCollator`] give the same `pixel_values` and
+        For the records of [`BlipPretrainingCollator`]:
 
         ```text
         input_ids       [[  10,    5,    6,    7,    5,    9,    3,    0],

@@ -17,21 +17,11 @@ _TEXT_COLUMNS = ("input_ids", "attention_mask", "labels")  # (n, t) each
 
 
 class EncodedPairs(Dataset[Batch]):
-    """The tensors that a collator makes of each usable pair; texts are padded to the longest of the set.
+    """The tensors that a collator makes of each usable pair; texts are padded to the longest of the data set.
 
-    Pass `data_collator=EncodedPairs.collate` to the trainer.
-
-    Args:
-        pairs ([`PairDataset`]):
-            The pairs, without a random transform, since one view of each image is kept.
-        collator (`PairCollator`):
-            Makes the tensors.
-        equal_captions_share_id (`bool`, *optional*, defaults to `False`):
-            Whether all pairs of one caption get the same `image_ids`, so that they are no negatives of each other.
-            Captions of drawn scenes are true of each scene that has the same one.
-
-    Raises:
-        ValueError: If the first 100 pairs are unusable.
+    Pass `data_collator=EncodedPairs.collate` to the trainer, and pairs without a random transform. With
+    `equal_captions_share_id`, pairs of the same caption get the same `image_ids`, so they are not negatives of each
+    other.
     """
 
     def __init__(self, pairs: PairDataset, collator: PairCollator, *, equal_captions_share_id: bool = False) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NLVR2, sentences about two images: the data set, its training transform and its collator."""
+"""NLVR2 (sentences about two images): data set, training transform and collator."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,7 @@ Nlvr2Transform = Callable[[list[Image.Image], str, random.Random], tuple[list[Im
 
 
 class Nlvr2Pair(TypedDict):
-    """Two images, left and right, a sentence about them and its truth, ready for the collator.
-
-    Pairs of equal `sentence_id` share their sentence; consistency needs all of them right.
-    """
+    """Two images, left and right, a sentence and its label. `sentence_id` groups pairs for the consistency metric."""
 
     images: list[Image.Image]
     sentence: str
@@ -32,23 +29,19 @@ class Nlvr2Pair(TypedDict):
 
 
 class Nlvr2TrainTransform:
-    """Random crop and RandomAugment of each image, and a flip of the pair.
+    """Random crop and RandomAugment of each image, and a random flip of the pair.
 
     Args:
         size (`int`):
             Width and height of the results in pixels.
         min_scale (`float`, *optional*, defaults to 0.5):
-            Smallest fraction of an image's area that a crop keeps. BLIP fine-tunes with 0.5.
+            Minimum area of a crop, as a fraction of the image. BLIP fine-tunes with 0.5.
         flip (`str`, *optional*, defaults to `"caption_aware"`):
-            What happens to every second pair. `"caption_aware"` mirrors it like one wide image: both images are
-            mirrored and swapped, and left and right in the sentence too, so that its label stays true. `"always"` is
-            BLIP's way: the images and left and right in the sentence are swapped, and each image is mirrored with
-            probability 0.5. `"never"` leaves all in place.
+            How to flip a pair, with probability 0.5. `"caption_aware"` mirrors and swaps both images, and swaps left and
+            right in the sentence, so its label stays true. `"always"` does what BLIP does: it swaps the images, and left and
+            right in the sentence, and mirrors each image with probability 0.5. `"never"` does not flip.
         augment (`bool`, *optional*, defaults to `True`):
             Whether to apply [`~blip_hf.data.augment.RandomAugment`].
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -59,7 +52,7 @@ class Nlvr2TrainTransform:
         self.flip = flip
 
     def __call__(self, images: list[Image.Image], sentence: str, rng: random.Random) -> tuple[list[Image.Image], str]:
-        """Transforms two RGB images and their sentence; the label stays true of the result."""
+        """Transforms two RGB images and their sentence; the label stays the same."""
         images = [self.image_transform(image, "", rng)[0] for image in images]
         if rng.random() < 0.5 or self.flip == "never":
             return images, sentence
@@ -69,18 +62,11 @@ class Nlvr2TrainTransform:
 
 
 class Nlvr2Dataset(PairDataset):
-    """Map-style data set over records `{"images", "sentence", "label"}`; skips unusable ones as [`PairDataset`].
+    """Map-style data set over records `{"images", "sentence", "label"}`; skips unusable ones as [`PairDataset`] does.
 
-    Args:
-        records (sequence of records):
-            The output of [`~blip_hf.data.readers.load_nlvr2`], [`~blip_hf.data.scenes.SceneNlvr2`], or a list. Images have any form that
-            [`~blip_hf.image_utils.open_image`] takes. `sentence_id` defaults to the sentence.
-        transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
-            As in [`PairDataset`], of two images and their sentence: [`Nlvr2TrainTransform`].
-        max_words (`int`, *optional*, defaults to 40):
-            Number of words to keep of a normalised sentence. BLIP keeps 40.
-        normalize_sentences (`bool`, *optional*, defaults to `True`):
-            Whether to apply [`~blip_hf.data.text.pre_caption`].
+    `records` come from [`~blip_hf.data.readers.load_nlvr2`], [`~blip_hf.data.scenes.SceneNlvr2`], or a list;
+    `sentence_id` defaults to the sentence. The transform receives both images. Other arguments are as in
+    [`PairDataset`]; BLIP keeps 40 words of a sentence.
 
     Example:
         >>> grey, red = Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")
@@ -115,17 +101,11 @@ class Nlvr2Dataset(PairDataset):
 
 
 class BlipNlvr2Collator(PairCollator):
-    """Image pairs with sentences to the inputs and labels of [`BlipForVisualReasoning`]. Rows start with `[ENC]`.
+    """Converts image pairs with sentences to the inputs and labels of [`BlipForVisualReasoning`]. Rows start with `[ENC]`.
 
     Maps records `{"images", "sentence", "label"}` to `pixel_values` of shape `(b, 2, 3, size, size)`, `input_ids` and
-    `attention_mask` of shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true.
-
-    Args:
-        processor ([`BlipProcessor`]):
-            Processor of images and text.
-        max_length (`int`, *optional*, defaults to 512):
-            Longest row in tokens, `[ENC]` and `[SEP]` included: as many as BERT has positions, since BLIP cuts no
-            sentence of NLVR2.
+    `attention_mask` of shape `(b, t)`, and `labels` of shape `(b,)`, int64, 1 for true. As in BLIP, sentences are not
+    truncated below BERT's 512 positions.
     """
 
     role = "matching"

@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 NUM_NAMED_SKIPS = 3
-# So many unusable records in a row mean a wrong folder rather than broken images.
+# This many unusable records in a row point to a wrong folder rather than broken images.
 MAX_MISSES = 100
 
 
@@ -37,24 +37,23 @@ class Pair(TypedDict):
 class PairDataset(Dataset):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item per caption.
 
-    A record is unusable if its image cannot be read or its normalised caption is empty. The next usable record takes
-    its place, a warning names the first three unusable ones, and `num_skipped` counts them.
+    A record is unusable if its image cannot be read or its normalised caption is empty. The next usable record
+    replaces it, a warning names the first three unusable ones, and `num_skipped` counts them.
 
-    The randomness of item `i` depends only on the seed, the epoch and `i`, not on the number of workers or processes.
+    The random numbers of item `i` depend only on the seed, the epoch and `i`, not on the number of workers or
+    processes.
 
     Args:
         pairs (sequence of records):
-            The output of [`~blip_hf.data.readers.load_pairs`], [`~blip_hf.data.scenes.Scenes`], or a list. Images
-            have any form that [`~blip_hf.image_utils.open_image`] takes.
+            The output of [`~blip_hf.data.readers.load_pairs`], [`~blip_hf.data.scenes.Scenes`], or a list.
+            [`~blip_hf.image_utils.open_image`] reads the images.
         transform (`Callable`, *optional*):
             Maps image, caption and a `random.Random` to an image and a caption, such as
             [`~blip_hf.data.transforms.TrainTransform`].
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the transform.
         max_words (`int`, *optional*, defaults to 30):
-            Number of words to keep of a normalised caption. BLIP keeps 30.
+            Maximum number of words of a normalised caption, as in BLIP.
         normalize_captions (`bool`, *optional*, defaults to `True`):
-            Whether to apply [`~blip_hf.data.text.pre_caption`].
+            Whether to normalise captions with [`~blip_hf.data.text.pre_caption`].
 
     Raises:
         ValueError: If there are no pairs, or, when an item is fetched, if 100 records in a row are unusable.
@@ -87,7 +86,7 @@ class PairDataset(Dataset):
         self.seed = seed
         self.max_words = max_words
         self.normalize_captions = normalize_captions
-        # In shared memory, so that persistent workers see a new epoch and report what they skip.
+        # In shared memory, so that persistent workers see a new epoch and report skipped records.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._is_skipped = torch.zeros(len(pairs), dtype=torch.bool).share_memory_()
         self._skips = SkipReporter()
@@ -128,7 +127,7 @@ class PairDataset(Dataset):
         return [len(text.split()) for text in texts]
 
     def set_epoch(self, epoch: int) -> None:
-        """Gives the transform new randomness; the same epoch repeats the same."""
+        """Seeds the transform for an epoch."""
         self._epoch.fill_(epoch)
 
     def _read(self, index: int, rng: random.Random) -> Pair | None:
@@ -168,13 +167,13 @@ class PairDataset(Dataset):
 
 
 class SkipReporter:
-    """Warns about the first three skipped records by name, and then at 10, 100, 1000, ... of them."""
+    """Warns about the first three skipped records, and then about the 10th, 100th, 1000th, ..."""
 
     def __init__(self) -> None:
         self.num_reports = 0
 
     def report(self, reason: str) -> None:
-        """Counts one more skipped record, and warns if it is time to."""
+        """Counts a skipped record, and warns about some of them."""
         self.num_reports += 1
         if self.num_reports <= NUM_NAMED_SKIPS:
             logger.warning(f"Skipped {reason}")

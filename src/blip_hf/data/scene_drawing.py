@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from .scene_layout import Scene, Thing
 
 
-_OVERSAMPLING = 4  # drawn larger, then averaged: Pillow's shapes have jagged edges
+_OVERSAMPLING = 4  # Pillow does not anti-alias shapes, so they are drawn larger and downscaled
 
 
 def draw_scene(scene: Scene, image_size: int) -> Image.Image:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Text about scenes: the caption, questions with answers, and sentences about two images.
+"""Text about scenes: captions, questions with answers, and sentences about two images.
 
-A caption is a function of the scene, so that a model can reach an exact match. It omits the place of a thing in the
-middle, and names the small thing of two first.
+A caption is a function of the scene, so a model can reach an exact match. It omits the place of an object in the
+middle, and names the smaller of two objects first.
 """
 
 import random
@@ -48,7 +48,7 @@ def caption_of(scene: Scene) -> str:
 
 
 def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """Items `{"question", "answer"}` that the image answers exactly; as many answers are yes as are no."""
+    """Items `{"question", "answer"}` with exact answers; yes and no are equally frequent."""
     pairs = _presence_questions(scene, rng)
     if scene.place is None and scene.relation is None:
         pairs += _number_questions(scene.things)
@@ -63,7 +63,7 @@ def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
 
 
 def shared_property_sentence(scene: Scene, other: Scene, rng: random.Random) -> tuple[str, bool]:
-    """A sentence that both images show a random shape or colour of the first, and whether it is true."""
+    """A sentence that both images show a shape or colour (sampled from the first), and whether it is true."""
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
         sentence = _SENTENCES["shape"].format(shape=_with_article(thing.shape))
@@ -73,7 +73,7 @@ def shared_property_sentence(scene: Scene, other: Scene, rng: random.Random) -> 
 
 
 def scene_vocabulary_texts() -> list[str]:
-    """Texts with each word of captions, questions, answers, sentences and the prompt, to train a tokenizer on."""
+    """All words of captions, questions, answers, sentences and the prompt, to train a tokenizer."""
     templates = (*_CAPTIONS.values(), *_QUESTIONS.values(), *_SENTENCES.values())
     return [
         "a picture of an",
@@ -90,7 +90,7 @@ def scene_vocabulary_texts() -> list[str]:
 
 
 def _presence_questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """Asks for a thing that is present, and for an absent one of the same shape or colour."""
+    """Asks about a present object, and about an absent one of the same shape or colour."""
     present = {(thing.colour, thing.shape) for thing in scene.things}
     thing = rng.choice(scene.things)
     near_misses = [(colour, thing.shape) for colour in COLOURS] + [(thing.colour, shape) for shape in SHAPES]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random scenes: which things they contain and where.
+"""Random scenes: the objects they contain and their positions.
 
-Coordinates are fractions of the frame, x to the right and y downwards. A thing fits in the square box of its radius, and
-the boxes of two things never touch.
+Coordinates are fractions of the image, x to the right and y downwards. An object fits in the square box of its radius,
+and the boxes of two objects never touch.
 """
 
 import random
@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 SMALL_RADII = (0.12, 0.145)
 LARGE_RADII = (0.21, 0.25)
 
-# Centres of a single thing; (0, 0) and (1, 1) mean as far into the corner as its size allows.
+# Position of a single object between the corners (0, 0) and (1, 1).
 PLACES = {
     "middle": (0.5, 0.5),
     "top left": (0.0, 0.0),
@@ -32,12 +32,12 @@ PLACES = {
     "bottom right": (1.0, 1.0),
 }
 
-# Each relation is the axis along which the two things lie, and whether the first one comes first on it.
+# Axis of each relation, and whether the first object has the smaller coordinate.
 RELATIONS = {"left of": ("x", True), "right of": ("x", False), "above": ("y", True), "below": ("y", False)}
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 Shade = tuple[int, int, int]
-Background = tuple[Shade, Shade]  # at the top and at the bottom of the frame
+Background = tuple[Shade, Shade]  # at the top and at the bottom of the image
 
 _MARGIN = 0.04
 _NUM_COLUMNS = {2: (2, 3), 3: (2, 3), 4: (2, 3), 5: (3,)}
@@ -64,8 +64,8 @@ class Thing:
 class Scene:
     """The content of an image, and the fact that its caption states.
 
-    A single thing has a `place`. Two things of different shape and colour have a `relation` of the small one to the large
-    one. Two to five things of one shape and colour have neither.
+    A single object has a `place`. Two objects of different shape and colour have a `relation` of the small one to the
+    large one. Two to five objects of the same shape and colour have neither.
     """
 
     things: tuple[Thing, ...]
@@ -75,7 +75,7 @@ class Scene:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Samples a scene: one thing, several alike, or two in a relation."""
+    """Samples a scene: one object, several equal ones, or two in a relation."""
     sampler = rng.choices((_one_thing, _things_alike, _two_things), weights=(0.35, 0.25, 0.4))[0]
     return sampler(rng, _sample_background(rng))
 
@@ -117,7 +117,7 @@ def _two_things(rng: random.Random, background: Background) -> Scene:
     start = _MARGIN + rng.uniform(0, free)
     centres = start + first, start + 2 * first + gap + second
     along = centres if is_first else centres[::-1]
-    # Across it they are nearly aligned, so that no other relation holds.
+    # Across it they are nearly aligned, so no other relation is true.
     level = rng.uniform(0.3, 0.7)
     across = level + rng.uniform(-0.06, 0.06), level
 
@@ -131,7 +131,7 @@ def _two_things(rng: random.Random, background: Background) -> Scene:
 
 
 def _paint(rng: random.Random, shape: str, colour: str, x: float, y: float, radius: float) -> Thing:
-    """A thing in a slightly varied shade of its colour."""
+    """An object in a random shade of its colour."""
     light = rng.uniform(0.9, 1.05)
     shade = _as_shade(level * light + rng.uniform(-8, 8) for level in COLOURS[colour])
     return Thing(shape, colour, shade, x, y, radius)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Drawn scenes with exact captions, questions and sentences: data for the demo and for tests, without a download."""
+"""Synthetic scenes with exact captions, questions and sentences, for the demo and for tests without a download."""
 
 import operator
 import random
@@ -14,7 +14,7 @@ from .scene_layout import Scene, sample_scene
 
 
 class SceneRecord(TypedDict):
-    """A pair; `is_swapped` marks a noisy caption."""
+    """An image-text pair. `is_swapped` is true for a noisy caption."""
 
     image: Image.Image
     caption: str
@@ -26,23 +26,16 @@ class Scenes(Sequence[SceneRecord]):
     """Images of coloured shapes with captions of their size, colour, shape, place, number or relation.
 
     Scene `index` depends only on `seed` and `index`: train on `Scenes(10_000)` and test on `Scenes(500, start=10_000)`.
-    There are several thousand captions, so different scenes may have the same one.
+    Different scenes may have the same caption.
 
     Args:
-        num_scenes (`int`):
-            Number of scenes.
         start (`int`, *optional*, defaults to 0):
-            Index of the first one.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the whole series.
+            Index of the first scene.
         image_size (`int`, *optional*, defaults to 64):
             Width and height of the images in pixels, at least 32.
         noise_rate (`float`, *optional*, defaults to 0.0):
-            Fraction of the captions, in [0, 1), that is replaced by a different caption of another scene. A scene
-            swapped at one rate has the same wrong caption at each higher rate.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+            Fraction of the captions, in [0, 1), to replace by the caption of another scene. A scene swapped at one
+            rate has the same wrong caption at each higher rate.
 
     Example:
         >>> scenes = Scenes(1_000)
@@ -82,19 +75,16 @@ class Scenes(Sequence[SceneRecord]):
         return [self._caption(self._index(i))[0] for i in range(len(self))]
 
     def true_caption(self, i: int) -> str:
-        """The caption that fits image `i`, also if it was swapped."""
+        """The correct caption of image `i`, also if it was swapped."""
         return caption_of(self._scene(self._index(i)))
 
     def questions(self, i: int) -> list[dict[str, str]]:
-        """Questions about image `i`, as items `{"question", "answer"}`; noise in the captions does not affect them."""
+        """Questions about image `i`, as items `{"question", "answer"}`, without noise."""
         index = self._index(i)
         return questions_about(self._scene(index), self._rng(index, "questions"))
 
     def nlvr2_record(self, i: int) -> dict[str, Any]:
-        """Image `i` and another one, in random order, with a sentence about both that is true for every second `i`.
-
-        The other image occurs in no other record.
-        """
+        """Image `i` and a new one, in random order, with a sentence about both that is true for every second `i`."""
         index = self._index(i)
         rng = self._rng(index, "reasoning")
         wanted, label = index % 2 == 0, None
@@ -133,7 +123,7 @@ class Scenes(Sequence[SceneRecord]):
 
 
 class SceneVqa(Sequence[dict[str, Any]]):
-    """Questions about drawn scenes as VQA records, each with its one right answer. Images are drawn on access.
+    """Questions about scenes as VQA records with one correct answer. Images are drawn on access.
 
     Example:
         >>> questions = SceneVqa(Scenes(100))
@@ -164,13 +154,7 @@ class SceneVqa(Sequence[dict[str, Any]]):
 
 
 class SceneNlvr2(Sequence[dict[str, Any]]):
-    """Pairs of drawn scenes as NLVR2 records, with sentences such as "both pictures show a star"; half of them are true.
-
-    Args:
-        num_pairs (`int`):
-            Number of records.
-        start, seed, image_size (`int`, *optional*):
-            As in [`Scenes`].
+    """Pairs of scenes as NLVR2 records with sentences such as "both pictures show a star"; half of them are true.
 
     Example:
         >>> record = SceneNlvr2(100)[2]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """BLIP's normalisation of captions and questions, as in salesforce/BLIP `data/utils.py`.
 
-Checkpoints were trained and evaluated on such text. Commas, apostrophes, hyphens, slashes and question marks are kept.
+Commas, apostrophes, hyphens, slashes and question marks are kept.
 """
 
 import re
@@ -13,16 +13,7 @@ _TO_NOTHING = str.maketrans(dict.fromkeys(_PUNCTUATION))
 
 
 def pre_caption(text: str, max_words: int = 30) -> str:
-    r"""Lower-cases a caption, replaces `. ! " ( ) * # : ; ~` by spaces, merges white space and truncates the text.
-
-    Args:
-        text (`str`):
-            The caption.
-        max_words (`int`, *optional*, defaults to 30):
-            Number of space-separated words to keep. BLIP keeps 30, and 40 for NLVR2.
-
-    Returns:
-        `str`: the normalised caption, which may be empty.
+    r"""Lower-cases a caption, replaces `. ! " ( ) * # : ; ~` by spaces, merges white space and truncates it to `max_words`.
 
     Example:
         >>> pre_caption("A dog (brown), running... on the beach!", max_words=5)
@@ -33,16 +24,7 @@ def pre_caption(text: str, max_words: int = 30) -> str:
 
 
 def pre_question(text: str, max_words: int = 50) -> str:
-    """Lower-cases a question, deletes the punctuation that [`pre_caption`] replaces, and truncates the text.
-
-    Args:
-        text (`str`):
-            The question.
-        max_words (`int`, *optional*, defaults to 50):
-            Number of space-separated words to keep.
-
-    Returns:
-        `str`: the normalised question.
+    """Lower-cases a question, deletes the punctuation that [`pre_caption`] replaces, and truncates it to `max_words`.
 
     Example:
         >>> pre_question("What's on the table (left)?")

@@ -26,8 +26,8 @@ def sample_crop_box(
 ) -> tuple[int, int, int, int]:
     """Random box `(left, top, right, bottom)` in pixels for a crop.
 
-    Its area is uniform in `[min_scale, 1]` of the image and its aspect log-uniform in `[3/4, 4/3]`. If ten tries find no
-    box that fits, the result is the largest centred box of an allowed aspect.
+    Its area is uniform in `[min_scale, 1]` of the image and its aspect ratio log-uniform in `[3/4, 4/3]`. If ten tries
+    fail, returns the largest centred box of an allowed aspect ratio.
 
     Example:
         >>> sample_crop_box(1000, 10, random.Random(0))
@@ -69,22 +69,17 @@ def _mirror_word(match: re.Match[str]) -> str:
 class TrainTransform:
     """Random resized crop, horizontal flip and RandomAugment, as in BLIP's training.
 
-    All randomness comes from the generator of the call, so results repeat on every machine.
-
     Args:
         size (`int`):
             Width and height of the result in pixels.
         min_scale (`float`, *optional*, defaults to 0.2):
-            Smallest fraction of the image's area that a crop keeps, in (0, 1]. BLIP pre-trains with 0.2 and fine-tunes
-            with 0.5.
+            Minimum area of a crop, as a fraction in (0, 1] of the image. BLIP pre-trains with 0.2 and fine-tunes with
+            0.5.
         flip (`str`, *optional*, defaults to `"caption_aware"`):
-            How to flip every second image. `"always"` mirrors it and keeps its caption, as BLIP does; `"caption_aware"`
-            also swaps left and right in the caption, so that it stays true; `"never"` does not flip.
+            How to flip an image, with probability 0.5. `"always"` mirrors it and keeps its caption, as BLIP does;
+            `"caption_aware"` also swaps left and right in the caption; `"never"` does not flip.
         augment (`bool`, *optional*, defaults to `True`):
             Whether to apply [`~blip_hf.data.augment.RandomAugment`] with two operations at level 5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
 
     Example:
         >>> transform = TrainTransform(224)
@@ -113,7 +108,7 @@ class TrainTransform:
             raise ValueError(f"The image has mode {image.mode}, expected RGB; open it with `open_image`.")
         box = sample_crop_box(*image.size, rng, min_scale=self.min_scale)
         image = image.resize((self.size, self.size), Resampling.BICUBIC, box=box)
-        # Drawn for each `flip`, so that runs that differ in it see the same crops and operations.
+        # Sampled for each `flip`, so that its value does not change the crops and operations.
         is_flipped = rng.random() < 0.5
         if is_flipped and self.flip != "never":
             image = ImageOps.mirror(image)

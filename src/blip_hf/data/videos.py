@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of videos, from a video file, an animated image or a folder of frames, and MSR-VTT's captions."""
+"""Reads frames of videos (video file, animated image or folder of frames), and captions of MSR-VTT."""
 
 import os
 import re
@@ -30,11 +30,10 @@ class UnreadableVideoError(UnreadableImageError):
 
 
 def sample_frame_indices(num_available: int, num_frames: int) -> list[int]:
-    """Indices of frames at equal distances, from the first frame on, in ascending order.
+    """Indices of frames at equal distances, in ascending order.
 
-    `salesforce/BLIP` `data/video_dataset.py` rounds the distance down: of 100 frames it takes 0, 12, ..., 84, and of a
-    clip with fewer than eight frames the first one eight times. Here the distance is not rounded, and the frames of a
-    short clip are repeated evenly.
+    Unlike salesforce/BLIP (`data/video_dataset.py`), the distance is not rounded down, and the frames of a short clip
+    are repeated evenly.
 
     Example:
         >>> sample_frame_indices(100, 8)
@@ -46,22 +45,14 @@ def sample_frame_indices(num_available: int, num_frames: int) -> list[int]:
 
 
 def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
-    """Reads frames of a video at equal distances.
+    """Reads frames of a video at equal distances, as RGB images. Frames are repeated if the video has fewer.
 
     Args:
         source (`str` or `Path`):
-            A folder of frames, which are sorted by name with numbers in numeric order; an animated `.gif`, `.webp` or
-            `.png`; or a video file, which needs PyAV (`pip install blip_hf[video]`).
+            A folder of frames in natural order; an animated `.gif`, `.webp` or `.png`; or a video file, which needs
+            PyAV (`pip install blip_hf[video]`).
         num_frames (`int`, *optional*, defaults to 8):
-            Number of frames. BLIP uses 8 for zero-shot video retrieval.
-
-    Returns:
-        `list[PIL.Image.Image]`: `num_frames` images of mode `RGB`; frames are repeated if the video has fewer.
-
-    Raises:
-        UnreadableVideoError: If the video cannot be read.
-        ImportError: If it is a video file and PyAV is not installed.
-        ValueError: If `num_frames` is below one.
+            Number of frames, as in BLIP's zero-shot video retrieval.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} is too small: pass 1 or more.")
@@ -70,7 +61,7 @@ def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
         files = _frame_files(path)
         return [open_image(files[index]) for index in _checked_indices(path, len(files), num_frames)]
     if not path.is_file():
-        raise _unreadable(path, "there is no such file or folder")
+        raise _unreadable(path, "it does not exist")
     if path.suffix.lower() in ANIMATION_SUFFIXES:
         return _read_animation(path, num_frames)
     return _read_video_file(path, num_frames)
@@ -150,28 +141,25 @@ def _unreadable(path: Path, reason: str) -> UnreadableVideoError:
 def load_video_captions(
     path: str | os.PathLike[str], *, video_root: str | os.PathLike[str] | None = None, suffix: str = ".mp4"
 ) -> list[VideoCaption]:
-    """Reads captions of videos in the form of BLIP's file for MSR-VTT: records `{"clip_name", "caption"}`.
+    """Reads captions of videos in BLIP's format for MSR-VTT: records `{"clip_name", "caption"}`.
 
     Args:
         path (`str` or `os.PathLike`):
-            A `.jsonl` file with one record a line, or a `.json` file with a list of them.
+            A `.jsonl` file with one record per line, or a `.json` file with a list.
         video_root (`str` or `os.PathLike`, *optional*):
             Folder of the videos. Defaults to the folder of the file.
         suffix (`str`, *optional*, defaults to `".mp4"`):
-            Suffix of the video files after the name of the clip. A folder with the name of the clip holds its frames.
+            Suffix of the video files. If a folder has the name of the clip, it is read instead.
 
     Returns:
-        `list[VideoCaption]`: records `{"video", "caption", "video_id"}` in the order of the file. Captions of one clip
-        share its `video_id`; clips are numbered from 0 in order of appearance. No video is opened.
-
-    Raises:
-        ValueError: If the file does not fit; the message names the record and the field.
+        `list[VideoCaption]`: records `{"video", "caption", "video_id"}` in the order of the file. Clips are numbered
+        from 0 in order of appearance. No video is opened.
     """
     path = Path(path)
     root = path.parent if video_root is None else Path(video_root)
     records = read_json(path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} holds no list of records, expected records with 'clip_name' and 'caption'.")
+        raise ValueError(f"{path} is not a list of records, expected records with 'clip_name' and 'caption'.")
     numbers: dict[str, int] = {}
     captions = []
     for number, record in enumerate(records):

@@ -13,19 +13,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def train_wordpiece_tokenizer(texts: Iterable[str], *, vocab_size: int = 30_522) -> BertTokenizer:
     """Trains a lower-casing WordPiece tokenizer; the same texts give the same ids.
 
-    `[PAD]` has id 0. `BlipProcessor.from_bert_tokenizer` adds BLIP's `[DEC]` and `[ENC]`.
-
-    Args:
-        texts (`Iterable[str]`):
-            Sentences or single words.
-        vocab_size (`int`, *optional*, defaults to 30522):
-            Maximum size of the vocabulary, that of BERT-base. Training stops earlier once each word is one piece.
-
-    Returns:
-        `BertTokenizer`: the tokenizer.
-
-    Raises:
-        ValueError: If `texts` has no visible character, or `vocab_size` is too small for its characters.
+    `vocab_size` is a maximum. `[PAD]` has id 0. `BlipProcessor.from_bert_tokenizer` adds BLIP's `[DEC]` and `[ENC]`.
 
     Example:
         >>> tokenizer = train_wordpiece_tokenizer(["a red circle", "two red squares"])
@@ -35,12 +23,12 @@ def train_wordpiece_tokenizer(texts: Iterable[str], *, vocab_size: int = 30_522)
     texts = list(texts)
     normalizer = normalizers.BertNormalizer(lowercase=True)
     alphabet = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
-    # The trainer numbers the pieces inside words in the order of a randomly seeded hash map and breaks ties between
-    # merges by number. Ids repeat only if these pieces are given.
+    # The trainer numbers the pieces inside words in random order and breaks ties between merges by number. Passing these
+    # pieces makes the ids reproducible.
     fixed_tokens = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in alphabet)]
     smallest_size = len(fixed_tokens) + len(alphabet)
     if not alphabet:
-        raise ValueError("`texts` holds no visible character; pass at least one word to learn a vocabulary from.")
+        raise ValueError("`texts` has no visible character; pass at least one word.")
     if vocab_size < smallest_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: {len(SPECIAL_TOKENS)} special tokens and two pieces for each of "

@@ -15,23 +15,15 @@ from .readers.vqa import VqaRecord
 from .text import pre_question
 
 
-# BLIP cuts no answer: as many tokens as BERT has positions.
+# BLIP does not truncate answers; BERT has 512 positions.
 MAX_ANSWER_LENGTH = 512
 
 
 class VqaDataset(PairDataset):
-    """Map-style data set over [`~blip_hf.data.readers.vqa.VqaRecord`] records; skips unusable ones as [`PairDataset`].
+    """Map-style data set over [`~blip_hf.data.readers.vqa.VqaRecord`] records; skips unusable ones as [`PairDataset`] does.
 
-    Args:
-        questions (sequence of records):
-            The output of [`~blip_hf.data.readers.load_vqa`], or a list.
-        transform (`Callable`, *optional*), seed (`int`, *optional*, defaults to 0):
-            As in [`PairDataset`]. The text holds the question and its answers, one per line, so that a flip swaps left
-            and right in all of them.
-        max_words (`int`, *optional*, defaults to 50):
-            Number of words to keep of a normalised question. BLIP keeps 50.
-        normalize_questions (`bool`, *optional*, defaults to `True`):
-            Whether to apply [`~blip_hf.data.text.pre_question`].
+    Arguments are as in [`PairDataset`]; BLIP keeps 50 words of a question. The text that the transform receives is the
+    question and its answers, one per line, so a flip swaps left and right in all of them.
 
     Example:
         >>> record = {"image": Image.new("L", (8, 8)), "question": "What is it?", "question_id": 5}
@@ -65,18 +57,16 @@ class VqaDataset(PairDataset):
 
 
 class BlipVqaCollator(PairCollator):
-    """Questions to the inputs and labels of [`BlipForQuestionAnswering`]. Rows start with `[CLS]`.
+    """Converts questions to the inputs and labels of [`BlipForQuestionAnswering`]. Rows start with `[CLS]`.
 
-    Maps [`~blip_hf.data.readers.vqa.VqaRecord`] records to `pixel_values` of shape `(b, 3, size, size)`, `input_ids` and
-    `attention_mask` of shape `(b, t)`, and for all `m` answers `labels` of shape `(m, t)`, -100 where there is no target,
-    `answer_weights` of shape `(m,)` and `answers_per_question` of shape `(b,)`. Equal answers to a question are one row,
-    with the sum of their weights. A batch without answers has no labels.
+    Maps [`~blip_hf.data.readers.vqa.VqaRecord`] records to `pixel_values` of shape `(b, 3, size, size)`, `input_ids`
+    and `attention_mask` of shape `(b, t)`, and for all `m` answers `labels` of shape `(m, t)`, `answer_weights` of
+    shape `(m,)` and `answers_per_question` of shape `(b,)`. Equal answers to a question are merged and their weights
+    summed. A batch without answers has no labels.
 
     Args:
-        processor ([`BlipProcessor`]):
-            Processor of images and text.
         max_length (`int`, *optional*, defaults to 35):
-            Longest question in tokens, `[CLS]` and `[SEP]` included. BLIP has 35.
+            Maximum number of tokens of a question, as in BLIP.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -101,7 +91,7 @@ class BlipVqaCollator(PairCollator):
         (tensor([0.7500, 0.2500, 0.5000]), tensor([2, 1]))
     """
 
-    role = "contrast"  # [CLS]; the model puts [ENC]
+    role = "contrast"  # [CLS]; the model sets [ENC]
     text_field = "question"
 
     def __init__(self, processor: BlipProcessor, max_length: int = 35) -> None:

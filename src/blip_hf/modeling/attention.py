@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Attention of all towers, the image memory that text passes read, and their masks.
+"""Attention of the image encoder and the text transformer, the image memory, and masks.
 
 Letters: `b` rows, `t` text tokens, `p` image tokens, `h` heads, `d` width, `g` text rows of each image.
 """
@@ -15,19 +15,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @dataclass(frozen=True)
 class ImageMemory:
-    """Cross-attention keys and values of encoded images, projected once and read by any number of text rows.
+    """Cross-attention keys and values of encoded images, `(n, h, p, head_dim)` for each text layer.
 
-    `b` text rows read `n` images in order, `g = b / n` consecutive rows per image. Keys and values are not copied:
-    cross-attention has no order among queries, so the rows of one image are folded into the query axis. This class is not a
-    tensor because `generate` expands tensors for beams, and beams share the memory.
-
-    Args:
-        keys (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Keys of each text layer.
-        values (`tuple` of `torch.Tensor` of shape `(n, h, p, head_dim)`):
-            Values of each text layer.
-        mask (`torch.Tensor` of shape `(n, p)`, *optional*):
-            1 for tokens, 0 for padding. Images have no padding; questions of VQA do.
+    Any number of text rows can read a memory: `b` rows read `n` images in order, `g = b / n` consecutive rows per
+    image. Keys and values are not copied, because the rows of one image are folded into the query axis. This class is
+    not a tensor, so `generate` does not expand it for beams. `mask` `(n, p)` is 0 for padding, which only questions of
+    VQA have.
     """
 
     keys: tuple[Tensor, ...]
@@ -148,8 +141,8 @@ def self_attention_mask(
 ) -> Tensor | None:
     """Mask of the text transformer's self-attention: boolean, true where a query may attend, or `None` without a mask.
 
-    Values of the padding mask are never read on the host, so a training step does not wait for the device. A mask of four
-    dimensions is returned unchanged, and flash kernels get the padding mask itself.
+    Values of the padding mask are never read on the host, so a training step does not wait for the device. A mask of
+    four dimensions is returned unchanged, and flash kernels get the padding mask itself.
     """
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask

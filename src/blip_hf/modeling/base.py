@@ -37,7 +37,7 @@ _MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict",
 
 
 class BlipPreTrainedModel(PreTrainedModel):
-    """Base class of the BLIP models: initialisation, capabilities, and checks on what is loaded."""
+    """Base class of the BLIP models."""
 
     config: BlipConfig
     base_model_prefix = "blip"
@@ -60,28 +60,24 @@ class BlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint and checks that it was made for this class.
+        """Loads a checkpoint and checks that it fits this class.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Local directory or Hub model id, saved by this package or by transformers.
-            *args:
-                Further arguments of the constructor.
             **kwargs:
-                Options of `PreTrainedModel.from_pretrained`, and `allow_new_heads` (`bool`, defaults to `False`): whether
-                to initialise parts that the checkpoint lacks at random, to train them.
+                Options of `PreTrainedModel.from_pretrained`, and `allow_new_heads` (`bool`, defaults to `False`):
+                whether parts that the checkpoint lacks may start at random.
 
         Returns:
             `BlipPreTrainedModel`: The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
 
         Raises:
-            ValueError: If the checkpoint lacks whole parts of this class, or all of a tower.
+            ValueError: If the checkpoint lacks whole parts of this class.
         """
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
         allow_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        with _held_loading_logs():
+        with _delayed_loading_logs():
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
             if not allow_other_shapes:
                 _refuse_other_shapes(model, info, str(pretrained_model_name_or_path))
@@ -138,7 +134,7 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
         return
     absent = {part for part, names in lacking.items() if names == untied[part]}
     if not heads and len(absent) < len(untied):
-        return  # a tower may lack a small part, such as BERT's pooler
+        return  # an encoder may lack a small part, such as BERT's pooler
     unexpected = {key.split(".")[0] for key in info["unexpected_keys"]}
     present = (set(parameters) - absent) | unexpected
     fitting = [name for name, parts in _CLASS_PARTS.items() if parts == present & set().union(*_CLASS_PARTS.values())]
@@ -166,24 +162,24 @@ def _refuse_other_shapes(model: PreTrainedModel, info: dict[str, Any], source: s
 
 
 @contextmanager
-def _held_loading_logs() -> Iterator[None]:
-    """Holds the logs of transformers' loading, and drops them if the checkpoint is refused: the error says it all."""
-    held: list[logging.LogRecord] = []
+def _delayed_loading_logs() -> Iterator[None]:
+    """Delays the logs of loading, and drops them if the checkpoint is refused with an error."""
+    records: list[logging.LogRecord] = []
 
-    def hold(record: logging.LogRecord) -> bool:
-        held.append(record)
+    def delay(record: logging.LogRecord) -> bool:
+        records.append(record)
         return False
 
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(hold)
+    logger.addFilter(delay)
     try:
         yield
     except WrongCheckpointError:
-        held.clear()
+        records.clear()
         raise
     finally:
-        logger.removeFilter(hold)
-        for record in held:
+        logger.removeFilter(delay)
+        for record in records:
             logger.handle(record)
 
 

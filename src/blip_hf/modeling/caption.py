@@ -24,10 +24,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     """Generates captions, with or without a prompt.
 
     Drop-in replacement for `transformers.BlipForConditionalGeneration`; reads and writes the same checkpoints.
-
-    Args:
-        config (`BlipConfig`):
-            Configuration of both towers.
     """
 
     config: BlipConfig
@@ -66,14 +62,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of calls of `forward` and `generate`.
 
-        Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-
         Returns:
-            `ImageMemory`: Pass it to `forward` or `generate` in place of the pixels.
+            `ImageMemory`: Pass it instead of pixels.
         """
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         return self.text_decoder.bert.build_image_memory(states, for_decoding=True)
@@ -104,19 +94,16 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Token ids, -100 at positions without loss (the prompt). Padding is ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
+                Whether to accept another image size than the configured one.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Number of last positions to compute logits for; 0 for all.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Labelled tokens of the whole optimiser step; Trainer passes it with gradient accumulation.
             image_memory (`ImageMemory`, *optional*):
-                Result of `get_image_memory`, in place of `pixel_values`. The output then has no image states.
+                Result of `get_image_memory`, instead of `pixel_values`. The output then has no image states.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(n * g, t)`: labels
                 already aligned with the logits.
-
-        Returns:
-            `BlipCaptioningOutput`: Loss, logits, and the image's states.
         """
         # Not in the signature: Trainer would expect it as a label in every batch.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -170,8 +157,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Generates captions.
 
-        Images are encoded and projected once for all beams and returned sequences. Prompts of different lengths may share a
-        batch: each loses its [SEP], starts with [DEC] and is padded on the left.
+        Images are encoded and projected once for all beams and returned sequences. Prompts of different lengths may
+        share a batch: each loses its [SEP], starts with [DEC] and is padded on the left.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`, *optional*):
@@ -180,12 +167,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Prompts from the processor: `g` consecutive rows per image, or one row for all images.
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-            generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
-                Settings.
             image_memory (`ImageMemory`, *optional*):
-                Result of `get_image_memory`, in place of `pixel_values`.
+                Result of `get_image_memory`, instead of `pixel_values`.
             **generate_kwargs:
                 Options that override `generation_config`, such as `num_beams`, `do_sample`, `top_p`, `max_new_tokens`. A
                 caption ends with [SEP] unless `eos_token_id` names other tokens.
@@ -227,8 +210,8 @@ def score_sequences(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of generated captions under the model, and their numbers of tokens, both of shape `(n * g,)`.
 
-    `sequences` are what `generate` returned for the `n` images of `memory`; the first `num_context` tokens ([DEC] and the
-    prompt) are not scored. Sums include the first [SEP].
+    `sequences` are what `generate` returned for the `n` images of `memory`; the first `num_context` tokens ([DEC] and
+    the prompt) are not scored. Sums include the first [SEP].
     """
     # Padding follows the caption and the decoder is causal, so no mask is needed.
     logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]

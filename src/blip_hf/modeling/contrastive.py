@@ -40,13 +40,9 @@ _STATE_PREFIXES = ("momentum_towers.", "queue.")
 class BlipContrastiveModel(BlipPreTrainedModel):
     """Base class of the models that train with ITC and ITM (paper, section 3.2).
 
-    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each optimiser
-    step; `BlipContrastiveTrainer` does both. `save_pretrained` leaves out the momentum encoder and the queue, which
-    `training_state_dict` returns. `from_pretrained` starts the momentum encoder from the loaded weights.
-
-    Args:
-        config (`BlipContrastiveConfig`):
-            Configuration of both towers and of the contrastive state.
+    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each
+    optimiser step; `BlipContrastiveTrainer` does both. `save_pretrained` omits the momentum encoder and the queue;
+    `training_state_dict` returns them. `from_pretrained` starts the momentum encoder from the loaded weights.
     """
 
     config: BlipContrastiveConfig
@@ -97,14 +93,14 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
     def reset_momentum(self) -> None:
         """Copies the current weights into the momentum encoder."""
-        averages, currents = self._momentum_pairs()
-        ema_update_(averages, currents, momentum=0.0)
+        momentum_parameters, parameters = self._momentum_pairs()
+        ema_update_(momentum_parameters, parameters, momentum=0.0)
 
     @torch.no_grad()
     def update_momentum(self) -> None:
         """Updates the momentum encoder and clamps the temperature; call it once after each optimiser step."""
-        averages, currents = self._momentum_pairs()
-        ema_update_(averages, currents, self.config.momentum)
+        momentum_parameters, parameters = self._momentum_pairs()
+        ema_update_(momentum_parameters, parameters, self.config.momentum)
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
@@ -116,7 +112,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         return []
 
     def training_state_dict(self) -> dict[str, Tensor]:
-        """State dict of the momentum encoder and the queue, which `save_pretrained` leaves out and a resumed run needs."""
+        """State dict of the momentum encoder and the queue, to resume a run."""
         return {name: value for name, value in self.state_dict().items() if name.startswith(_STATE_PREFIXES)}
 
     def export_retriever(self) -> BlipForImageTextRetrieval:
@@ -136,7 +132,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def _embed_words(self, input_ids: Tensor, *first_tokens: int) -> tuple[Tensor, ...]:
         """Word embeddings `(b, t, d)` of the texts, and of copies with each of `first_tokens` at position 0.
 
-        One lookup for all roles creates one gradient of the size of the vocabulary instead of three.
+        A single lookup creates one gradient of the size of the vocabulary instead of three.
         """
         texts = [input_ids, *(with_first_token(input_ids, token) for token in first_tokens)]
         return self.get_input_embeddings()(torch.stack(texts)).unbind()
@@ -172,7 +168,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
         losses, batch_logits = [], []
         for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
-            # Divide the queries, not the similarities, of which backward would keep a copy of shape (b, k).
+            # Divide the queries: dividing the similarities would keep another (b, k) tensor for backward.
             logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
                 targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
@@ -231,9 +227,10 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         return self.temp.float().clamp(*_TEMPERATURE_RANGE)
 
     def _momentum_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        currents = dict(self.named_parameters(remove_duplicate=False))
-        averages = dict(self.momentum_towers.named_parameters())
-        return list(averages.values()), [currents[name] for name in averages]
+        """Parameters of the momentum encoder and the model's parameters that they follow."""
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        momentum_parameters = dict(self.momentum_towers.named_parameters())
+        return list(momentum_parameters.values()), [parameters[name] for name in momentum_parameters]
 
     def _export(self, head_class: type, parts: tuple[str, ...]) -> Any:
         fields = {

@@ -133,10 +133,8 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
                 Token ids, [DEC] first.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 0 for padding.
-            position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Positions; defaults to 0, 1, 2, ...
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Word embeddings, in place of `input_ids`.
+                Word embeddings, instead of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
                 Encoded images.
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
@@ -145,8 +143,6 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
                 Token ids, -100 at positions without loss. They are shifted here.
             past_key_values (`Cache`, *optional*):
                 Self-attention keys and values of earlier tokens.
-            use_cache (`bool`, *optional*):
-                Whether to return a cache.
             return_logits (`bool`, *optional*, defaults to `False`):
                 Whether to return only the logits of all positions but the last, as a tensor.
             is_decoder (`bool`, *optional*, defaults to `True`):
@@ -156,7 +152,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Number of last positions to compute logits for, or indices of positions; 0 for all.
             image_memory (`ImageMemory`, *optional*):
-                Result of `BlipTextModel.build_image_memory`, in place of `encoder_hidden_states`.
+                Result of `BlipTextModel.build_image_memory`, instead of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Images that the last `r` rows read.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
@@ -167,9 +163,6 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(b, t)`: labels
                 already aligned with the logits.
-
-        Returns:
-            `CausalLMOutputWithCrossAttentions`: `loss` and `logits` of shape `(b, t, v)`.
         """
         shift_labels = kwargs.pop("shift_labels", None)  # not in the signature: Trainer would expect it in every batch
         if skip_last and labels is not None:

@@ -15,7 +15,7 @@ from .vision import BlipVisionModel
 
 # Image id of pairs whose image is unknown.
 UNKNOWN_IMAGE = -100
-# File of a training checkpoint that holds the momentum encoder and the queue.
+# File of the momentum encoder and the queue in a training checkpoint.
 MOMENTUM_STATE_NAME = "momentum_state.safetensors"
 
 
@@ -27,13 +27,13 @@ def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ema_update_(averages: Sequence[Tensor], currents: Sequence[Tensor], momentum: float) -> None:
-    """EMA step in place: `average <- momentum * average + (1 - momentum) * current`."""
-    torch._foreach_lerp_(list(averages), [current.detach() for current in currents], 1 - momentum)
+def ema_update_(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
+    """EMA step in place: `target <- momentum * target + (1 - momentum) * source`."""
+    torch._foreach_lerp_(list(targets), [source.detach() for source in sources], 1 - momentum)
 
 
 class FeatureQueue(nn.Module):
-    """Ring buffer of momentum features of past batches: further negatives, or positives with equal image ids.
+    """Ring buffer of momentum features of past batches: additional keys of ITC.
 
     Starts with random unit vectors, as salesforce/BLIP does. Batches may have any size; a size of 0 keeps nothing.
     """
@@ -52,7 +52,7 @@ class FeatureQueue(nn.Module):
 
     @property
     def size(self) -> int:
-        """Number of pairs that the queue holds."""
+        """Capacity in pairs."""
         return len(self.image_features)
 
     @property
@@ -62,7 +62,7 @@ class FeatureQueue(nn.Module):
 
     @property
     def fill(self) -> Tensor:
-        """Fraction of the queue that holds real features, a scalar."""
+        """Fraction of the queue that was enqueued, a scalar; the rest is random."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
 
     @torch.no_grad()

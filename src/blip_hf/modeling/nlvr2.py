@@ -31,10 +31,6 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
     One image encoder encodes both images. Each text layer has separate cross-attention weights for each image.
 
-    Args:
-        config (`BlipVisualReasoningConfig`):
-            Configuration of both towers, and the first layer that merges the images by learnt weights.
-
     Example:
         >>> import torch
         >>> from blip_hf import BlipForVisualReasoning, BlipVisualReasoningConfig
@@ -69,28 +65,23 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         text_fields: dict[str, Any] | None = None,
         **config_fields: Any,
     ) -> "BlipForVisualReasoning":
-        """Initialises a model from one of single images, as the paper does for NLVR2, in fp32.
+        """Initialises an fp32 model from a checkpoint for single images, as in the paper.
 
-        Cross-attention to both images starts from the same weights. Merge layers and classifier start at random.
+        Both cross-attentions start from the same weights, merge layers and classifier at random. Returns in evaluation
+        mode.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Directory or Hub id of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
                 checkpoint.
             image_size (`int`, *optional*, defaults to the checkpoint's):
-                Image size in pixels. Position embeddings are interpolated.
+                Image size in pixels.
             vision_fields (`dict`, *optional*):
                 Fields of `BlipVisionConfig`, such as `drop_path_rate` (0.1 in salesforce/BLIP).
             text_fields (`dict`, *optional*):
                 Fields of `BlipTextConfig`, such as dropout.
             **config_fields:
                 Fields of `BlipVisualReasoningConfig`, such as `merge_from_layer`.
-
-        Returns:
-            `BlipForVisualReasoning`: In evaluation mode.
-
-        Raises:
-            ValueError: If the checkpoint is of another class.
         """
         matcher = _load_matcher(pretrained_model_name_or_path)
         if image_size is not None:
@@ -138,12 +129,9 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             labels (`torch.Tensor` of shape `(n * g,)`, *optional*):
                 1 for true sentences, 0 for false ones. Adds the loss to the output.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
+                Whether to accept another image size than the configured one.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `BlipVisualReasoningOutput`: Logits, and the loss if labels are given.
 
         Raises:
             ValueError: If the pixels are not pairs, or the number of sentences is not a multiple of the pairs.

@@ -173,26 +173,10 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes texts grounded in pairs of images.
+        """Encodes texts grounded in pairs of images: `(n * g, t)` -> `(n * g, t, d)`, `g` consecutive texts per pair.
 
-        Args:
-            input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids, `g` consecutive texts per pair.
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
-            image_memories (`tuple[ImageMemory, ImageMemory]`):
-                Result of `build_image_memories` for `n` pairs.
-            cls_only (`bool`, *optional*, defaults to `False`):
-                As in `BlipTextModel`.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(n * g, t, d)`.
-            `cross_attentions` alternate between first and second images, layer by layer.
-
-        Raises:
-            ValueError: If a text is too long, or the number of texts is not a multiple of the pairs.
+        `image_memories` come from `build_image_memories` for `n` pairs. `cross_attentions` alternate between both
+        images.
         """
         refuse_unknown(kwargs, self)
         (num_texts, length), num_pairs = input_ids.shape, image_memories[0].num_images

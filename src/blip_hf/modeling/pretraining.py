@@ -17,7 +17,7 @@ from .momentum import image_ids_or_unknown
 from .outputs import BlipPreTrainingOutput
 from .text import BlipTextModel
 from .vision import BlipVisionModel
-from .warm_start import copy_into, read_text_tower, read_vision_tower
+from .warm_start import copy_into, read_text_encoder, read_vision_encoder
 
 
 # Encoder and decoder share all weights except self-attention (paper, section 3.1 and table 3).
@@ -32,13 +32,9 @@ SHARED_TEXT_PARTS = (
 class BlipForPreTraining(BlipContrastiveModel):
     """BLIP with its three objectives (ITC, ITM, LM), momentum encoder and feature queue.
 
-    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each optimiser
-    step; `BlipContrastiveTrainer` does both. `save_pretrained` leaves out the momentum encoder and the queue, which
-    `training_state_dict` returns. `from_pretrained` starts the momentum encoder from the loaded weights.
-
-    Args:
-        config (`BlipPreTrainingConfig`):
-            Configuration of both towers and of the contrastive state.
+    `forward` changes no state. Call `enqueue(output)` after each backward pass and `update_momentum()` after each
+    optimiser step; `BlipContrastiveTrainer` does both. `save_pretrained` omits the momentum encoder and the queue;
+    `training_state_dict` returns them. `from_pretrained` starts the momentum encoder from the loaded weights.
     """
 
     config: BlipPreTrainingConfig
@@ -67,7 +63,9 @@ class BlipForPreTraining(BlipContrastiveModel):
         text_fields: dict[str, Any] | None = None,
         **config_fields: Any,
     ) -> "BlipForPreTraining":
-        """Initialises the towers from a pre-trained ViT and BERT, as in the paper (section 4.1), in fp32.
+        """Initialises both encoders in fp32 from a pre-trained ViT and BERT (paper, section 4.1).
+
+        Cross-attention, heads and projections start at random. Returns the model in training mode.
 
         Args:
             vision (`str` or `os.PathLike`, *optional*):
@@ -75,7 +73,7 @@ class BlipForPreTraining(BlipContrastiveModel):
             text (`str` or `os.PathLike`, *optional*):
                 Directory or Hub id of a BERT checkpoint. By default, random weights.
             image_size (`int`, *optional*, defaults to the vision checkpoint's):
-                Image size in pixels. Position embeddings are interpolated.
+                Image size in pixels.
             vision_fields (`dict`, *optional*):
                 Fields of `BlipVisionConfig`, including sizes if there is no `vision`.
             text_fields (`dict`, *optional*):
@@ -83,16 +81,13 @@ class BlipForPreTraining(BlipContrastiveModel):
                 no `text`.
             **config_fields:
                 Fields of `BlipPreTrainingConfig`.
-
-        Returns:
-            `BlipForPreTraining`: In training mode. Cross-attention, heads and projections are new.
         """
         vision_config, vision_state = dict(vision_fields or {}), {}
         if vision is not None:
-            vision_config, vision_state = read_vision_tower(vision, **vision_config)
+            vision_config, vision_state = read_vision_encoder(vision, **vision_config)
         text_config, text_state = dict(text_fields or {}), {}
         if text is not None:
-            text_config, text_state = read_text_tower(text, **text_config)
+            text_config, text_state = read_text_encoder(text, **text_config)
         model = cls(BlipPreTrainingConfig(text_config=text_config, vision_config=vision_config, **config_fields))
         copy_into(model.vision_model, vision_state)
         copy_into(model.text_encoder, text_state)
@@ -162,12 +157,9 @@ class BlipForPreTraining(BlipContrastiveModel):
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
                 Equal for captions of one image, which are then not negatives of each other.
             generator (`torch.Generator`, *optional*):
-                Random generator that samples the hard negatives.
+                Samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
-                Tells Trainer that the model computes a loss without labels. `False` raises an error.
-
-        Returns:
-            `BlipPreTrainingOutput`: Losses, logits and features. `lm_logits` has the shape `(b, t - 1, v)`.
+                Makes Trainer compute the loss without labels. Must be true.
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         config = self.config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Helpers that several heads share: the role token at position 0, and projected features of that position."""
+"""The role token at position 0, and the projected features of that position."""
 
 import torch
 from torch import Tensor, nn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Generation settings, and batches of prompts of unequal length, each of which is continued as if it were alone."""
+"""Generation settings, and batches of prompts of different lengths, with the same results as one prompt at a time."""
 
 import copy
 from typing import Any
@@ -79,7 +79,8 @@ def limit_each_row(
 ) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
     """Makes `max_length` and `min_length` count the tokens of each row without its `num_padding`, of shape `(b,)`.
 
-    Returns processors and criteria for `generate`, and raises `settings.max_length` in place to make room for the padding.
+    Returns processors and criteria for `generate`, and raises `settings.max_length` in place to make room for the
+    padding.
     """
     processors, criteria = LogitsProcessorList(), StoppingCriteriaList()
     longest = int(num_padding.max())

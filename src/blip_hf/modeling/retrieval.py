@@ -18,13 +18,9 @@ from .vision import BlipVisionModel
 class BlipForImageTextRetrieval(BlipPreTrainedModel):
     """Compares images and texts by the cosine of their features or by the matching head.
 
-    Drop-in replacement for `transformers.BlipForImageTextRetrieval`; reads and writes the same checkpoints. Matching puts
-    [ENC] at position 0, as BLIP was trained; `itm_start_token="cls"` (an argument, or in the configuration) gives the scores
-    of transformers.
-
-    Args:
-        config (`BlipConfig`):
-            Configuration of both towers.
+    Drop-in replacement for `transformers.BlipForImageTextRetrieval`; reads and writes the same checkpoints. Matching
+    puts [ENC] at position 0, as BLIP was trained; `itm_start_token="cls"` (an argument, or in the configuration) gives
+    the scores of transformers.
     """
 
     config: BlipConfig
@@ -48,47 +44,17 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         self.text_encoder.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Projected and normalised image features; their dot product with text features is the cosine.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-
-        Returns:
-            `torch.Tensor` of shape `(n, d)`: Unit vectors.
-        """
+        """Projected and normalised image features of shape `(n, d)`; dot products with text features are cosines."""
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         return pool_and_project(states, self.vision_proj)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected and normalised text features.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(m, t)`):
-                Token ids, [CLS] first.
-            attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
-                0 for padding.
-
-        Returns:
-            `torch.Tensor` of shape `(m, d)`: Unit vectors.
-        """
+        """Projected and normalised features of shape `(m, d)` of texts that start with [CLS]."""
         states = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
         return pool_and_project(states, self.text_proj)
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
-        """Encodes images once, for any number of calls of `get_itm_logits`.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-
-        Returns:
-            `ImageMemory`: Pass it to `get_itm_logits`.
-        """
+        """Encodes images once, for any number of calls of `get_itm_logits`."""
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
         return self.text_encoder.build_image_memory(states)
 
@@ -111,7 +77,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 0 for padding.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
-                Images of the last `r` texts, by number, where they are not in order.
+                Index of the image of each of the last `r` texts. Earlier texts read the images in order.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
 
@@ -131,23 +97,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         image_index: Tensor | None = None,
         itm_start_token: str | None = None,
     ) -> Tensor:
-        """States of texts that have read encoded images (image-grounded encoder). The matching head reads position 0.
-
-        Args:
-            image_memory (`ImageMemory`):
-                As in `get_itm_logits`, and so are the other arguments.
-            input_ids (`torch.Tensor` of shape `(n * g, t)`):
-                Token ids.
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
-            image_index (`torch.Tensor` of shape `(r,)`, *optional*):
-                Images of the last `r` texts.
-            itm_start_token (`str`, *optional*, defaults to the configuration's):
-                `"enc"` or `"cls"`.
-
-        Returns:
-            `torch.Tensor` of shape `(n * g, t, text width)`: Hidden states of the last layer.
-        """
+        """Text states `(n * g, t, d)` of the image-grounded encoder. Arguments as in `get_itm_logits`, which reads position 0."""
         return self._grounded_states(
             image_memory, input_ids, attention_mask, image_index, itm_start_token
         ).last_hidden_state
@@ -176,16 +126,13 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
+                Whether to accept another image size than the configured one.
             labels (`torch.Tensor` of shape `(m,)`, *optional*):
                 1 for matched pairs, 0 for others. Adds the matching loss to the output.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `BlipMatchingOutput`: Scores, also under upstream's name `itm_score`.
 
         Raises:
             ValueError: If labels are given without the matching head, or texts do not divide among the images.

@@ -29,16 +29,13 @@ _PRETRAINING_NAMES = {rf"^text_decoder\.bert\.({'|'.join(SHARED_TEXT_PARTS)})\."
 class BlipForRetrievalTraining(BlipContrastiveModel):
     """Retrieval model for fine-tuning, with temperature, momentum encoder and feature queue.
 
-    Captions with the same `image_ids` are positives of each other in ITC and never negatives in ITM. Hard negatives are
-    sampled by the similarity of the online features; with `config.negative_all_rank`, from the batches of all processes.
+    Captions with the same `image_ids` are positives of each other in ITC and never negatives in ITM. Hard negatives
+    are sampled by the similarity of the online features; with `config.negative_all_rank`, from the batches of all
+    processes.
 
     `from_pretrained` takes checkpoints of this class, of `BlipForImageTextRetrieval` (also of transformers), and of
     `BlipForPreTraining`. The momentum encoder starts from the loaded weights, the queue at random. `forward` changes no
     state: call `enqueue` and `update_momentum` as for `BlipForPreTraining`, or use `BlipContrastiveTrainer`.
-
-    Args:
-        config (`BlipRetrievalTrainingConfig`):
-            Configuration of both towers and of the contrastive state.
 
     Example:
         ```python
@@ -66,17 +63,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint of this class, of `BlipForImageTextRetrieval`, or of `BlipForPreTraining`.
 
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Local directory or Hub model id.
-            *args:
-                As `BlipPreTrainedModel.from_pretrained`.
-            **kwargs:
-                As `BlipPreTrainedModel.from_pretrained`, including configuration fields such as `queue_size`.
-
-        Returns:
-            `BlipForRetrievalTraining`: The model in evaluation mode, or `(model, loading_info)` with
-            `output_loading_info=True`.
+        Arguments as in `BlipPreTrainedModel.from_pretrained`, including configuration fields such as `queue_size`.
         """
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, key_mapping=dict(_PRETRAINING_NAMES), **kwargs
@@ -119,12 +106,9 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):
                 Equal for captions of one image. By default each pair has its own image.
             generator (`torch.Generator`, *optional*):
-                Random generator that samples the hard negatives.
+                Samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
-                Tells Trainer that the model computes a loss without labels. `False` raises an error.
-
-        Returns:
-            `BlipContrastiveOutput`: Losses, logits and features.
+                Makes Trainer compute the loss without labels. Must be true.
         """
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         words, encoder_words = self._embed_words(input_ids, self.config.text_config.enc_token_id)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Text transformer with three roles: encoder, image-grounded encoder and decoder (paper, section 3.1).
 
-Without images, cross-attention is skipped (encoder). With images, it reads an image memory (image-grounded encoder). With
-`is_decoder=True`, self-attention is causal (image-grounded decoder).
+Without images, cross-attention is skipped (encoder). With images, it reads an image memory (image-grounded encoder).
+With `is_decoder=True`, self-attention is causal (image-grounded decoder).
 """
 
 import torch
@@ -73,19 +73,9 @@ class BlipTextModel(BlipTextPreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         for_decoding: bool = False,
     ) -> ImageMemory:
-        """Projects encoded images to the keys and values of every cross-attention layer.
+        """Projects encoder states `(n, p, encoder_d)` to the keys and values of every cross-attention layer.
 
-        Args:
-            encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`):
-                States of the image encoder, or of the question encoder in VQA.
-            encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
-                0 for padding.
-            for_decoding (`bool`, *optional*, defaults to `False`):
-                Whether to store the keys and values of each head contiguously, which makes decoding steps faster. One
-                pass over all tokens does not need this copy.
-
-        Returns:
-            `ImageMemory`: Pass it as `image_memory` any number of times.
+        `for_decoding` stores the keys and values of each head contiguously, which makes decoding steps faster.
         """
         if not self.config.is_decoder:
             raise ValueError("This text model has no cross-attention. Build it with text_config.is_decoder=True.")
@@ -118,28 +108,23 @@ class BlipTextModel(BlipTextPreTrainedModel):
 
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Token ids, or pass `inputs_embeds` or `encoder_embeds`.
+                Token ids.
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                1 for tokens, 0 for padding on the right. Padding on the left shifts positions unless
-                `position_ids` is given.
-            position_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
-                Positions; defaults to 0, 1, 2, ...
+                0 for padding. Padding on the left shifts positions unless `position_ids` is given.
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Word embeddings, in place of `input_ids`.
+                Word embeddings, instead of `input_ids`.
             encoder_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
-                Output of the embedding layer, in place of `input_ids`.
+                Output of the embedding layer, instead of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
                 Encoded images: `b / n` consecutive text rows read each image.
             encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
                 0 for padding in `encoder_hidden_states`.
-            past_key_values (`Cache`, *optional*):
-                Self-attention keys and values of earlier tokens.
             use_cache (`bool`, *optional*):
                 Whether to return a cache; requires `is_decoder`.
             is_decoder (`bool`, *optional*, defaults to `False`):
                 Whether self-attention is causal.
             image_memory (`ImageMemory`, *optional*):
-                Result of `build_image_memory`, in place of `encoder_hidden_states`.
+                Result of `build_image_memory`, instead of `encoder_hidden_states`.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Indices of the images that the last `r` rows read. The rows before them read all images in order.
             cls_only (`bool`, *optional*, defaults to `False`):
@@ -147,9 +132,6 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 output then has `t = 1`. Not supported with `is_decoder`.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`: `last_hidden_state` of shape `(b, t, d)`.
 
         Raises:
             ValueError: If the inputs are ambiguous, too long, or not a multiple of the images.

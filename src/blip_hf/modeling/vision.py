@@ -195,15 +195,7 @@ class BlipVisionModel(BlipPreTrainedModel):
         return self.embeddings.position_embedding
 
     def freeze_first_layers(self, num_layers: int) -> None:
-        """Freezes the embeddings and the first layers, which makes training faster and overfitting less likely.
-
-        Args:
-            num_layers (`int`):
-                Number of layers to freeze. 0 freezes nothing.
-
-        Raises:
-            ValueError: If the encoder has fewer layers.
-        """
+        """Freezes the embeddings and the first `num_layers` layers; 0 freezes nothing."""
         if not 0 <= num_layers <= len(self.encoder.layers):
             raise ValueError(
                 f"num_layers is {num_layers}, expected 0 to {len(self.encoder.layers)}, the layers of the image encoder."
@@ -214,15 +206,7 @@ class BlipVisionModel(BlipPreTrainedModel):
             layer.requires_grad_(False)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Resizes the position embeddings (bicubic) to a new image size.
-
-        Args:
-            new_num_position_embeddings (`int`):
-                New image size in pixels, a multiple of the patch size. Updates the configuration.
-
-        Raises:
-            ValueError: If the size is not a multiple of the patch size.
-        """
+        """Resizes the position embeddings (bicubic) to a new image size in pixels, and updates the configuration."""
         size, patch = new_num_position_embeddings, self.config.patch_size
         if size <= 0 or size % patch:
             raise ValueError(f"The image size is {size}, expected a positive multiple of the patch size {patch}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering: the question reads the image, the answer reads the question (paper, section 5.4)."""
+"""Visual question answering (paper, section 5.4)."""
 
 import copy
 from typing import Any
@@ -32,8 +32,8 @@ _CANDIDATES_AT_ONCE = 512
 class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     """Answers questions about images, by generation or by ranking a list of answers.
 
-    An image-grounded encoder reads the question. The decoder reads the states of the question, not the image. They are
-    projected once per question, for all answers, candidates and beams.
+    An image-grounded encoder reads the question. The decoder reads the states of the question, not the image. The
+    paper sets `vision_config.drop_path_rate=0.1` for this task.
 
     Reads and writes the checkpoints of `transformers.BlipForQuestionAnswering`, with two differences:
 
@@ -42,10 +42,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
 
     The decoder's cross-attention has the width of the text. That of transformers has the width of images; all released
     checkpoints have equal widths.
-
-    Args:
-        config (`BlipConfig`):
-            Configuration of both towers. The paper sets `vision_config.drop_path_rate=0.1` for this task.
     """
 
     config: BlipConfig
@@ -68,13 +64,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
 
         Encoder and decoder get separate copies of their shared weights. If images and texts have different widths, the
         decoder's cross-attention starts at random, with a warning.
-
-        Args:
-            model (`BlipForPreTraining`):
-                The pre-trained model.
-
-        Returns:
-            `BlipForQuestionAnswering`: On the same device and with the same dtype.
         """
         answerer = cls(model.export_captioner().config).to(model.device, model.dtype)
         answerer.vision_model.load_state_dict(model.vision_model.state_dict())
@@ -113,21 +102,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> ImageMemory:
-        """Encodes questions once, for any number of calls of `text_decoder`.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(b, t)`):
-                Questions, as in `forward`.
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-
-        Returns:
-            `ImageMemory`: Keys and values of `b` questions.
-        """
+        """Encodes `b` questions once, for any number of calls of `text_decoder`. Arguments as in `forward`."""
         input_ids, attention_mask = expand_text(len(pixel_values), input_ids, attention_mask)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         question = self._read_questions(vision.last_hidden_state, input_ids, attention_mask)
@@ -165,7 +140,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             labels (`torch.Tensor` of shape `(m, t)`, *optional*):
                 Token ids of the answers, not shifted. -100 and padding are ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
+                Whether to accept another image size than the configured one.
             answer_weights (`torch.Tensor` of shape `(m,)`, *optional*):
                 Weight of each answer. The loss is then the weighted sum of answer losses divided by the number of questions
                 (salesforce/BLIP). By default it is the mean over all answer tokens (transformers).
@@ -173,10 +148,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
                 Number of answers of each question, `m` in total. Defaults to `m / b` for each.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `BlipQuestionAnsweringOutput`: Loss, logits (of shape `(m, t - 1, v)` in training with labels), and states of images
-            and questions.
 
         Raises:
             ValueError: If there are no answers, or their number does not fit the questions.
@@ -228,19 +199,9 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Generates answers. Questions are encoded and projected once for all beams and returned sequences.
+        """Generates answers to questions as in `forward`, which are encoded once for all beams and returned sequences.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(b, t)`):
-                Questions, as in `forward`.
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-            generation_config (`GenerationConfig`, *optional*, defaults to the model's own):
-                Settings.
             **generate_kwargs:
                 Options that override `generation_config`. salesforce/BLIP uses `num_beams=3`, `max_length=10`,
                 `min_length=1`.
@@ -273,30 +234,19 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         num_candidates: int = 128,
         interpolate_pos_encoding: bool = False,
     ) -> BlipAnswerRankingOutput:
-        """Ranks a list of answers in two stages (paper, section 5.4).
+        """Ranks a list of answers to questions as in `forward`, in two stages (paper, section 5.4).
 
-        The answers with the most likely first tokens become candidates. The candidate with the highest log-likelihood is
-        the answer. As in salesforce/BLIP, the log-likelihood includes label smoothing; set
+        The answers with the most likely first tokens become candidates. The candidate with the highest log-likelihood
+        is the answer. As in salesforce/BLIP, the log-likelihood includes label smoothing; set
         `text_decoder.config.label_smoothing` to 0 for the exact one.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
-                Normalised pixels.
-            input_ids (`torch.Tensor` of shape `(b, t)`):
-                Questions, as in `forward`.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding.
             answer_ids (`torch.Tensor` of shape `(m, t)`):
                 The list: each row is [CLS] or [DEC], the answer, [SEP], padding on the right.
             answer_attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
                 0 for padding.
             num_candidates (`int`, *optional*, defaults to 128):
                 Number of candidates per question; at most the length of the list.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate position embeddings for images of another size than the configured one.
-
-        Returns:
-            `BlipAnswerRankingOutput`: The best answers, and the candidates with their scores.
 
         Raises:
             ValueError: If `num_candidates` is below 1 or the list is empty.
@@ -348,7 +298,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         return self.text_encoder(input_ids, attention_mask, image_memory=memory, **kwargs)
 
     def _with_dec(self, answer_ids: Tensor) -> Tensor:
-        """Copies answers with [DEC] in place of a [CLS] or an ignored label at position 0."""
+        """Copies answers, and replaces a [CLS] or an ignored label at position 0 by [DEC]."""
         config = self.config.text_config
         first = answer_ids[:, :1]
         is_start = (first == config.cls_token_id) | (first == config.pad_token_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads ViT and BERT checkpoints of transformers as BLIP towers, to start pre-training (paper, section 4.1)."""
+"""Reads ViT and BERT checkpoints of transformers, to start pre-training (paper, section 4.1)."""
 
 import os
 import re
@@ -48,7 +48,7 @@ _SHARED_TEXT_FIELDS = (
 _NUM_ADDED_TOKENS = 2
 
 
-def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
+def read_vision_encoder(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
     """Reads a ViT, DeiT or `BlipVisionModel` checkpoint: configuration, and tensors with our names."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type == "blip_vision_model":
@@ -68,11 +68,11 @@ def read_vision_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipVisio
     return BlipVisionConfig(**(shared | fields)), state
 
 
-def read_text_tower(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextConfig, dict[str, Tensor]]:
+def read_text_encoder(path: str | os.PathLike, **fields: Any) -> tuple[BlipTextConfig, dict[str, Tensor]]:
     """Reads a BERT checkpoint: configuration, and tensors with our names, without cross-attention.
 
-    BERT adds the vector of token type 0 to every position, and BLIP has no token types. The vector is added to the position
-    embeddings (salesforce/BLIP drops it), so the unimodal text encoder reproduces BERT's outputs.
+    Adds BERT's vector of token type 0 to the position embeddings, because BLIP has no token types. The unimodal text
+    encoder then reproduces BERT's outputs. salesforce/BLIP drops the vector.
     """
     config = AutoConfig.from_pretrained(path)
     _require_type(path, config.model_type, ("bert",))
@@ -96,7 +96,7 @@ def copy_into(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
 
 def _require_type(path: str | os.PathLike, model_type: str, accepted: tuple[str, ...]) -> None:
     if model_type not in accepted:
-        raise ValueError(f"{path} holds a model of type {model_type!r}, expected one of {', '.join(accepted)}.")
+        raise ValueError(f"{path} contains a model of type {model_type!r}, expected one of {', '.join(accepted)}.")
 
 
 def _rename(state: dict[str, Tensor], renames: dict[str, str], dropped: str) -> dict[str, Tensor]:
@@ -110,4 +110,4 @@ def _rename(state: dict[str, Tensor], renames: dict[str, str], dropped: str) -> 
     return renamed
 
 
-__all__ = ["copy_into", "read_text_tower", "read_vision_tower"]
+__all__ = ["copy_into", "read_text_encoder", "read_vision_encoder"]

@@ -130,8 +130,8 @@ def test_records_that_do_not_fit_are_named(record, message, tmp_path):
     ("content", "message"),
     [
         ("[]", "There are no records in"),
-        ("3", "holds a int, expected a list of records"),
-        ('{"data": []}', "holds an object with 'data', expected a list of records"),
+        ("3", "contains a int, expected a list of records"),
+        ('{"data": []}', "contains an object with 'data', expected a list of records"),
         ('[{"image": ', "cannot be parsed"),
         ('{"image": "a"}\n{"image": "b"}', "in a .jsonl file one record a line"),
     ],
@@ -157,7 +157,7 @@ def test_image_folder_is_read_by_its_metadata(field, photos):
 def test_image_folder_may_have_a_folder_a_split(photos):
     write_json_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
     assert colors_of(load_pairs(photos, split="test")) == [(0, 255, 0)]
-    with pytest.raises(ValueError, match="holds images without captions"):
+    with pytest.raises(ValueError, match="has images without captions"):
         load_pairs(photos)
 
 

@@ -66,7 +66,7 @@ def test_names_on_the_hub_do_not_look_like_paths(name, expected, tmp_path, monke
 
 
 def test_an_unreachable_name_is_told_from_a_missing_file():
-    with pytest.raises(ValueError, match=r"'somebody/photos' is neither a file or folder here nor a data set within"):
+    with pytest.raises(ValueError, match=r"'somebody/photos' is not an existing file or folder, and cannot be loaded"):
         load_pairs("somebody/photos")
 
 
@@ -75,17 +75,17 @@ def test_a_folder_of_two_kinds_says_what_it_holds(read_source, tmp_path):
     write_tar(tmp_path / "a.tar", [])
     write_tar(tmp_path / "b.tar", [])
     write_json(tmp_path / "a.json", [])
-    with pytest.raises(ValueError, match=r"holds 1 JSON lists \(a.json\) and 2 tars \(a.tar, ...\). Pass one kind"):
+    with pytest.raises(ValueError, match=r"contains 1 JSON lists \(a.json\) and 2 tars \(a.tar, ...\). Pass one kind"):
         read_source(tmp_path)
 
 
 @ENTRY_POINTS
 def test_a_folder_without_a_known_format_says_what_it_holds(read_source, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no known format \(it is empty\)"):
+    with pytest.raises(ValueError, match=r"has no known format \(it is empty\)"):
         read_source(tmp_path)
     (tmp_path / "notes.md").write_text("")
     (tmp_path / "sub").mkdir()
-    with pytest.raises(ValueError, match=r"holds no known format \(it holds notes.md, sub/\)"):
+    with pytest.raises(ValueError, match=r"has no known format \(it contains notes.md, sub/\)"):
         read_source(tmp_path)
     with pytest.raises(ValueError, match=r"notes.md has an unknown format"):
         read_source(tmp_path / "notes.md")
@@ -97,7 +97,7 @@ def test_a_folder_without_a_known_format_says_what_it_holds(read_source, tmp_pat
 def test_two_kinds_of_metadata_are_refused(read_source, tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a")
-    with pytest.raises(ValueError, match=r"holds both metadata.jsonl and metadata.csv"):
+    with pytest.raises(ValueError, match=r"has both metadata.jsonl and metadata.csv"):
         read_source(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_two_kinds_of_metadata_are_refused(read_source, tmp_path):
 def test_a_parquet_of_urls_is_refused_with_the_remedy(read_source, columns, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(
-        ValueError, match=r"holds URLs \(column '\w+'\) and no images. Download .* img2dataset --url_list"
+        ValueError, match=r"has URLs \(column '\w+'\) and no images. Download .* img2dataset --url_list"
     ):
         read_source(tmp_path / "x.parquet")
 
@@ -122,7 +122,7 @@ def test_lists_may_lie_among_their_images(tmp_path):
     write_json(tmp_path / "a.json", [{"image": "red.png", "caption": "red"}])
     assert summary(read(tmp_path)) == [("a/00000000", ("red",))]
     (tmp_path / "lime.txt").write_text("green")
-    with pytest.raises(ValueError, match=r"holds 1 JSON lists \(a.json\) and 2 images"):
+    with pytest.raises(ValueError, match=r"contains 1 JSON lists \(a.json\) and 2 images"):
         find_shards(tmp_path)
 
 

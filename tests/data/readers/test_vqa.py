@@ -101,8 +101,8 @@ def test_ids_of_different_kinds_become_text(tmp_path):
         ([{**RECORD, "question": None}], "record 0: field 'question' is None, expected str"),
         ([{"question": "?"}], r"record 0: field 'image' is missing \(there are: question\)"),
         ([RECORD, 5], "record 1 is a int, expected an object with 'question'"),
-        ([], "holds an empty list, expected a list of .*Visual Genome"),
-        ({"annotations": []}, "holds an object with annotations, expected a list of"),
+        ([], "contains an empty list, expected a list of .*Visual Genome"),
+        ({"annotations": []}, "contains an object with annotations, expected a list of"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, content, message):
@@ -157,7 +157,7 @@ def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
         ({"annotations": VQA_ANNOTATIONS["annotations"][:1]}, "question 0: .*has no answers to question_id 421"),
         ({"annotations": [{"question_id": 90}]}, "annotation 0: field 'answers' is missing"),
         ({"annotations": [{"question_id": 90, "answers": [{}]}]}, "annotation 0, answer 0: field 'answer' is missing"),
-        ([], "holds an empty list, expected VQA's"),
+        ([], "contains an empty list, expected VQA's"),
     ],
 )
 def test_annotations_that_do_not_fit_are_named(tmp_path, annotations, message):
@@ -167,7 +167,7 @@ def test_annotations_that_do_not_fit_are_named(tmp_path, annotations, message):
 
 
 def test_annotations_of_another_kind_of_file_raise(tmp_path):
-    with pytest.raises(ValueError, match="annotations go with VQA's"):
+    with pytest.raises(ValueError, match="annotations require VQA's"):
         load_vqa(write(tmp_path, [RECORD]), annotations="annotations.json")
 
 

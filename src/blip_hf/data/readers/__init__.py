@@ -6,7 +6,7 @@
 | JSON list or lines                   | `image` (path), `caption`: a text or a list of texts, optional `image_id`     |
 | COCO, NoCaps, Karpathy annotations   | as published                                                                 |
 | folder with `metadata.jsonl`, `.csv` | `file_name`, `caption` or `text`, optional `image_id`                         |
-| folder of images                     | `1.jpg` with `1.txt` or `1.json` beside it, in subfolders too                |
+| folder of images                     | `1.jpg` with `1.txt` or `1.json`, also in subfolders                         |
 | Parquet                              | `image` (bytes, path, or struct of both), `caption`, `captions` or `text`,   |
 |                                      | optional `id`, `image_id`                                                    |
 | WebDataset tar                       | `key.jpg` with `key.txt`, or `key.json` with `caption`, optional `image_id`  |
@@ -32,31 +32,29 @@ from .vqa import load_vqa, most_common_answers
 def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
     """Reads image-text pairs with random access, without opening an image.
 
-    Equal `image_id`s mark captions of the same image. They are the source's ids if these are numbers from 0 up.
-    Otherwise the images are numbered: by the source's ids; or by path or place if an image has no id, or if several
-    sources are joined, whose ids may clash.
+    Captions of the same image have equal `image_id`s: the source's ids if these are non-negative integers, otherwise
+    numbers from 0. Images without an id, and images of several sources, are distinguished by path or position.
 
-    `source_id`s name the images in results: the source's ids as written. An image without one is named by COCO's number
-    in its file name, or else by its path, key or row. If two images would share a name, all are named by their full
-    paths.
+    `source_id`s name the images in results: the source's id, else COCO's number in the file name, else the path, key
+    or row. If these are not unique, full paths are used.
 
-    A record that does not fit raises an error. In tars and folders of images, it is skipped with a warning instead.
+    An invalid record raises an error. In tars and folders of images, it is skipped with a warning instead.
 
     Args:
         source (`str`, `Path`, `Dataset`, `DatasetDict`, [`Scenes`], or a list of them):
             Any source in the table of [`~blip_hf.data.readers`].
         image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to the folder of the file.
+            Folder of relative image paths. Defaults to the folder of the file.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a source that has several: a `DatasetDict`, a data set on the Hub, a folder with a subfolder for
-            each split, or a file of Karpathy, whose `"train"` includes `restval`.
+            Split to read, if the source has several: a `DatasetDict`, a data set on the Hub, a folder with one
+            subfolder per split, or a Karpathy file, where `"train"` includes `restval`.
 
     Returns:
-        `datasets.Dataset`: one row a caption, in the order of the source, with the columns `image` (a path, or an
+        `datasets.Dataset`: one row per caption, in the order of the source, with the columns `image` (a path, or an
         undecoded image), `caption`, `image_id` and `source_id`.
 
     Raises:
-        ValueError: If the source does not exist or does not fit; the message names the record and the field.
+        ValueError: If the source does not exist or has an invalid record, which the message names.
 
     Example:
         >>> source = Dataset.from_dict(
@@ -70,22 +68,10 @@ def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str
 
 
 def load_images(source: Source, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
-    """Reads images with random access, with or without captions in the source, without opening one.
+    """Reads images with random access, also from sources without captions, without opening an image.
 
-    Args:
-        source (`str`, `Path`, `Dataset`, `DatasetDict`, [`Scenes`], or a list of them):
-            As in [`load_pairs`], also an image file or a folder of images alone.
-        image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to the folder of the file.
-        split (`str`, *optional*, defaults to `"train"`):
-            As in [`load_pairs`].
-
-    Returns:
-        `datasets.Dataset`: one row an image, in the order of the source, with the columns `image`, `image_id` and
-        `source_id`.
-
-    Raises:
-        ValueError: If the source does not exist or does not fit.
+    Arguments as in [`load_pairs`]; also takes an image file or a folder of images alone. Returns one row per image,
+    with the columns `image`, `image_id` and `source_id`.
     """
     readers = open_source(source, image_root=image_root, split=split, needs_captions=False)
     return read_images(readers, is_joined=len(as_list(source)) > 1).without_captions()
@@ -96,25 +82,14 @@ def find_shards(
 ) -> list[Shard]:
     """Splits a source into shards, each of which streams its samples.
 
-    Neighbours with the same image and `image_id` are one sample with several texts. A sample is called
-    `<file>/<key, id or number>`, so that its id does not depend on `shard_size`. An error in a file as a whole is raised
-    here or when the file is read. A record that does not fit is skipped and counted.
+    Consecutive records with the same image and `image_id` are one sample with several texts. The id of a sample is
+    `<file>/<key, id or number>`, so it does not depend on `shard_size`. An unreadable file raises an error, here or
+    during reading. An invalid record is skipped and counted. `source`, `image_root` and `split` are as in
+    [`load_pairs`].
 
     Args:
-        source (`str`, `Path`, `Dataset`, `DatasetDict`, [`Scenes`], or a list of them):
-            Any source in the table of [`~blip_hf.data.readers`].
-        image_root (`str` or `Path`, *optional*):
-            Folder that relative image paths start from. Defaults to the folder of the file.
         shard_size (`int`, *optional*, defaults to 1000):
-            Records of a shard. Records of one image stay together. Tars and Parquet files are one shard each.
-        split (`str`, *optional*, defaults to `"train"`):
-            As in [`load_pairs`].
-
-    Returns:
-        `list[Shard]`: in order, with different names.
-
-    Raises:
-        ValueError: If the source does not exist or does not fit.
+            Records per shard. Records of one image stay together. Each tar or Parquet file is one shard.
 
     Example:
         >>> shards = find_shards("scenes:5", shard_size=3)

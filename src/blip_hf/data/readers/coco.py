@@ -13,9 +13,7 @@ _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?0{6}(\d{6})\.jpg")
 
 
 def coco_records(content: Record, name: str, *, needs_captions: bool = True) -> list[Record]:
-    """One record `{"image", "caption", "image_id"}` an image, in the order of `images`.
-
-    Images without captions are left out, unless captions are not needed.
+    """One record `{"image", "caption", "image_id"}` per image; with `needs_captions`, only images with captions.
 
     Example:
         >>> content = {
@@ -57,7 +55,7 @@ def coco_captions(content: Record, name: str, images: Mapping[int | str, Record]
 
 
 def listed(content: Record, field: str, name: str, expected: str) -> Iterator[tuple[str, Record]]:
-    """The records of a list inside an object, each with its place for messages."""
+    """The records of a list in an object, each with its name in messages."""
     records = content.get(field)
     if not isinstance(records, list) or not records:
         raise field_error(content, field, name, "a list of records")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folders of images with their texts beside them: `1.txt` or `1.json` beside `1.jpg`, in subfolders too."""
+"""Folders of images with text files: `1.jpg` with `1.txt` or `1.json`, also in subfolders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class ImageFolder:
     needs_captions: bool = True
 
     def records(self) -> RecordStream:
-        """Records and what is skipped, in the order of the paths."""
+        """Records and skipped ones, in the order of the paths."""
         return self._read(self._images())
 
     def shards(self, shard_size: int) -> list[Shard]:
-        """Shards of so many images."""
+        """Shards of `shard_size` images."""
         images = self._images()
         return [
             Shard(f"{self.name}-{number:05d}", partial(self._stream, images[start : start + shard_size]))
@@ -36,8 +36,8 @@ class ImageFolder:
         images = [self.path] if self.path.is_file() else list_images(self.path, recursive=True)
         if self.needs_captions and not any(map(_has_sidecar, images)):
             raise ValueError(
-                f"{self.path} holds images without captions ({len(images)}, such as {images[0].name}). Add a"
-                " metadata.jsonl or metadata.csv, or a .txt beside each image; or pass a JSON list with this folder as"
+                f"{self.path} has images without captions ({len(images)}, such as {images[0].name}). Add a"
+                " metadata.jsonl or metadata.csv, or a .txt file for each image; or pass a JSON list with this folder as"
                 " image_root."
             )
         return images
@@ -48,7 +48,7 @@ class ImageFolder:
             sample_id = f"{self.name}/{key}"
             try:
                 if self.needs_captions and not _has_sidecar(image):
-                    raise ValueError(f"it has no caption: neither {' nor '.join(SIDECAR_SUFFIXES)} is beside it")
+                    raise ValueError(f"it has no caption: no {' or '.join(SIDECAR_SUFFIXES)} file of the same name")
                 text, fields = (_content(image.with_suffix(suffix)) for suffix in SIDECAR_SUFFIXES)
                 captions, image_id = read_sidecars(text, fields, sample_id, needs_captions=self.needs_captions)
             except ValueError as error:

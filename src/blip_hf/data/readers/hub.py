@@ -21,7 +21,7 @@ _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")  # of a file; `.5` in `owner/name-1.
 
 @dataclass(frozen=True)
 class Table:
-    """A data set. Its images stay where they are, memory-mapped."""
+    """A data set. Its images stay memory-mapped."""
 
     dataset: Dataset
     name: str
@@ -29,14 +29,14 @@ class Table:
     needs_captions: bool = True
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for one that does not fit."""
+        """All records. Raises `ValueError` for an invalid one."""
         for item in self._read(0, len(self.dataset), strict=True):
             if isinstance(item, Skipped):
                 raise ValueError(item.detail)
             yield item
 
     def shards(self, shard_size: int) -> list[Shard]:
-        """Shards of so many rows."""
+        """Shards of `shard_size` rows."""
         self.columns()
         return [
             Shard(f"{self.name}-{number:05d}", partial(self._stream, start, start + shard_size))
@@ -44,7 +44,7 @@ class Table:
         ]
 
     def columns(self) -> Dataset:
-        """The columns that are read, by our names, with images that are not decoded."""
+        """The required columns with standard names, and images that are not decoded."""
         described = f"data set {self.dataset.info.dataset_name or self.name}"
         names = find_columns(self.dataset.column_names, f"The {described}", needs_captions=self.needs_captions)
         dataset = self.dataset.with_format(None).select_columns(list(names.values()))
@@ -83,7 +83,7 @@ def load_from_hub(name: str, split: str) -> Dataset:
         return datasets.load_dataset(name, split=split)
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"{name!r} is neither a file or folder here nor a data set within reach on the Hub ({error})."
+            f"{name!r} is not an existing file or folder, and cannot be loaded from the Hub ({error})."
         ) from error
 
 
@@ -103,9 +103,9 @@ def pick_split(dataset: Dataset | DatasetDict, split: str) -> Dataset:
 
 
 def paths_or_rows(images: Dataset) -> Sequence[int | str]:
-    """What tells undecoded images apart: their paths, or row numbers if one is stored as bytes."""
+    """Unique keys of undecoded images: their paths, or row numbers if one is stored as bytes."""
     columns = images.flatten()
-    # Beside bytes a path is only a name, which two images may share.
+    # The path of an image stored as bytes is only a name and may not be unique.
     has_only_paths = columns.data["image.bytes"].null_count == len(columns.data)
     return columns["image.path"] if has_only_paths else range(len(images))
 

@@ -39,7 +39,7 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
 def iterate_json_lines(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
     """The records of JSON lines, each with its first byte, from the line at byte `start` on.
 
-    A line that cannot be parsed gives its `Exception`. Empty lines are left out and invalid UTF-8 is replaced.
+    Yields the `Exception` of a line that cannot be parsed. Skips empty lines and replaces invalid UTF-8.
     """
     with path.open("rb") as file:
         offset = _start_of_text(file) if start is None else start
@@ -90,7 +90,7 @@ class _Window:
         return found
 
     def parse(self) -> Any:
-        """The value here. It ends where a separator or the file's end follows: `12` may be the start of `12.3`."""
+        """The next value. Reads until a separator or the end of the file follows: `12` may be the start of `12.3`."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
@@ -109,7 +109,7 @@ class _Window:
 
     def _read_more(self) -> None:
         left = self.text[self.position :]
-        # Doubles the window, so that a long value is parsed a few times and not once a chunk.
+        # Doubles the window, so a long value is not parsed again for each chunk.
         content = self.file.read(max(_CHUNK, len(left)))
         self.text, self.position = left + self.decoder.decode(content, final=not content), 0
         self.is_whole = not content

@@ -28,7 +28,7 @@ from .records import (
 from .samples import Shard, Skipped, Stream
 
 
-# Gives rows, each with the place to start from to read it again. `None` starts at the first one.
+# Yields rows, each with the offset to start from to read it again. `None` starts at the first one.
 RowReader = Callable[[int | None], Iterator[tuple[int, Any]]]
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -40,7 +40,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list, which is cut into shards between images. Relative image paths start from `root`."""
+    """A list file. Relative image paths start from `root`."""
 
     path: Path
     name: str
@@ -49,7 +49,7 @@ class ListFile:
     needs_captions: bool = True
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for one that does not fit."""
+        """All records. Raises `ValueError` for an invalid one."""
         for row, raw in enumerate(self._read_all()):
             where = f"{self.path}, record {row}"
             if isinstance(raw, Exception):
@@ -57,7 +57,7 @@ class ListFile:
             yield self._parse(raw, row, where)
 
     def shards(self, shard_size: int) -> list[Shard]:
-        """Shards of so many records; more if those of one image go on."""
+        """Shards of `shard_size` records, or more to keep the records of one image together."""
         rows = self._row_reader()
         return [
             Shard(f"{self.name}-{number:05d}", partial(self._stream, rows, *cut))
@@ -74,7 +74,7 @@ class ListFile:
         content = read_json(self.path)
         content = self._read_object(content) if isinstance(content, dict) else content
         if not isinstance(content, list):
-            raise ValueError(f"{self.path} holds a {type(content).__name__}, expected {SHAPES}.")
+            raise ValueError(f"{self.path} contains a {type(content).__name__}, expected {SHAPES}.")
         return content
 
     def _row_reader(self) -> RowReader:
@@ -91,7 +91,7 @@ class ListFile:
         name = str(self.path)
         if "images" not in content:
             fields = ", ".join(map(repr, content)) or "nothing"
-            raise ValueError(f"{name} holds an object with {fields}, expected {SHAPES}.")
+            raise ValueError(f"{name} contains an object with {fields}, expected {SHAPES}.")
         if "annotations" in content or (not self.needs_captions and "sentences" not in (content["images"] or [{}])[0]):
             return coco_records(content, name, needs_captions=self.needs_captions)
         return karpathy_records(content, name, self.split)
@@ -153,7 +153,7 @@ def _iterate_sequence(rows: Sequence[Any], start: int | None) -> Iterator[tuple[
 
 
 def _cuts(rows: RowReader, image_field: str, shard_size: int) -> list[tuple[int | None, int, int]]:
-    """The start of each shard, its first row, and the row after its last."""
+    """Offset, first row and stop row of each shard."""
     starts: list[tuple[int | None, int]] = [(None, 0)]
     image_key, num_rows = None, 0
     for row, (offset, raw) in enumerate(rows(None)):
@@ -166,7 +166,7 @@ def _cuts(rows: RowReader, image_field: str, shard_size: int) -> list[tuple[int 
 
 
 def _image_key(raw: Any, image_field: str) -> Any:
-    """The same for neighbours that show the same image, whether or not the record fits."""
+    """Equal for records of the same image; also accepts invalid records."""
     if not isinstance(raw, dict):
         return None
     values = (raw.get("image_id"), raw.get(image_field))

@@ -23,24 +23,20 @@ def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[di
 
     Args:
         path (`str` or `Path`):
-            A JSON list or JSON lines. The content tells which: NLVR2's own lines have the suffix `.json`.
+            A JSON list or JSON lines, also with the suffix `.json`.
         image_root (`str` or `Path`, *optional*):
-            Folder that image paths start from. Defaults to the folder of the file.
+            Folder of relative image paths. Defaults to the folder of the file.
 
     Returns:
         `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
-        `sentence_id` is NLVR2's identifier without the number of the pair, as in its `eval/metrics.py`, and the sentence
-        itself in BLIP's lists, which have no identifier.
-
-    Raises:
-        ValueError: If the file or one of its records does not fit; the message names the record and the field.
+        `sentence_id` is NLVR2's identifier without the number of the pair, or the sentence in BLIP's lists.
     """
     path = Path(path)
     root = path.parent if image_root is None else Path(image_root)
     content = read_json(path, is_lines=first_character(path) == "{")
     if not isinstance(content, list) or not content:
         raise ValueError(
-            f"{path} holds {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
+            f"{path} contains {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
             " 'identifier' or 'images', 'sentence' and 'label'."
         )
     return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
@@ -68,7 +64,7 @@ def _read_identifier(record: Record, where: str) -> tuple[list[str], str]:
     if len(parts) != 4:
         raise _value_error(record, "identifier", where, "split-set-pair-sentence, such as 'dev-850-0-1'")
     split, set_id, pair_id, number = parts
-    folder = str(record.get("directory", ""))  # the training images lie in numbered folders
+    folder = str(record.get("directory", ""))  # the training images are in numbered folders
     images = [os.path.join(folder, f"{split}-{set_id}-{pair_id}-img{side}.png") for side in (0, 1)]
     return images, f"{split}-{set_id}-{number}"
 
@@ -90,7 +86,7 @@ def _read_label(record: Record, where: str) -> bool:
 
 
 def _value_error(record: Record, field: str, where: str, expected: str) -> ValueError:
-    """As `field_error`, also for text with a wrong value."""
+    """Like `field_error`, also for text with a wrong value."""
     if not isinstance(record.get(field), str):
         return field_error(record, field, where, expected)
     return ValueError(

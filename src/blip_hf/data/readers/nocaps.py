@@ -23,13 +23,7 @@ def load_nocaps(path: PathLike, *, image_root: PathLike | None = None) -> list[N
             NoCaps' own `nocaps_val_4500_captions.json` or `nocaps_{val,test}_image_info.json`, or BLIP's
             `nocaps_{val,test}.json`, a list of `{"image": path, "img_id": id}`.
         image_root (`str` or `Path`, *optional*):
-            Folder that image paths start from. Defaults to the folder of the file.
-
-    Returns:
-        `list[NoCapsImage]`: `{"image": path, "captions", "image_id", "domain"}`, in the order of the file.
-
-    Raises:
-        ValueError: If the file or one of its records does not fit.
+            Folder of relative image paths. Defaults to the folder of the file.
     """
     path = Path(path)
     content = read_json(path)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image-text pairs with random access: Arrow tables of all records of a source.
 
-Images inside a data set stay memory-mapped where they are. Those of tars and Parquet files are copied once to the cache
-of `datasets`. Paths are held in memory: a million pairs take some 200 MB.
+Images of a data set stay memory-mapped. Images of tars and Parquet files are copied once to the cache of `datasets`.
+Paths stay in memory: about 200 MB for a million pairs.
 """
 
 import json
@@ -41,19 +41,19 @@ _STORED = datasets.Features(
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The images of a source, one a row, with what is known of each."""
+    """The images of a source with their captions and ids, one row per image."""
 
     images: Dataset
     captions: list[list[str]]
     image_ids: list[int | str | None]
-    places: list[int | str]  # full path, or the place in the source; different for different images
-    names: list[int | str]  # as results call the image
+    places: list[int | str]  # full path, or position in the source; unique for each image
+    names: list[int | str]  # name of the image in results
 
     def with_captions(self) -> Dataset:
-        """One row a caption, with each image stored once.
+        """One row per caption, with each image stored once.
 
-        The table is stacked once for each rank of caption, so that all stacks share the column of images, and the rows
-        are then picked in the order of the records.
+        Concatenates one copy of the table per caption rank, which share the image column, and selects the rows in
+        order.
         """
         images = self._with_ids()
         depth = max(map(len, self.captions))
@@ -70,7 +70,7 @@ class ImageTable:
         )
 
     def without_captions(self) -> Dataset:
-        """One row an image."""
+        """One row per image."""
         images = self._with_ids()
         first_rows = {image_id: row for row, image_id in reversed(list(enumerate(images["image_id"][:])))}
         return images if len(first_rows) == len(images) else images.select(sorted(first_rows.values()))
@@ -81,7 +81,7 @@ class ImageTable:
 
 
 def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
-    """All images of some readers. `is_joined` says that these are different sources, whose image ids may clash."""
+    """Reads all images. `is_joined` is true for several sources, because their image ids may clash."""
     tables = [_read(reader) for reader in readers]
     if not any(len(table.images) for table in tables):
         first = readers[0].name if isinstance(readers[0], Table | SceneSource) else readers[0].path
@@ -98,16 +98,10 @@ def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
 
 
 def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[CaptionGroup]:
-    """Groups pairs by image, for evaluation, in the order in which the images come first.
+    """Groups pairs by image, for evaluation, in the order of the first caption of each image.
 
-    Args:
-        pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}`, optionally with `source_id`. An image is fetched only with its
-            item.
-
-    Returns:
-        `Sequence[CaptionGroup]`: items `{"image", "captions", "image_id"}`. `image_id` is the `source_id` if pairs have
-        one.
+    Maps records `{"image", "caption", "image_id"}` to items `{"image", "captions", "image_id"}`, where `image_id` is
+    the `source_id` of the pairs if they have one. Images are fetched on access.
 
     Example:
         >>> pairs = [{"image": "a.jpg", "caption": text, "image_id": 7} for text in ("a cat", "an animal")]
@@ -118,7 +112,7 @@ def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[Cap
 
 
 class _CaptionGroups(Sequence):
-    """View of pairs by image, which holds the captions and not the images."""
+    """View of pairs by image. Only the captions are in memory."""
 
     def __init__(self, pairs: Dataset | Sequence[Mapping[str, Any]]) -> None:
         self.pairs = pairs
@@ -169,7 +163,7 @@ def _read(reader: Reader) -> ImageTable:
 
 
 def _usable(reader: Reader) -> Iterator[ImageRecord]:
-    """The records of a reader. A warning counts what is skipped."""
+    """The usable records of a reader. Warns about skipped ones."""
     skipped: list[Skipped] = []
     for item in reader.records():
         if isinstance(item, Skipped):
@@ -215,15 +209,15 @@ def _read_stored(reader: TarFile | ParquetFile) -> ImageTable:
 
 
 def _store(reader: TarFile | ParquetFile) -> Dataset:
-    """The records of a file in an Arrow file of the cache, which is written if the file has changed."""
+    """Caches the records of a file as an Arrow file, and rewrites it if the file has changed."""
     state = reader.path.stat()
     identity = f"1 {reader} {reader.path.absolute()} {state.st_size} {state.st_mtime_ns}"
     name = blake2b(identity.encode(), digest_size=16).hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE, "blip_hf", f"{name}.arrow")
     if not path.is_file():
         with (
-            atomic_write(path) as beside,
-            ArrowWriter(features=_STORED, path=str(beside), writer_batch_size=100) as writer,
+            atomic_write(path) as partial_path,
+            ArrowWriter(features=_STORED, path=str(partial_path), writer_batch_size=100) as writer,
         ):
             for record in _join_neighbours(_usable(reader)):
                 is_path = isinstance(record.image, str)
@@ -235,7 +229,7 @@ def _store(reader: TarFile | ParquetFile) -> Dataset:
 
 
 def _join_neighbours(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
-    """Joins neighbours with the same id and image, so that an image with several captions is stored once."""
+    """Joins consecutive records with the same id and image, so that an image is stored once."""
     held: ImageRecord | None = None
     for record in records:
         if held and record.image_id is not None and (record.image_id, record.image) == (held.image_id, held.image):
@@ -256,7 +250,7 @@ def _place(reader: Reader, image: bytes | str, image_id: int | str | None, key: 
 
 
 def _name(image_id: int | str | None, path: str | int) -> int | str:
-    """The image's id, or else COCO's number in its path, or else its path or row."""
+    """The image's id, else COCO's number in its path, else its path or row."""
     if image_id is not None:
         return image_id
     coco_id = coco_image_id(path) if isinstance(path, str) else None
@@ -264,7 +258,7 @@ def _name(image_id: int | str | None, path: str | int) -> int | str:
 
 
 def _number(image_ids: Sequence[int | str]) -> list[int]:
-    """The ids themselves if they are numbers from 0 up, otherwise numbers from 0. Queues use negative ones."""
+    """The ids themselves if they are non-negative integers, otherwise numbers from 0."""
     if all(isinstance(image_id, int) and image_id >= 0 for image_id in image_ids):
         return list(image_ids)
     numbers: dict[int | str, int] = {}
@@ -281,7 +275,7 @@ def _source_ids(image_ids: Sequence[int | str], names: Sequence[int | str]) -> S
 
 
 def _of_one_type(ids: Sequence[int | str]) -> Sequence[int | str]:
-    """The ids as one column can hold them: as text, unless all are numbers."""
+    """The ids with one type for a column: text, unless all are numbers."""
     return ids if all(isinstance(own, int) for own in ids) else list(map(str, ids))
 
 

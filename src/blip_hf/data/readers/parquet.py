@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Parquet files with images, which are read a few rows at a time, and the rows of tables in general."""
+"""Parquet files with images, read a few rows at a time, and rows of tables in general."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -29,7 +29,7 @@ BUFFER_BYTES = 2**20  # of a column
 # What Arrow raises for broken content.
 _BROKEN = (pa.ArrowException, UnicodeDecodeError, OSError)
 
-# Columns of img2dataset's Parquet, by the names that we use. The image's is the format that it was encoded in.
+# Columns of img2dataset's Parquet and their standard names. Image columns have the name of the encoding.
 _IMG2DATASET_IMAGES = ("jpg", "png", "webp")
 _IMG2DATASET_FIELDS = {"txt": "caption", "key": "id"}
 _URL_COLUMNS = ("url", "image_url", "img_url", "image_link")
@@ -49,14 +49,14 @@ class ParquetFile:
         return [Shard(self.name, self._stream)]
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for one that does not fit; a failed download is skipped."""
+        """All records. Raises `ValueError` for an invalid one; skips a failed download."""
         for item in self._read(strict=True):
             if isinstance(item, Skipped) and item.reason == "bad_record":
                 raise ValueError(item.detail)
             yield item
 
     def check(self) -> None:
-        """Raises `ValueError` if the file has no images. A broken file is left to the stream."""
+        """Raises `ValueError` if the file has no images. Ignores a broken file, which the stream reports."""
         try:
             with pq.ParquetFile(self.path) as file:
                 columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
@@ -97,7 +97,7 @@ class ParquetFile:
 
 
 def find_columns(present: Collection[str], name: str, *, needs_captions: bool = True) -> dict[str, str]:
-    """Columns of a table by our names: `image`, captions, `id`, `image_id`, and of img2dataset `status` and its error."""
+    """Columns of a table by standard name: `image`, captions, `id`, `image_id`, and img2dataset's `status` and error."""
     columns = {field: field for field in ("image", *CAPTION_FIELDS, "id", "image_id") if field in present}
     if "image" not in present and (image := next((own for own in _IMG2DATASET_IMAGES if own in present), None)):
         columns |= {
@@ -155,7 +155,7 @@ def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict
 
 
 def _detail(error: Exception) -> str:
-    """What is wrong with the content. An error of the disk is raised, since a retry may succeed."""
+    """The error of broken content. A disk error is raised, since a retry may succeed."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     return str(error).strip()
@@ -163,7 +163,7 @@ def _detail(error: Exception) -> str:
 
 def _urls_error(name: str, column: str) -> ValueError:
     return ValueError(
-        f"{name} holds URLs (column {column!r}) and no images. Download them first, with img2dataset --url_list {name}"
+        f"{name} has URLs (column {column!r}) and no images. Download them first, with img2dataset --url_list {name}"
         f" --input_format parquet --url_col {column} --caption_col COLUMN --output_format webdataset --output_folder FOLDER,"
         " and pass FOLDER."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The record that every reader gives, and the checks of fields in annotation files."""
+"""The record that all readers produce, and checks of the fields of annotation files."""
 
 import json
 import os
@@ -19,32 +19,17 @@ CAPTION_FIELDS = ("caption", "captions", "text")
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image with its captions, in the form that all formats are read into.
+    """An image with its captions, in the common form of all formats."""
 
-    Args:
-        sample_id (`str`):
-            `<file>/<key>`, unique in the source.
-        key (`int` or `str`):
-            The row number in its file, or the name there.
-        image (`bytes` or `str`):
-            The encoded image, or its full path.
-        captions (`list[str]`):
-            As written. Empty if the source has none and none are required.
-        image_id (`int` or `str`, *optional*):
-            The id that the source gives.
-        path (`str`, *optional*):
-            The path as the source writes it.
-    """
-
-    sample_id: str
-    key: int | str
-    image: bytes | str
+    sample_id: str  # `<file>/<key>`, unique in the source
+    key: int | str  # row number or name in the file
+    image: bytes | str  # encoded, or the full path
     captions: list[str]
     image_id: int | str | None = None
-    path: str | None = None
+    path: str | None = None  # as in the source
 
     def samples(self) -> Iterator[Sample | Skipped]:
-        """The CapFilt sample of this record, and what is left out of it."""
+        """The CapFilt sample of this record, and skipped texts."""
         own_id = (self.path or self.sample_id) if self.image_id is None else self.image_id
         return check_texts(self.sample_id, self.image, self.captions, str(own_id))
 
@@ -69,7 +54,7 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if is_lines:
-            # `splitlines` would also split at characters that texts may hold, such as U+2028.
+            # `splitlines` would also split at characters of texts, such as U+2028.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -80,7 +65,7 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
 
 
 def first_character(path: Path) -> str:
-    """The first character of a file that is not white space, or an empty string. It tells JSON lists from objects."""
+    """The first character of a file that is not white space, or an empty string. Distinguishes JSON lists from objects."""
     if not path.is_file():
         return ""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -90,7 +75,7 @@ def first_character(path: Path) -> str:
 
 
 def check_record(record: Any, where: str, field: str) -> Record:
-    """Returns the record, or raises `ValueError` if it is not an object. `field` is one that it should have."""
+    """Returns the record, or raises `ValueError` if it is not an object. `field` is named in the message."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{where} is a {type(record).__name__}, expected an object with {field!r}.")
     return record
@@ -105,7 +90,7 @@ def read_text(record: Record, field: str, where: str) -> str:
 
 
 def read_path(record: Record, field: str, where: str) -> str:
-    """Returns a field that holds the path of an image."""
+    """Returns the path of an image."""
     path = record.get(field)
     if not isinstance(path, str) or not path:
         raise field_error(record, field, where, "the path of an image")
@@ -125,7 +110,7 @@ def read_captions(record: Record, where: str, *, required: bool = True) -> list[
 
 
 def read_id(record: Record, field: str, where: str) -> int | str:
-    """Returns a field that holds an id."""
+    """Returns an id."""
     value = record.get(field)
     if not isinstance(value, (int, str)):
         raise field_error(record, field, where, "int or str")
@@ -133,12 +118,12 @@ def read_id(record: Record, field: str, where: str) -> int | str:
 
 
 def read_optional_id(record: Record, field: str, where: str) -> int | str | None:
-    """Returns a field that holds an id, or `None` if it is missing or empty."""
+    """Returns an id, or `None` if it is missing or empty."""
     return None if record.get(field) in (None, "") else read_id(record, field, where)
 
 
 def field_error(record: Record, field: str, where: str, expected: str) -> ValueError:
-    """The error for a field that does not fit: what it holds, what is expected, what to do."""
+    """The error for an invalid field."""
     if field not in record:
         got = f"missing (there are: {', '.join(map(str, record)) or 'none'})"
     else:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Shards of image-text samples for CapFilt. Broken records are counted as skipped and never stop a stream.
 
-A shard is read from its start whenever its samples are asked for, one sample at a time, so that memory does not grow
-with the data.
+A shard is read from its start on each access, one sample at a time, so memory does not grow with the data.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,53 +19,28 @@ from ..text import pre_caption
 Reason = Literal["unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record"]
 
 MAX_TEXT_LENGTH = 4096
-"""Characters of the longest text that is accepted."""
+"""Maximum number of characters of a text."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its texts.
+    """An image with its texts."""
 
-    Args:
-        sample_id (`str`):
-            Unique in the source and the same at every reading.
-        image (`bytes` or `str`):
-            The encoded image, or its path.
-        texts (`tuple[str, ...]`):
-            The texts as written, at least one.
-        image_id (`str`):
-            The same for all texts of an image.
-    """
-
-    sample_id: str
-    image: bytes | str
-    texts: tuple[str, ...]
+    sample_id: str  # unique in the source and reproducible
+    image: bytes | str  # encoded, or its path
+    texts: tuple[str, ...]  # at least one
     image_id: str
 
     def open_image(self) -> Image.Image:
-        """Decodes the image, upright and in RGB.
-
-        Raises:
-            UnreadableImageError: If the image is broken behind its header.
-        """
+        """Decodes the image, upright and in RGB. Raises `UnreadableImageError` for a broken one."""
         return open_image(self.image, name=f"of {self.sample_id}")
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that was skipped.
+    """A record that was skipped, with the reason and details."""
 
-    Args:
-        sample_id (`str`):
-            The sample, or the shard if no sample is known.
-        reason (`str`):
-            One of `"unreadable_image"`, `"truncated_tar"`, `"empty_text"` (no words left after normalisation),
-            `"huge_text"`, `"huge_image"` and `"bad_record"`.
-        detail (`str`):
-            What was found.
-    """
-
-    sample_id: str
+    sample_id: str  # or the name of the shard
     reason: Reason
     detail: str
 
@@ -76,29 +50,15 @@ Stream = Iterator[Sample | Skipped]
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a source that is read, scored and written together.
+    """A part of a source that is read, scored and written together."""
 
-    Args:
-        name (`str`):
-            A valid file name, the same at every reading of the source.
-        read (`Callable[[], Iterator]`):
-            Starts to read from the beginning and yields one sample a record. Images are not checked.
-    """
-
-    name: str
-    read: Callable[[], Stream]
+    name: str  # a valid file name, reproducible
+    read: Callable[[], Stream]  # starts from the beginning; does not check images
 
     def samples(self, *, checks_images: bool = True) -> Stream:
-        """Samples and skipped records in order. Neighbours with the same id and image are joined into one sample.
+        """Samples and skipped records in order. Joins consecutive records with the same id and image into one sample.
 
-        Only the header of an image is checked, so [`Sample.open_image`] may still raise.
-
-        Args:
-            checks_images (`bool`, *optional*, defaults to `True`):
-                Whether to check images, which is not needed if scores exist already.
-
-        Yields:
-            `Sample` or `Skipped`: the next one.
+        `checks_images` reads only the header of an image, so [`Sample.open_image`] may still raise.
         """
         seen: set[str] = set()
         for item in _merge_neighbours(self.read()):
@@ -115,10 +75,7 @@ class Shard:
 
 
 def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_id: str) -> Stream:
-    """A sample with its usable texts, and a `Skipped` for each of the others, in order.
-
-    The sample comes in pieces if a text between them is skipped; [`Shard.samples`] joins them.
-    """
+    """Samples of the usable texts, and a `Skipped` for each other text, in order. [`Shard.samples`] joins them."""
     for name, value in (("image_id", image_id), ("path", image)):
         if isinstance(value, str) and not _is_unicode(value):
             yield Skipped(sample_id, "bad_record", f"its {name} is not valid Unicode: {value!a}")
@@ -155,7 +112,7 @@ def _find_text_error(sample_id: str, text: str) -> Skipped | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode the text. JSON can spell half of a surrogate pair."""
+    """Whether UTF-8 can encode the text. JSON can contain half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

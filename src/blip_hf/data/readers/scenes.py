@@ -17,7 +17,7 @@ _FORM = re.compile(r"scenes:(?P<number>[1-9]\d*)(:(?P<noise>0(\.\d+)?|\.\d+))?")
 
 @dataclass(frozen=True)
 class SceneSource:
-    """A stretch of drawn scenes."""
+    """A range of drawn scenes."""
 
     scenes: Scenes
     name: str = "scenes"
@@ -27,7 +27,7 @@ class SceneSource:
         return self._read(0, len(self.scenes))
 
     def shards(self, shard_size: int) -> list[Shard]:
-        """Shards `scenes-00000`, ... of so many scenes."""
+        """Shards `scenes-00000`, ... of `shard_size` scenes."""
         return [
             Shard(f"{self.name}-{number:05d}", partial(self._stream, start, min(start + shard_size, len(self.scenes))))
             for number, start in enumerate(range(0, len(self.scenes), shard_size))
@@ -52,7 +52,7 @@ def is_scenes(source: object) -> bool:
 
 
 def parse_scenes(source: str) -> Scenes:
-    """The first scenes of seed 0 that `scenes:NUMBER[:NOISE]` stands for. NOISE is the share of swapped captions.
+    """Parses `scenes:NUMBER[:NOISE]`. NOISE is the fraction of swapped captions.
 
     Example:
         >>> parse_scenes("scenes:4000:0.45").noise_rate

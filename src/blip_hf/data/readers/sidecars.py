@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The `.txt` and `.json` beside an image, in tars and in folders."""
+"""The `.txt` and `.json` files of an image, in tars and in folders."""
 
 import json
 
@@ -12,7 +12,7 @@ SIDECAR_SUFFIXES = (".txt", ".json")
 def read_sidecars(
     text: bytes | None, record: bytes | None, where: str, *, needs_captions: bool
 ) -> tuple[list[str], int | str | None]:
-    """Captions and image id of the contents of a `.txt` and a `.json`. The text wins; the JSON may hold `image_id`."""
+    """Captions and image id from a `.txt` and a `.json`. The text overrides the caption of the JSON."""
     try:
         fields = check_record(json.loads(record or b"{}"), f"the JSON of {where}", "caption")
     except RecursionError as error:

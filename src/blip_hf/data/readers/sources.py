@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which format a source has: the one place that looks at paths, folders, patterns, names and objects."""
+"""Recognises the format of a source: paths, folders, patterns, names and objects."""
 
 import os
 import re
@@ -27,7 +27,7 @@ Reader = ListFile | TarFile | ParquetFile | ImageFolder | Table | SceneSource
 
 ACCEPTED = (
     "JSON lists (.json, .jsonl), annotation files of COCO or Karpathy, WebDataset tars (.tar, .tar.gz, .tgz), Parquet"
-    f" files, a folder of one of these or of images (with {' or '.join(METADATA_FILES)}, or a .txt beside each), a"
+    f" files, a folder of one of these or of images (with {' or '.join(METADATA_FILES)}, or a .txt for each), a"
     " folder of img2dataset, `save_to_disk` or CapFilt, a pattern such as '{00000..00099}.tar', a `Dataset` or its name"
     " on the Hub, or scenes:NUMBER[:NOISE]"
 )
@@ -40,7 +40,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 def open_source(
     source: Source, *, image_root: PathLike | None = None, split: str = "train", needs_captions: bool = True
 ) -> list[Reader]:
-    """The readers of a source, one a file, folder or data set, with different names. Raises `ValueError` if none fits."""
+    """The readers of a source, one per file, folder or data set, with unique names. Raises `ValueError` if there are none."""
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"image_root={str(image_root)!r} is not a folder; pass the one that image paths start from.")
     found = [
@@ -68,7 +68,7 @@ def as_list(source: Source) -> list[OneSource]:
 
 
 def make_absolute(source: PathLike) -> str:
-    """A source as it is found from any working directory. Names on the Hub and drawn scenes do not change."""
+    """Makes a path absolute. Names on the Hub and drawn scenes do not change."""
     path = os.path.expanduser(source)
     is_elsewhere = isinstance(source, str) and not os.path.exists(path) and is_hub_name(source)
     return str(source) if is_elsewhere or is_scenes(source) else os.path.abspath(path)
@@ -133,7 +133,7 @@ def _reader(path: Path, name: str, image_root: PathLike | None, split: str, need
 
 
 def files_of_folder(folder: Path, split: str) -> list[Path]:
-    """The files of a folder that hold its records; the folder itself if they lie in `save_to_disk`'s files or are images."""
+    """The record files of a folder, or the folder itself if it contains images or was written by `save_to_disk`."""
     if (folder / "run.json").is_file() and (folder / "pairs").is_dir():  # a CapFilt run
         return files_of_folder(folder / "pairs", split)
     if is_saved(folder):
@@ -141,7 +141,7 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / split):
         metadata = [place / name for name in METADATA_FILES if (place / name).is_file()]
         if len(metadata) > 1:
-            raise ValueError(f"{place} holds both {' and '.join(METADATA_FILES)}. Remove one.")
+            raise ValueError(f"{place} has both {' and '.join(METADATA_FILES)}. Remove one.")
         if metadata:
             return metadata
     files, has_sidecars = _files_by_kind(folder)
@@ -149,7 +149,7 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
         files.pop("image", None)  # a list or a table may lie among its images
     if len(files) > 1:
         raise ValueError(
-            f"{folder} holds {_described(files)}. Pass one kind, such as {next(iter(files.values()))[0]} or a pattern"
+            f"{folder} contains {_described(files)}. Pass one kind, such as {next(iter(files.values()))[0]} or a pattern"
             " in quotes."
         )
     if files:
@@ -159,11 +159,11 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
         return files_of_folder(folder / split, split)
     if any(path.suffix.lower() in image_suffixes() for path in visible_files(folder, recursive=True)):
         return [folder]
-    raise ValueError(f"The folder {folder} holds no known format ({_listed(folder)}). Pass {ACCEPTED}.")
+    raise ValueError(f"The folder {folder} has no known format ({_listed(folder)}). Pass {ACCEPTED}.")
 
 
 def _files_by_kind(folder: Path) -> tuple[dict[str, list[Path]], bool]:
-    """Visible files by kind, without what accompanies them, and whether images have texts beside them."""
+    """Visible record files by kind, and whether images have text files."""
     paths = sorted(visible_files(folder, recursive=False))
     stems = {_without_suffix(path.name) for path in paths if kind_of(path) in ("tar", "parquet")}
     image_stems = {path.stem for path in paths if kind_of(path) == "image"}
@@ -241,14 +241,14 @@ def _listed(folder: Path) -> str:
     names = sorted(
         f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if is_visible(path.name)
     )
-    return f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+    return f"it contains {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
 
 
 # Names
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """File names without suffixes; if these clash, with the folders that tell them apart."""
+    """File names without suffixes; if these are not unique, with their folders."""
     paths = [path.absolute() for path in paths]
     names = [_without_suffix(path.name) for path in paths]
     if len(set(names)) < len(names):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""WebDataset tars, which are read member by member."""
+"""WebDataset tars, read member by member."""
 
 import tarfile
 from collections import Counter
@@ -14,11 +14,11 @@ from .sidecars import SIDECAR_SUFFIXES, read_sidecars
 
 
 MAX_TEXT_BYTES = 2**20
-"""Bytes of the largest text or JSON member that is read."""
+"""Maximum size in bytes of a text or JSON member."""
 
 
 class _StrictMember(tarfile.TarInfo):
-    """A member whose header must be whole. tarfile itself takes a torn header for the end of the archive."""
+    """Raises an error for a truncated header. tarfile would read it as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_StrictMember":
@@ -32,7 +32,7 @@ class _StrictMember(tarfile.TarInfo):
 
 @dataclass
 class _Members:
-    """The members of a sample that are read so far."""
+    """The members of a sample that were read so far."""
 
     key: str
     image: bytes | None = None
@@ -44,7 +44,7 @@ class _Members:
 
 @dataclass(frozen=True)
 class TarFile:
-    """A tar, which is one shard. It may be compressed."""
+    """A tar (one shard), also compressed."""
 
     path: Path
     name: str
@@ -55,7 +55,7 @@ class TarFile:
         return [Shard(self.name, self._stream)]
 
     def records(self) -> RecordStream:
-        """Records and what is skipped, in order."""
+        """Records and skipped ones, in order."""
         members, others = None, Counter()
         try:
             for key, suffix, content in _read_members(self.path, others):
@@ -87,7 +87,7 @@ class TarFile:
         if members.huge:
             return
         if members.dotted and members.image is members.text is members.record is None:
-            # Beside a sample these are further members of it; alone they are samples with dots in their names.
+            # With other members these belong to the sample; alone they are samples with dots in their names.
             detail = "its name has a dot before its suffix, and a key ends at the first dot. Rename it"
             yield from (Skipped(f"{self.name}/{key}", "bad_record", detail) for key in members.dotted)
             return

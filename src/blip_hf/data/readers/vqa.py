@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Questions with answers: BLIP's lists, VQA v2, Visual Genome and drawn scenes.
 
-A record is `{"image", "question", "question_id", "answers", "weights"}`. `answers` has one entry for each person who
-answered, so that equal ones occur. Each has its weight in the training loss.
+A record is `{"image", "question", "question_id", "answers", "weights"}`. `answers` has one entry for each annotator,
+with its weight in the training loss.
 """
 
 import os
@@ -57,26 +57,24 @@ def load_vqa(
     | `question_answers.json`         |                                                                           |
     | [`Scenes`], `scenes:NUMBER`     | their questions, with ids from 0                                          |
 
-    Weights are those of BLIP's code: `1 / n` for each of the `n` answers to a question, and `0.2 / n` for Visual Genome.
+    Weights are those of BLIP's code: `1 / n` for each of the `n` answers to a question, and `0.2 / n` for Visual
+    Genome.
 
     Args:
         source (`str`, `Path`, a list of them, or [`Scenes`]):
             One or several files, or drawn scenes.
         annotations (`str` or `Path`, *optional*):
-            VQA v2's file of answers. By default its questions have none.
+            VQA v2's answer file. Without it, its questions have no answers.
         image_root (`str`, `Path` or a mapping of them, *optional*):
-            Folder that relative image paths start from, or one for each `dataset`: `{"vqa": ..., "vg": ...}`.
-            Defaults to the folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., Visual
-            Genome one with `42.jpg`, ..., directly or in `VG_100K` and `VG_100K_2`.
+            Folder of relative image paths, or one for each `dataset`: `{"vqa": ..., "vg": ...}`. Defaults to the
+            folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., Visual Genome one with
+            `42.jpg`, ..., directly or in `VG_100K` and `VG_100K_2`.
         answer_lists (`str`, *optional*, defaults to `"votes"`):
-            What a list of answers means. `"votes"`: the answers of several people, as in VQA. `"set"`: parts of one
-            answer, as in DAQUAR; they are joined by `", "` in alphabetical order, each once.
+            Meaning of a list of answers: `"votes"` of several annotators, as in VQA, or a `"set"` of parts of one
+            answer, as in DAQUAR, to join by `", "` in alphabetical order.
 
     Returns:
         Sequence of [`VqaRecord`]: in the order of the source; a `datasets.Dataset` for files.
-
-    Raises:
-        ValueError: If a file is missing or does not fit; the message names the record and the field.
     """
     if is_scenes(source):
         source = parse_scenes(source)
@@ -99,16 +97,7 @@ def load_vqa(
 
 
 def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None = None) -> list[str]:
-    """Counts the answers and returns the most common ones first, for an answer list to choose from.
-
-    Args:
-        questions (sequence of [`VqaRecord`]):
-            Training questions. Their images are not fetched.
-        num_answers (`int`, *optional*):
-            How many to keep. Defaults to all.
-
-    Returns:
-        `list[str]`: different answers; equally common ones in the order of the questions.
+    """The `num_answers` most common answers (default: all), most common first; ties in the order of the questions.
 
     Example:
         >>> most_common_answers([{"answers": ["2", "red"]}, {"answers": ["red"]}])
@@ -131,7 +120,7 @@ class _Roots:
         self.default = path.parent if image_root is None else image_root
 
     def of(self, dataset: str | None, where: str) -> PathLike:
-        """The folder of a data set. Only a mapping distinguishes them."""
+        """The folder of a data set."""
         if not isinstance(self.default, Mapping):
             return self.default
         if dataset not in self.default:
@@ -149,12 +138,12 @@ def _read_file(
     is_official = isinstance(content, Mapping) and isinstance(content.get("questions"), list)
     if annotations is not None and not is_official:
         raise ValueError(
-            f'annotations go with VQA\'s {{"questions": [...]}}, and {path} is another file. Leave them out.'
+            f'annotations require VQA\'s {{"questions": [...]}}, but {path} is another file. Remove annotations.'
         )
     if is_official:
         return _read_official(content, path, annotations, roots)
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} holds {_kind(content)}, expected {SHAPES}.")
+        raise ValueError(f"{path} contains {_kind(content)}, expected {SHAPES}.")
     if isinstance(content[0], Mapping) and "qas" in content[0]:
         return _read_visual_genome(content, path, roots)
     return [_read_record(record, f"{path}, record {i}", roots, answer_lists) for i, record in enumerate(content)]
@@ -230,7 +219,7 @@ def _read_official(
 def _read_annotations(path: Path) -> dict[int | str, list[str]]:
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("annotations"), list):
-        raise ValueError(f'{path} holds {_kind(content)}, expected VQA\'s {{"annotations": [...]}}.')
+        raise ValueError(f'{path} contains {_kind(content)}, expected VQA\'s {{"annotations": [...]}}.')
     answers_of = {}
     for number, record in enumerate(content["annotations"]):
         where = f"{path}, annotation {number}"
