@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs all jobs (`python -m benchmarks --size base`) or some (`python -m benchmarks caption --size base`).
 
-Each job runs in its own process and gets all options. Writes `results/<date>.json`, and a table in `results/<date>.md`. Jobs
-that are not run keep their earlier results of the same day.
+Each job runs in its own process with all options. Writes `results/<date>.json` and a table `results/<date>.md`, and
+keeps earlier results of other jobs of the same day.
 """
 
 import datetime

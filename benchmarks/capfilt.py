@@ -3,17 +3,15 @@
 
     python benchmarks/capfilt.py --size base
 
-Each image gets one caption by nucleus sampling, and a matching probability and a cosine for three texts (two from the web,
-and the caption). Compares:
+Each image gets one caption by nucleus sampling, and a matching probability and a cosine for three texts (two from the
+web, and the caption). Compares:
 
-- `blip_hf`: the engine of `blip-hf capfilt run`. Each model encodes an image once. Also computes log-probabilities.
-- `batched`: the models of transformers on batches of images. Its retrieval model takes pairs and returns one score per call,
-  so it encodes an image for each text and score.
+- `blip_hf`: the engine of `blip-hf capfilt run`, which encodes an image once per model and also computes log-probabilities.
+- `batched`: the models of transformers on batches of images. The matcher encodes an image for each text and score.
 - `single`: the models of transformers, one image and one text at a time.
 
-All alternate in one process with the same weights, images and noise. The figures are medians over rounds. The script checks
-that captions are equal and scores close. Weights are random, so captions have the maximum length, 16 tokens after the
-prompt. The last line of the output is JSON.
+Asserts that captions are equal and scores close. Random weights write captions of the maximum length, 16 tokens after
+the prompt. Figures are medians over rounds that alternate. The last line of the output is JSON.
 """
 
 import argparse
@@ -52,7 +50,7 @@ SIZES = {
     "small": (224, 384, 12, 384, 6, 8_000),
     "base": (384, 768, 12, 768, 12, 30_522),
 }
-# Tolerance of scores: a few rounding errors of the largest.
+# Absolute tolerance of scores.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 WEB_TEXTS = 2
 TEXTS = WEB_TEXTS + 1

@@ -14,7 +14,7 @@ import blip_hf
 
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path(__file__).parents[1]
-# Paths that affect the figures; a run writes its own results meanwhile.
+# Paths that affect the measurements. A run writes results, which are excluded.
 MEASURED = ("src", "benchmarks", ":(exclude)benchmarks/results")
 
 
@@ -44,7 +44,7 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The current commit, with `+` if files differ from it; `None` outside a repository."""
+    """The current commit, with `+` for uncommitted changes; `None` outside a repository."""
     head = _git("rev-parse", "--short", "HEAD")
     return head if head is None else head + ("+" if _git("status", "--porcelain", "--", *MEASURED) else "")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Growth of time and peak memory with images, captions, beams, batch and queue: figures and plots.
 
-Each series changes one number. The printed exponent is the log-log slope of time between the last two points; 1 is linear.
+Each series changes one number. Prints the log-log slope of time between the last two points (1 is linear).
 """
 
 import json

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures implementations of the same job side by side: time, memory, and share of the hardware limit.
+"""Measures implementations of the same job side by side: time, memory, and fraction of the hardware limit.
 
 Implementations ("ways") alternate in one process on the same inputs, so that a slow phase of the machine affects all of
-them. The first one is ours. A job is a module with a function `cases`; its last line of output is JSON.
+them. The first one is that of this package. A job is a module with a function `cases`; its last line of output is JSON.
 """
 
 import argparse
@@ -47,41 +47,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
-
-    Args:
-        name (`str`):
-            Description of the job, with its sizes.
-        ways (`dict[str, Callable]`):
-            Implementations by name, ours first. They are called repeatedly.
-        targets (`dict[str, float]`):
-            Target speed-up over each baseline.
-        memory_targets (`dict[str, float]`):
-            Target share of the memory of each baseline.
-        dtype (`torch.dtype`):
-            Dtype of our matrix products, for the limit.
-        check (`Callable`, *optional*):
-            Receives the result of each implementation by name, and raises if they disagree.
-        prepare_memory (`Callable`, *optional*):
-            Runs before memory is measured, to allocate what should not count.
-        has_tensors (`bool`):
-            Whether memory and limit can be measured.
-        note (`str`):
-            Remark for readers of the figures.
-        more_rounds (`int`):
-            Factor of the number of rounds, for small differences.
-    """
+    """One row of the table: a job and its implementations."""
 
     name: str
-    ways: dict[str, Way]
-    targets: dict[str, float] = field(default_factory=dict)
-    memory_targets: dict[str, float] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-    check: Callable[[Mapping[str, Any]], None] | None = None
-    prepare_memory: Callable[[], None] | None = None
-    has_tensors: bool = True
+    ways: dict[str, Way]  # implementations by name, ours first; called repeatedly
+    targets: dict[str, float] = field(default_factory=dict)  # speed-up over each baseline
+    memory_targets: dict[str, float] = field(default_factory=dict)  # fraction of the memory of each baseline
+    dtype: torch.dtype = torch.float32  # of our matrix products, for the limit
+    check: Callable[[Mapping[str, Any]], None] | None = None  # raises if the results, by name, differ
+    prepare_memory: Callable[[], None] | None = None  # allocates what memory figures exclude
+    has_tensors: bool = True  # whether memory and limit can be measured
     note: str = ""
-    more_rounds: int = 1
+    more_rounds: int = 1  # factor of the number of rounds, for small differences
 
 
 @contextmanager
@@ -124,10 +101,7 @@ def summarize(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory(way: Way, device: torch.device) -> int:
-    """Peak bytes of tensors allocated by a run.
-
-    CUDA's allocator says it; on CPUs every allocation of a tensor is recorded. What Pillow and numpy take is not seen.
-    """
+    """Peak bytes of tensors allocated by a run, without memory of Pillow and numpy."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -162,7 +136,7 @@ def count_synchronizations(way: Way) -> int:
 
 
 def run_case(case: Case, options: Options) -> dict[str, Any]:
-    """Measures a case: a row of the table."""
+    """Measures a case and returns a row of the table."""
     results = {name: way() for name, way in case.ways.items()}  # also the warm-up
     if case.check is not None:
         case.check(results)
@@ -186,7 +160,7 @@ def run_case(case: Case, options: Options) -> dict[str, Any]:
 
 
 def measure_tensors(case: Case, options: Options, seconds: float) -> dict[str, Any]:
-    """Our share of the limit, peak memory of all implementations, and synchronisations on CUDA."""
+    """Our fraction of the limit, peak memory of all implementations, and synchronisations with CUDA."""
     device = options.device
     rates = measure_rates(device, case.dtype, RATE_WIDTHS[options.size_name])
     with DemandCounter(rates) as counter:

@@ -39,8 +39,8 @@ class Demand:
 class DemandCounter(TorchDispatchMode):
     """Counts FLOPs and bytes of matrix products, and bytes of multi-tensor updates.
 
-    Element-wise operations count as free, as a perfect compiler would fuse them. An operation takes the longer of its
-    arithmetic and its memory traffic; the limit of a job is the sum.
+    Ignores element-wise operations, which a perfect compiler would fuse. The time of an operation is the maximum of
+    arithmetic and memory traffic; the limit of a job is the sum.
     """
 
     def __init__(self, rates: Rates) -> None:

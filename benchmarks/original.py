@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The procedures of salesforce/BLIP, reimplemented on the layers of this package, as a baseline.
 
-Keeps its inefficiencies: padding to a fixed length, keys and values projected for every text pass and every copy of an image,
-separate passes for positives and negatives, negatives sampled row by row, EMA updates one parameter at a time, vocabulary
-logits at padding. Layers, kernels and weights are those of this package; the original's unfused attention would be slower.
-Tests show that losses and scores are equal.
+Keeps its inefficiencies: padding to a fixed length, keys and values projected for every text pass and copy of an image,
+separate passes for positives and negatives, negatives sampled row by row, EMA updates one parameter at a time, and
+vocabulary logits at padding. The original's unfused attention would be slower. Tests show equal losses and scores.
 
 Letters: `b` batch, `q` queue, `d` width, `t` tokens, `p` image tokens, `k` candidates.
 """
@@ -62,10 +61,10 @@ def pretraining_losses(
 
 def update_momentum_encoder(model: BlipForPreTraining) -> None:
     """Updates the momentum encoder one parameter at a time, each with a new tensor."""
-    currents = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     momentum = model.config.momentum
-    for name, average in model.momentum_towers.named_parameters():
-        average.data = average.data * momentum + currents[name].data * (1.0 - momentum)
+    for name, target in model.momentum_towers.named_parameters():
+        target.data = target.data * momentum + parameters[name].data * (1.0 - momentum)
 
 
 def contrast(

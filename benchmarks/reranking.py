@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two-stage retrieval (encoding, re-ranking), compared with the procedure of salesforce/BLIP.
 
-Times are linear in queries and a full run takes an hour at base size, so only a share of the queries is timed.
+Times are linear in queries and a full run takes an hour at base size, so only some queries are timed.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from .harness import OURS, Case, Options, run
 from .sizes import build, config_fields, pad_to, random_captions, random_pixels
 
 
-# Images, captions, candidates per query, and timed share of the queries.
+# Images, captions, candidates per query, and timed fraction of the queries.
 PROBLEMS = {"base": (200, 1000, 32, 0.01), "small": (40, 200, 16, 0.1), "tiny": (4, 8, 2, 0.5)}
 CAPTION_LENGTH = 12
 
@@ -48,7 +48,7 @@ def cases(options: Options) -> Iterator[Case]:
     def theirs() -> tuple[Tensor, Tensor]:
         states = model.vision_model(pixels).last_hidden_state
         model.get_text_features(padded[:own_texts], padded_mask[:own_texts])
-        # Candidates may be any images; encoded ones stand in for the others.
+        # Encodes only some images and reuses them as candidates, because any images will do.
         all_states = states.repeat(-(-num_images // own_images), 1, 1)[:num_images]
         return original.rerank(model, all_states, padded, padded_mask, similarity, k, (own_images, own_texts))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ablation of the optimisations: each job with all of them, and with all but one.
 
-Each ablation patches one function. Ratios are of time; savings of memory show in the peaks. Equality of results is checked
-here or in `tests/modeling/test_savings.py`.
+Each ablation patches one function. Ratios are of time; compare peak memory too. This module or
+`tests/modeling/test_savings.py` checks that results are equal.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -77,14 +77,14 @@ def text_passes(options: Options) -> Case:
 
 
 def leave_out_images(steps: Steps) -> None:
-    """Replaces both image encoders by random states; those of the trained one require grad."""
-    towers = steps.model.vision_model, steps.model.momentum_towers.vision_model
+    """Replaces both image encoders by random states; those of the trained encoder require grad."""
+    encoders = steps.model.vision_model, steps.model.momentum_towers.vision_model
     with torch.no_grad():
-        shape = towers[0](steps.pixels).last_hidden_state.shape
-    for tower, has_gradient in zip(towers, (True, False), strict=True):
+        shape = encoders[0](steps.pixels).last_hidden_state.shape
+    for encoder, has_gradient in zip(encoders, (True, False), strict=True):
         states = torch.randn(shape, device=steps.pixels.device, requires_grad=has_gradient)
         output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
-        tower.forward = lambda *_, output=output, **__: output
+        encoder.forward = lambda *_, output=output, **__: output
 
 
 def differentiate(steps: Steps, captions: Tensor, mask: Tensor) -> None:

@@ -18,7 +18,7 @@ HEAD_SIZE = 64
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of the towers. `image_size` is for captioning and matching."""
+    """Sizes of image encoder and text transformer. `image_size` is for captioning and matching."""
 
     image_size: int
     vision_width: int
@@ -36,7 +36,7 @@ SIZES = {
 
 
 def config_fields(size: Size, image_size: int | None = None) -> dict[str, dict[str, object]]:
-    """Configuration fields of both towers, without dropout."""
+    """Configuration fields without dropout."""
     text = {
         "vocab_size": size.vocab_size,
         "bos_token_id": size.vocab_size - 2,

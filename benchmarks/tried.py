@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Optimisations of inference that this package does not use: compilation, int8 weights, packed weights.
 
-Measures greedy captioning as in `caption.py`, and the image encoder alone. Each row changes one thing. int8 requires `torchao`;
-packing and fusing require oneDNN on a CPU. Without them, their rows are skipped. Compilation (minutes) and packing are not
-timed.
+Measures greedy captioning as in `caption.py`, and the image encoder alone. Each row changes one thing. int8 requires
+`torchao`; packing and fusing require oneDNN on a CPU. Without them, their rows are skipped. Compilation (minutes) and
+packing are not timed.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ ROUNDING = "int8 weights round, so captions may differ."
 
 def cases(options: Options) -> Iterator[Case]:
     """The image encoder in fp32, then captioning of one image and of a batch, in fp32 and bf16."""
-    yield image_tower(options)
+    yield image_encoder_case(options)
     for dtype in (torch.float32, torch.bfloat16):
         models = changed_captioners(options, dtype)
         for batch_size in (1, BATCH_SIZE):
@@ -38,25 +38,25 @@ def cases(options: Options) -> Iterator[Case]:
             )
 
 
-def image_tower(options: Options) -> Case:
+def image_encoder_case(options: Options) -> Case:
     """The image encoder with channels-last layout and fused activations."""
     config = BlipConfig(**config_fields(options.size)).vision_config
     names = [OURS, "channels last", *(["GELU within the product"] if has_onednn(options) else [])]
-    towers = {name: build(BlipVisionModel, config, options.device) for name in names}
-    towers["channels last"].embeddings.to(memory_format=torch.channels_last)
-    for layer in towers["GELU within the product"].encoder.layers if has_onednn(options) else ():
+    encoders = {name: build(BlipVisionModel, config, options.device) for name in names}
+    encoders["channels last"].embeddings.to(memory_format=torch.channels_last)
+    for layer in encoders["GELU within the product"].encoder.layers if has_onednn(options) else ():
         fuse_gelu(layer.mlp)
     pixels = random_pixels(BATCH_SIZE, options.size.image_size, options.device)
-    ways = {name: partial(encode, tower, pixels) for name, tower in towers.items()}
+    ways = {name: partial(encode, encoder, pixels) for name, encoder in encoders.items()}
     laid_out = pixels.contiguous(memory_format=torch.channels_last)
-    ways["channels last"] = partial(encode, towers["channels last"], laid_out)
-    return Case(f"image tower, batch {BATCH_SIZE}, fp32", ways, check=all_close)
+    ways["channels last"] = partial(encode, encoders["channels last"], laid_out)
+    return Case(f"image encoder, batch {BATCH_SIZE}, fp32", ways, check=all_close)
 
 
 @torch.no_grad()
-def encode(tower: BlipVisionModel, pixels: Tensor) -> Tensor:
+def encode(encoder: BlipVisionModel, pixels: Tensor) -> Tensor:
     """States of the image encoder."""
-    return tower(pixels).last_hidden_state
+    return encoder(pixels).last_hidden_state
 
 
 def all_close(results: dict[str, Tensor]) -> None:

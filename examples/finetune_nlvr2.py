@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_dataset, eval_records = Nlvr2Dataset(SceneNlvr2(128)), SceneNlvr2(32, start=128)
         model, processor = make_tiny_model()
     else:
-        # Both cross-attentions start from that of the matcher. Drop path: salesforce/BLIP, models/blip_nlvr.py.
+        # Both cross-attentions start from the weights of the matcher. Drop path: salesforce/BLIP, models/blip_nlvr.py.
         model = BlipForVisualReasoning.from_matcher_pretrained(options.model, vision_fields={"drop_path_rate": 0.1})
         processor = BlipProcessor.from_pretrained(options.model)
         transform = Nlvr2TrainTransform(model.config.vision_config.image_size)
@@ -81,7 +81,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, help="folder to save the model in")
     parser.add_argument("--model", default="Salesforce/blip-itm-base-coco", help="matcher to start from")
-    parser.add_argument("--data", help="image pairs to train on: NLVR2's own file or BLIP's list, beside the images")
+    parser.add_argument(
+        "--data", help="image pairs to train on: NLVR2's own file or BLIP's list, in the folder of the images"
+    )
     parser.add_argument("--eval_data", help="image pairs to evaluate on")
     parser.add_argument("--tiny", action="store_true", help="train random weights on a few drawn scenes")
     options = parser.parse_args(argv)

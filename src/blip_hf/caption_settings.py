@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Default prompt, lengths, beams and sampling of captions. Imports nothing heavy, so that `--help` is quick."""
+"""Default prompt, lengths, beams and sampling of captions. Imports nothing heavy, so `--help` is fast."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -11,14 +11,11 @@ def _setting(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSettings:
-    """The prompt of a captioner and the settings of its search. Each field is documented by its `help`.
+    """The prompt of a captioner and its generation settings. The `help` of each field documents it.
 
-    A checkpoint carries the settings it was trained with as [`BlipProcessor.caption_settings`]; use
-    [`CaptionSettings.resolve`] to combine them with explicit values. As in salesforce/BLIP, lengths count `[DEC]`, the
-    prompt and the caption; `max_length` also counts the final `[SEP]`.
-
-    Raises:
-        ValueError: If a value is out of its range, or `max_length` leaves no room for a caption after the prompt.
+    A checkpoint stores its settings as [`BlipProcessor.caption_settings`]; [`CaptionSettings.resolve`] combines them
+    with explicit values. As in salesforce/BLIP, lengths count `[DEC]`, the prompt and the caption; `max_length` also
+    counts the final `[SEP]`.
     """
 
     # salesforce/BLIP, configs/caption_coco.yaml
@@ -56,15 +53,8 @@ class CaptionSettings:
     def resolve(cls, own: "CaptionSettings | None" = None, **given: Any) -> "CaptionSettings":
         """Combines explicit values, the settings of a checkpoint and the package defaults, in this order of precedence.
 
-        Args:
-            own (`CaptionSettings`, *optional*):
-                Settings of the checkpoint, usually `processor.caption_settings`. `None` stands for the defaults.
-            **given:
-                Values by field name. `None` stands for "not given". A `max_length` below the `min_length` of `own` lowers
-                the latter, unless it is given too.
-
-        Returns:
-            `CaptionSettings`: the settings to use.
+        `own` are the settings of the checkpoint, usually `processor.caption_settings`. Values of `None` are ignored. A
+        given `max_length` below the `min_length` of `own` lowers the latter.
 
         Example:
             >>> own = CaptionSettings(prompt="a photo of ", max_length=30)
@@ -80,12 +70,12 @@ class CaptionSettings:
 
     @classmethod
     def for_finetuning(cls, own: "CaptionSettings | None" = None, **given: Any) -> "CaptionSettings":
-        """Like `resolve`, but a captioner that was only pre-trained, without a prompt, learns the default one."""
+        """Like `resolve`, but replaces the settings of pre-training, which has no prompt, by the defaults."""
         return cls.resolve(None if own == PRETRAINING_SETTINGS else own, **given)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CaptionSettings":
-        """Reads the form that [`CaptionSettings.to_dict`] writes. Unknown names are ignored."""
+        """Reads the result of [`CaptionSettings.to_dict`]. Ignores unknown names."""
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,11 +84,7 @@ class CaptionSettings:
 
 
 def caption_option(name: str) -> Any:
-    """Returns a dataclass field for an option that defaults to `None`, which stands for the checkpoint's own setting.
-
-    Args:
-        name (`str`):
-            A field of [`CaptionSettings`], which has the `help` of the option.
+    """Dataclass field for an option that defaults to `None`, the checkpoint's own setting.
 
     Example:
         >>> @dataclass(kw_only=True)
@@ -112,7 +98,7 @@ def caption_option(name: str) -> Any:
 
 
 def shortest_length(prompt: str) -> int:
-    """Lower bound for the length of a caption with a prompt, in tokens: `[DEC]`, one a word of the prompt, and one.
+    """Lower bound of `max_length` with a prompt: `[DEC]`, one token per word of the prompt, and one.
 
     Example:
         >>> shortest_length("a picture of ")

@@ -34,30 +34,20 @@ _OWN_SETTINGS = ("num_return_sequences", "return_dict_in_generate")
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A caption of an image, with its scores.
-
-    Args:
-        image_index (`int`):
-            Position of the image in the input, from 0.
-        text (`str`, *optional*):
-            The caption without the prompt; `None` if the image could not be read.
-        log_probability (`float`, *optional*):
-            Natural logarithm of the probability of the caption given the image and the prompt: the sum over the
-            generated tokens, including the final `[SEP]`. It does not depend on the decoding method or temperature.
-        num_tokens (`int`, *optional*):
-            Number of tokens in that sum.
-        itm_probability (`float`, *optional*):
-            Probability of the ITM head of the matcher that image and `text` match.
-        error (`str`, *optional*):
-            Why the image could not be read.
-    """
+    """A caption of an image, with its scores."""
 
     image_index: int
+    """Position of the image in the input, from 0."""
     text: str | None = None
+    """The caption without the prompt; `None` if the image could not be read."""
     log_probability: float | None = None
+    """Log-probability given the image and the prompt, summed over the generated tokens and the final `[SEP]`."""
     num_tokens: int | None = None
+    """Number of tokens in that sum."""
     itm_probability: float | None = None
+    """Probability that image and `text` match, from the ITM head of the matcher."""
     error: str | None = None
+    """Why the image could not be read."""
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -95,33 +85,25 @@ def _accept_pictures(method: Callable[..., Any]) -> Callable[..., Any]:
 class BlipCaptioner:
     """Captions images of any form, in batches and in order.
 
-    Each setting of `generate` comes from the first of these that has it: `generation_settings`; the `generation_config`
-    in `generation_settings`, else that of the model; the checkpoint's [`CaptionSettings`]
-    (`processor.caption_settings`); the package defaults. The defaults are beam search with 3 beams (or as many as
-    captions are requested), `top_p=0.9` with `do_sample=True`, and `max_length=20` and `min_length=5`, which count
-    `[DEC]` and the prompt. `max_new_tokens` replaces both lengths.
+    Settings of `generate` have this order of precedence: `generation_settings`; its `generation_config`, or that of
+    the model; `processor.caption_settings` of the checkpoint; the package defaults. The defaults are beam search with
+    3 beams (or as many as captions are requested), `top_p=0.9` with `do_sample=True`, and `max_length=20` and
+    `min_length=5`, which count `[DEC]` and the prompt. `max_new_tokens` replaces both lengths.
 
     Args:
         model (`BlipForConditionalGeneration`):
-            The captioning model. It is put in evaluation mode; its device and dtype are kept.
-        processor (`BlipProcessor`):
-            The processor it was trained with.
+            The captioning model. It is put in evaluation mode.
         matcher (`BlipForImageTextRetrieval`, *optional*):
-            A model that scores each caption, for `itm_probability`.
+            Model that computes `itm_probability`.
         matcher_processor (`BlipProcessor`, *optional*, defaults to `processor`):
-            The processor of `matcher`, if it has another image size or vocabulary.
+            Processor of `matcher`, if it has another image size or vocabulary.
         prompt (`str`, *optional*):
-            Text that each caption starts with; it is removed from the caption. `""` for none. Defaults to the prompt of
-            `processor.caption_settings`, or `"a picture of "` if the checkpoint has no settings.
-        batch_size (`int`, *optional*, defaults to 8):
-            Images per batch.
+            Start of each caption, which is removed from the result. `""` for none. Defaults to the prompt of the
+            checkpoint, else `"a picture of "`.
         seed (`int`, *optional*):
-            Makes sampling repeatable for the same images and batch size. The state of torch's generators is kept.
+            Makes sampling reproducible for the same images and batch size. torch's random state does not change.
         **generation_settings:
             Settings of `generate`: `num_beams`, `do_sample`, `top_p`, `max_length`, `max_new_tokens`, ...
-
-    Raises:
-        ValueError: If `batch_size` is below 1, or a setting is given that the captioner sets itself.
 
     Example:
         >>> captioner = BlipCaptioner.from_pretrained("path/to/checkpoint")  # doctest: +SKIP
@@ -173,19 +155,13 @@ class BlipCaptioner:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A folder with a captioning model and its processor, saved by this package or by transformers, or a model
-                id.
+                Folder or model id of a captioning model and its processor, of this package or of transformers.
             matcher (`str` or `os.PathLike`, *optional*):
-                A folder or model id of an image-text retrieval model, for `itm_probability`.
+                Folder or model id of an image-text retrieval model, for `itm_probability`.
             device (`str` or `torch.device`, *optional*):
-                Device of the models. Defaults to the GPU if there is one.
-            dtype (`str` or `torch.dtype`, *optional*):
-                Data type of the weights. Defaults to that of the checkpoint.
+                Defaults to the GPU if there is one. On CPUs, [`optimize_for_cpu`] is applied.
             **kwargs:
-                `prompt`, `batch_size`, `seed` and settings of `generate`, as in the class.
-
-        Returns:
-            `BlipCaptioner`: with both models on the device, on CPUs after [`optimize_for_cpu`].
+                `prompt`, `batch_size`, `seed` and settings of `generate`.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,19 +179,7 @@ class BlipCaptioner:
 
     @_accept_pictures
     def __call__(self, images: ImageSource | Iterable[ImageSource]) -> list[str]:
-        """Writes one caption per image.
-
-        Args:
-            images (`ImageSource` or `Iterable[ImageSource]`):
-                An image or several: paths, PIL images, uint8 arrays, or any other form that
-                [`~blip_hf.image_utils.open_image`] reads.
-
-        Returns:
-            `list[str]`: the captions, in order.
-
-        Raises:
-            UnreadableImageError: If an image cannot be read.
-        """
+        """Writes one caption per image, in order. Raises `UnreadableImageError` if an image cannot be read."""
         batches = self._batches(images, on_error="raise")
         return [text for batch in batches for text in self._write(batch, num_return_sequences=1)[0]]
 
@@ -228,25 +192,18 @@ class BlipCaptioner:
         return_scores: bool = False,
         on_error: OnError = "raise",
     ) -> list[Caption]:
-        """Writes captions with their scores.
+        """Writes captions with their scores, in the order of the images.
 
         Args:
             images (`ImageSource` or `Iterable[ImageSource]`):
-                An image or several.
+                An image or several: paths, PIL images, uint8 arrays, or any other form that
+                [`~blip_hf.image_utils.open_image`] reads.
             num_return_sequences (`int`, *optional*, defaults to 1):
-                Captions per image; beam search returns the best first.
+                Captions per image.
             return_scores (`bool`, *optional*, defaults to `False`):
-                Whether to compute `log_probability`, which takes one more pass of the decoder. `itm_probability` is
-                computed whenever there is a matcher.
+                Whether to compute `log_probability`, which takes one more pass of the decoder.
             on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-                What to do about an image that cannot be read: raise, or return one `Caption` with its `error`.
-
-        Returns:
-            `list[Caption]`: in the order of the images; the captions of one image are neighbours.
-
-        Raises:
-            UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
-            ValueError: If `on_error` or a setting of `generate` is unknown.
+                Whether to raise an error for an unreadable image, or to return one `Caption` with its `error`.
         """
         return list(
             self.iter_captions(
@@ -263,7 +220,7 @@ class BlipCaptioner:
         return_scores: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Caption]:
-        """Yields what `caption` returns, with the same arguments, while only one batch of images is in memory."""
+        """Like `caption`, but yields the captions and keeps only one batch of images in memory."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} is unknown. Pass 'raise' or 'skip'.")
         for batch in self._batches(images, on_error=on_error):
@@ -301,7 +258,7 @@ class BlipCaptioner:
             self.caption_settings,
             num_return_sequences,
         )
-        # The index of the first image gives each batch of a call its own seed, the same in every call.
+        # The index of the first image gives each batch its own reproducible seed.
         with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
             memory = self.model.get_image_memory(inputs.pop("pixel_values"))
             sequences = self.model.generate(image_memory=memory, **inputs, **settings)  # (n * g, t)
@@ -318,7 +275,7 @@ class BlipCaptioner:
     @torch.inference_mode()
     def _match(self, images: list[Image.Image], texts: list[str]) -> list[float]:
         """Probabilities that each of `n * g` texts matches its image."""
-        # [CLS] first: the configuration of the matcher says which token replaces it.
+        # [CLS] first: the matcher replaces it by the token of its configuration.
         inputs = self.matcher_processor(images, texts, role="contrast", return_tensors="pt").to(self.matcher.device)
         memory = self.matcher.get_image_memory(inputs["pixel_values"])
         logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
@@ -348,7 +305,7 @@ def _open_batch(sources: list[tuple[int, ImageSource]], on_error: OnError) -> _B
 def _generation_settings(
     given: dict[str, Any], config: GenerationConfig, defaults: CaptionSettings, num_return_sequences: int
 ) -> dict[str, Any]:
-    """Adds the defaults of what neither the given settings nor the generation config set."""
+    """Adds defaults for settings that are neither given nor in the generation config."""
 
     def is_unset(*names: str) -> bool:
         return all(name not in given and getattr(config, name) is None for name in names)

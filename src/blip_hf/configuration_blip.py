@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Configurations of the models, with the paper's defaults.
 
-The classes extend those of transformers and keep `model_type` and field names, so checkpoints saved here open in plain
-transformers. Only differences are defined here: the defaults of transformers (8 text heads, no dropout, vision weights with
-standard deviation 1e-10) fit no released model.
+The classes extend those of transformers and keep `model_type` and field names, so plain transformers opens checkpoints
+saved here. They define only new fields and other defaults: the defaults of transformers (8 text heads, no dropout,
+vision weights with standard deviation 1e-10) fit no released model.
 """
 
 import os
@@ -26,24 +26,20 @@ _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config"
 class BlipTextConfig(UpstreamBlipTextConfig):
     """Configuration of the text transformer.
 
-    Has the fields of `transformers.BlipTextConfig`. New fields and other defaults:
+    Has the fields of `transformers.BlipTextConfig`, with a dropout of 0.1. New fields and other defaults:
 
     Args:
         num_attention_heads (`int`, *optional*, defaults to 12):
-            Number of heads, as in BERT-base. The default of transformers, 8, fits no released checkpoint.
-        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout of embeddings and of each sub-layer's output.
-        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout of attention probabilities.
+            Number of heads, as in BERT-base. transformers defaults to 8.
         label_smoothing (`float`, *optional*, defaults to 0.1):
             Label smoothing of the language-modelling loss (paper, section 3.2).
         eos_token_id (`int`, *optional*, defaults to 102):
             `[SEP]`, which ends a caption.
         cls_token_id (`int`, *optional*, defaults to 101):
-            Position-0 token of the unimodal text encoder.
+            `[CLS]`, position 0 of the unimodal text encoder.
         enc_token_id (`int`, *optional*, defaults to `bos_token_id + 1`):
-            `[ENC]`, position-0 token of the image-grounded encoder. Checkpoints of transformers do not store it. BLIP
-            adds it right after `[DEC]`, the `bos_token_id`: 30523 after 30522.
+            `[ENC]`, position 0 of the image-grounded encoder, right after `[DEC]`. Checkpoints of transformers do not
+            store it.
     """
 
     num_attention_heads: int = 12
@@ -72,11 +68,11 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
 
     Args:
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-            Epsilon of every layer norm.
+            Epsilon of the layer norms.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of new weights. The default of transformers, 1e-10, does not train.
+            Standard deviation of new weights.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth rate of the last block; block `i` of `n` has `i / (n - 1)` of it. The paper uses 0.1 for
+            Stochastic depth rate of the last block, from which the rates fall linearly to 0. The paper uses 0.1 for
             ViT-L, VQA and NLVR2.
     """
 
@@ -93,18 +89,15 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
 class BlipConfig(UpstreamBlipConfig):
     """Configuration of a BLIP model: an image encoder and a text transformer.
 
-    Has the fields of `transformers.BlipConfig`. New or with another meaning:
+    Has the fields of `transformers.BlipConfig`. New fields and other meanings:
 
     Args:
         label_smoothing (`float`, *optional*):
-            Label smoothing of `text_config`, which upstream ignores here. If given in both, the values must be equal.
+            Label smoothing of `text_config`. Values in both configurations must be equal.
         itm_start_token (`str`, *optional*, defaults to `"enc"`):
             Position-0 token of image-text matching: `"enc"` as in the BLIP paper, or `"cls"` as in transformers.
         question_start_token (`str`, *optional*, defaults to `"enc"`):
-            Position-0 token of questions in VQA, with the same choices.
-
-    Raises:
-        ValueError: If `label_smoothing` is given in both configurations with different values.
+            Position-0 token of questions in VQA: `"enc"` or `"cls"`.
 
     Example:
         >>> config = BlipConfig(text_config={"num_hidden_layers": 2}, label_smoothing=0.2)
@@ -143,14 +136,7 @@ class BlipConfig(UpstreamBlipConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
         """Builds a configuration from the contents of a `config.json` of this package or of transformers.
 
-        Args:
-            config_dict (`dict`):
-                Contents of the file.
-            **kwargs:
-                Fields to override, and options of `PreTrainedConfig.from_dict`.
-
-        Returns:
-            `BlipConfig`: The configuration, or a tuple with unused options if `return_unused_kwargs=True`.
+        `kwargs` are fields to override, and options of `PreTrainedConfig.from_dict`.
         """
         config_dict = dict(config_dict)
         _warn_about_guesses(config_dict)
@@ -174,17 +160,16 @@ class BlipContrastiveConfig(BlipConfig):
 
     Args:
         queue_size (`int`, *optional*, defaults to 57600):
-            Number of momentum features kept as contrastive negatives (salesforce/BLIP). 0 disables the queue.
+            Number of momentum features in the queue (salesforce/BLIP). 0 disables the queue.
         momentum (`float`, *optional*, defaults to 0.995):
-            EMA decay of the momentum encoder (paper, section 3.2, after ALBEF). With 0, the features of the batch are the
-            keys and the momentum encoder is not run.
+            EMA decay of the momentum encoder (paper, section 3.2, after ALBEF). 0 disables the momentum encoder.
         alpha (`float`, *optional*, defaults to 0.4):
             Weight of the momentum encoder's distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
-            Initial value of the learnable temperature, which is clamped to [0.001, 0.5].
+            Initial value of the learnable temperature, clamped to [0.001, 0.5].
         negative_temperature (`float`, *optional*):
-            Temperature to sample hard negatives of ITM. Defaults to the temperature of ITC, as in the paper. A higher one
-            samples easier negatives, which may help an ITM head that is at chance level.
+            Temperature to sample hard negatives of ITM. Defaults to that of ITC, as in the paper. A higher one samples
+            easier negatives, which may help an ITM head at chance level.
     """
 
     queue_size: int = 57600
@@ -209,16 +194,16 @@ class BlipContrastiveConfig(BlipConfig):
 class BlipPreTrainingConfig(BlipContrastiveConfig):
     """Configuration of `BlipForPreTraining`.
 
-    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`, `temperature_init_value`,
-    `negative_temperature`), and:
+    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`,
+    `temperature_init_value`, `negative_temperature`), and:
 
     Args:
         itc_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the contrastive loss. The paper weights all losses equally.
+            Weight of the ITC loss. The paper weights all losses equally.
         itm_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the matching loss. 0 skips its text passes.
+            Weight of the ITM loss. 0 skips it.
         lm_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the language-modelling loss. 0 skips its text pass.
+            Weight of the LM loss. 0 skips it.
     """
 
     model_type = "blip_pretraining"
@@ -238,13 +223,13 @@ class BlipPreTrainingConfig(BlipContrastiveConfig):
 class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
     """Configuration of `BlipForRetrievalTraining`.
 
-    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`, `temperature_init_value`,
-    `negative_temperature`), and:
+    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`,
+    `temperature_init_value`, `negative_temperature`), and:
 
     Args:
         negative_all_rank (`bool`, *optional*, defaults to `False`):
-            Whether hard negatives come from the batches of all processes, as in salesforce/BLIP's
-            `configs/retrieval_coco.yaml`, or from the process's own batch, as in `configs/retrieval_flickr.yaml`.
+            Whether to sample hard negatives from all processes (salesforce/BLIP `configs/retrieval_coco.yaml`), not
+            only from the own batch (`configs/retrieval_flickr.yaml`).
     """
 
     model_type = "blip_retrieval_training"
@@ -255,17 +240,7 @@ class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a `config.json` of this class, of a retrieval model, or of a pre-training model without its loss weights.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Local directory or Hub model id.
-            **kwargs:
-                Options of `PreTrainedConfig.get_config_dict`.
-
-        Returns:
-            `tuple`: The contents and the unused options.
-        """
+        """Reads a `config.json` of this class, of a retrieval model, or of a pre-training model without its loss weights."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") in (BlipConfig.model_type, BlipPreTrainingConfig.model_type):
             left_out = BlipPreTrainingConfig.__dataclass_fields__.keys() - cls.__dataclass_fields__.keys()
@@ -280,8 +255,8 @@ class BlipVisualReasoningConfig(BlipConfig):
 
     Args:
         merge_from_layer (`int`, *optional*, defaults to 6):
-            First text layer, from 0, that merges the two images by learnt weights. Lower layers average them (paper,
-            section 5.5). With the number of layers or more, all layers average.
+            First text layer, from 0, that merges the two images by learned weights. Lower layers average them (paper,
+            section 5.5).
     """
 
     model_type = "blip_visual_reasoning"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reading and finding images: decoded upright as 8-bit RGB, whatever holds them, in every format that Pillow reads."""
+"""Finds images and reads them: upright, as 8-bit RGB, from every source and format that Pillow supports."""
 
 import errno
 import os
@@ -21,22 +21,22 @@ logger = logging.get_logger(__name__)
 ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | dict[str, Any]
 
 MAX_IMAGE_BYTES = 2**28
-"""Size in bytes of the largest encoded image that [`find_image_error`] accepts."""
+"""Maximum size in bytes of an encoded image."""
 MAX_IMAGE_PIXELS = 2**26
-"""Pixels of the largest image that [`find_image_error`] accepts: some 200 MB in RGB, below Pillow's own warning."""
+"""Maximum number of pixels of an image: about 200 MB in RGB, below the limit of Pillow's own warning."""
 
 _ACCEPTED = (
     "a path, bytes, a binary file object, a PIL image, a uint8 array of shape (h, w), (h, w, 3) or (h, w, 4),"
     ' or a dict with "bytes" or "path"'
 )
 
-# Longer names are cut in messages: they may be images in base64, which must be passed as `data:` URLs or bytes.
+# Longer names are truncated in messages, for example images in base64.
 _LONGEST_NAME = 300
 
 # Pillow names these formats but has no decoder for them, or runs Ghostscript to decode them (EPS).
 _UNUSED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
-# These errors concern a disk, a connection or too many open files. The image itself may be sound.
+# Errors of a disk, a connection or too many open files. The image itself may be valid.
 _MACHINE_ERRORS = frozenset(
     {
         errno.EIO,
@@ -65,27 +65,24 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 
     - A broken EXIF block is ignored.
     - Transparent pixels (alpha channel, palette or key colour) are blended with white.
-    - 16-bit grey levels (`I;16` and similar modes) are scaled by 255 / 65535. Levels of mode `I` are read as 8-bit if
-      none exceeds 255, otherwise as 16-bit. Levels of mode `F` are read as 0 to 1 if none exceeds 1, otherwise as 0 to
-      255. Other ranges raise an error.
-    - An animation gives its current frame (the first one of a file).
+    - 16-bit grey levels (`I;16` and similar modes) are scaled by 255 / 65535. Mode `I` is 8-bit if no
+      level exceeds 255, otherwise 16-bit. Mode `F` is 0 to 1 if no level exceeds 1, otherwise 0 to 255. Other ranges
+      raise an error.
+    - Of an animation, the current frame is read (the first one of a file).
 
     Args:
         source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
-            The image. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`. Dicts have the keys `bytes` and
-            `path` of undecoded images in `datasets`; `bytes` wins. A PIL image is not changed.
+            The image. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`. Dicts have the keys `bytes`
+            (read first) and `path`, as in `datasets`.
         name (`str`, *optional*):
-            Name of the image in errors. Defaults to its path, if it has one.
+            Name of the image in errors. Defaults to its path.
         min_size (`int`, *optional*):
-            Smallest width and height to decode to. A JPEG may then be decoded at a half, a quarter or an eighth of its
-            size, which is faster. By default images keep their size.
-
-    Returns:
-        `PIL.Image.Image`: in mode `RGB`, without an open file.
+            Minimum width and height of the result. A larger JPEG may then be decoded at a half, a quarter or an eighth
+            of its size, which is faster.
 
     Raises:
         UnreadableImageError: If the image cannot be read.
-        OSError: If the disk, the connection or the process fails, so that a retry may succeed.
+        OSError: If a disk or connection fails, so a retry may succeed.
 
     Example:
         >>> open_image(np.zeros((2, 3), dtype=np.uint8)).size
@@ -96,7 +93,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 
 
 def view_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
-    """As [`open_image`], but returns an upright 8-bit RGB PIL image itself instead of a copy."""
+    """Like [`open_image`], but does not copy a PIL image that is already upright 8-bit RGB."""
     source, default_name = _unwrap(source)
     name = name or default_name
     try:
@@ -109,7 +106,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             image.load()
             return _to_rgb(_upright(image))
     except Exception as error:
-        # Decoders raise anything on a broken file: OSError, SyntaxError, struct.error and more.
+        # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
         if is_machine_error(error):
             raise
         raise UnreadableImageError(
@@ -175,19 +172,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Lists the images of a folder by their suffixes, sorted by path.
-
-    Hidden files and `__MACOSX` are left out. One warning counts the files of other kinds.
-
-    Args:
-        folder (`str` or `Path`):
-            The folder.
-        recursive (`bool`, *optional*, defaults to `False`):
-            Whether to search its subfolders too.
-
-    Returns:
-        `list[Path]`: may be empty.
-    """
+    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files."""
     images, others = [], Counter()
     for path in visible_files(Path(folder), recursive=recursive):
         suffix = path.suffix.lower()
@@ -200,7 +185,7 @@ def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
 
 
 def visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
-    """Files of a folder, without hidden ones and what macOS adds to archives."""
+    """Files of a folder, without hidden ones and those that macOS adds to archives."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(filter(is_visible, folders)) if recursive else []
         yield from (Path(parent, name) for name in names if is_visible(name))
@@ -215,12 +200,12 @@ _reported_suffixes: set[str] = set()
 
 
 def warn_of_other_files(where: str | os.PathLike[str], counts: Mapping[str, int]) -> None:
-    """Warns of files that were passed over, once for each suffix."""
+    """Warns about skipped files, once for each suffix."""
     new = {suffix: count for suffix, count in counts.items() if suffix not in _reported_suffixes}
     _reported_suffixes.update(new)
     if new:
         listed = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(new.items()))
-        logger.warning(f"{where}: passed over files that are neither images nor their texts ({listed}).")
+        logger.warning(f"{where}: skipped files that are neither images nor their texts ({listed}).")
 
 
 # Decoding

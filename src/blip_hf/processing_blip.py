@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Converts images and text to model inputs, with the first token that each role of the text transformer needs."""
+"""Converts images and text to model inputs, with the first token of each role of the text transformer."""
 
 import os
 from collections.abc import Sequence
@@ -28,22 +28,17 @@ _ROLES_WITH_LABELS = ("lm", "captioning")
 class BlipProcessor(UpstreamBlipProcessor):
     """Converts images and text to the inputs of the BLIP models.
 
-    It does what `transformers.BlipProcessor` does, reads and writes the same files, and adds `role`, which prepares text
-    for one objective. A tokenizer without the tokens `[DEC]` and `[ENC]`, such as that of BERT or of the released
-    checkpoints, gets them after its last token: 30522 and 30523 for `bert-base-uncased`.
+    Does what `transformers.BlipProcessor` does, reads and writes the same files, and adds `role`, which prepares text
+    for one objective. Adds `[DEC]` and `[ENC]` to a tokenizer without them, such as that of BERT or of the released
+    checkpoints: ids 30522 and 30523 for `bert-base-uncased`.
 
     Args:
-        image_processor ([`BlipImageProcessor`]):
-            The image processor.
         tokenizer (`PreTrainedTokenizerBase`):
-            A BERT tokenizer, whose rows are `[CLS] ... [SEP]`.
+            A BERT tokenizer with rows `[CLS] ... [SEP]`.
         caption_settings ([`CaptionSettings`], *optional*):
-            Prompt and lengths that the captioner of this checkpoint was trained with: the defaults of
-            [`BlipCaptioner`], CapFilt and evaluation. They are saved in `processor_config.json`; transformers ignores
-            them. `None` stands for the package defaults.
-
-    Raises:
-        ValueError: If the tokenizer has no `[CLS]`, `[SEP]` or `[PAD]` token.
+            Prompt and lengths that the captioner of this checkpoint was trained with, the defaults of
+            [`BlipCaptioner`], CapFilt and evaluation. Saved in `processor_config.json`; transformers ignores them.
+            `None` means the package defaults.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -74,30 +69,20 @@ class BlipProcessor(UpstreamBlipProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "BlipProcessor":
-        """Loads a processor that was saved by this package or by transformers, in one file or in the older two.
+        """Loads a processor that was saved by this package or by transformers.
 
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A folder, or a model id on the Hub.
-            **kwargs:
-                Options of loading (`revision`, `token`, `cache_dir`, ...) and of the image processor.
-
-        Returns:
-            `BlipProcessor`: with a [`BlipImageProcessor`] and a tokenizer that has `[DEC]` and `[ENC]`.
-
-        Raises:
-            ValueError: If `backend` is given and is not `"pil"`.
+        `kwargs` are options of loading (`revision`, `token`, `cache_dir`, ...) and of the image processor.
         """
         backend = kwargs.pop("backend", "pil")
         if backend != "pil":
             raise ValueError(
                 f"backend={backend!r} is not supported: images are read with Pillow. Pass 'pil' or leave it out."
             )
-        # The method of transformers uses the Auto classes, which know only its own image processor.
+        # The method of transformers uses the Auto classes, which only find its own image processor.
         image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_options = BlipImageProcessor.valid_kwargs.__annotations__
         loading_options = {name: value for name, value in kwargs.items() if name not in image_options}
-        # With a config, the tokenizer does not read that of the checkpoint, whose model type may be unknown to transformers.
+        # With a config, the tokenizer does not read config.json, which may have a model type that transformers does not know.
         config = AutoConfig.for_model("blip")
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
         contents, _ = cls.get_processor_dict(pretrained_model_name_or_path, **loading_options)
@@ -127,17 +112,11 @@ class BlipProcessor(UpstreamBlipProcessor):
 
         Args:
             tokenizer (`PreTrainedTokenizerBase`, `str` or `os.PathLike`):
-                A tokenizer, or the folder or model id of one. It gets `[DEC]` as `bos_token` and `[ENC]` as an extra
-                special token if it lacks them.
+                A tokenizer, or its folder or model id.
             image_size (`int`, *optional*, defaults to 384):
-                Height and width that images are resized to, in pixels.
-            image_mean (`Sequence[float]`, *optional*):
-                Mean of each channel, in [0, 1]. Defaults to that of CLIP, as in salesforce/BLIP.
-            image_std (`Sequence[float]`, *optional*):
-                Standard deviation of each channel. Defaults to that of CLIP.
-
-        Returns:
-            `BlipProcessor`: the new processor.
+                Height and width of the resized images in pixels.
+            image_mean, image_std (`Sequence[float]`, *optional*):
+                Mean and standard deviation of each channel. Default to those of CLIP, as in salesforce/BLIP.
         """
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -180,8 +159,8 @@ class BlipProcessor(UpstreamBlipProcessor):
         """Prepares images, text or both.
 
         Without `role`, the output is that of transformers: rows `[CLS] ... [SEP]`. Several texts that are returned as
-        tensors are padded to the longest, always on the right. With `role`, rows are padded to the longest, truncated to
-        the maximum length of the role with `[SEP]` kept, and start with the token of the role (salesforce/BLIP):
+        tensors are padded to the longest, always on the right. With `role`, rows are padded to the longest, truncated
+        to the maximum length of the role with `[SEP]` kept, and start with the token of the role (salesforce/BLIP):
 
         | `role`         | position 0 | maximum length | labels                              |
         |----------------|------------|----------------|-------------------------------------|
@@ -192,37 +171,31 @@ class BlipProcessor(UpstreamBlipProcessor):
 
         Args:
             images (`ImageInput`, *optional*):
-                An image or a list of them, in any form that [`BlipImageProcessor`] takes.
-            text (`str` or `list[str]`, *optional*):
-                A text or a list of them.
-            role (`str`, *optional*):
-                The objective that the text is for.
+                Images in any form that [`BlipImageProcessor`] takes.
             prompt (`str`, *optional*):
-                With `role="captioning"`, text to put before each caption, separated by a space. It has no labels.
+                With `role="captioning"`, text before each caption, without labels.
             **kwargs:
-                Options of the call in transformers: `return_tensors`, `padding`, `truncation`, `max_length`, options of
-                the image processor, and so on.
+                Options of transformers: `return_tensors`, `padding`, `truncation`, `max_length`, ...
 
         Returns:
-            `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)` if there are images; `input_ids` and
-            `attention_mask` of shape `(b, t)` if there is text; with the roles `"lm"` and `"captioning"` also `labels`
-            of shape `(b, t)`, not shifted, -100 where there is no target.
+            `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)`; `input_ids` and `attention_mask` of shape
+            `(b, t)`; with the roles `"lm"` and `"captioning"` also `labels` of shape `(b, t)`, not shifted, -100 at
+            positions without loss.
 
         Raises:
-            ValueError: If the role is unknown or has no text, if `prompt` is given with another role, if the tokens of
-                the prompt cannot be separated from the caption, or if padding on the left is requested.
+            ValueError: If the role is unknown or has no text, or an option does not fit it.
             UnreadableImageError: If an image cannot be read.
         """
         if role is not None and role not in _MAX_LENGTHS:
             raise ValueError(f"role={role!r} is unknown. Pass one of {', '.join(_MAX_LENGTHS)}, or leave it out.")
         if prompt is not None and role != "captioning":
             raise ValueError(
-                f"`prompt` goes with role='captioning', got role={role!r}. For generation, pass the prompt as `text`."
+                f"`prompt` requires role='captioning', got role={role!r}. For generation, pass the prompt as `text`."
             )
         _check_text(text, role)
         # transformers takes text options nested or flat. An option that is given in both forms is an error.
         options = dict(**kwargs.pop("text_kwargs", {}), **kwargs)
-        # The padding side of the tokenizer is ignored: the token and the hidden state at position 0 have a meaning.
+        # Ignores the padding side of the tokenizer, because models read position 0.
         if options.setdefault("padding_side", "right") != "right":
             raise ValueError(
                 f"padding_side={options['padding_side']!r} moves texts away from position 0, which BLIP reads. Leave it"
@@ -286,17 +259,7 @@ class BlipProcessor(UpstreamBlipProcessor):
     def post_process_captions(
         self, sequences: torch.Tensor | Sequence[Sequence[int]], prompt: str | None = None
     ) -> list[str]:
-        """Decodes generated sequences to captions.
-
-        Args:
-            sequences (`torch.Tensor` of shape `(b, t)` or `Sequence[Sequence[int]]`):
-                Token ids that `generate` returned, with special tokens.
-            prompt (`str`, *optional*):
-                Prompt of the captions; it is removed from those that start with it.
-
-        Returns:
-            `list[str]`: one caption per sequence, without special tokens and surrounding white space.
-        """
+        """Decodes sequences of `generate` to captions, without special tokens and without `prompt` at the start."""
         rows = sequences.tolist() if isinstance(sequences, torch.Tensor) else sequences
         special_ids = set(self.tokenizer.all_special_ids)
         prompt_ids = [] if prompt is None else self._prompt_token_ids(prompt)
@@ -323,7 +286,7 @@ def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Unsets truncation and padding, which a fast tokenizer keeps from its last call and would save."""
+    """Unsets truncation and padding, which a fast tokenizer keeps from its last call and saves."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

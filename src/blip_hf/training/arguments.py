@@ -24,19 +24,15 @@ TASK_RECIPES: dict[str, dict[str, float]] = {
 class BlipTrainingArguments(TrainingArguments):
     """Arguments of pre-training with [`BlipContrastiveTrainer`].
 
-    Help texts document the fields below; `transformers.TrainingArguments` documents the others. Defaults that differ
-    from it:
+    The help texts document the fields. Defaults that differ from `transformers.TrainingArguments`:
 
     - The paper's `learning_rate`, `weight_decay`, `num_train_epochs`, `warmup_steps` and `lr_scheduler_type`, and
       `max_grad_norm=0`, since the original does not clip.
-    - `remove_unused_columns=False`: collators read columns that no model takes.
+    - `remove_unused_columns=False`: collators need all columns.
     - `dataloader_drop_last=True` (in training only): a last batch of one pair has no negatives.
     - `ddp_broadcast_buffers=False`: the queue is the same on each process.
-    - `ddp_find_unused_parameters=False`: the trainer freezes parameters that no loss reads.
-    - `logging_nan_inf_filter=False`: the filter waits for the device at each step.
-
-    Raises:
-        ValueError: If the learning rates contradict each other, or `label_smoothing_factor` is given.
+    - `ddp_find_unused_parameters=False`: the trainer freezes unused parameters.
+    - `logging_nan_inf_filter=False`: the filter synchronises with the device at each step.
 
     Example:
         >>> args = BlipTrainingArguments("runs/blip", per_device_train_batch_size=75)
@@ -119,7 +115,7 @@ class BlipTrainingArguments(TrainingArguments):
         own_schedule = self.lr_scheduler_type if self.lr_scheduler_type in _OWN_SCHEDULES else None
         if own_schedule is not None:
             self._check_learning_rates()
-            # The base class accepts only its own names; this one passes its checks.
+            # The base class only accepts its own names, such as this one.
             self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
         super().__post_init__()
         if own_schedule is not None:
@@ -144,10 +140,8 @@ class BlipTrainingArguments(TrainingArguments):
 class BlipFinetuningArguments(BlipTrainingArguments):
     """Arguments of fine-tuning with [`BlipTrainer`] or, for retrieval, [`BlipContrastiveTrainer`].
 
-    As [`BlipTrainingArguments`], with the defaults of retrieval (paper, table 14; salesforce/BLIP
-    `configs/retrieval_coco.yaml` and `train_retrieval.py`): `learning_rate`, `num_train_epochs`, `lr_scheduler_type`, no
-    warm-up, `min_learning_rate=0` and `alpha_ramp_epochs=1`. [`~BlipFinetuningArguments.for_task`] has the learning rate
-    and epochs of the other tasks.
+    Like [`BlipTrainingArguments`], with the defaults of retrieval (paper, table 14; salesforce/BLIP
+    `configs/retrieval_coco.yaml` and `train_retrieval.py`). Use [`~BlipFinetuningArguments.for_task`] for other tasks.
 
     Example:
         >>> args = BlipFinetuningArguments.for_task("vqa", output_dir="runs/vqa", per_device_train_batch_size=16)
@@ -178,17 +172,7 @@ class BlipFinetuningArguments(BlipTrainingArguments):
 
     @classmethod
     def for_task(cls, task: str, **kwargs: Any) -> Self:
-        """Arguments with the paper's learning rate and number of epochs for a task (table 14, ViT-B).
-
-        Args:
-            task (`str`):
-                `"caption"`, `"retrieval"`, `"vqa"` or `"nlvr2"`.
-            **kwargs:
-                Further arguments, such as `output_dir`. They win over the recipe.
-
-        Raises:
-            ValueError: If the task is unknown.
-        """
+        """Arguments with the learning rate and epochs of table 14 (ViT-B) for `"caption"`, `"retrieval"`, `"vqa"` or `"nlvr2"`."""
         if task not in TASK_RECIPES:
             raise ValueError(f"task={task!r} is unknown; pass one of {', '.join(map(repr, TASK_RECIPES))}.")
         return cls(**{**TASK_RECIPES[task], **kwargs})

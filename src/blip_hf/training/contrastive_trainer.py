@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Trainer of the contrastive models, with momentum encoder, queue and several losses."""
+"""Trainer of models with a momentum encoder, a queue and several losses."""
 
 from collections.abc import Sized
 from pathlib import Path
@@ -37,37 +37,29 @@ class MomentumCallback(TrainerCallback):
     """Updates the momentum encoder once per optimiser step."""
 
     def on_optimizer_step(self, *_: Any, model: BlipContrastiveModel, **kwargs: Any) -> None:
-        """Runs after the weights have changed."""
+        """Updates the momentum encoder."""
         model.update_momentum()
 
 
 class BlipContrastiveTrainer(BlipTrainer):
-    """Trains [`BlipForPreTraining`] or [`BlipForRetrievalTraining`] as [BLIP](https://huggingface.co/papers/2201.12086).
+    """Trains [`BlipForPreTraining`] or [`BlipForRetrievalTraining`] as [BLIP](https://huggingface.co/papers/2201.12086) does.
 
-    [`BlipTrainingArguments`] has the recipe of pre-training (section 4.1), [`BlipFinetuningArguments`] that of retrieval
-    fine-tuning (table 14).
-
-    On top of [`BlipTrainer`]: the momentum encoder is updated after each optimiser step, each training batch enters the
-    queue, and `alpha` is ramped up. Logs have the means of each loss and of the ITM accuracy since the last log, the
-    temperature, `alpha` and the fill of the queue. Evaluation uses the configuration's full `alpha`, adds the recalls of
-    the contrastive features within the set, and changes no state. Checkpoints store the momentum encoder and the queue
-    in a file of their own, so that a resumed run continues the curve; `save_model` saves neither.
+    Extends [`BlipTrainer`]: updates the momentum encoder after each optimiser step, adds each training batch to the
+    queue, and ramps up `alpha`. Logs the means of each loss and of the ITM accuracy since the last log, the
+    temperature, `alpha` and the fill of the queue. Evaluation uses the configuration's full `alpha`, adds the recalls
+    of the contrastive features within the set, and changes no state. Checkpoints include the momentum encoder and the
+    queue; `save_model` does not save them.
 
     Args:
         model ([`BlipForPreTraining`] or [`BlipForRetrievalTraining`]):
-            The model, with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
-        args ([`BlipTrainingArguments`] or [`BlipFinetuningArguments`]):
-            Arguments of the run.
+            Model with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
         **kwargs:
-            Further arguments of `transformers.Trainer`: `train_dataset`, `eval_dataset`, `data_collator` (a
-            [`~blip_hf.data.collators.BlipPretrainingCollator`]), `processing_class`, `callbacks`, ...
-
-    Raises:
-        ValueError: If weights to be trained are not float32.
+            Arguments of `transformers.Trainer`. `data_collator` is a
+            [`~blip_hf.data.collators.BlipPretrainingCollator`].
     """
 
     model: BlipContrastiveModel
-    # Each loss is a mean over a micro-batch, so Trainer has to divide by the number of accumulated ones.
+    # Each loss is a mean over a micro-batch, so Trainer has to divide by the number of micro-batches.
     loss_is_scaled_for_ga = False
 
     def __init__(self, model: BlipContrastiveModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
@@ -91,7 +83,7 @@ class BlipContrastiveTrainer(BlipTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Adds the batch to the queue after the backward pass, which reads the queue."""
+        """Adds the batch to the queue after the backward pass."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.model.enqueue(self._trained_output)
         self._trained_output = None
@@ -128,10 +120,10 @@ class BlipContrastiveTrainer(BlipTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds each loss, the ITM accuracy and the recalls to the metrics. There are no labels and no predictions."""
+        """Adds each loss, the ITM accuracy and the recalls to the metrics."""
         self._eval_features: list[list[Tensor]] = []
-        # Draws the same hard negatives at each evaluation and leaves the random numbers of training alone, of which a
-        # data loader would draw one too.
+        # Samples the same hard negatives at each evaluation. Evaluation, including its data loader, does not change the
+        # random state of training.
         self._eval_generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         with torch.random.fork_rng(devices=[]):
             # `prediction_loss_only=True`: there are no labels to compare logits with.
@@ -163,7 +155,7 @@ class BlipContrastiveTrainer(BlipTrainer):
             )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        # Trainer calls this only for checkpoints that a run can be resumed from.
+        # Trainer only calls this for checkpoints to resume from.
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
@@ -189,21 +181,21 @@ class BlipContrastiveTrainer(BlipTrainer):
 
 
 def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """Shifts ids of an evaluation set past those in the queue: both sets are numbered from 0."""
+    """Shifts the ids of an evaluation set past those in the queue, because both start at 0."""
     if not len(queue_ids):
         return image_ids
     return torch.where(image_ids < 0, image_ids, image_ids + queue_ids.max().clamp(min=-1) + 1)
 
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
-    # With `image_ids`, a pair that comes again is not a negative of itself.
+    # With `image_ids`, a repeated pair is not a negative of itself.
     has_image_ids = isinstance(train_dataset, PairDataset) or (
         isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
     )
     if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not has_image_ids:
         logger.warning(
-            f"The queue holds {queue_size} pairs and the training set {len(train_dataset)}, so that each pair is among"
-            " its own negatives. Lower `config.queue_size`, or give the pairs `image_ids`."
+            f"The queue has {queue_size} pairs and the training set {len(train_dataset)}, so each pair is one of its own"
+            " negatives. Lower `config.queue_size`, or add `image_ids` to the pairs."
         )
 
 

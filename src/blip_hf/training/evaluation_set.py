@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Evaluation counts each usable record once, on any number of processes."""
+"""Evaluation sets in which each usable record counts once, on any number of processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ..data.pairs import PairDataset
 from ..distributed import gather, rank, world_size
 
 
-# Key of a batch that tells the trainer whether it counts.
+# Key of a batch: whether it counts in the metrics.
 IS_COUNTED = "is_counted"
 
 
@@ -23,7 +23,7 @@ def usable_subset(dataset: PairDataset, *, num_workers: int, device: torch.devic
         batch_size=64,
         num_workers=num_workers,
         collate_fn=_UsableIndices(dataset),
-        generator=torch.Generator(),  # or the loader would draw from the random numbers of training
+        generator=torch.Generator(),  # keeps the random state of training
     )
     usable = torch.tensor([i for indices in checks for i in indices], dtype=torch.long, device=device)
     return Subset(dataset, gather(usable).sort().values.tolist())
@@ -38,7 +38,7 @@ class _UsableIndices:
 
 
 class PadToWorldSize(Dataset):
-    """A set padded with `None` to a multiple of `round_size`; accelerate would repeat its first records instead."""
+    """Pads a data set with `None` to a multiple of `round_size`; accelerate would repeat its first records."""
 
     def __init__(self, dataset: Dataset, round_size: int) -> None:
         self.dataset = dataset
@@ -52,9 +52,9 @@ class PadToWorldSize(Dataset):
 
 
 class PaddingCollator:
-    """Drops the padding of [`PadToWorldSize`]. A batch of padding alone becomes one of the first record, not counted.
+    """Drops the padding of [`PadToWorldSize`]. A batch of padding alone becomes the first record and does not count.
 
-    That batch runs through the model too, since other processes wait for its metrics.
+    The model runs on that batch too, because other processes wait for its metrics.
     """
 
     def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]], dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ from ..modeling.outputs import BlipContrastiveOutput
 
 
 class RunningMeans:
-    """Weighted means by name. Only `pop` waits for the device."""
+    """Weighted means by name. Only `pop` synchronises with the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -55,7 +55,7 @@ def recalls_in_set(image_features: Tensor, text_features: Tensor, image_ids: Ten
     rows = torch.arange(len(image_ids), device=image_ids.device)
     image_ids = torch.where(image_ids < 0, -1 - rows, image_ids)
     _, text_to_image = image_ids.unique(return_inverse=True)  # (n,)
-    # Rows of one image are equal, whichever of them is kept.
+    # All rows of one image are equal, so any of them can be kept.
     images = torch.empty(int(text_to_image.max()) + 1, dtype=torch.long, device=image_ids.device)
     images[text_to_image] = rows
     return retrieval_recalls(image_features[images] @ text_features.T, text_to_image)

@@ -12,7 +12,7 @@ BATCHES_PER_CHUNK = 20
 
 
 class CaptionLengthSampler(Sampler[int]):
-    """Shuffles, sorts each chunk of batches by length, and shuffles its batches; each epoch has its own order.
+    """Samples batches of similar length: shuffles, sorts each chunk of batches by length, and shuffles its batches.
 
     Example:
         >>> sampler = CaptionLengthSampler([9, 2, 9, 2], batch_size=2, seed=0)
@@ -28,7 +28,7 @@ class CaptionLengthSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Gives the epoch its own order."""
+        """Seeds the order of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -16,9 +16,8 @@ def blip_learning_rate(
 ) -> float:
     """Learning rate of pre-training: linear warm-up, and a constant factor from each epoch to the next.
 
-    As in salesforce/BLIP (`utils.py`), epoch `e` has `max(min_learning_rate, learning_rate * decay_rate**e)`. The
-    original warms up only during its first epoch and jumps if that is shorter than the warm-up; here the warm-up lasts
-    `warmup_steps` and stays below the rate of the epoch. `step` counts the optimiser steps before this one.
+    As in salesforce/BLIP (`utils.py`), epoch `e` has `max(min_learning_rate, learning_rate * decay_rate**e)`. Unlike
+    there, the warm-up lasts `warmup_steps` even if they exceed the first epoch, and stays below the rate of the epoch.
 
     Example:
         >>> recipe = dict(learning_rate=3e-4, min_learning_rate=1e-6, decay_rate=0.9)

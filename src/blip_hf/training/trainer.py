@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set, and the sampler that the trainer sets here, which epoch it is.
+    """Passes the epoch to the data set and to the sampler, which the trainer sets here.
 
     accelerate (1.15) does this too, but not on several processes or in the epoch that a run resumes in.
     """
@@ -43,36 +43,31 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, train_dataloader: DataLoader, **kwargs: Any
     ) -> None:
-        """Passes on the epoch."""
+        """Passes the epoch."""
         for part in (train_dataloader.dataset, self.sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(int(state.epoch))
 
 
 class BlipTrainer(Trainer):
-    """Trains a model for captioning, VQA or NLVR2 as [BLIP](https://huggingface.co/papers/2201.12086) fine-tunes.
+    """Trains a model for captioning, VQA or NLVR2 as [BLIP](https://huggingface.co/papers/2201.12086) does.
 
-    On top of `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
-    similar length with `train_sampling_strategy="group_by_length"`; `num_skipped` in the logs; an evaluation that skips
-    unusable records and counts each other record once; and an error for half-precision weights. The models train with a
-    plain `Trainer` too.
+    Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
+    similar length with `train_sampling_strategy="group_by_length"`; `num_skipped` in the logs; an evaluation that
+    skips unusable records and counts each other record once; and an error for half-precision weights. A plain
+    `Trainer` works too.
 
     Args:
         model (`PreTrainedModel`):
-            The model, with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
-        args ([`BlipFinetuningArguments`] or [`BlipTrainingArguments`]):
-            Arguments of the run.
+            Model with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
         **kwargs:
-            Further arguments of `transformers.Trainer`: `train_dataset`, `data_collator`, `processing_class`, ...
-
-    Raises:
-        ValueError: If weights to be trained are not float32.
+            Arguments of `transformers.Trainer`.
     """
 
     args: BlipTrainingArguments
 
     def __new__(cls, model: PreTrainedModel | None = None, *args: Any, **kwargs: Any) -> "BlipTrainer":
-        """Makes a [`BlipContrastiveTrainer`] of a contrastive model, whose trainer had this name in 0.1."""
+        """Returns a [`BlipContrastiveTrainer`] for a contrastive model, as in version 0.1."""
         if not isinstance(model, BlipContrastiveModel):
             return super().__new__(cls)
         from .contrastive_trainer import BlipContrastiveTrainer
@@ -101,19 +96,19 @@ class BlipTrainer(Trainer):
         self._usable_subsets: dict[PairDataset, Dataset] = {}
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple[Any, ...]:
-        """Keeps the number of steps per epoch, which the paper's schedules need."""
+        """Stores the number of steps per epoch for the schedules."""
         values = super().set_initial_training_values(args, dataloader)
         self._steps_per_epoch = values[1]
         return values
 
     def get_train_dataloader(self) -> DataLoader:
-        """Raises an error if the training set makes no batch."""
+        """Raises an error if the training set is smaller than one batch."""
         size = self._train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < size:
             raise ValueError(
                 f"The training set has {len(self.train_dataset)} records and a step takes {size} (a batch of"
-                f" {self._train_batch_size} on each of {self.args.world_size} processes), so that nothing would be"
-                " trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
+                f" {self._train_batch_size} on each of {self.args.world_size} processes), so"
+                " nothing would be trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
             )
         return super().get_train_dataloader()
 
@@ -134,7 +129,7 @@ class BlipTrainer(Trainer):
         return self._make_evaluation_dataloader(dataset, description)
 
     def _make_evaluation_dataloader(self, dataset: Dataset, description: str) -> DataLoader:
-        """All usable records in order. Trainer would apply `dataloader_drop_last` and group by length here too."""
+        """All usable records in order. Trainer would also apply `dataloader_drop_last` and group by length."""
         collator = self.data_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description)
@@ -164,13 +159,13 @@ class BlipTrainer(Trainer):
         return self._usable_subsets[dataset]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """All parameters, or with `decay_all_parameters=False` those that transformers chooses."""
+        """All parameters, or with `decay_all_parameters=False` those of transformers."""
         if self.args.decay_all_parameters:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """Makes the learning-rate schedule that `lr_scheduler_type` names."""
+        """Creates the learning-rate schedule `lr_scheduler_type`."""
         args = self.args
         if self.lr_scheduler is not None or args.lr_scheduler_type not in (BLIP_SCHEDULE, BLIP_COSINE_SCHEDULE):
             return super().create_scheduler(num_training_steps, optimizer)
@@ -215,7 +210,7 @@ class BlipTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """In evaluation, a mean over the process's own batch; Trainer would divide by the tokens of all processes."""
+        """In evaluation, averages over the batch of this process; Trainer would divide by the tokens of all processes."""
         num_items = num_items_in_batch if model.training else None
         return super().compute_loss(model, inputs, return_outputs, num_items)
 
@@ -242,7 +237,7 @@ class BlipTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Reports the mean of the loss over records; Trainer reports one over batches."""
+        """Reports the mean loss over records; Trainer reports the mean over batches."""
         self._eval_means = RunningMeans()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_means.pop().items()})
@@ -253,8 +248,8 @@ def _check_precision(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ValueError(
-                f"{name} is {parameter.dtype}, expected torch.float32: its rounding swallows optimiser steps and"
-                " EMA updates. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
+                f"{name} is {parameter.dtype}, expected torch.float32: half precision rounds small"
+                " updates to zero. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
             )
 
 

@@ -354,9 +354,7 @@ def test_images_need_no_captions_to_be_captioned(tmp_path):
 @pytest.mark.parametrize("read", [load_pairs, find_shards])
 def test_images_without_captions_are_refused_where_captions_are_needed(read, tmp_path):
     write_images(tmp_path, "red", "blue")
-    with pytest.raises(
-        ValueError, match=r"has images without captions \(2, such as blue.png\). Add a metadata.jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"has images without captions \(2, such as blue.png\). Add a metadata.jsonl"):
         read(tmp_path)
 
 
