@@ -330,7 +330,7 @@ def test_a_role_changes_no_pixel(processor):
     [
         ({"text": "a dog", "role": "caption"}, "role='caption' is unknown. Pass one of contrast, matching, lm"),
         ({"images": Image.new("RGB", (8, 8)), "role": "lm"}, "Pass `text`"),
-        ({"text": "a dog", "prompt": "a picture of"}, "`prompt` goes with role='captioning', got role=None"),
+        ({"text": "a dog", "prompt": "a picture of"}, "`prompt` requires role='captioning', got role=None"),
         ({"text": "a dog", "role": "lm", "prompt": "a"}, "got role='lm'"),
         ({"text": 3, "role": "lm"}, "`text` is a int, expected a str or a list of str"),
         ({"text": ["a dog", None]}, "`text` is a list of NoneType, str"),

@@ -192,10 +192,7 @@ class BlipContrastiveConfig(BlipConfig):
 
 @strict
 class BlipPreTrainingConfig(BlipContrastiveConfig):
-    """Configuration of `BlipForPreTraining`.
-
-    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`,
-    `temperature_init_value`, `negative_temperature`), and:
+    """Configuration of `BlipForPreTraining`, with all fields of `BlipContrastiveConfig`.
 
     Args:
         itc_weight (`float`, *optional*, defaults to 1.0):
@@ -221,10 +218,7 @@ class BlipPreTrainingConfig(BlipContrastiveConfig):
 
 @strict
 class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
-    """Configuration of `BlipForRetrievalTraining`.
-
-    Has the fields of `BlipConfig`, of `BlipContrastiveConfig` (`queue_size`, `momentum`, `alpha`,
-    `temperature_init_value`, `negative_temperature`), and:
+    """Configuration of `BlipForRetrievalTraining`, with all fields of `BlipContrastiveConfig`.
 
     Args:
         negative_all_rank (`bool`, *optional*, defaults to `False`):

@@ -170,8 +170,6 @@ class BlipProcessor(UpstreamBlipProcessor):
         | `"captioning"` | `[DEC]`    | 40             | same as `"lm"`, without the prompt  |
 
         Args:
-            images (`ImageInput`, *optional*):
-                Images in any form that [`BlipImageProcessor`] takes.
             prompt (`str`, *optional*):
                 With `role="captioning"`, text before each caption, without labels.
             **kwargs:
@@ -181,10 +179,6 @@ class BlipProcessor(UpstreamBlipProcessor):
             `BatchFeature`: `pixel_values` of shape `(images, 3, size, size)`; `input_ids` and `attention_mask` of shape
             `(b, t)`; with the roles `"lm"` and `"captioning"` also `labels` of shape `(b, t)`, not shifted, -100 at
             positions without loss.
-
-        Raises:
-            ValueError: If the role is unknown or has no text, or an option does not fit it.
-            UnreadableImageError: If an image cannot be read.
         """
         if role is not None and role not in _MAX_LENGTHS:
             raise ValueError(f"role={role!r} is unknown. Pass one of {', '.join(_MAX_LENGTHS)}, or leave it out.")

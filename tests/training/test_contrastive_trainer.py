@@ -249,7 +249,7 @@ def test_weights_in_half_precision_are_refused(tmp_path):
 
 def test_a_queue_larger_than_the_data_warns(tmp_path, caplog):
     make_trainer(tmp_path, make_model(queue_size=9))
-    assert "queue holds 9 pairs and the training set 8" in caplog.text
+    assert "queue has 9 pairs and the training set 8" in caplog.text
 
 
 def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):

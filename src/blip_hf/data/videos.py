@@ -143,11 +143,9 @@ def load_video_captions(
 ) -> list[VideoCaption]:
     """Reads captions of videos in BLIP's format for MSR-VTT: records `{"clip_name", "caption"}`.
 
+    The file is JSON lines (`.jsonl`) or a JSON list. `video_root` defaults to its folder.
+
     Args:
-        path (`str` or `os.PathLike`):
-            A `.jsonl` file with one record per line, or a `.json` file with a list.
-        video_root (`str` or `os.PathLike`, *optional*):
-            Folder of the videos. Defaults to the folder of the file.
         suffix (`str`, *optional*, defaults to `".mp4"`):
             Suffix of the video files. If a folder has the name of the clip, it is read instead.
 

@@ -89,8 +89,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Captions: `g` consecutive rows per image, or one row for all images. Defaults to [DEC] alone. With labels,
                 a [CLS] at position 0 is read as [DEC], the first token of generation.
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
             labels (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Token ids, -100 at positions without loss (the prompt). Padding is ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -165,8 +163,6 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Normalised pixels, or pass `image_memory`.
             input_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
                 Prompts from the processor: `g` consecutive rows per image, or one row for all images.
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, instead of `pixel_values`.
             **generate_kwargs:

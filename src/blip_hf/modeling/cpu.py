@@ -33,17 +33,11 @@ _MAX_SCORES = 2**21
 
 
 def optimize_for_cpu(model: Model) -> Model:
-    """Replaces the linear layers and the sdpa attention of a model by faster ones for inference on CPUs, in place.
+    """Replaces the linear layers and the sdpa attention of a BLIP model by faster ones for inference on CPUs, in place.
 
-    Results are equal up to rounding. Training, other devices, compiled and traced graphs keep torch's kernels. Tensor names
-    and saved files do not change. Quantise a model before this call: quantisers look for `nn.Linear` itself.
-
-    Args:
-        model (`PreTrainedModel`):
-            Any BLIP model. Calling the function again, for example after a resize of the vocabulary, is safe.
-
-    Returns:
-        `PreTrainedModel`: The same model.
+    Results are equal up to rounding. Training, other devices, and compiled or traced graphs use torch's kernels.
+    Tensor names and saved files do not change. Quantise a model before this call, because quantisers look for
+    `nn.Linear`. Repeated calls are safe.
 
     Example:
         ```python
@@ -128,8 +122,7 @@ def cpu_attention(
 def use_matmul_attention(query: Tensor, key: Tensor) -> bool:
     """Whether `matmul_attention` is the fastest attention without a mask: in bf16, with enough keys.
 
-    In bf16, the fused kernel is no faster than in fp32 and repacks keys and values for many queries, which a decoding step
-    does not have. oneDNN's products are more than twice as fast.
+    In bf16, oneDNN's products are more than twice as fast as the fused kernel.
     """
     if query.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False

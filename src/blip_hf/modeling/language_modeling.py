@@ -131,14 +131,10 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Token ids, [DEC] first.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding.
             inputs_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
                 Word embeddings, instead of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
                 Encoded images.
-            encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
-                0 for padding in `encoder_hidden_states`.
             labels (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Token ids, -100 at positions without loss. They are shifted here.
             past_key_values (`Cache`, *optional*):

@@ -74,8 +74,6 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Directory or Hub id of a `BlipForPreTraining`, `BlipForImageTextRetrieval` or `BlipForRetrievalTraining`
                 checkpoint.
-            image_size (`int`, *optional*, defaults to the checkpoint's):
-                Image size in pixels.
             vision_fields (`dict`, *optional*):
                 Fields of `BlipVisionConfig`, such as `drop_path_rate` (0.1 in salesforce/BLIP).
             text_fields (`dict`, *optional*):
@@ -124,17 +122,10 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
                 Normalised pixels of each pair, left image first.
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
                 Token ids, `g` consecutive sentences per pair. Position 0 is read as [ENC].
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
             labels (`torch.Tensor` of shape `(n * g,)`, *optional*):
                 1 for true sentences, 0 for false ones. Adds the loss to the output.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept another image size than the configured one.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Raises:
-            ValueError: If the pixels are not pairs, or the number of sentences is not a multiple of the pairs.
         """
         refuse_unknown(kwargs, self)
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:

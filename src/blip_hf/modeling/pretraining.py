@@ -72,8 +72,6 @@ class BlipForPreTraining(BlipContrastiveModel):
                 Directory or Hub id of a ViT, DeiT or `BlipVisionModel` checkpoint. By default, random weights.
             text (`str` or `os.PathLike`, *optional*):
                 Directory or Hub id of a BERT checkpoint. By default, random weights.
-            image_size (`int`, *optional*, defaults to the vision checkpoint's):
-                Image size in pixels.
             vision_fields (`dict`, *optional*):
                 Fields of `BlipVisionConfig`, including sizes if there is no `vision`.
             text_fields (`dict`, *optional*):
@@ -150,8 +148,6 @@ class BlipForPreTraining(BlipContrastiveModel):
                 Normalised pixels.
             input_ids (`torch.Tensor` of shape `(b, t)`):
                 Captions from [CLS] to [SEP]. [ENC] and [DEC] are set here.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding, on the right.
             alpha (`float` or scalar `torch.Tensor`, *optional*, defaults to the configuration's):
                 Weight of the momentum encoder's distribution in the contrastive targets.
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):

@@ -66,16 +66,12 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         image_index: Tensor | None = None,
         itm_start_token: str | None = None,
     ) -> Tensor:
-        """ITM logits of texts with encoded images.
+        """ITM logits of texts with the `n` encoded images of `get_image_memory`.
 
         Args:
-            image_memory (`ImageMemory`):
-                Result of `get_image_memory` for `n` images.
             input_ids (`torch.Tensor` of shape `(n * g, t)`):
                 Token ids, `g` consecutive texts per image: pairs (`g = 1`), or one image with many texts (`n = 1`). One
                 text alone is matched with every image.
-            attention_mask (`torch.Tensor` of shape `(n * g, t)`, *optional*):
-                0 for padding.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Index of the image of each of the last `r` texts. Earlier texts read the images in order.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
@@ -123,19 +119,12 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
                 Normalised pixels. The matching head takes `m / n` consecutive texts per image, or one text for all images.
             use_itm_head (`bool`, *optional*, defaults to `True`):
                 Whether to run the matching head. If not, returns the cosines of every image with every text.
-            attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
-                0 for padding.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept another image size than the configured one.
             labels (`torch.Tensor` of shape `(m,)`, *optional*):
                 1 for matched pairs, 0 for others. Adds the matching loss to the output.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Raises:
-            ValueError: If labels are given without the matching head, or texts do not divide among the images.
         """
         refuse_unknown(kwargs, self)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)

@@ -99,8 +99,6 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
                 Normalised pixels.
             input_ids (`torch.Tensor` of shape `(b, t)`):
                 Captions from [CLS] to [SEP]. [ENC] is set here.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding, on the right.
             alpha (`float` or scalar `torch.Tensor`, *optional*, defaults to the configuration's):
                 Weight of the momentum encoder's distribution in the contrastive targets.
             image_ids (`torch.Tensor` of shape `(b,)`, *optional*):

@@ -117,8 +117,6 @@ class BlipTextModel(BlipTextPreTrainedModel):
                 Output of the embedding layer, instead of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
                 Encoded images: `b / n` consecutive text rows read each image.
-            encoder_attention_mask (`torch.Tensor` of shape `(n, p)`, *optional*):
-                0 for padding in `encoder_hidden_states`.
             use_cache (`bool`, *optional*):
                 Whether to return a cache; requires `is_decoder`.
             is_decoder (`bool`, *optional*, defaults to `False`):
@@ -130,11 +128,6 @@ class BlipTextModel(BlipTextPreTrainedModel):
             cls_only (`bool`, *optional*, defaults to `False`):
                 Whether the last layer computes position 0 only, which is enough for features and matching scores. The
                 output then has `t = 1`. Not supported with `is_decoder`.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Raises:
-            ValueError: If the inputs are ambiguous, too long, or not a multiple of the images.
         """
         refuse_unknown(kwargs, self)
         if cls_only and is_decoder:

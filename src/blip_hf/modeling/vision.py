@@ -230,15 +230,10 @@ class BlipVisionModel(BlipPreTrainedModel):
                 Normalised pixels. They are cast to the dtype of the model.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate position embeddings for images of another size than the configured one.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(n, p, d)`; `[:, 0]` is the state of [CLS].
             `pooler_output` is that state normalised twice, as in transformers.
-
-        Raises:
-            ValueError: If pixels are missing, or have another size without `interpolate_pos_encoding`.
         """
         refuse_unknown(kwargs, self)
         if pixel_values is None:

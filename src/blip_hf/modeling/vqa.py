@@ -133,10 +133,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             decoder_input_ids (`torch.Tensor` of shape `(m, t)`, *optional*, defaults to the labels):
                 Answers; those of one question are consecutive. A [CLS] at position 0 is read as [DEC], the first token of
                 generation.
-            decoder_attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
-                0 for padding.
-            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
-                0 for padding of the questions.
             labels (`torch.Tensor` of shape `(m, t)`, *optional*):
                 Token ids of the answers, not shifted. -100 and padding are ignored.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -146,11 +142,6 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
                 (salesforce/BLIP). By default it is the mean over all answer tokens (transformers).
             answers_per_question (`torch.Tensor` of shape `(b,)`, *optional*):
                 Number of answers of each question, `m` in total. Defaults to `m / b` for each.
-            **kwargs:
-                `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Raises:
-            ValueError: If there are no answers, or their number does not fit the questions.
         """
         refuse_unknown(kwargs, self)
         pad_token_id = self.config.text_config.pad_token_id
@@ -243,13 +234,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Args:
             answer_ids (`torch.Tensor` of shape `(m, t)`):
                 The list: each row is [CLS] or [DEC], the answer, [SEP], padding on the right.
-            answer_attention_mask (`torch.Tensor` of shape `(m, t)`, *optional*):
-                0 for padding.
             num_candidates (`int`, *optional*, defaults to 128):
                 Number of candidates per question; at most the length of the list.
-
-        Raises:
-            ValueError: If `num_candidates` is below 1 or the list is empty.
         """
         num_answers = answer_ids.shape[0]
         if num_candidates < 1 or num_answers < 1:

@@ -167,4 +167,4 @@ def test_files_that_are_passed_over_are_counted_once(tmp_path, caplog):
     members = [("0.png", encoded()), ("0.txt", b"a"), ("0.zyx", b""), ("1.zyx", b""), (".hidden/1.png", encoded())]
     source = write_tar(tmp_path / "a.tar", members)
     assert len(read(source)) == len(read(source)) == 1
-    assert caplog.text.count("a.tar: passed over files that are neither images nor their texts (2 .zyx)") == 1
+    assert caplog.text.count("a.tar: skipped files that are neither images nor their texts (2 .zyx)") == 1

@@ -53,9 +53,6 @@ def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str
         `datasets.Dataset`: one row per caption, in the order of the source, with the columns `image` (a path, or an
         undecoded image), `caption`, `image_id` and `source_id`.
 
-    Raises:
-        ValueError: If the source does not exist or has an invalid record, which the message names.
-
     Example:
         >>> source = Dataset.from_dict(
         ...     {"image": ["cat.jpg", "dog.jpg"], "caption": [["a cat", "an animal"], ["a dog"]]}

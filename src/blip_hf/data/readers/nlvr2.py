@@ -12,7 +12,7 @@ LABELS = {"true": True, "false": False}
 
 
 def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[dict[str, Any]]:
-    """Reads the sentences of NLVR2, without opening an image.
+    """Reads the sentences of NLVR2 from a JSON list or JSON lines, without opening an image.
 
     | file                               | its fields                                                             |
     |------------------------------------|------------------------------------------------------------------------|
@@ -20,12 +20,7 @@ def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[di
     | BLIP's `nlvr_dev.json`             | `images` (two paths), `sentence`, `label`                              |
 
     NLVR2's own files do not name the images: those of `dev-850-0-1` are `dev-850-0-img0.png` and `dev-850-0-img1.png`.
-
-    Args:
-        path (`str` or `Path`):
-            A JSON list or JSON lines, also with the suffix `.json`.
-        image_root (`str` or `Path`, *optional*):
-            Folder of relative image paths. Defaults to the folder of the file.
+    Relative paths start from `image_root`, by default the folder of the file.
 
     Returns:
         `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.

@@ -22,8 +22,6 @@ def load_nocaps(path: PathLike, *, image_root: PathLike | None = None) -> list[N
         path (`str` or `Path`):
             NoCaps' own `nocaps_val_4500_captions.json` or `nocaps_{val,test}_image_info.json`, or BLIP's
             `nocaps_{val,test}.json`, a list of `{"image": path, "img_id": id}`.
-        image_root (`str` or `Path`, *optional*):
-            Folder of relative image paths. Defaults to the folder of the file.
     """
     path = Path(path)
     content = read_json(path)
