@@ -230,7 +230,7 @@ def test_files_of_somebody_else_are_not_replaced_by_the_images_of_a_list(tmp_pat
     (tmp_path / "scenes-00000").mkdir()
     mine = tmp_path / "scenes-00000" / "holiday.png"
     mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holiday\.png Pass an empty output folder"):
+    with pytest.raises(ValueError, match=r"holiday\.png\. Pass an empty output folder"):
         write_all(tmp_path, "json")
     assert mine.read_bytes() == b"mine"
 
