@@ -350,7 +350,9 @@ def test_scenes_to_evaluate_on_follow_those_of_training(options_class, data, eva
 
 
 def test_scenes_by_number_are_the_same_as_by_option():
-    by_option = caption.EvaluateOptions(model="m", data=["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
+    by_option = (
+        caption.EvaluateOptions(model="m", data=["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
+    )
     by_number = caption.EvaluateOptions(model="m", data=["scenes:5"], first_scene=3).evaluation_source().scenes(32)
     assert by_number.captions() == by_option.captions()
 
