@@ -230,7 +230,7 @@ def test_files_of_somebody_else_are_not_replaced_by_the_images_of_a_list(tmp_pat
     (tmp_path / "scenes-00000").mkdir()
     mine = tmp_path / "scenes-00000" / "holiday.png"
     mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holiday\.png is none that was written for one\. Pass an empty folder"):
+    with pytest.raises(ValueError, match=r"holiday\.png\. Pass an empty output folder"):
         write_all(tmp_path, "json")
     assert mine.read_bytes() == b"mine"
 
@@ -318,7 +318,7 @@ def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
     before = files_below(tmp_path)
     monkeypatch.chdir(tmp_path)
     for folder in (web, "web", "run/../web", run.scores_folder, run.skipped_folder, run.pairs_folder):
-        with pytest.raises(ValueError, match="holds the source of the run or files of its own"):
+        with pytest.raises(ValueError, match="holds the source or the files of the run"):
             refilter(tmp_path / "run", Rule(), folder)
     assert files_below(tmp_path) == before
     refilter(tmp_path / "run", Rule(), tmp_path / "web" / "kept")

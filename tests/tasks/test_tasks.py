@@ -233,10 +233,10 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         (tmp_path / name).write_text(content)
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
-    warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
+    warn_about_training_data(options_class(model="model", data=data, eval_data=[same, "scenes"], **fields))
     assert (f"evaluated on {same}, which it is also trained on" in caplog.text) == is_warned_of
     caplog.clear()
-    warn_about_training_data(options_class("model", data[:1], [same], **fields))
+    warn_about_training_data(options_class(model="model", data=data[:1], eval_data=[same], **fields))
     assert not caplog.text
 
 
@@ -326,7 +326,7 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
 
 
 def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
-    options = nlvr2.FinetuneOptions(str(pretrained), ["scenes:8"], eval_data=["scenes:4"])
+    options = nlvr2.FinetuneOptions(model=str(pretrained), data=["scenes:8"], eval_data=["scenes:4"])
     arguments = BlipFinetuningArguments.for_task(
         "nlvr2", output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )
@@ -350,8 +350,10 @@ def test_scenes_to_evaluate_on_follow_those_of_training(options_class, data, eva
 
 
 def test_scenes_by_number_are_the_same_as_by_option():
-    by_option = caption.EvaluateOptions("m", ["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
-    by_number = caption.EvaluateOptions("m", ["scenes:5"], first_scene=3).evaluation_source().scenes(32)
+    by_option = (
+        caption.EvaluateOptions(model="m", data=["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
+    )
+    by_number = caption.EvaluateOptions(model="m", data=["scenes:5"], first_scene=3).evaluation_source().scenes(32)
     assert by_number.captions() == by_option.captions()
 
 
