@@ -12,7 +12,7 @@ from torch import Tensor
 from blip_hf import BlipConfig, BlipForConditionalGeneration
 
 from .harness import OURS, Case, Options, run
-from .sizes import build, config_fields, random_pixels, upstream_twin
+from .sizes import build, config_fields, random_pixels, upstream_model
 
 
 NUM_TOKENS = {"base": 20, "small": 20, "tiny": 4}
@@ -24,7 +24,7 @@ def cases(options: Options) -> Iterator[Case]:
     """Three beams, greedy with two batch sizes in fp32, then bf16 against fp32."""
     size, device = options.size, options.device
     ours = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
-    theirs = upstream_twin(ours)
+    upstream = upstream_model(ours)
     half = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device).to(torch.bfloat16)
     tokens = NUM_TOKENS[options.size_name]
 
@@ -38,7 +38,7 @@ def cases(options: Options) -> Iterator[Case]:
         pixels = random_pixels(batch_size, size.image_size, device)
         yield Case(
             f"caption, {num_beams} beam(s), batch {batch_size}, {size.image_size} px, {tokens} tokens",
-            {OURS: writer(ours, pixels, num_beams), UPSTREAM: writer(theirs, pixels, num_beams)},
+            {OURS: writer(ours, pixels, num_beams), UPSTREAM: writer(upstream, pixels, num_beams)},
             targets={UPSTREAM: target},
             check=same_captions,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip_hf import BlipConfig, BlipForConditionalGeneration
 
 from .harness import OURS, Case, Options, run
-from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_twin
+from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_model
 
 
 # Batch size, batch size with the notebook's padding (24 GiB do not fit 8 rows), and length of that padding.
@@ -28,8 +28,8 @@ def cases(options: Options) -> Iterator[Case]:
     batch_size, padded_batch_size, notebook_length = PROBLEMS[options.size_name]
     size, device = options.size, options.device
     ours = build(BlipForConditionalGeneration, BlipConfig(**config_fields(size)), device)
-    theirs = upstream_twin(ours)
-    step_ours, step_theirs = stepper(ours), stepper(theirs)
+    upstream = upstream_model(ours)
+    step_ours, step_theirs = stepper(ours), stepper(upstream)
     pixels = random_pixels(batch_size, size.image_size, device)
     captions = random_captions(batch_size, CAPTION_LENGTH, size, device)
     note = "Both use fused AdamW"
@@ -52,7 +52,7 @@ def cases(options: Options) -> Iterator[Case]:
     padded, _ = pad_to(captions[:padded_batch_size], notebook_length)
     notebook = {"pixel_values": pixels[:padded_batch_size], "input_ids": padded, "labels": padded}
     yield Case(
-        f"captioning fine-tune step, batch {padded_batch_size}, theirs padded to {notebook_length}",
+        f"captioning fine-tune step, batch {padded_batch_size}, upstream padded to {notebook_length}",
         {OURS: partial(step_ours, **inputs(padded_batch_size)), "transformers": partial(step_theirs, **notebook)},
         note=note,
     )

@@ -11,7 +11,7 @@ from blip_hf import BlipConfig, BlipForImageTextRetrieval
 
 from . import original
 from .harness import OURS, Case, Options, run
-from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_twin
+from .sizes import build, config_fields, pad_to, random_captions, random_pixels, upstream_model
 
 
 NUM_CAPTIONS = {"base": 64, "small": 32, "tiny": 4}
@@ -22,7 +22,7 @@ def cases(options: Options) -> Iterator[Case]:
     """One case, with [CLS] as first token as in transformers."""
     size, device, count = options.size, options.device, NUM_CAPTIONS[options.size_name]
     ours = build(BlipForImageTextRetrieval, BlipConfig(**config_fields(size), itm_start_token="cls"), device)
-    theirs = upstream_twin(ours)
+    upstream = upstream_model(ours)
     pixels = random_pixels(1, size.image_size, device)
     captions = random_captions(count, CAPTION_LENGTH, size, device)
     mask = torch.ones_like(captions)
@@ -35,7 +35,7 @@ def cases(options: Options) -> Iterator[Case]:
     @torch.no_grad()
     def match_pairs() -> Tensor:
         # transformers pairs texts with images one to one, so the image is repeated.
-        return theirs(captions, pixels.repeat(count, 1, 1, 1), attention_mask=mask).itm_score
+        return upstream(captions, pixels.repeat(count, 1, 1, 1), attention_mask=mask).itm_score
 
     @torch.no_grad()
     def match_copies() -> Tensor:

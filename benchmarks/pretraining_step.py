@@ -60,7 +60,7 @@ class Steps:
         self.gradients_stay = False
 
     def keep_gradients(self) -> None:
-        """Keeps gradients allocated between steps, so that they do not count as memory of a step."""
+        """Keeps gradients allocated between steps, to exclude them from the memory of a step."""
         self.gradients_stay = True
         self.ours()
 
@@ -74,7 +74,7 @@ class Steps:
         return output.loss.detach()
 
     def theirs(self) -> Tensor:
-        """A step of the original, whose forward updates the momentum encoder and the queue."""
+        """A step of the original, which updates the momentum encoder and the queue in forward."""
         with self.autocast, original.nothing_recomputed():
             losses = original.pretraining_losses(self.model, self.pixels, self.padded, self.padded_mask, ALPHA)
         loss = sum(losses)

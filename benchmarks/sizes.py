@@ -69,7 +69,7 @@ def build(model_class: type[PreTrainedModel], config: BlipConfig, device: torch.
     return optimize_for_cpu(model) if device.type == "cpu" else model
 
 
-def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
+def upstream_model(model: PreTrainedModel) -> PreTrainedModel:
     """The transformers class of the same name with the same weights."""
     fields = model.config.to_dict()
     config = transformers.BlipConfig(
@@ -77,13 +77,13 @@ def upstream_twin(model: PreTrainedModel) -> PreTrainedModel:
         vision_config=fields["vision_config"],
         image_text_hidden_size=fields["image_text_hidden_size"],
     )
-    twin = getattr(transformers, type(model).__name__)(config)
-    missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
+    upstream = getattr(transformers, type(model).__name__)(config)
+    missing, unexpected = upstream.load_state_dict(model.state_dict(), strict=False)
     if missing or unexpected:
         raise ValueError(
             f"{type(model).__name__} and its transformers class differ: missing {missing}, unexpected {unexpected}."
         )
-    return twin.eval().to(model.device)
+    return upstream.eval().to(model.device)
 
 
 def random_pixels(count: int, image_size: int, device: torch.device) -> Tensor:
@@ -115,5 +115,5 @@ __all__ = [
     "pad_to",
     "random_captions",
     "random_pixels",
-    "upstream_twin",
+    "upstream_model",
 ]

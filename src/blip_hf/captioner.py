@@ -128,7 +128,7 @@ class BlipCaptioner:
         refused = [name for name in _OWN_SETTINGS if name in generation_settings]
         if refused:
             raise ValueError(
-                f"The captioner sets {' and '.join(refused)} itself. Leave it out, and pass num_return_sequences to"
+                f"The captioner sets {' and '.join(refused)} itself. Remove it, and pass num_return_sequences to"
                 " `caption`."
             )
         self.model = model.eval()

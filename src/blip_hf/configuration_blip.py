@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Fields whose default differs from upstream's and changes the outputs of a trained model.
+# Fields with another default than in transformers that changes the outputs of a trained model.
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
 
 
@@ -278,7 +278,7 @@ def _as_dict(config: dict[str, Any] | UpstreamBlipTextConfig | None) -> dict[str
 
 
 def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
-    """Warns if a checkpoint lacks a field whose default differs from upstream's."""
+    """Warns if a checkpoint lacks one of `_FIELDS_NOT_TO_GUESS`."""
     for name, fields in _FIELDS_NOT_TO_GUESS.items():
         sub_config = config_dict.get(name)
         if not isinstance(sub_config, dict):

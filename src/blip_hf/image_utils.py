@@ -111,7 +111,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             raise
         raise UnreadableImageError(
             f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"
-            " replace or leave out this image."
+            " replace or remove this image."
         ) from error
 
 
@@ -151,7 +151,7 @@ def is_machine_error(error: Exception) -> bool:
 
 @cache
 def register_plugins() -> None:
-    """Lets Pillow read AVIF, HEIC and JPEG XL if their plug-ins are installed."""
+    """Registers the installed Pillow plug-ins for AVIF, HEIC and JPEG XL."""
     Image.init()
     with suppress(ImportError):
         import pillow_avif  # noqa: F401
@@ -261,7 +261,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = levels.min(), levels.max()
     white_levels = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
     white = next((level for level in white_levels if high <= level), white_levels[-1])
-    # Written so that NaN raises too.
+    # NaN fails this comparison too.
     if not (low >= 0 and high <= white):
         raise ValueError(f"levels of mode {image.mode} from {low} to {high} do not fit 0 to {white}")
     return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))

@@ -192,8 +192,8 @@ class BlipProcessor(UpstreamBlipProcessor):
         # Ignores the padding side of the tokenizer, because models read position 0.
         if options.setdefault("padding_side", "right") != "right":
             raise ValueError(
-                f"padding_side={options['padding_side']!r} moves texts away from position 0, which BLIP reads. Leave it"
-                " out: `generate` pads prompts on the left itself."
+                f"padding_side={options['padding_side']!r} moves texts away from position 0, which BLIP reads. Remove"
+                " it: `generate` pads prompts on the left itself."
             )
         if role is None:
             if isinstance(text, list) and options.get("return_tensors") is not None:

@@ -76,7 +76,7 @@ class Scene:
 
 def sample_scene(rng: random.Random) -> Scene:
     """Samples a scene: one object, several equal ones, or two in a relation."""
-    sampler = rng.choices((_one_thing, _things_alike, _two_things), weights=(0.35, 0.25, 0.4))[0]
+    sampler = rng.choices((_one_thing, _equal_things, _two_things), weights=(0.35, 0.25, 0.4))[0]
     return sampler(rng, _sample_background(rng))
 
 
@@ -92,7 +92,7 @@ def _one_thing(rng: random.Random, background: Background) -> Scene:
     return Scene((thing,), background, place=place)
 
 
-def _things_alike(rng: random.Random, background: Background) -> Scene:
+def _equal_things(rng: random.Random, background: Background) -> Scene:
     count = rng.choice(list(_NUM_COLUMNS))
     shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
     num_columns = rng.choice(_NUM_COLUMNS[count])

@@ -49,11 +49,11 @@ class Scenes(Sequence[SceneRecord]):
         self, num_scenes: int, *, start: int = 0, seed: int = 0, image_size: int = 64, noise_rate: float = 0.0
     ) -> None:
         if num_scenes < 1:
-            raise ValueError(f"num_scenes={num_scenes} leaves nothing to show; pass 1 or more.")
+            raise ValueError(f"num_scenes={num_scenes} is too small; pass 1 or more.")
         if start < 0:
             raise ValueError(f"start={start} is before the first scene; pass 0 or more.")
         if image_size < 32:
-            raise ValueError(f"image_size={image_size} is too small to tell the shapes apart; pass 32 or more.")
+            raise ValueError(f"image_size={image_size} is too small to distinguish the shapes; pass 32 or more.")
         if not 0 <= noise_rate < 1:
             raise ValueError(f"noise_rate={noise_rate} is not a fraction of the captions; pass a value in [0, 1).")
         self.num_scenes = num_scenes

@@ -92,7 +92,7 @@ class TrainTransform:
         self, size: int, *, min_scale: float = 0.2, flip: FlipMode = "caption_aware", augment: bool = True
     ) -> None:
         if size < 1:
-            raise ValueError(f"size={size} leaves no image; pass the model's image size in pixels, 1 or more.")
+            raise ValueError(f"size={size} is too small; pass the model's image size in pixels, 1 or more.")
         if not 0 < min_scale <= 1:
             raise ValueError(f"min_scale={min_scale} is not a fraction of the image's area; pass a value in (0, 1].")
         if flip not in get_args(FlipMode):

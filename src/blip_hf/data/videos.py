@@ -69,7 +69,7 @@ def read_frames(source: str | Path, num_frames: int = 8) -> list[Image.Image]:
 
 def _frame_files(folder: Path) -> list[Path]:
     """The images of a folder in natural order: `frame2.jpg` before `frame10.jpg`."""
-    # Split at numbers, text and numbers alternate, so that each is compared with its kind.
+    # Names split at numbers, so numbers are compared with numbers and text with text.
     return sorted(
         list_images(folder), key=lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)]
     )
@@ -134,7 +134,7 @@ def _unreadable(path: Path, reason: str) -> UnreadableVideoError:
     return UnreadableVideoError(
         f"Cannot read the video {path}: {reason.rstrip('.')}. Accepted is a folder of frames (images),"
         " an animation that Pillow reads, or a video file that PyAV reads; replace or"
-        " leave out this video."
+        " remove this video."
     )
 
 

@@ -108,7 +108,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters without a gradient, such as the head of a loss with weight 0; freeze them before data parallelism."""
+        """Parameters without a gradient, such as the head of a loss with weight 0. Freeze them for data parallelism."""
         return []
 
     def training_state_dict(self) -> dict[str, Tensor]:

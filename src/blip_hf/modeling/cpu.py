@@ -28,7 +28,7 @@ _HAS_ONEDNN_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is
 _DTYPES = {torch.float32, torch.bfloat16} if _HAS_ONEDNN_BF16 else {torch.float32}
 # The fused kernel is faster for fewer keys.
 _MIN_KEYS = 64
-# Scores computed at a time, so that they fit in the cache.
+# Scores computed at a time, to fit in the cache.
 _MAX_SCORES = 2**21
 
 

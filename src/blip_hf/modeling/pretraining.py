@@ -114,7 +114,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         self.text_decoder.set_output_embeddings(new_embeddings)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters without a gradient because a loss has weight 0; freeze them before data parallelism."""
+        """Parameters without a gradient because a loss has weight 0. Freeze them for data parallelism."""
         named = list(self.named_parameters(remove_duplicate=False))
         used = {id(parameter) for name, parameter in named if self._is_used(name)}  # under any of its names
         return [parameter for parameter in self.parameters() if id(parameter) not in used]

@@ -17,7 +17,7 @@ def resolve_settings(
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """Returns the settings of one call of `generate`, and the options that are not settings.
 
-    `options` win over `settings`, which are not changed. A text ends with [SEP] unless other end tokens are chosen.
+    `options` override `settings`, which are not changed. A text ends with [SEP] unless other end tokens are chosen.
     """
     settings = copy.deepcopy(settings)
     if settings.eos_token_id == config.eos_token_id:

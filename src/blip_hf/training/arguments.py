@@ -102,7 +102,7 @@ class BlipTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Look for parameters without gradient at each step."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinity out of the logged loss (slower)."}
+        default=False, metadata={"help": "Exclude NaN and infinity from the logged loss (slower)."}
     )
 
     def __post_init__(self) -> None:

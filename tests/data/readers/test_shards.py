@@ -120,7 +120,7 @@ def test_drawn_scenes_are_a_source():
 
 
 def test_an_empty_shard_is_refused():
-    with pytest.raises(ValueError, match="shard_size=0 leaves nothing in a shard"):
+    with pytest.raises(ValueError, match="shard_size=0 is too small"):
         find_shards("scenes:4", shard_size=0)
 
 

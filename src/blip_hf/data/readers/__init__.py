@@ -96,7 +96,7 @@ def find_shards(
         'scenes/00000003'
     """
     if shard_size < 1:
-        raise ValueError(f"shard_size={shard_size} leaves nothing in a shard; pass 1 or more.")
+        raise ValueError(f"shard_size={shard_size} is too small; pass 1 or more.")
     readers = open_source(source, image_root=image_root, split=split)
     shards = [shard for reader in readers for shard in reader.shards(shard_size)]
     refuse_equal_names([shard.name for shard in shards])  # web.jsonl has a part that is called as web-00000.parquet

@@ -47,9 +47,7 @@ def coco_captions(content: Record, name: str, images: Mapping[int | str, Record]
     for where, annotation in listed(content, "annotations", name, "caption"):
         image_id = read_id(annotation, "image_id", where)
         if image_id not in images:
-            raise ValueError(
-                f"{where}: image_id {image_id!r} is not among 'images'. Correct or leave out this record."
-            )
+            raise ValueError(f"{where}: image_id {image_id!r} is not among 'images'. Correct or remove this record.")
         captions.setdefault(image_id, []).append(read_text(annotation, "caption", where))
     return captions
 

@@ -139,7 +139,7 @@ def _read_csv(path: Path, errors: str) -> Iterator[Any]:
 def _read_csv_row(row: dict[str | None, Any], where: str) -> Record:
     if None in row:
         raise ValueError(
-            f"{where} has {len(row[None])} more fields than the head line. Put captions with commas in double quotes:"
+            f"{where} has {len(row[None])} more fields than the header. Put captions with commas in double quotes:"
             ' "a dog, running".'
         )
     if "image_id" not in row:

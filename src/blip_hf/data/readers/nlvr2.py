@@ -85,7 +85,7 @@ def _value_error(record: Record, field: str, where: str, expected: str) -> Value
     if not isinstance(record.get(field), str):
         return field_error(record, field, where, expected)
     return ValueError(
-        f"{where}: field {field!r} is {record[field]!r}, expected {expected}. Correct or leave out this record."
+        f"{where}: field {field!r} is {record[field]!r}, expected {expected}. Correct or remove this record."
     )
 
 

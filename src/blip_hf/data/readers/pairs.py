@@ -230,16 +230,20 @@ def _store(reader: TarFile | ParquetFile) -> Dataset:
 
 def _join_neighbours(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
     """Joins consecutive records with the same id and image, so that an image is stored once."""
-    held: ImageRecord | None = None
+    joined: ImageRecord | None = None
     for record in records:
-        if held and record.image_id is not None and (record.image_id, record.image) == (held.image_id, held.image):
-            held = replace(held, captions=held.captions + record.captions)
+        if (
+            joined
+            and record.image_id is not None
+            and (record.image_id, record.image) == (joined.image_id, joined.image)
+        ):
+            joined = replace(joined, captions=joined.captions + record.captions)
             continue
-        if held:
-            yield held
-        held = record
-    if held:
-        yield held
+        if joined:
+            yield joined
+        joined = record
+    if joined:
+        yield joined
 
 
 # Ids

@@ -46,7 +46,7 @@ class CaptionGroup(TypedDict):
 
 
 def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
-    """Content of a JSON file. JSON lines (by default those of a `.jsonl` file) give a list."""
+    """Content of a JSON file, or the list of its lines (by default for `.jsonl`)."""
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {state}. Pass the path of a JSON file (.json, .jsonl).")
@@ -131,7 +131,7 @@ def field_error(record: Record, field: str, where: str, expected: str) -> ValueE
         got = f"{value!r}" if value in ("", [], None) else type(value).__name__
         if isinstance(value, list) and value:
             got += " of " + ", ".join(sorted({type(item).__name__ for item in value}))
-    return ValueError(f"{where}: field {field!r} is {got}, expected {expected}. Correct or leave out this record.")
+    return ValueError(f"{where}: field {field!r} is {got}, expected {expected}. Correct or remove this record.")
 
 
 __all__ = [

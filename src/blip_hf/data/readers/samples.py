@@ -88,17 +88,17 @@ def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_
 
 
 def _merge_neighbours(items: Stream) -> Stream:
-    held: Sample | None = None
-    skipped: list[Skipped] = []  # since `held`; further texts of the same image may follow
+    merged: Sample | None = None
+    skipped: list[Skipped] = []  # since `merged`; further texts of the same image may follow
     for item in items:
         if isinstance(item, Skipped):
             skipped.append(item)
-        elif held is not None and (item.image_id, item.image) == (held.image_id, held.image):
-            held = replace(held, texts=held.texts + item.texts)
+        elif merged is not None and (item.image_id, item.image) == (merged.image_id, merged.image):
+            merged = replace(merged, texts=merged.texts + item.texts)
         else:
-            yield from [held, *skipped] if held else skipped
-            held, skipped = item, []
-    yield from [held, *skipped] if held else skipped
+            yield from [merged, *skipped] if merged else skipped
+            merged, skipped = item, []
+    yield from [merged, *skipped] if merged else skipped
 
 
 def _find_text_error(sample_id: str, text: str) -> Skipped | None:
