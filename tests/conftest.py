@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.support.paths import DATA
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 torch.set_num_threads(min(2, torch.get_num_threads()))

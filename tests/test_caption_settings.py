@@ -14,7 +14,7 @@ from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.readers.samples import Sample, Shard
 from tests.support.processors import make_processor, random_photo
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 OWN = CaptionSettings(prompt="a b ", max_length=9, min_length=6, num_beams=2)

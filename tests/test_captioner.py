@@ -15,7 +15,7 @@ from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.modeling.cpu import optimize_for_cpu
-from tests.support.twins import write_as_transformers_4
+from tests.support.tiny_models import write_as_transformers_4
 from tests.support.vocabularies import make_processor
 
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipTextConfig
-from tests.support.twins import TEXT, tiny_config
+from tests.support.tiny_models import TEXT, tiny_config
 
 
 def test_defaults_are_blips_and_are_written_out(tmp_path):

@@ -10,7 +10,7 @@ from blip_hf import BlipForRetrievalTraining
 from blip_hf.distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from blip_hf.modeling.momentum import FeatureQueue
 from tests.support.ranks import WORLD_SIZE, run_on_ranks
-from tests.support.twins import PAD, tiny_batch, tiny_retrieval_config
+from tests.support.tiny_models import PAD, tiny_batch, tiny_retrieval_config
 
 
 BATCH_SIZE, QUEUE_SIZE, WIDTH, NUM_STEPS = 3, 8, 4, 3

@@ -17,7 +17,7 @@ from blip_hf.capfilt.engine import CapFilt, CapFiltSettings, fingerprint
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed, gumbel_noise
 from blip_hf.data.readers.samples import Sample, Shard, Skipped
 from blip_hf.data.text import pre_caption
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 NUM_IMAGES = 8

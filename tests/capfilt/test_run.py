@@ -18,7 +18,7 @@ from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 SOURCE, NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = "scenes:24:0.4", 24, 4, 6
@@ -79,7 +79,7 @@ def undisturbed(checkpoints, tmp_path_factory):
 def processes():
     """Starts processes from a server that has imported all that they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.twins"])
+    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.tiny_models"])
 
     def start(checkpoints, out_dir, num_processes=2):
         started = [

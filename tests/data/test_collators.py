@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.processing_blip import BlipProcessor
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.vocabularies import make_processor
 
 

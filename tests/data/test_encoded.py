@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.encoded import EncodedPairs
 from blip_hf.data.pairs import PairDataset
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.trainers import make_contrastive_trainer, make_records
-from tests.support.twins import tiny_capfilt
 
 
 @pytest.fixture(scope="module")

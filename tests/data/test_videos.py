@@ -16,7 +16,7 @@ from blip_hf.data.videos import load_video_captions, read_frames, sample_frame_i
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.video import evaluate_video_retrieval
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
 from tests.support.vocabularies import make_processor
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from blip_hf import BlipForQuestionAnswering, BlipProcessor
 from blip_hf.data.transforms import mirror_caption
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
-from tests.support.twins import tiny_config
+from tests.support.tiny_models import tiny_config
 from tests.support.vocabularies import make_processor
 
 

@@ -10,7 +10,7 @@ from blip_hf.caption_settings import CaptionSettings
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
 from blip_hf.evaluation.caption_metrics import caption_metrics
 from tests.support.images import noise_images
-from tests.support.twins import tiny_model_for
+from tests.support.tiny_models import tiny_model_for
 from tests.support.vocabularies import make_processor
 
 

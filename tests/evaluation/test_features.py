@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from blip_hf import BlipForImageTextRetrieval
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
 from tests.support.images import noise_images
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
 from tests.support.vocabularies import make_processor
 
 

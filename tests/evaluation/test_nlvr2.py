@@ -10,7 +10,7 @@ from blip_hf.data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransf
 from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.evaluation.nlvr2 import evaluate_nlvr2, reasoning_metrics
-from tests.support.twins import TEXT, VISION
+from tests.support.tiny_models import TEXT, VISION
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from blip_hf.evaluation import retrieval, two_stage
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.two_stage import rerank
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
 from tests.support.vocabularies import LETTERS, make_processor
 
 

@@ -10,7 +10,7 @@ from blip_hf import BlipForImageTextRetrieval
 from blip_hf.evaluation.features import image_features, text_features
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier, build_label_features, classify
 from tests.support.images import noise_images
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
 from tests.support.vocabularies import make_processor
 
 

@@ -40,7 +40,7 @@ from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
 from tests.support.paths import ROOT
-from tests.support.twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TINY = ["--size", "tiny", "--device", "cpu", "--rounds", "1"]

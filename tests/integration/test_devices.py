@@ -18,7 +18,7 @@ from blip_hf.training.metrics import RunningMeans, recalls_in_set
 from tests.support.batches import CONTRASTIVE_TASKS, TASK_MODELS, make_model_and_batch, weighted_vqa_batch
 from tests.support.images import encode_image, noise_images
 from tests.support.pretended_device import DEVICE, on_cpu, pretended_device
-from tests.support.twins import tiny_batch, tiny_capfilt, tiny_config
+from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_config
 
 
 def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, Tensor]:

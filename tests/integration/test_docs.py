@@ -17,7 +17,7 @@ from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.cli import COMMANDS, load_command
 from blip_hf.cli.parser import Command, build_parser, choose, parse
 from tests.support.paths import ROOT
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"] + sorted((ROOT / "docs").glob("*.md"))

@@ -16,7 +16,7 @@ from tests.support.batches import (
     weighted_vqa_batch,
 )
 from tests.support.cuda import NEEDS_CUDA, TOLERANCE, assert_never_waits, on_cuda
-from tests.support.twins import tiny_batch, tiny_config
+from tests.support.tiny_models import tiny_batch, tiny_config
 
 
 pytestmark = NEEDS_CUDA

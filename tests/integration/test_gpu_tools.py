@@ -14,7 +14,7 @@ from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier
 from tests.support.cuda import NEEDS_CUDA, TOLERANCE
 from tests.support.images import encode_image, noise_images
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 pytestmark = NEEDS_CUDA

@@ -16,7 +16,7 @@ from blip_hf import (
 )
 from tests.support.batches import caption_batch, nlvr2_batch, vqa_batch
 from tests.support.examples import run_example
-from tests.support.twins import tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
+from tests.support.tiny_models import tiny_batch, tiny_config, tiny_nlvr2_config, tiny_pretraining_config
 
 
 peft = pytest.importorskip("peft")
@@ -68,7 +68,7 @@ def vqa_head():
 
 
 def nlvr2_head():
-    model = BlipForVisualReasoning(tiny_reasoning_config())
+    model = BlipForVisualReasoning(tiny_nlvr2_config())
     return Head(model, nlvr2_batch(), ["logits"], modules_to_save=["cls_head"])
 
 

@@ -15,14 +15,14 @@ from blip_hf import (
     BlipForVisualReasoning,
 )
 from tests.support.optimization import optimize
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     DEC,
     PAD,
     SEP,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -112,7 +112,7 @@ def test_retrieval_training_teaches_both_heads(pairs):
 
 
 def test_nlvr2_model_tells_true_sentences_from_false_ones(pairs):
-    model = BlipForVisualReasoning(tiny_reasoning_config())
+    model = BlipForVisualReasoning(tiny_nlvr2_config())
     # Each of four sentences is true of a pair of images and false of the swapped pair.
     images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)
     inputs = {name: pairs[name][:4].repeat(2, 1) for name in ("input_ids", "attention_mask")}

@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 import blip_hf
-from tests.support.twins import TEXT, VISION
+from tests.support.tiny_models import TEXT, VISION
 from tests.support.vocabularies import make_tokenizer
 
 

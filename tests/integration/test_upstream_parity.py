@@ -17,7 +17,7 @@ from blip_hf import (
     BlipForPreTraining,
     BlipForQuestionAnswering,
 )
-from tests.support.twins import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

@@ -24,14 +24,14 @@ from blip_hf import (
 from blip_hf.modeling import cpu
 from blip_hf.modeling.attention import attend, split_heads
 from blip_hf.modeling.cpu import CPU_ATTENTION, CpuLinear, matmul_attention, use_matmul_attention
-from tests.support.twins import (
+from tests.support.tiny_models import (
     DEC,
     TEXT,
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -97,7 +97,7 @@ HEADS = {
         "itm_logits",
     ),
     "vqa": (BlipForQuestionAnswering, tiny_config, labelled, "logits"),
-    "nlvr2": (BlipForVisualReasoning, tiny_reasoning_config, paired, "logits"),
+    "nlvr2": (BlipForVisualReasoning, tiny_nlvr2_config, paired, "logits"),
     "pretraining": (BlipForPreTraining, tiny_pretraining_config, seeded, "lm_logits"),
     "retrieval_training": (BlipForRetrievalTraining, tiny_retrieval_config, seeded, "itm_logits"),
 }

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import BertTokenizer, GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
-from tests.support.twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
+from tests.support.tiny_models import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
 
 
 MAX_NEW = 6

@@ -14,7 +14,7 @@ from blip_hf import (
     BlipVisionModel,
 )
 from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
-from tests.support.twins import tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import tiny_batch, tiny_config, tiny_pretraining_config
 
 
 class OwnMatcher(BlipForImageTextRetrieval):

@@ -19,15 +19,15 @@ from blip_hf import (
     BlipVisionModel,
 )
 from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     DEC,
     PAD,
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -63,7 +63,7 @@ def test_attentions_come_back_with_sdpa_configured(captioner):
         lambda: BlipForQuestionAnswering(tiny_config()),
         lambda: BlipForPreTraining(tiny_pretraining_config()),
         lambda: BlipForRetrievalTraining(tiny_retrieval_config()),
-        lambda: BlipForVisualReasoning(tiny_reasoning_config()),
+        lambda: BlipForVisualReasoning(tiny_nlvr2_config()),
         lambda: BlipVisionModel(BlipVisionConfig(**VISION)),
     ],
 )

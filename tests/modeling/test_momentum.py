@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining
 from blip_hf.modeling.momentum import UNKNOWN_IMAGE, FeatureQueue, ema_update_
-from tests.support.twins import tiny_pretraining_config
+from tests.support.tiny_models import tiny_pretraining_config
 
 
 def numbered_rows(numbers, width=3):

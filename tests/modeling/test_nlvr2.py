@@ -14,7 +14,7 @@ from blip_hf import (
     BlipForVisualReasoning,
     BlipRetrievalTrainingConfig,
 )
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     ENC,
     PAD,
@@ -22,8 +22,8 @@ from tests.support.twins import (
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
 )
 
 
@@ -35,7 +35,7 @@ def nlvr2_batch(lengths=(7, 5, 6), first=CLS):
 
 @pytest.fixture
 def model():
-    return BlipForVisualReasoning(tiny_reasoning_config()).eval()
+    return BlipForVisualReasoning(tiny_nlvr2_config()).eval()
 
 
 @torch.no_grad()
@@ -104,14 +104,14 @@ def test_both_images_are_encoded_in_one_pass_and_projected_once(model):
 
 @pytest.mark.parametrize("merge_from_layer", [0, 2])
 def test_layers_merge_from_the_configured_one(merge_from_layer):
-    model = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=merge_from_layer))
+    model = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=merge_from_layer))
     merges = [layer.crossattention.output.merge_layer for layer in model.text_encoder.encoder.layer]
     assert [merge is not None for merge in merges] == [idx >= merge_from_layer for idx in range(2)]
 
 
 def test_a_merge_layer_of_halves_equals_the_average():
-    merging = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=0)).eval()
-    averaging = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=2)).eval()
+    merging = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=0)).eval()
+    averaging = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=2)).eval()
     averaging.load_state_dict({k: v for k, v in merging.state_dict().items() if ".merge_layer." not in k})
     batch = nlvr2_batch()
     assert not torch.allclose(merging(**batch).logits, averaging(**batch).logits, atol=1e-3)
@@ -165,7 +165,7 @@ def test_inputs_that_do_not_fit_are_refused(model):
     with pytest.raises(TypeError, match="token_type_ids"):
         model(**batch, token_type_ids=batch["input_ids"])
     with pytest.raises(StrictDataclassError, match="merge_from_layer is -1"):
-        tiny_reasoning_config(merge_from_layer=-1)
+        tiny_nlvr2_config(merge_from_layer=-1)
 
 
 def test_a_saved_model_loads_with_the_same_logits(model, tmp_path):

@@ -14,7 +14,7 @@ from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
 from blip_hf.objectives import sample_hard_negatives
-from tests.support.twins import ENC, PAD, tiny_batch, tiny_pretraining_config
+from tests.support.tiny_models import ENC, PAD, tiny_batch, tiny_pretraining_config
 
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")

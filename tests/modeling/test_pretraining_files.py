@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from tests.support.twins import TEXT, VISION, tiny_batch, tiny_pretraining_config
+from tests.support.tiny_models import TEXT, VISION, tiny_batch, tiny_pretraining_config
 
 
 def moved_model():

@@ -19,7 +19,14 @@ from blip_hf import (
 from blip_hf.modeling import contrastive
 from blip_hf.objectives import matching_pairs, sample_hard_negatives
 from blip_hf.training import BlipContrastiveTrainer, BlipFinetuningArguments
-from tests.support.twins import TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config, tiny_retrieval_config
+from tests.support.tiny_models import (
+    TEXT,
+    VISION,
+    tiny_batch,
+    tiny_config,
+    tiny_pretraining_config,
+    tiny_retrieval_config,
+)
 
 
 IMAGE_IDS = torch.tensor([4, 4, 5, 6])

@@ -14,7 +14,7 @@ from blip_hf import (
     BlipTextModel,
 )
 from blip_hf.modeling import text_layers, vision
-from tests.support.twins import DEC, ENC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import DEC, ENC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 def draws(seed=0):

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.testing import assert_close
 
 from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuestionAnswering
-from tests.support.twins import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

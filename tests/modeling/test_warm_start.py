@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
 from blip_hf import BlipForPreTraining, BlipVisionConfig, BlipVisionModel
-from tests.support.twins import VISION
+from tests.support.tiny_models import VISION
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -14,12 +14,12 @@ from blip_hf import (
     BlipForVisualReasoning,
 )
 from blip_hf.objectives import sample_hard_negatives
-from tests.support.twins import (
+from tests.support.tiny_models import (
     DEC,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -59,7 +59,7 @@ CONTRASTIVE_TASKS = ("pretrain", "retrieval")
 TASK_MODELS: dict[str, tuple[type, Callable, Callable]] = {
     "caption": (BlipForConditionalGeneration, tiny_config, caption_batch),
     "vqa": (BlipForQuestionAnswering, tiny_config, vqa_batch),
-    "nlvr2": (BlipForVisualReasoning, tiny_reasoning_config, nlvr2_batch),
+    "nlvr2": (BlipForVisualReasoning, tiny_nlvr2_config, nlvr2_batch),
     "pretrain": (BlipForPreTraining, tiny_pretraining_config, contrastive_batch),
     "retrieval": (BlipForRetrievalTraining, tiny_retrieval_config, contrastive_batch),
 }

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from blip_hf import BlipForPreTraining
 from blip_hf.data.collators import BlipCaptioningCollator, BlipPretrainingCollator
 from blip_hf.training import BlipContrastiveTrainer, BlipTrainer, BlipTrainingArguments
-from tests.support.twins import tiny_batch, tiny_capfilt, tiny_pretraining_config
+from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_pretraining_config
 
 
 class TensorPairs(Dataset):

@@ -10,6 +10,7 @@ import blip_hf.training
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.training import BlipContrastiveTrainer, BlipTrainer
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.trainers import (
     TensorPairs,
     make_arguments,
@@ -18,7 +19,6 @@ from tests.support.trainers import (
     make_model,
     make_records,
 )
-from tests.support.twins import tiny_capfilt
 
 
 TRAINERS = [make_contrastive_trainer, make_captioning_trainer]

@@ -67,7 +67,7 @@ def tiny_retrieval_config(queue_size=12, **fields):
     )
 
 
-def tiny_reasoning_config(merge_from_layer=1):
+def tiny_nlvr2_config(merge_from_layer=1):
     """By default the lower text layer averages the images and the upper one merges them."""
     return BlipVisualReasoningConfig(
         text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, merge_from_layer=merge_from_layer
