@@ -99,14 +99,14 @@ def test_gather_takes_unequal_numbers_of_rows(ranks):
         assert rank["uneven"].tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
-def test_gradients_of_gathered_rows_come_back_from_all_processes(ranks):
+def test_gathered_rows_receive_gradients_from_all_processes(ranks):
     # Of the rows 0 | 1, 2 the gradients are 1 | 2, 3, times 1 + 2 for the losses of both processes.
     assert ranks[0]["gradient"].tolist() == [[3, 3]]
     assert ranks[1]["gradient"].tolist() == [[6, 6], [9, 9]]
     assert [rank["first_row"] for rank in ranks] == [0, 1]
 
 
-def test_rows_are_padded_to_the_longest_of_all_processes(ranks):
+def test_rows_are_padded_to_the_longest_over_all_processes(ranks):
     assert [rank["padded"].tolist() for rank in ranks] == [[[7, PAD]], [[7, 7]]]
 
 
@@ -123,7 +123,7 @@ def test_negatives_of_all_ranks_equal_one_process_with_all_pairs(ranks):
         assert_close(mean, expected, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_negatives_of_the_own_rank_are_others(ranks):
+def test_local_negatives_differ_from_global_ones(ranks):
     for rank in range(WORLD_SIZE):
         own = ranks[rank]["own_rank"]
         assert_close(own["loss"], matching_step(rank, negative_all_rank=False)["loss"])

@@ -49,7 +49,7 @@ def grey(levels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "file", "pil", "array", "dict bytes", "dict path"])
-def test_every_kind_of_source_gives_the_same_image(tmp_path: Path, kind: str):
+def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
     path = tmp_path / "image.png"
     content = encode(Image.fromarray(COLOURS))
     path.write_bytes(content)
@@ -143,17 +143,17 @@ def test_a_sixteen_bit_png_file_is_scaled(tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", [1, 257])
-def test_mode_i_is_taken_as_eight_or_sixteen_bits(step: int):
+def test_mode_i_is_read_as_8_or_16_bits(step: int):
     assert_pixels(open_image(Image.fromarray(LEVELS.astype(np.int32) * step)), grey(LEVELS))
 
 
 @pytest.mark.parametrize("white", [1, 255])
-def test_mode_f_is_taken_as_zero_to_one_or_to_255(white: int):
+def test_mode_f_is_read_as_0_to_1_or_0_to_255(white: int):
     assert_pixels(open_image(Image.fromarray((LEVELS / 255 * white).astype(np.float32))), grey(LEVELS))
 
 
 @pytest.mark.parametrize("level", [-1.0, 300.0, float("nan")])
-def test_levels_of_an_unknown_range_are_refused(level: float):
+def test_unknown_range_of_levels_raises(level: float):
     with pytest.raises(UnreadableImageError, match="levels of mode F from"):
         open_image(Image.fromarray(np.full((2, 2), level, dtype=np.float32)))
 
@@ -163,7 +163,7 @@ def test_cmyk_and_one_bit_are_converted():
     assert_pixels(open_image(Image.new("1", (1, 1), 1)), np.array([[[255, 255, 255]]]))
 
 
-def test_first_frame_of_an_animation_is_taken():
+def test_first_frame_of_an_animation_is_used():
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert_pixels(open_image(content), np.full((2, 2, 3), (255, 0, 0)))
@@ -192,7 +192,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
         open_image(tmp_path)
 
 
-def test_an_image_in_place_of_a_path_is_not_quoted_whole():
+def test_error_does_not_quote_a_whole_image():
     with pytest.raises(UnreadableImageError, match=r"AAAA\.\.\. \(100000 characters\): File name too long") as caught:
         open_image("A" * 100_000)
     assert len(str(caught.value)) < 1000
@@ -205,7 +205,7 @@ def test_a_lazily_opened_broken_file_is_named(tmp_path: Path):
         open_image(image)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path):
+def test_decompression_bomb_raises(tmp_path: Path):
     path = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     content = encode(Image.fromarray(COLOURS))
@@ -231,7 +231,7 @@ def test_a_given_name_is_used_in_the_error():
         np.zeros((0, 4, 3), dtype=np.uint8),
     ],
 )
-def test_what_is_no_image_is_refused(source: object):
+def test_non_images_raise(source: object):
     with pytest.raises(UnreadableImageError, match="Accepted is a path"):
         open_image(source)
 

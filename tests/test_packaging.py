@@ -168,7 +168,7 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert {"torch", "transformers", "numpy", "PIL", "datasets"} & set(loaded) == set()
 
 
-def test_using_the_package_leaves_the_auto_classes_untouched() -> None:
+def test_using_the_package_does_not_change_the_auto_classes() -> None:
     run_code(
         "import transformers, blip_hf\n"
         "for name in blip_hf.__all__: getattr(blip_hf, name)\n"
@@ -194,7 +194,7 @@ def test_imports_point_down() -> None:
     assert [(module, name) for module, name in own_imports() if layer_of(name) > layer_of(module)] == []
 
 
-def test_parts_do_not_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_circular_imports() -> None:
     parts: dict[str, set[str]] = {}
     for module, name in own_imports():
         parts.setdefault(top_level(module), set()).add(top_level(name))
@@ -237,7 +237,7 @@ def test_folders_of_tests_are_those_of_the_package() -> None:
     assert {folder.as_posix() for folder in folders if not (SOURCE / folder).is_dir()} == set()
 
 
-def test_relative_and_absolute_imports_are_read_alike() -> None:
+def test_relative_and_absolute_imports_are_both_resolved() -> None:
     names = imported_names(
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )

@@ -36,7 +36,7 @@ def test_reduced_pixels_are_close_to_all_pixels(mode, size):
     assert difference.max() < 16 / 255 / 0.26
 
 
-def test_reduced_pixels_of_a_decoded_image_are_close_too():
+def test_reduced_pixels_of_a_decoded_image_are_close():
     image = open_image(jpeg(640, 480))
     reduced, exact = pixels_of(image, reducing_gap=2.0), pixels_of(image)
     assert not torch.equal(reduced, exact)
@@ -50,7 +50,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_asked(min_size, size):
     assert open_image(jpeg(640, 480), min_size=min_size).size == size
 
 
-def test_a_turned_jpeg_is_decoded_small_and_upright():
+def test_exif_rotated_jpeg_is_decoded_small_and_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_image(jpeg(640, 480, exif=exif), min_size=240).size == (240, 320)
@@ -67,7 +67,7 @@ def test_an_option_of_the_processor_reaches_files(tmp_path):
     assert not torch.equal(pixels_of(path), of_call)
 
 
-def test_an_rgb_image_is_viewed_and_not_copied():
+def test_rgb_image_is_not_copied():
     image = Image.new("RGB", (4, 4), "red")
     assert view_image(image) is image
     assert open_image(image) is not image

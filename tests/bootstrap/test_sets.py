@@ -55,7 +55,7 @@ def test_human_scenes_of_one_caption_share_an_id(tmp_path):
     assert len(set(ids)) == len(set(captions)) == len(set(zip(captions, ids, strict=True))) < 300
 
 
-def test_truth_says_which_captions_were_swapped(scene_sets):
+def test_ground_truth_marks_swapped_captions(scene_sets):
     truth, web = read_truth(scene_sets), read_web(scene_sets / WEB)
     verdicts = [
         (
@@ -90,7 +90,7 @@ def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     assert verdicts == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
 
 
-def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
+def test_image_is_identified_by_its_resolved_path(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     for name in "abcd":
@@ -111,7 +111,7 @@ def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
     assert len(set(left["image_id"].to_pylist())) == 2
 
 
-def test_each_text_of_a_image_has_its_own_label(tmp_path):
+def test_each_text_of_an_image_has_its_own_label(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     web = [{"image": "a.png", "caption": caption} for caption in ("right", "wrong ", "right too")]
     for name, content in (("web", web), ("labels", [1, 0, 1])):
@@ -173,7 +173,7 @@ def scored(tmp_path):
         ("captioned", ["a ring", "a star", "a heart", "a cross", "a heart"], 3 / 5),
     ],
 )
-def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share_right):
+def test_variants_train_on_their_pairs(scored, tmp_path, variant, captions, share_right):
     metrics = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
     pairs = datasets.load_from_disk(tmp_path / "pairs")
     assert pairs["caption"][:] == [*captions, "a ring"]
@@ -183,7 +183,7 @@ def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share
     assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
 
 
-def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
+def test_control_repeats_web_pairs_up_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
     lenient = Rule(threshold=0.0)
     sizes = {
         variant: write_variant(variant, *scored, tmp_path / variant, rule=lenient, with_human=False, is_drawn=False)
@@ -203,7 +203,7 @@ def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
         write_variant("bootstrapped", *scored, tmp_path / "none", with_human=False, **strict)
 
 
-def test_metrics_of_a_filter_by_hand(scored):
+def test_filter_metrics_match_values_computed_by_hand(scored):
     sets, run = scored
     metrics = measure_capfilt(run, read_truth(sets), Rule())
     # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.

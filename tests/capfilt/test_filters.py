@@ -46,7 +46,7 @@ def split(table: pa.Table, rows: int) -> list[pa.Table]:
     return [table.slice(start, rows) for start in range(0, len(table), rows)]
 
 
-def test_a_text_stays_at_a_half_and_above():
+def test_texts_with_itm_probability_of_at_least_half_are_kept():
     rows = [("a", "web", 0.49), ("a", "synthetic", 0.5), ("b", "web", 0.51), ("b", "human", 1.0)]
     # Whatever the image's other texts are; human texts are no business of the filter by default.
     assert keep_mask(score_table(rows), Rule()).tolist() == [False, True, True, False]
@@ -57,12 +57,12 @@ def test_thresholds_are_compared_as_the_scores_are_stored():
 
 
 @pytest.mark.parametrize(("sources", "expected"), [(["web"], [True, False]), (("synthetic",), [False, True])])
-def test_sources_may_be_kept_alone(sources, expected):
+def test_web_or_synthetic_texts_can_be_kept_alone(sources, expected):
     table = score_table([("a", "web", 0.9), ("a", "synthetic", 0.9)])
     assert keep_mask(table, Rule(sources=sources)).tolist() == expected
 
 
-def test_cosines_may_decide():
+def test_cosine_similarity_can_be_the_filter_score():
     table = score_table([("a", "web", 0.9), ("a", "web", 0.1)])
     assert keep_mask(table, Rule(threshold=-0.5, by="itc")).tolist() == [False, True]
 
@@ -75,7 +75,7 @@ def test_texts_without_a_score_are_dropped(rule):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("share", [0.001, 0.1, 1 / 3, 0.5, 0.9, 1.0])
-def test_a_share_is_kept_of_each_source_and_it_is_the_best(seed, share):
+def test_keep_share_keeps_the_best_texts_of_each_source(seed, share):
     table = random_table(seed)
     mask = keep_mask(table, Rule(keep_share=share))
     for source in ("web", "synthetic"):
@@ -85,7 +85,7 @@ def test_a_share_is_kept_of_each_source_and_it_is_the_best(seed, share):
         np.testing.assert_array_equal(mask[is_own], np.isin(scores, np.sort(scores)[len(scores) - num_kept :]))
 
 
-def test_a_share_is_one_of_the_whole_data_and_not_of_each_shard():
+def test_keep_share_applies_to_the_whole_dataset_not_each_shard():
     table = random_table(0)
     rule = Rule(keep_share=0.3)
     order = np.argsort(column(table, "itm"))  # so that shards differ as much as they can
@@ -97,18 +97,18 @@ def test_a_share_is_one_of_the_whole_data_and_not_of_each_shard():
     assert not keep_mask(shards[0], rule, cutoffs).any()
 
 
-def test_equals_of_the_last_one_stay_with_it():
+def test_texts_tied_with_the_last_kept_text_are_kept():
     table = score_table([("a", "web", 0.2), ("b", "web", 0.7), ("c", "web", 0.7), ("d", "web", 0.7)])
     assert keep_mask(table, Rule(keep_share=0.5)).tolist() == [False, True, True, True]
 
 
-def test_a_value_needs_no_pass_over_the_data():
+def test_fixed_threshold_needs_no_pass_over_the_data():
     assert find_cutoffs(Rule(threshold=0.4), lambda: pytest.fail("was read")) == {"web": 0.4, "synthetic": 0.4}
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", [Rule(threshold=0.0), Rule(keep_share=0.5)])
-def test_best_per_image_keeps_at_most_one_and_the_best(seed, rule):
+def test_best_per_image_keeps_only_the_best_text(seed, rule):
     table = random_table(seed)
     all_that_pass = keep_mask(table, rule)
     mask = keep_mask(table, dataclasses.replace(rule, best_per_image=True))
@@ -119,7 +119,7 @@ def test_best_per_image_keeps_at_most_one_and_the_best(seed, rule):
         assert left.tolist() == [passed.max()] if len(passed) else len(left) == 0
 
 
-def test_the_first_of_equals_is_the_best():
+def test_best_per_image_breaks_ties_by_order():
     table = score_table([("a", "web", 0.6), ("a", "synthetic", 0.9), ("a", "synthetic", 0.9)])
     assert keep_mask(table, Rule(best_per_image=True)).tolist() == [False, True, False]
 
@@ -140,7 +140,7 @@ def test_an_empty_shard_keeps_nothing():
         ({"threshold": math.nan}, "threshold=nan"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(fields, message):
+def test_invalid_filter_rules_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         Rule(**fields)
 

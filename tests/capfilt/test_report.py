@@ -73,7 +73,7 @@ def small_page(small_run):
     return write_report(small_run)
 
 
-def test_totals_by_hand(small_run):
+def test_totals_match_values_computed_by_hand(small_run):
     totals = build_report(small_run)["totals"]
     assert (totals["num_images"], totals["num_images_kept"], totals["num_shards"]) == (4, 3, 2)
     assert (totals["num_texts"], totals["num_kept"], totals["kept_share"]) == (8, 5, 5 / 8)
@@ -85,7 +85,7 @@ def test_totals_by_hand(small_run):
     assert totals["skipped"] == {"empty_text": 2}
 
 
-def test_curve_and_histogram_by_hand(small_run):
+def test_curve_and_histogram_match_values_computed_by_hand(small_run):
     report = build_report(small_run)
     curve = report["kept_share_by_threshold"]
     shares = dict(zip(curve["thresholds"], curve["kept_shares"]["web"], strict=True))
@@ -96,7 +96,7 @@ def test_curve_and_histogram_by_hand(small_run):
     assert lefts == [-0.2, 0.0, 0.2, 0.4]
 
 
-def test_texts_and_words_by_hand(small_run):
+def test_texts_and_words_match_values_computed_by_hand(small_run):
     report = build_report(small_run)
     web, kept = report["texts"]["web"], report["texts"]["kept"]
     # a red ring | buy now | a blue ring | two stars: ten words, eight of them distinct.
@@ -110,7 +110,7 @@ def test_texts_and_words_by_hand(small_run):
     assert {word["word"] for word in report["words"]["dropped"]} == {"blue", "buy", "now", "ring"}
 
 
-def test_the_rule_of_the_run_decides(tmp_path, small_run):
+def test_report_uses_the_filter_of_the_run(tmp_path, small_run):
     tables = {path.stem: pa.parquet.read_table(path) for path in RunFolder(small_run).score_files()}
     run = write_run(tmp_path / "other", tables, rule={**RULE, "keep_share": 0.25, "sources": ["web"]})
     report = build_report(run)
@@ -121,7 +121,7 @@ def test_the_rule_of_the_run_decides(tmp_path, small_run):
     assert report["cutoffs"] == {"web": pytest.approx(0.9)}
 
 
-def test_scenes_are_judged_by_what_they_show(tmp_path):
+def test_scene_texts_are_labelled_by_the_scene(tmp_path):
     scenes = Scenes(8, noise_rate=0.45)
     rng = np.random.default_rng(0)
     itm = rng.random(8).tolist()
@@ -154,7 +154,7 @@ def list_run(tmp_path):
     return write_run(tmp_path / "run", tables, source=str(tmp_path / "web.json"))
 
 
-def test_labels_stay_with_their_records_when_some_are_left_out(tmp_path):
+def test_labels_stay_aligned_when_records_are_skipped(tmp_path):
     run = list_run(tmp_path)
     (tmp_path / "labels.json").write_text("[1, 0, 0, 1, 1, 0]")
     report = build_report(run, labels=tmp_path / "labels.json")
@@ -163,7 +163,7 @@ def test_labels_stay_with_their_records_when_some_are_left_out(tmp_path):
     assert build_report(run)["filter"] is None
 
 
-def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_path):
+def test_labels_stay_aligned_when_a_text_of_a_record_is_skipped(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
     record = {"image": "0.png", "caption": ["one", "...", "two"], "image_id": 7}
     (tmp_path / "web.json").write_text(json.dumps([record]))
@@ -175,7 +175,7 @@ def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_pat
     assert report["filter"] == filter_metrics([0.9, 0.1], [1, 0])
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
+def test_mismatched_labels_raise(tmp_path):
     run = list_run(tmp_path)
     with pytest.raises(ValueError, match="5 labels, but 6 records"):
         build_report(run, labels=[1, 0, 0, 1, 1])
@@ -186,7 +186,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
         build_report(run, labels=[1, 0, 0, 1, 1, 0])
 
 
-def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(small_run, small_page):
+def test_page_and_json_are_self_contained_and_have_the_same_statistics(small_run, small_page):
     page, report = small_page.read_text(), json.loads((small_run / "report.json").read_text())
     assert small_page == small_run / "report.html"
     assert report.keys() == build_report(small_run).keys()
@@ -201,26 +201,26 @@ def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(sma
     assert "a<b>" not in page
 
 
-def test_a_report_repeats_byte_by_byte(small_run, small_page):
+def test_report_is_reproducible_byte_for_byte(small_run, small_page):
     first = small_page.read_bytes()
     assert write_report(small_run).read_bytes() == first
 
 
-def test_a_lost_source_costs_the_images_alone(small_run, tmp_path):
+def test_report_without_its_source_lacks_only_the_images(small_run, tmp_path):
     tables = {path.stem: pa.parquet.read_table(path) for path in RunFolder(small_run).score_files()}
     page = write_report(write_run(tmp_path / "run", tables, source=str(tmp_path / "gone.tar"))).read_text()
     assert "<figure class=" not in page
     assert "50.0%" in page
 
 
-def test_a_run_in_which_nothing_was_fit_has_a_report(tmp_path):
+def test_run_without_usable_records_has_a_report(tmp_path):
     run = write_run(tmp_path / "run", {"scenes-00000": SCHEMA.empty_table()}, skipped=[{"reason": "bad_record"}])
     report = build_report(run)
     assert (report["totals"]["num_texts"], report["totals"]["kept_share"], report["filter"]) == (0, None, None)
     assert "not well-formed" in write_report(run).read_text()
 
 
-def test_a_folder_without_scores_is_refused(tmp_path):
+def test_folder_without_scores_raises(tmp_path):
     with pytest.raises(ValueError, match="holds no scores"):
         build_report(tmp_path)
 
@@ -238,7 +238,7 @@ def examples_of(tables: dict[str, pa.Table]) -> list:
     return sheet.examples()
 
 
-def test_examples_are_near_the_threshold_and_far_from_it():
+def test_examples_include_texts_near_and_far_from_the_threshold():
     examples = examples_of({"a": many_scores(2000)})
     distances = {"near": (0, 0.016), "far": (0.484, 0.5)}
     assert {(example.place, example.is_kept) for example in examples} == {
@@ -250,7 +250,7 @@ def test_examples_are_near_the_threshold_and_far_from_it():
         assert example.is_kept == (example.itm >= 0.5)
 
 
-def test_the_choice_of_examples_depends_on_no_order():
+def test_choice_of_examples_does_not_depend_on_order():
     table = many_scores(300)
     shuffled = table.take(np.random.default_rng(1).permutation(300))
     assert examples_of({"a": shuffled}) == examples_of({"a": table})
@@ -264,7 +264,7 @@ def test_examples_come_from_few_shards_and_are_bounded():
     assert len(examples) <= 4 * 2 * NUM_TEXTS
 
 
-def test_a_spare_takes_the_place_of_an_unreadable_image():
+def test_unreadable_example_image_is_replaced():
     encoded = io.BytesIO()
     Image.new("RGB", (600, 300)).save(encoded, "PNG")
     table = many_scores(200)
@@ -294,7 +294,7 @@ def test_a_text_without_a_score_is_not_in_the_histogram():
     assert (statistics.counts.sum(), statistics.mean()) == (1, 0.5)
 
 
-def test_rare_words_are_forgotten_before_they_fill_the_memory(monkeypatch):
+def test_rare_words_are_dropped_to_bound_memory(monkeypatch):
     monkeypatch.setattr(capfilt_statistics, "MAX_DISTINCT_WORDS", 5)
     statistics = TextStatistics()
     for i in range(40):

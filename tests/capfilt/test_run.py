@@ -150,7 +150,7 @@ def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
     assert contents(tmp_path) == contents(expected)
 
 
-def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes, undisturbed, tmp_path):
+def test_a_process_takes_over_the_shards_of_a_killed_one(checkpoints, processes, undisturbed, tmp_path):
     killed, survivor = processes(checkpoints, tmp_path)
     while not whole_shards(tmp_path):
         time.sleep(0.01)
@@ -161,7 +161,7 @@ def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
-def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
+def test_finished_run_only_reports_its_totals(engine, undisturbed, monkeypatch):
     folder, totals, _ = undisturbed
     before = written_at(folder)
     monkeypatch.setattr(engine, "score_batches", None)
@@ -169,7 +169,7 @@ def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
     assert written_at(folder) == before
 
 
-def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoints, undisturbed):
+def test_resuming_refuses_another_filter_or_model_but_accepts_another_batch_size(checkpoints, undisturbed):
     folder, totals, _ = undisturbed
     with pytest.raises(ValueError, match=r"other settings: rule.threshold was 0.5, is 0.6. Pass the same"):
         run(load(checkpoints), folder, rule=Rule(threshold=0.6))
@@ -182,13 +182,13 @@ def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoi
     assert run(load(checkpoints, replace(SETTINGS, batch_size=3)), folder) == totals
 
 
-def test_a_share_is_kept_of_all_shards_together(engine, tmp_path):
+def test_keep_share_applies_to_all_shards_together(engine, tmp_path):
     totals = run(engine, tmp_path, rule=Rule(keep_share=0.25))
     assert [source["num_kept"] for source in totals["by_source"].values()] == [NUM_IMAGES // 4] * 2
     assert pq.read_table(tmp_path / "pairs").num_rows == NUM_IMAGES // 2
 
 
-def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkeypatch):
+def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeypatch):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
     (tmp_path / "web.json").write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
     (tmp_path / "below").mkdir()
@@ -199,7 +199,7 @@ def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkey
     assert pq.read_table(tmp_path / "out" / "scores")["image"][0].as_py() == str(tmp_path / "a.png")
 
 
-def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
+def test_broken_records_are_skipped_and_counted(engine, tmp_path):
     records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(7)]
     for record in records[1:]:
         Image.new("RGB", (40, 30), "red").save(tmp_path / record["image"])
@@ -250,7 +250,7 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert (out / "report.html").is_file()
 
 
-def test_the_command_takes_its_share_from_the_launcher(checkpoints, undisturbed, tmp_path, capsys, monkeypatch):
+def test_command_reads_its_rank_from_the_launcher(checkpoints, undisturbed, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["capfilt", "run", *flags(checkpoints, tmp_path)]) == 0
@@ -259,7 +259,7 @@ def test_the_command_takes_its_share_from_the_launcher(checkpoints, undisturbed,
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
-def test_the_bar_tells_images_a_second_kept_shares_and_time_left(engine, tmp_path, capsys):
+def test_progress_bar_shows_speed_kept_shares_and_time_left(engine, tmp_path, capsys):
     run(engine, tmp_path, "scenes:8", show_progress=True)
     bar = capsys.readouterr().err.split("\r")[-1]
     assert "8/8 [00:" in bar

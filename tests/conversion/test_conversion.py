@@ -152,7 +152,7 @@ def test_kept_training_state_equals_that_of_a_trainer_checkpoint(folder, tmp_pat
     assert model.config.queue_size == QUEUE_SIZE
 
 
-def test_the_parts_of_pretraining_are_the_models_inside(folder, tmp_path):
+def test_parts_of_pretraining_convert_to_its_submodels(folder, tmp_path):
     convert(folder, "pretraining", tmp_path, save_parts=True)
     whole = BlipForPreTraining.from_pretrained(tmp_path)
     for name, part in (("captioner", whole.export_captioner()), ("retriever", whole.export_retriever())):
@@ -248,7 +248,7 @@ def test_sizes_and_settings_are_those_of_the_original(task, width, layers, heads
         assert config.merge_from_layer == 6
 
 
-def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
+def test_eps_and_dropout_are_saved_for_transformers(converted):
     config = transformers.BlipConfig.from_pretrained(converted["captioning"][1])
     assert config.vision_config.layer_norm_eps == 1e-6
     assert config.text_config.layer_norm_eps == 1e-12
@@ -279,7 +279,7 @@ def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
         (lambda state: state.update({"vision_model.x": torch.zeros(1)}), "need no conversion"),
     ],
 )
-def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(change, message, folder, tmp_path):
+def test_incomplete_checkpoint_raises_and_writes_nothing(change, message, folder, tmp_path):
     state = original_state("captioning")
     change(state)
     torch.save({"model": state}, tmp_path / "broken.pth")
@@ -288,7 +288,7 @@ def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(change, mess
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pth"]
 
 
-def test_a_partial_momentum_encoder_is_refused(folder, tmp_path):
+def test_partial_momentum_encoder_raises(folder, tmp_path):
     state = original_state("retrieval")
     del state["visual_encoder_m.norm.bias"]
     torch.save(state, tmp_path / "broken.pth")
@@ -296,13 +296,13 @@ def test_a_partial_momentum_encoder_is_refused(folder, tmp_path):
         converted_path(tmp_path / "broken.pth", tmp_path / "ours", folder, keep_training_state=True)
 
 
-def test_files_with_code_in_them_are_not_run(folder, tmp_path):
+def test_pickled_code_is_not_run(folder, tmp_path):
     torch.save({"model": original_state("captioning"), "args": argparse.Namespace(vit="base")}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         converted_path(tmp_path / "code.pth", tmp_path / "ours", folder)
 
 
-def test_options_of_other_tasks_are_refused(folder, tmp_path):
+def test_options_of_other_tasks_raise(folder, tmp_path):
     with pytest.raises(ValueError, match="captioning checkpoint, not a pre-training one"):
         convert(folder, "captioning", tmp_path / "ours", save_parts=True)
     for task in ("captioning", "matching"):
@@ -312,7 +312,7 @@ def test_options_of_other_tasks_are_refused(folder, tmp_path):
         convert(folder, "captioning", tmp_path / "ours", head_width=48)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):
+def test_tokenizer_of_another_vocabulary_raises(folder, tmp_path):
     transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}).save_pretrained(
         tmp_path / "few"
     )
@@ -330,13 +330,13 @@ def test_a_vocabulary_file_is_accepted_as_tokenizer(folder, converted, tmp_path)
     assert tokenizer("W5 w7").input_ids == saved("w5 w7").input_ids
 
 
-def test_a_non_empty_folder_is_refused(folder, tmp_path):
+def test_non_empty_folder_raises(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         convert(folder, "captioning", tmp_path)
 
 
-def test_a_class_without_an_original_is_refused(tmp_path):
+def test_class_without_original_checkpoint_raises(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": ["BlipModel"]}))
     with pytest.raises(ValueError, match="holds BlipModel, which has no original format"):
         restore_original_checkpoint(tmp_path, tmp_path / "back.pth")

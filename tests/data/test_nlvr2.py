@@ -64,7 +64,7 @@ def test_nlvr2_lines_name_their_images(tmp_path, name):
 
 
 @pytest.mark.parametrize("start", ["\ufeff", "\n  \n", "\ufeff\n"])
-def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start):
+def test_json_lines_are_detected_after_a_bom_and_blank_lines(tmp_path, start):
     lines, whole = tmp_path / "lines.json", tmp_path / "list.json"
     record = json.dumps({**OFFICIAL, "sentence": "two\u2028dogs"}, ensure_ascii=False)
     lines.write_text(f"{start}{record}\n\n{record}\n", encoding="utf-8")
@@ -73,7 +73,7 @@ def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start)
     assert [read["sentence"] for read in load_nlvr2(lines)] == ["two\u2028dogs"] * 2
 
 
-def test_blip_lists_start_from_their_own_folder(tmp_path):
+def test_paths_of_blip_lists_are_relative_to_the_list(tmp_path):
     path = tmp_path / "nlvr_dev.json"
     write_json(path, [OURS, OURS | {"label": True}])
     first, second = load_nlvr2(path)
@@ -94,7 +94,7 @@ def test_blip_lists_start_from_their_own_folder(tmp_path):
         ("two dogs", "is a str, expected an object"),
     ],
 )
-def test_misfits_name_record_and_field(tmp_path, record, message):
+def test_invalid_records_raise_with_record_and_field(tmp_path, record, message):
     path = tmp_path / "list.json"
     write_json(path, [OURS, record])
     with pytest.raises(ValueError, match=re.escape(f"{path}, record 1") + ".*" + re.escape(message)):
@@ -102,7 +102,7 @@ def test_misfits_name_record_and_field(tmp_path, record, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "an empty list"), ('"a"', "a str"), ("[", "cannot be parsed")])
-def test_files_that_hold_no_records_are_refused(tmp_path, text, message):
+def test_files_without_records_raise(tmp_path, text, message):
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_nlvr2(tmp_path / "list.json")
@@ -113,7 +113,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path, text, message):
 # Scenes
 
 
-def test_scene_pairs_depend_on_their_index_alone_and_are_half_true():
+def test_scene_pairs_depend_only_on_their_index_and_half_are_true():
     pairs, later = SceneNlvr2(40), SceneNlvr2(10, start=20)
     assert [record["sentence"] for record in later] == [pairs[i]["sentence"] for i in range(20, 30)]
     for one, other in zip(later[3]["images"], pairs[23]["images"], strict=True):
@@ -122,7 +122,7 @@ def test_scene_pairs_depend_on_their_index_alone_and_are_half_true():
     assert len({record["sentence"] for record in pairs}) > 10
 
 
-def test_the_sentence_alone_does_not_tell_its_truth():
+def test_the_sentence_alone_does_not_predict_its_label():
     # Always answering what is more frequent for a sentence must not pay off much.
     truths: dict[str, list[bool]] = {}
     for record in SceneNlvr2(400, image_size=32):
@@ -192,7 +192,7 @@ def test_mirroring_a_pair_is_mirroring_one_wide_image():
     assert 4 < sum(outcomes) < 16
 
 
-def test_blips_way_mirrors_each_image_by_itself_and_never_leaves_all():
+def test_blip_flips_mirror_each_image_independently():
     pair = [half_and_half("red", "lime"), half_and_half("blue", "yellow")]
     untouched = side_by_side(image.resize((32, 32)) for image in pair)
     seen = {"always": set(), "never": set()}

@@ -27,20 +27,20 @@ def grey(value: int = 0) -> Image.Image:
     return Image.new("RGB", (4, 4), (value, value, value))
 
 
-def test_items_are_opened_normalised_and_complete():
+def test_items_have_opened_images_and_normalised_captions():
     item = PairDataset([{"image": Image.new("L", (5, 4)), "caption": "  A RED Square!  ", "image_id": 3}])[0]
     assert item["image"].mode == "RGB"
     assert item["image"].size == (5, 4)
     assert (item["caption"], item["image_id"]) == ("a red square", 3)
 
 
-def test_captions_are_cut_or_left_alone():
+def test_captions_are_truncated_and_optionally_not_normalised():
     pairs = [{"image": grey(), "caption": "One two, THREE four!", "image_id": 0}]
     assert PairDataset(pairs, max_words=2)[0]["caption"] == "one two,"
     assert PairDataset(pairs, max_words=2, normalize_captions=False)[0]["caption"] == "One two, THREE four!"
 
 
-def test_randomness_depends_on_seed_epoch_and_index_alone():
+def test_randomness_depends_only_on_seed_epoch_and_index():
     pairs = [{"image": grey(), "caption": "a", "image_id": 0}] * 6
     dataset = PairDataset(pairs, Remember(), seed=3)
     forwards = captions([dataset[i] for i in range(6)])
@@ -76,7 +76,7 @@ def test_a_substitute_has_the_randomness_of_the_item_it_replaces():
     assert [item["caption"] for item in PairDataset(records, Remember())] == sound
 
 
-def test_a_hundred_unusable_records_in_a_row_are_an_error():
+def test_a_hundred_consecutive_unusable_records_raise():
     records = make_records(1) * 201
     records[100:200] = make_records(1, broken=(0,)) * 100
     dataset = PairDataset(records)
@@ -128,7 +128,7 @@ def test_data_sets_can_be_pickled():
     assert pickle.loads(pickle.dumps(dataset))[0]["caption"] == dataset[0]["caption"]
 
 
-def test_bounds_and_emptiness_are_errors():
+def test_index_out_of_range_and_empty_dataset_raise():
     dataset = PairDataset([{"image": grey(), "caption": "a", "image_id": 0}])
     with pytest.raises(IndexError):
         dataset[1]

@@ -87,21 +87,21 @@ def test_frames_are_sampled_at_equal_distances(num_available, num_frames, expect
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(("num_available", "expected"), [(12, [0, 2, 4, 7, 9]), (2, [0, 0, 0, 1, 1]), (1, [0] * 5)])
-def test_every_form_gives_the_same_frames(tmp_path, name, num_available, expected):
+def test_all_input_types_give_the_same_frames(tmp_path, name, num_available, expected):
     WRITERS[name](tmp_path / name, grey_frames(num_available))
     frames = read_frames(tmp_path / name, 5)
     assert numbers_of(frames) == expected
     assert {frame.mode for frame in frames} == {"RGB"}
 
 
-def test_a_folder_is_read_in_the_order_of_numbers_and_without_other_files(tmp_path):
+def test_folder_is_read_in_numeric_order_without_other_files(tmp_path):
     write_folder(tmp_path / "frames", grey_frames(11))
     (tmp_path / "frames" / "notes.txt").write_text("not a frame")
     assert numbers_of(read_frames(tmp_path / "frames", 11)) == list(range(11))
 
 
 @pytest.mark.parametrize("name", ["absent.mp4", "text.mp4", "text.gif", "empty", "sound.wav", "broken"])
-def test_what_is_no_video_is_named(tmp_path, name):
+def test_non_videos_raise(tmp_path, name):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "text.gif").write_text("not a video")
     (tmp_path / "empty").mkdir()
@@ -126,7 +126,7 @@ def test_a_video_file_without_pyav_names_the_extra(tmp_path, monkeypatch):
         read_frames(tmp_path / "a.mp4")
 
 
-def test_no_frames_are_refused(tmp_path):
+def test_empty_video_raises(tmp_path):
     with pytest.raises(ValueError, match="num_frames=0"):
         read_frames(tmp_path, 0)
 
@@ -153,7 +153,7 @@ def test_captions_of_msrvtt_are_read(tmp_path):
         ("", "no list of records"),
     ],
 )
-def test_a_caption_file_that_does_not_fit_says_where(tmp_path, line, message):
+def test_invalid_caption_file_raises_with_the_record(tmp_path, line, message):
     path = tmp_path / "captions.jsonl"
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
@@ -200,7 +200,7 @@ def test_videos_are_scored_by_mean_projection_and_all_their_tokens(model, proces
             assert_close(result.image_candidates.scores[i, place], expected, **SUMMATION_TOLERANCE)
 
 
-def test_a_video_of_one_frame_is_a_image(model, processor, records):
+def test_video_of_one_frame_scores_as_an_image(model, processor, records):
     videos = evaluate_video_retrieval(model, processor, records, num_frames=1, k=2)
     pairs = [
         {"image": read_frames(record["video"], 1)[0], "caption": record["caption"], "image_id": record["video_id"]}
@@ -213,7 +213,7 @@ def test_a_video_of_one_frame_is_a_image(model, processor, records):
     assert "itc_video_to_text_r@10" in videos.metrics()
 
 
-def test_broken_videos_are_left_out_with_their_captions(model, processor, records):
+def test_broken_videos_are_skipped_with_their_captions(model, processor, records):
     broken = [{**record, "video": "nowhere.mp4"} if record["video_id"] == 0 else record for record in records]
     result = evaluate_video_retrieval(model, processor, broken)
     assert result.num_skipped == 1

@@ -39,7 +39,7 @@ def test_the_auc_is_the_share_of_ordered_pairs():
     assert filter_metrics(-scores, labels)["roc_auc"] == pytest.approx(1 - expected, abs=1e-15)
 
 
-def test_kept_overrides_the_threshold():
+def test_keep_mask_overrides_the_threshold():
     metrics = filter_metrics([0.9, 0.8, 0.2], [1, 0, 1], kept=[True, False, False])
     assert (metrics["precision"], metrics["recall"], metrics["noise_recall"]) == (1.0, 0.5, 1.0)
     assert metrics["roc_auc"] == 0.5

@@ -95,7 +95,7 @@ def dense(candidates, num_candidates):
 
 @pytest.mark.parametrize("k", [1, 3, 100])
 @pytest.mark.parametrize("text_batch_size", [4, 256])
-def test_both_stages_match_a_plain_loop(model, processor, pairs, cosines_and_logits, k, text_batch_size):
+def test_both_retrieval_stages_match_a_plain_loop(model, processor, pairs, cosines_and_logits, k, text_batch_size):
     images, texts, text_to_image = images_and_texts(pairs)
     cosines, logits = cosines_and_logits
     of_images, of_texts = plain_scores(cosines, logits, k), plain_scores(cosines.T, logits.T, k)
@@ -229,7 +229,7 @@ def test_autocast_and_bfloat16_states_are_close(model, processor, pairs):
         ({"image": b"no image"}, {}, "None of the 6 images"),
     ],
 )
-def test_unusable_input_raises(model, processor, pairs, change, options, message):
+def test_invalid_input_raises(model, processor, pairs, change, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(model, processor, [{**pair, **change} for pair in pairs], **options)
 

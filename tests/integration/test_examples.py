@@ -139,7 +139,7 @@ def test_video_retrieval_example(matcher_folder, tmp_path, capsys):
         ("video_retrieval", ["model"]),
     ],
 )
-def test_an_example_names_its_missing_arguments(name, argv, capsys):
+def test_example_reports_missing_arguments(name, argv, capsys):
     with pytest.raises(SystemExit) as end:
         run_example(name, *argv)
     assert end.value.code == 2

@@ -77,7 +77,7 @@ def test_matcher_equals_the_cpu(use_itm_head):
 
 
 @pytest.mark.parametrize("model_class", [BlipForConditionalGeneration, BlipForQuestionAnswering])
-def test_generated_texts_are_those_of_the_cpu(model_class):
+def test_generated_texts_equal_the_cpus(model_class):
     model, batch = model_class(tiny_config()).eval(), tiny_batch()
     if model_class is BlipForConditionalGeneration:
         batch = {"pixel_values": batch["pixel_values"]}
@@ -86,7 +86,7 @@ def test_generated_texts_are_those_of_the_cpu(model_class):
     assert torch.equal(generated.cpu(), expected)
 
 
-def test_ranked_answers_are_those_of_the_cpu():
+def test_ranked_answers_equal_the_cpus():
     model, batch = BlipForQuestionAnswering(tiny_config()).eval(), tiny_batch()
     answers = tiny_batch((4, 6, 3, 5), seed=3)["input_ids"]
     expected = model.rank_answers(**batch, answer_ids=answers, num_candidates=3)
@@ -122,7 +122,7 @@ def test_bf16_autocast_step_is_finite(task, dropout):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("task", TASK_MODELS)
-def test_training_step_never_waits_for_the_device(task, autocast):
+def test_training_step_does_not_synchronize_with_the_device(task, autocast):
     model, batch = make_model_and_batch(task)
     model.cuda()
     batch = on_cuda(batch)
@@ -138,7 +138,7 @@ def test_training_step_never_waits_for_the_device(task, autocast):
     assert_never_waits(step)
 
 
-def test_waiting_for_the_device_is_detected():
+def test_synchronization_with_the_device_is_detected():
     with pytest.raises(RuntimeError, match="synchroniz"):
         assert_never_waits(lambda: torch.ones(1, device="cuda").item())
 

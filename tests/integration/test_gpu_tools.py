@@ -89,7 +89,7 @@ def test_retrieval_under_autocast_is_near_the_cpu(pairs):
 @pytest.mark.parametrize(
     "settings", [{"num_captions": 2}, {"strategy": "beam", "num_captions": 2}, {"strategy": "greedy"}]
 )
-def test_capfilt_writes_and_scores_as_the_cpu_does(shard, settings):
+def test_capfilt_captions_and_scores_equal_the_cpus(shard, settings):
     def score(captioner, matcher, processor):
         chosen = CapFiltSettings(prompt="a b", max_length=10, batch_size=3, **settings)
         table, faults = CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)
@@ -127,7 +127,7 @@ def test_captioner_equals_the_cpu(images):
         assert_close(found, wanted, **TOLERANCE)
 
 
-def test_a_seed_repeats_samples_and_leaves_the_generator_of_the_device(images):
+def test_seeded_samples_repeat_and_keep_the_device_generator_state(images):
     captioner, processor, _, _ = tiny_capfilt()
     writer = BlipCaptioner(captioner.cuda(), processor, do_sample=True, max_new_tokens=6, seed=3)
     state = torch.cuda.get_rng_state()

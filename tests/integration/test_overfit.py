@@ -73,7 +73,7 @@ def test_captioner_reproduces_its_captions(pairs):
         assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
 
 
-def test_matcher_tells_its_pairs_from_all_others(pairs):
+def test_matcher_separates_its_pairs_from_all_others(pairs):
     matcher = BlipForImageTextRetrieval(tiny_config())
     ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
     labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
@@ -111,7 +111,7 @@ def test_retrieval_training_teaches_both_heads(pairs):
         assert_all_pairs_are_found(model.export_retriever(), pairs)
 
 
-def test_nlvr2_model_tells_true_sentences_from_false_ones(pairs):
+def test_nlvr2_model_separates_true_and_false_sentences(pairs):
     model = BlipForVisualReasoning(tiny_nlvr2_config())
     # Each of four sentences is true of a pair of images and false of the swapped pair.
     images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)

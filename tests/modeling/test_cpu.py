@@ -288,7 +288,7 @@ def test_autocast_to_another_dtype_is_respected(layer):
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @torch.no_grad()
-def test_other_dtypes_and_a_disabled_onednn_are_respected(layer):
+def test_other_dtypes_and_disabled_onednn_use_torch(layer):
     states = torch.randn(3, 64)
     with torch.backends.mkldnn.flags(enabled=False):
         assert run_operations(lambda: layer(states))[ONEDNN] == 0
@@ -298,7 +298,7 @@ def test_other_dtypes_and_a_disabled_onednn_are_respected(layer):
 
 
 @torch.no_grad()
-def test_weights_of_a_tensor_subclass_keep_their_own_product(layer):
+def test_tensor_subclass_weights_use_their_own_matmul(layer):
     class Quantised(torch.Tensor):
         """Stands for torchao's quantised tensors."""
 
@@ -307,7 +307,7 @@ def test_weights_of_a_tensor_subclass_keep_their_own_product(layer):
 
 
 @torch.no_grad()
-def test_a_wrong_width_raises_torchs_error(layer):
+def test_wrong_width_raises_the_error_of_torch(layer):
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         layer(torch.randn(3, 63))
 

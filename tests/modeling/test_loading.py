@@ -38,7 +38,7 @@ def captioner_path(captioner, tmp_path):
 
 
 @pytest.mark.parametrize("model_class", [OwnMatcher, BlipTextModel, BlipTextLMHeadModel])
-def test_a_checkpoint_without_parts_of_the_class_is_refused(captioner_path, model_class):
+def test_checkpoint_without_required_weights_raises(captioner_path, model_class):
     with pytest.raises(ValueError, match=r"has no weights for .*Load it with BlipForConditionalGeneration"):
         model_class.from_pretrained(captioner_path)
     assert type(model_class.from_pretrained(captioner_path, allow_new_heads=True)) is model_class
@@ -61,7 +61,7 @@ def test_the_image_encoder_loads_from_a_whole_model(captioner, captioner_path, t
         assert_close(loader.from_pretrained(tmp_path / "alone")(pixel_values).last_hidden_state, expected)
 
 
-def test_text_towers_load_what_they_saved_and_a_decoder_without_its_head(captioner, tmp_path):
+def test_text_models_load_their_own_weights_and_a_decoders(captioner, tmp_path):
     captioner.text_decoder.save_pretrained(tmp_path)
     ids = tiny_batch()["input_ids"]
     decoder = BlipTextLMHeadModel.from_pretrained(tmp_path)
@@ -71,7 +71,7 @@ def test_text_towers_load_what_they_saved_and_a_decoder_without_its_head(caption
 
 
 @pytest.mark.parametrize("attn_implementation", [None, "eager"])
-def test_a_configuration_object_of_transformers_is_taken(captioner, captioner_path, attn_implementation):
+def test_configuration_of_transformers_is_accepted(captioner, captioner_path, attn_implementation):
     config = transformers.AutoConfig.from_pretrained(captioner_path)
     assert type(config) is transformers.BlipConfig
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}

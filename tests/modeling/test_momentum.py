@@ -45,7 +45,7 @@ def test_ema_update_of_parameters_records_no_gradient():
 
 
 @pytest.mark.parametrize("batch_sizes", [(2, 2, 2), (4,), (3, 3), (1, 4, 2), (5,), (11,), (3, 9, 1)])
-def test_queue_keeps_the_newest_rows_whatever_the_batch_sizes(batch_sizes):
+def test_queue_keeps_the_newest_rows_for_any_batch_size(batch_sizes):
     size, starts = 4, [sum(batch_sizes[:i]) for i in range(len(batch_sizes))]
     batches = [list(range(start, start + count)) for start, count in zip(starts, batch_sizes, strict=True)]
     queue = queue_of(size, *batches)
@@ -81,7 +81,7 @@ def test_queue_of_size_zero_keeps_nothing():
     assert queue.num_enqueued == 3
 
 
-def test_rows_without_image_ids_stay_unknown():
+def test_rows_without_image_ids_have_the_unknown_id():
     queue = queue_of(4, [0, 1])
     images, texts, _ = numbered_rows([2, 3, 4])
     queue.enqueue(images, texts)

@@ -57,7 +57,7 @@ def gradients_of(model, loss):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def test_forward_changes_nothing(model, batch):
+def test_forward_does_not_change_the_model(model, batch):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = {name: value.clone() for name, value in batch.items()}
     model(**batch, image_ids=torch.tensor([1, 1, 2, 3])).loss.backward()
@@ -72,7 +72,7 @@ def test_loss_is_the_sum_of_the_three_objectives(model, batch):
     assert all(output[name] > 0 for name in LOSSES)
 
 
-def test_an_objective_with_weight_0_runs_no_pass():
+def test_objective_with_weight_0_is_not_computed():
     model = BlipForPreTraining(tiny_pretraining_config(itm_weight=0.0, lm_weight=0.0)).train()
     calls = []
     model.text_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
@@ -89,7 +89,7 @@ def test_the_loss_is_the_weighted_sum_of_the_objectives():
     assert_close(output.loss, 2 * output.loss_itc + 0.5 * output.loss_itm + 3 * output.loss_lm)
 
 
-def test_three_losses_take_one_visual_pass_and_one_projection_a_layer(model, batch):
+def test_three_losses_share_one_image_pass_and_one_projection_per_layer(model, batch):
     visual_passes, key_projections = [], []
     model.vision_model.register_forward_hook(lambda *_: visual_passes.append(1))
     for text_model in (model.text_encoder, model.text_decoder.bert):
@@ -134,7 +134,7 @@ def test_matching_equals_separate_passes_in_value_and_gradient(model, batch):
         assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_contrast_equals_plain_arithmetic(model, batch):
+def test_contrastive_loss_equals_plain_arithmetic(model, batch):
     output = model(**batch, alpha=0.25)
     losses = []
     for queries, teachers, own_keys, queue in (
@@ -157,7 +157,7 @@ def test_contrast_equals_plain_arithmetic(model, batch):
     assert_close(output.loss_itc, sum(losses) / 2)
 
 
-def test_negatives_are_drawn_by_a_temperature_of_their_own(batch, monkeypatch):
+def test_negatives_are_drawn_with_their_own_temperature(batch, monkeypatch):
     drawn_by = {}
 
     def keep(name):
@@ -231,7 +231,7 @@ def test_image_ids_make_captions_of_one_image_positives(model, batch):
     assert known.loss_itc < queued.loss_itc
 
 
-def test_negatives_never_show_the_querys_own_image(model, batch, monkeypatch):
+def test_negatives_exclude_the_querys_image(model, batch, monkeypatch):
     drawn = []
 
     def record(*args):
@@ -244,13 +244,13 @@ def test_negatives_never_show_the_querys_own_image(model, batch, monkeypatch):
     assert all((negatives // 2 != torch.tensor([0, 0, 1, 1])).all() for negatives, _ in drawn)
 
 
-def test_pairs_without_any_negative_leave_the_matching_loss(model, batch):
+def test_pairs_without_negatives_are_excluded_from_the_matching_loss(model, batch):
     output = model(**batch, image_ids=torch.full((4,), 9))
     assert output.itm_labels.tolist() == [1, -100] * 4 + [-100] * 4
     assert_close(output.loss_itm, cross_entropy(output.itm_logits[0:8:2], torch.ones(4, dtype=torch.long)))
 
 
-def test_batch_of_one_warns_and_leaves_matching_out(model, caplog):
+def test_batch_of_one_warns_and_skips_matching(model, caplog):
     contrastive.logger.warning_once.cache_clear()
     contrastive.logger.addHandler(caplog.handler)
     try:
@@ -298,7 +298,7 @@ def test_gradients_reach_every_trained_parameter_and_no_momentum(model, batch):
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
+def test_gradient_checkpointing_does_not_change_outputs_or_gradients(model, batch, reentrant):
     plain = model(**batch, generator=draws()).loss
     expected = gradients_of(model, plain)
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -323,7 +323,7 @@ def test_bf16_autocast_stays_finite_and_near_fp32(model, batch):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_resizing_the_vocabulary_resizes_towers_and_momentum(model):
+def test_resizing_the_vocabulary_resizes_text_and_momentum_encoders(model):
     old = model.get_input_embeddings().weight.detach().clone()
     model.resize_token_embeddings(47)
     embeddings = model.text_decoder.bert.embeddings.word_embeddings
@@ -340,26 +340,26 @@ def test_resizing_the_vocabulary_resizes_towers_and_momentum(model):
     model.update_momentum()
 
 
-def test_images_of_another_size_require_resized_towers(model):
+def test_images_of_another_size_require_resized_encoders(model):
     model.resize_position_embeddings(64)
     batch = tiny_batch() | {"pixel_values": torch.randn(3, 3, 64, 64)}
     assert torch.isfinite(model(**batch).loss)
     model.update_momentum()
 
 
-def test_return_loss_false_is_refused(model, batch):
+def test_return_loss_false_raises(model, batch):
     with pytest.raises(ValueError, match="export_captioner"):
         model(**batch, return_loss=False)
 
 
-def test_one_seed_draws_one_step(model, batch):
+def test_training_step_is_reproducible_by_its_seed(model, batch):
     same = [model(**batch, generator=draws(1)).itm_logits for _ in range(2)]
     assert torch.equal(*same)
     others = [model(**batch, generator=draws(seed)).itm_logits for seed in range(2, 8)]
     assert not all(torch.equal(same[0], other) for other in others)
 
 
-def test_a_training_step_reads_nothing_back_to_the_host(model, batch):
+def test_training_step_does_not_synchronize_with_the_device(model, batch):
     with HostReads() as reads:
         output = model(**batch, image_ids=torch.tensor([1, 1, 2, 3]))
         output.loss.backward()
@@ -384,7 +384,7 @@ def test_base_model_has_the_papers_252_million_parameters():
     )
 
 
-def test_fresh_weights_have_the_papers_spread():
+def test_initial_weights_have_the_papers_standard_deviation():
     fields = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 1}
     model = BlipForPreTraining(
         BlipPreTrainingConfig(text_config=dict(fields), vision_config=dict(fields), queue_size=0)

@@ -101,7 +101,7 @@ def test_saved_files_hold_each_weight_once_and_no_training_state(tmp_path):
     )
 
 
-def test_a_saved_model_comes_back_with_fresh_state_and_its_ties(tmp_path):
+def test_saved_model_loads_with_fresh_training_state_and_tied_weights(tmp_path):
     model = moved_model()
     model.save_pretrained(tmp_path)
     loaded, info = BlipForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -117,7 +117,7 @@ def test_a_saved_model_comes_back_with_fresh_state_and_its_ties(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.momentum_towers.parameters())
 
 
-def test_training_state_brings_a_saved_model_back_whole(tmp_path):
+def test_training_state_restores_a_saved_model(tmp_path):
     model = moved_model()
     model.save_pretrained(tmp_path)
     loaded = BlipForPreTraining.from_pretrained(tmp_path)
@@ -129,19 +129,19 @@ def test_training_state_brings_a_saved_model_back_whole(tmp_path):
     assert all(torch.equal(value, actual[name]) for name, value in expected.items())
 
 
-def test_fresh_model_is_tied_with_momentum_at_its_own_weights():
+def test_new_model_is_tied_and_its_momentum_encoder_has_equal_weights():
     model = BlipForPreTraining(tiny_pretraining_config())
     assert_text_parts_are_tied(model)
     assert_momentum_is_online(model)
     assert_queue_is_fresh(model)
 
 
-def test_momentum_towers_have_no_cross_attention():
+def test_momentum_encoder_has_no_cross_attention():
     model = BlipForPreTraining(tiny_pretraining_config())
     assert not [name for name, _ in model.momentum_towers.named_parameters() if "crossattention" in name]
 
 
-def test_config_comes_back_with_every_field(tmp_path):
+def test_config_round_trips_with_every_field(tmp_path):
     config = tiny_pretraining_config(
         queue_size=6, momentum=0.9, alpha=0.2, temperature_init_value=0.1, itm_start_token="cls", label_smoothing=0.3
     )
@@ -153,7 +153,7 @@ def test_config_comes_back_with_every_field(tmp_path):
 
 
 @pytest.mark.parametrize(("field", "value"), [("queue_size", -1), ("momentum", 1.5), ("alpha", -0.1)])
-def test_impossible_settings_are_refused(field, value):
+def test_invalid_settings_raise(field, value):
     with pytest.raises(StrictDataclassClassValidationError, match=f"{field} is {value}"):
         tiny_pretraining_config(**{field: value})
 

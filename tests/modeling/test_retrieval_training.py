@@ -53,7 +53,7 @@ def assert_momentum_is_online(model):
         assert not average.requires_grad
 
 
-def test_forward_changes_nothing(model, batch):
+def test_forward_does_not_change_the_model(model, batch):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(**batch).loss.backward()
     assert_close(model.state_dict(), before, rtol=0, atol=0)
@@ -97,12 +97,12 @@ def test_negatives_are_drawn_by_online_features_and_never_of_the_same_image(mode
         assert torch.equal(positives, IMAGE_IDS[:, None] == IMAGE_IDS)
 
 
-def test_keys_of_a_later_process_have_their_own_positives():
+def test_keys_of_a_later_rank_have_their_own_positives():
     pairs = matching_pairs(torch.tensor([-100, 7]), torch.tensor([7, -100, -100, 7]), first_key=2)
     assert pairs.int().tolist() == [[0, 0, 1, 0], [1, 0, 0, 1]]
 
 
-def test_both_losses_take_one_visual_pass_and_one_projection_a_layer(model, batch):
+def test_both_losses_share_one_image_pass_and_one_projection_per_layer(model, batch):
     visual_passes, key_projections, text_passes = [], [], []
     model.vision_model.register_forward_hook(lambda *_: visual_passes.append(1))
     model.text_encoder.embeddings.register_forward_hook(lambda *args: text_passes.append(len(args[2])))
@@ -123,13 +123,13 @@ def test_matching_equals_the_exported_matcher_on_each_pair(model, batch):
     assert_close(output.loss_itm, cross_entropy(output.itm_logits, output.itm_labels))
 
 
-def test_pairs_of_one_image_only_leave_the_matching_to_the_matched(model, batch):
+def test_batch_of_one_image_has_only_matched_pairs_in_the_matching_loss(model, batch):
     output = model(**batch | {"image_ids": torch.full((4,), 9)})
     assert output.itm_labels.tolist() == [1, -100] * 4 + [-100] * 4
     assert output.loss.isfinite()
 
 
-def test_without_ids_each_pair_is_an_image_of_its_own(model, batch):
+def test_without_image_ids_each_pair_has_its_own_image(model, batch):
     own = model(**batch | {"image_ids": torch.arange(4)}, generator=draws())
     del batch["image_ids"]
     assert_close(model(**batch, generator=draws()).loss, own.loss)
@@ -145,12 +145,12 @@ def test_gradients_reach_every_trained_parameter(model, batch):
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_return_loss_false_is_refused(model, batch):
+def test_return_loss_false_raises(model, batch):
     with pytest.raises(ValueError, match=r"BlipForRetrievalTraining only computes losses. Call export_retriever\(\)"):
         model(**batch, return_loss=False)
 
 
-def test_a_saved_model_comes_back_with_fresh_state(batch, tmp_path):
+def test_saved_model_loads_with_fresh_training_state(batch, tmp_path):
     model = BlipForRetrievalTraining(tiny_retrieval_config(negative_all_rank=False))
     with torch.no_grad():
         model.temp.fill_(0.123)
@@ -211,7 +211,7 @@ def test_a_pretraining_checkpoint_starts_fine_tuning_without_its_decoder(tmp_pat
     assert not any(info.values()), info
 
 
-def test_a_captioner_is_refused(tmp_path):
+def test_captioner_checkpoint_raises(tmp_path):
     BlipForConditionalGeneration(tiny_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no weights for itm_head, .*vision_proj of BlipForRetrievalTraining"):
         BlipForRetrievalTraining.from_pretrained(tmp_path)
@@ -228,7 +228,7 @@ def test_the_exported_matcher_opens_in_transformers(model, batch, tmp_path):
     assert_close(similarity.itm_score, output.image_features @ output.text_features.T)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_equal_the_papers():
     config = BlipRetrievalTrainingConfig()
     assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, False)
 
@@ -264,7 +264,7 @@ def logs_of(trainer):
     return [log for log in trainer.state.log_history if "loss" in log]
 
 
-def test_the_trainer_moves_every_parameter_and_logs_both_losses(tmp_path):
+def test_retrieval_training_updates_every_parameter_and_logs_both_losses(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=2, weight_decay=0.0)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
@@ -287,7 +287,7 @@ def test_evaluation_reports_both_losses_and_recalls(tmp_path):
     assert "eval_loss_lm" not in metrics
 
 
-def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
+def test_resumed_run_repeats_the_losses_exactly(tmp_path):
     fields = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4}
     whole = make_trainer(tmp_path, **fields)
     whole.train()

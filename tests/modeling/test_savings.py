@@ -74,7 +74,7 @@ def test_the_last_layer_computes_position_0_only_for_features_and_scores():
     assert matcher(**batch).question_embeds.shape == (3, 7, 16)
 
 
-def test_a_training_step_runs_all_but_the_last_token_through_the_last_layer_for_language_modelling_only():
+def test_last_layer_of_a_training_step_computes_full_captions_for_language_modelling_only():
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     shapes = []
     for tower in (model.text_encoder, model.text_decoder.bert):
@@ -83,7 +83,7 @@ def test_a_training_step_runs_all_but_the_last_token_through_the_last_layer_for_
     assert shapes == [(3, 1, 16), (9, 1, 16), (3, 6, 16)]  # contrast, matching, language modelling
 
 
-def test_a_decoder_refuses_cls_only():
+def test_decoder_with_cls_only_raises():
     model = BlipTextModel(tiny_config().text_config)
     with pytest.raises(ValueError, match="cls_only is not supported with is_decoder"):
         model(tiny_batch()["input_ids"], is_decoder=True, cls_only=True)
@@ -147,7 +147,7 @@ def test_candidates_are_scored_without_padding_and_without_their_last_tokens():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_momentum_pass_records_nothing_and_computes_in_the_precision_of_the_step(dtype):
+def test_momentum_pass_records_no_graph_and_uses_the_precision_of_the_step(dtype):
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     saved, dtypes = [], set()
 
@@ -222,7 +222,7 @@ def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing
     assert_close(gradients, expected)
 
 
-def test_activations_and_picked_images_are_not_kept(monkeypatch):
+def test_activations_and_selected_images_are_not_kept_for_backward(monkeypatch):
     model, batch = pretraining_step(dropout=0.0)
     kept = kept_for_backward(model, batch)
     keep_all(monkeypatch)
@@ -256,7 +256,7 @@ def test_recomputing_layers_compile_in_training():
     assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
-def test_roles_share_a_look_up_and_matching_is_one_pass_of_three_rows_a_pair():
+def test_text_roles_share_embeddings_and_matching_is_one_pass():
     model, batch = pretraining_step(dropout=0.0)
     looked_up, passes = [], []
     words = model.get_input_embeddings()

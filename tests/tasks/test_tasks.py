@@ -96,7 +96,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("task", FIGURES)
-def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretrained, tmp_path, capsys):
+def test_finetune_and_evaluate_report_the_same_metrics(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
     argv += SHORT.get(task, [])
     trained = run("finetune", capsys, *argv)
@@ -122,7 +122,7 @@ def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretr
 
 
 @pytest.mark.parametrize("task", FIGURES)
-def test_frozen_image_layers_stay_as_they_were(task, pretrained, tmp_path, capsys):
+def test_frozen_image_layers_do_not_change(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--freeze_vision_layers", 1, "--output_dir", tmp_path]
     run("finetune", capsys, *argv, *SHORT.get(task, []))
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path))
@@ -146,7 +146,7 @@ def test_a_fine_tuned_model_opens_in_plain_transformers(task, pretrained, tmp_pa
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "pretrain"], ids=lambda path: path.stem)
-def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
+def test_recipe_runs_at_small_scale(recipe, pretrained, tmp_path, capsys):
     task = task_of(recipe)
     argv = [task, "--config", recipe, "--model", pretrained, *TRAINING, "--image_size", "48", "--output_dir", tmp_path]
     if task == "vqa":
@@ -160,7 +160,7 @@ def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
+def test_recipe_holds_only_options_and_their_sources(recipe):
     command = pretrain.COMMAND if recipe.stem == "pretrain" else finetune.COMMANDS[task_of(recipe)]
     assert parse(command, ["--config", str(recipe), "--output_dir", "unused", "--use_cpu"]) is not None
     own_choices = ("model:", "data:", "eval_", "split:", "image_root:")
@@ -170,7 +170,7 @@ def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
     ]
 
 
-def test_the_commands_defaults_are_the_recipes(pretrained):
+def test_command_defaults_equal_the_recipes(pretrained):
     for name in ("caption_coco", "retrieval_coco", "vqa", "nlvr2"):
         recipe = next(path for path in RECIPES if path.stem == name)
         values = yaml.safe_load(recipe.read_text())
@@ -185,7 +185,7 @@ def test_the_commands_defaults_are_the_recipes(pretrained):
         assert getattr(arguments, option) == values[option]
 
 
-def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys, caplog):
+def test_multi_word_answers_and_the_question_only_baseline(pretrained, tmp_path, capsys, caplog):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     records = [
         {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
@@ -207,7 +207,7 @@ def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, c
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
-def test_the_recipe_of_vqa_evaluates_on_nothing_that_it_trains_on():
+def test_vqa_recipe_does_not_evaluate_on_training_data():
     recipe = next(path for path in RECIPES if path.stem == "vqa")
     options, _ = parse(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
     assert "vqa_val.json" in options.data
@@ -227,7 +227,7 @@ LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
         (caption.FinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
     ],
 )
-def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
+def test_evaluating_on_training_data_warns(options_class, content, fields, is_warned_of, tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(content)
@@ -250,7 +250,7 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 leaves nothing"),
     ],
 )
-def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
+def test_invalid_evaluation_options_raise_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     (tmp_path / "answers.json").write_text('["red"]')
@@ -259,13 +259,13 @@ def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, mess
     assert message in capsys.readouterr().err
 
 
-def test_an_evaluation_that_is_not_asked_for_is_not_checked(pretrained, tmp_path, capsys):
+def test_unrequested_evaluation_is_not_checked(pretrained, tmp_path, capsys):
     argv = ["vqa", "--model", pretrained, *TRAINING, "--answer_list", "lost.json", "--output_dir", tmp_path]
     start = argv.index("--eval_data")
     assert run("finetune", capsys, *argv[:start], *argv[start + 2 :])["train_loss"] > 0
 
 
-def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tmp_path, capsys):
+def test_captions_and_rankings_are_written_with_source_ids(pretrained, tmp_path, capsys):
     names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
     for name in names:
         Image.new("RGB", (32, 32), "red").save(tmp_path / name)
@@ -300,7 +300,7 @@ def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained,
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
-def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
+def test_vqa_and_nlvr2_sources_must_be_files(task, pretrained, tmp_path, capsys):
     for command in ("finetune", "evaluate"):
         assert main([command, task, "--help"]) == 0
         listed = capsys.readouterr().out
@@ -313,7 +313,7 @@ def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrain
 
 @pytest.mark.parametrize("source", ["nowhere", "here/not_there", "./nowhere"])
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
-def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, monkeypatch, capsys):
+def test_missing_model_raises_before_any_work(command, source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     argv = [command, "vqa", "--model", source, "--data", "scenes"]
@@ -325,7 +325,7 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
     )
 
 
-def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
+def test_python_api_uses_the_recipe_of_the_command(pretrained, tmp_path):
     options = nlvr2.FinetuneOptions(str(pretrained), ["scenes:8"], eval_data=["scenes:4"])
     arguments = BlipFinetuningArguments.for_task(
         "nlvr2", output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
@@ -342,14 +342,14 @@ def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
     ],
 )
 @pytest.mark.parametrize("options_class", [caption.FinetuneOptions, vqa.FinetuneOptions, PretrainOptions])
-def test_scenes_to_evaluate_on_follow_those_of_training(options_class, data, eval_data, expected):
+def test_evaluation_scenes_follow_the_training_scenes(options_class, data, eval_data, expected):
     options = options_class(model="unused", data=data, eval_data=eval_data)
     scenes, eval_scenes = options.training_source().scenes(48), options.evaluation_source().scenes(48)
     assert (len(scenes), scenes.noise_rate, len(eval_scenes)) == expected
     assert (scenes.start, eval_scenes.start, eval_scenes.image_size) == (0, len(scenes), 48)
 
 
-def test_scenes_by_number_are_the_same_as_by_option():
+def test_scenes_source_equals_the_scenes_option():
     by_option = caption.EvaluateOptions("m", ["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
     by_number = caption.EvaluateOptions("m", ["scenes:5"], first_scene=3).evaluation_source().scenes(32)
     assert by_number.captions() == by_option.captions()
@@ -362,7 +362,7 @@ def test_scenes_by_number_are_the_same_as_by_option():
         (retrieval.FinetuneOptions, BlipRetrievalTrainingConfig, retrieval.CONFIGURED),
     ],
 )
-def test_help_names_the_default_of_the_configuration(options_class, config_class, names):
+def test_help_shows_the_default_of_the_configuration(options_class, config_class, names):
     defaults = {option.name: option.default for option in fields(config_class)}
     for name in names:
         option = options_class.__dataclass_fields__[name.removesuffix("_init_value")]

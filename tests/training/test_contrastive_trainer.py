@@ -17,7 +17,7 @@ def parameters_of(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_every_parameter_moves(tmp_path):
+def test_training_updates_every_parameter(tmp_path):
     model = make_model(queue_size=4)
     before = parameters_of(model)
     # Weight decay alone would move them too.
@@ -26,7 +26,7 @@ def test_every_parameter_moves(tmp_path):
     assert still == []
 
 
-def test_weight_decay_reaches_every_parameter(tmp_path):
+def test_weight_decay_applies_to_every_parameter(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.create_optimizer()
     decayed = sum(len(group["params"]) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05)
@@ -38,7 +38,7 @@ def test_weight_decay_reaches_every_parameter(tmp_path):
     assert all(len(group["params"]) > 0 for group in trainer.optimizer.param_groups)
 
 
-def test_the_momentum_encoder_moves_once_per_optimiser_step(tmp_path):
+def test_momentum_encoder_is_updated_once_per_optimizer_step(tmp_path):
     model = make_model(momentum=0.75)
     before = parameters_of(model)
     trainer = make_trainer(tmp_path, model, max_steps=1, gradient_accumulation_steps=2)
@@ -96,7 +96,7 @@ def test_logs_hold_each_objective(tmp_path):
     assert [first["queue_fill"], second["queue_fill"]] == [0.25, 0.5]
 
 
-def test_a_log_covers_all_steps_since_the_last(tmp_path):
+def test_logged_losses_are_means_over_all_steps_since_the_last_log(tmp_path):
     curves = []
     for logging_steps in (1, 2):
         trainer = make_trainer(tmp_path, logging_steps=logging_steps)
@@ -105,7 +105,7 @@ def test_a_log_covers_all_steps_since_the_last(tmp_path):
     assert_close([sum(curves[0]) / 2], curves[1], rtol=1e-6, atol=1e-6)
 
 
-def test_running_means_are_weighted_and_start_afresh():
+def test_running_means_are_weighted_and_reset():
     means = RunningMeans()
     means.add("x", torch.tensor(1.0), 1)
     means.add("x", torch.tensor(4.0), torch.tensor(2))
@@ -130,7 +130,7 @@ def test_evaluation_reports_the_losses_and_recalls(tmp_path):
     assert {"eval_itm_accuracy", "eval_image_to_text_r@1", "eval_text_to_image_r@1"} <= set(metrics)
 
 
-def test_prediction_reports_as_evaluation_does(tmp_path):
+def test_predict_reports_the_metrics_of_evaluate(tmp_path):
     output = make_trainer(tmp_path).predict(TensorPairs(6))
     assert {"test_loss_lm", "test_text_to_image_r@1"} <= set(output.metrics)
 
@@ -141,7 +141,7 @@ def test_evaluation_uses_all_pairs(tmp_path):
 
 
 @pytest.mark.parametrize("queue_size", [0, 12])
-def test_images_of_an_evaluation_are_none_of_the_queue(tmp_path, queue_size):
+def test_evaluation_does_not_use_the_queue(tmp_path, queue_size):
     trainer = make_trainer(tmp_path, make_model(queue_size=queue_size))
     trainer.train()
     assert trainer.model.queue.image_ids.tolist()[:8].count(-100) == 0  # the queue has images 0 to 7
@@ -164,7 +164,7 @@ def test_evaluation_changes_no_state(tmp_path):
     assert trainer.evaluate()["eval_loss"] == first["eval_loss"]
 
 
-def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
+def test_evaluation_during_training_does_not_change_training(tmp_path):
     curves = []
     for fields in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
         trainer = make_trainer(tmp_path, make_model(dropout=0.1), eval_dataset=TensorPairs(4), max_steps=3, **fields)
@@ -173,7 +173,7 @@ def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
     assert curves[0] == curves[1]
 
 
-def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
+def test_resumed_run_repeats_the_losses_exactly(tmp_path):
     # Step 4 is in the middle of the second epoch of three steps, and alpha is on its ramp.
     fields = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
     whole = make_trainer(tmp_path, make_model(dropout=0.1, momentum=0.5), TensorPairs(12), **fields)
@@ -193,7 +193,7 @@ def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
     assert set(pairs.epochs) == {1, 2}
 
 
-def test_resuming_says_nothing_when_all_is_there_and_warns_without_momentum(tmp_path, caplog, monkeypatch):
+def test_resuming_warns_only_without_momentum_state(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     fields = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path, **fields).train()
@@ -242,7 +242,7 @@ def test_bf16_keeps_float32_weights(tmp_path):
     assert_close(losses[0].item(), exact.state.log_history[0]["loss"], rtol=0.05, atol=0.1)
 
 
-def test_weights_in_half_precision_are_refused(tmp_path):
+def test_half_precision_weights_raise(tmp_path):
     with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
         make_trainer(tmp_path, make_model().half())
 
@@ -252,7 +252,7 @@ def test_a_queue_larger_than_the_data_warns(tmp_path, caplog):
     assert "queue holds 9 pairs and the training set 8" in caplog.text
 
 
-def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
+def test_itm_loss_at_chance_warns_once(tmp_path, caplog):
     trainer = make_trainer(tmp_path)
     for loss_itm in [0.64] * 19 + [0.5] + [0.64] * 19:
         trainer._warn_about_chance(loss_itm)
@@ -264,7 +264,7 @@ def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_training_step_never_waits_for_the_device(tmp_path):
+def test_training_step_does_not_synchronize_with_the_device(tmp_path):
     trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
     trainer.train()
     batch = trainer._prepare_inputs({name: column[:4] for name, column in TensorPairs().columns.items()})

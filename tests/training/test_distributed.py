@@ -82,7 +82,7 @@ def test_an_evaluation_counts_each_usable_record_once(ranks, tmp_path, data):
 
 
 @pytest.mark.parametrize("losses", WEIGHTS)
-def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
+def test_losses_of_weight_0_do_not_train_their_parameters(ranks, losses):
     first, second = (rank[losses] for rank in ranks)
     assert first["num_steps"] == 4
     assert_close(first["end"], second["end"], rtol=0, atol=0)
@@ -99,7 +99,7 @@ def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
     assert first["still"] == [name for name in first["end"] if is_still(name)]
 
 
-def test_batches_by_length_go_on_where_a_run_is_resumed(ranks):
+def test_length_grouped_batches_continue_on_resume(ranks):
     for rank in ranks:
         epochs = rank["batches"][:3], rank["batches"][3:]
         assert epochs[0] != epochs[1]

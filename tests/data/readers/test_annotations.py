@@ -89,7 +89,7 @@ def changed(content, *keys, to):
 # COCO and Karpathy
 
 
-def test_coco_captions_are_joined_with_their_images_under_coco_s_ids(write, tmp_path):
+def test_coco_captions_are_joined_with_their_images_by_coco_ids(write, tmp_path):
     path = write(COCO)
     assert rows(load_pairs(path, image_root=tmp_path)) == [
         (str(tmp_path / "000000397133.jpg"), "A man in a kitchen.", 397133),
@@ -109,12 +109,12 @@ def test_coco_captions_are_joined_with_their_images_under_coco_s_ids(write, tmp_
         ),
     ],
 )
-def test_karpathy_split_of_coco_is_picked_under_coco_s_ids(split, expected, write, tmp_path):
+def test_karpathy_split_of_coco_has_coco_ids(split, expected, write, tmp_path):
     pairs = load_pairs(write(KARPATHY_COCO), split=split)
     assert rows(pairs) == [(os.path.join(tmp_path, *path.split("/")), text, i) for path, text, i in expected]
 
 
-def test_karpathy_split_of_flickr_has_no_folders_and_ids_of_its_own(write, tmp_path):
+def test_karpathy_split_of_flickr_has_its_own_ids_and_no_folders(write, tmp_path):
     path = write(KARPATHY_FLICKR)
     images = tmp_path / "1000092795.jpg", tmp_path / "10002456.jpg"
     assert rows(load_pairs(path)) == [(str(images[0]), "Two men.", 0), (str(images[0]), "Men", 0)]
@@ -128,7 +128,7 @@ def test_published_files_are_joined_with_lists_and_numbered_by_image(write, tmp_
     assert pairs["image_id"][:] == [0, 1, 1, 1]
 
 
-def test_a_split_that_is_not_there_is_named(write):
+def test_missing_split_raises_with_its_name(write):
     with pytest.raises(ValueError, match=r"no split 'val'; pass split= one of 'test', 'train', 'restval'\."):
         load_pairs(write(KARPATHY_COCO), split="val")
 
@@ -166,7 +166,7 @@ def test_a_split_that_is_not_there_is_named(write):
         (changed(COCO, "annotations", to=None), r"images, record 0: field 'split' is missing"),
     ],
 )
-def test_misfits_are_named_by_record_and_field(content, message, write):
+def test_invalid_records_raise_with_record_and_field(content, message, write):
     with pytest.raises(ValueError, match=rf"file\.json.*{message}"):
         load_pairs(write(content))
 
@@ -201,7 +201,7 @@ def test_nocaps_without_captions_is_read_in_both_forms(write, tmp_path):
         (3, r"is a int, expected an object with 'images'"),
     ],
 )
-def test_misfits_of_nocaps_are_named(content, message, write):
+def test_invalid_nocaps_files_raise(content, message, write):
     with pytest.raises(ValueError, match=rf"file\.json.*{message}"):
         load_nocaps(write(content))
 

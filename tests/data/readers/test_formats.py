@@ -254,7 +254,7 @@ def colors(images) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_entry_point_gives_the_same_records(write, tmp_path, monkeypatch):
+def test_all_entry_points_give_the_same_records(write, tmp_path, monkeypatch):
     source = write(tmp_path)
 
     def refuse(*_, **__):
@@ -288,7 +288,7 @@ def test_a_name_on_the_hub_is_loaded_by_datasets(tmp_path, monkeypatch):
     assert asked == [("owner/photos-1.5", "test")] * 2
 
 
-def test_scenes_have_random_access_too():
+def test_scenes_have_random_access():
     pairs = load_pairs("scenes:4:0.5")
     scenes = Scenes(4, noise_rate=0.5)
     assert pairs["caption"][:] == scenes.captions()
@@ -336,7 +336,7 @@ def test_failed_downloads_of_img2dataset_are_skipped_with_their_error(tmp_path):
 # Images without captions
 
 
-def test_images_need_no_captions_to_be_captioned(tmp_path):
+def test_captions_are_optional_for_load_images(tmp_path):
     (tmp_path / "sub").mkdir()
     write_images(tmp_path / "sub", "lime")
     write_images(tmp_path, "red")
@@ -352,7 +352,7 @@ def test_images_need_no_captions_to_be_captioned(tmp_path):
 
 
 @pytest.mark.parametrize("read", [load_pairs, find_shards])
-def test_images_without_captions_are_refused_where_captions_are_needed(read, tmp_path):
+def test_images_without_captions_raise_in_load_pairs(read, tmp_path):
     write_images(tmp_path, "red", "blue")
     with pytest.raises(
         ValueError, match=r"holds images without captions \(2, such as blue.png\). Add a metadata.jsonl"

@@ -52,7 +52,7 @@ def test_parquet_images_are_bytes_paths_or_both(form, tmp_path):
     assert [color_of(sample) for sample in samples] == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_json_lists_are_cut_between_images(tmp_path):
+def test_json_lists_are_sharded_between_images(tmp_path):
     write_images(tmp_path, "red", "lime", "blue")
     colors = ["red", "red", "red", "lime", "blue"]
     source = write_json(
@@ -74,7 +74,7 @@ def test_ids_do_not_depend_on_the_size_of_shards(tmp_path):
 
 
 @pytest.mark.parametrize("image_id", [7, ""])
-def test_different_images_of_one_id_stay_apart_with_their_texts(image_id, tmp_path):
+def test_different_images_with_one_id_keep_their_texts(image_id, tmp_path):
     write_images(tmp_path, "red", "lime")
     records = [{"image": f"{c}.png", "caption": c, "image_id": image_id} for c in ("red", "lime", "lime")]
     pq.write_table(
@@ -101,7 +101,7 @@ def test_different_images_of_one_id_stay_apart_with_their_texts(image_id, tmp_pa
     assert ids == (["7"] * 4 if image_id else ["red.png", "lime.png", "x/00000000", "x/00000001"])
 
 
-def test_json_lines_go_on_behind_a_broken_one(tmp_path):
+def test_broken_json_line_does_not_end_the_stream(tmp_path):
     write_images(tmp_path, "red")
     good = json.dumps({"image": "red.png", "caption": "a line\u2028separator"}, ensure_ascii=False)
     (tmp_path / "l.jsonl").write_text(f'{{"image": \n{good}\n', encoding="utf-8")
@@ -119,7 +119,7 @@ def test_drawn_scenes_are_a_source():
     assert [item.sample_id for item in read(Scenes(2, start=7))] == ["scenes/00000007", "scenes/00000008"]
 
 
-def test_an_empty_shard_is_refused():
+def test_empty_shard_raises():
     with pytest.raises(ValueError, match="shard_size=0 leaves nothing in a shard"):
         find_shards("scenes:4", shard_size=0)
 

@@ -55,7 +55,7 @@ def test_images_over_the_limits_are_skipped(tmp_path, monkeypatch):
     assert [reason for _, reason in summary(read(source))] == ["huge_image"] * 2
 
 
-def test_images_broken_behind_their_header_raise_when_they_are_opened(tmp_path):
+def test_images_with_a_broken_body_raise_on_opening(tmp_path):
     torn = encoded("red", "JPEG", (640, 640))[:-2000]
     (sample,) = read(write_tar(tmp_path / "a.tar", [("0.jpg", torn), ("0.txt", b"a")]))
     with pytest.raises(UnreadableImageError, match="of a/0"):
@@ -105,7 +105,7 @@ def test_members_whose_names_have_dots_are_counted(tmp_path):
     ]
 
 
-def test_a_tar_cut_anywhere_gives_its_head_and_is_reported(tmp_path):
+def test_truncated_tar_gives_its_complete_members_and_is_reported(tmp_path):
     members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded()), ("txt", b"a"))]
     content = write_tar(tmp_path / "a.tar", members).read_bytes()
     # A member has a block of 512 bytes for its header and one for its content, of which a text fills the first byte.
@@ -117,7 +117,7 @@ def test_a_tar_cut_anywhere_gives_its_head_and_is_reported(tmp_path):
         assert summary(samples) == [(f"a/{i}", ("a",)) for i in range((cut + 511) // 2048)], cut
 
 
-def test_a_torn_header_or_compressed_stream_is_no_end(tmp_path):
+def test_broken_header_or_compression_is_not_an_end_of_file(tmp_path):
     members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded()), ("txt", b"a"))]
     content = bytearray(write_tar(tmp_path / "a.tar", members).read_bytes())
     compressed = gzip.compress(bytes(content))
@@ -129,7 +129,7 @@ def test_a_torn_header_or_compressed_stream_is_no_end(tmp_path):
     assert read(tmp_path / "a.tar.gz")[-1].reason == "truncated_tar"
 
 
-def test_broken_parquet_loses_no_more_than_its_group(tmp_path):
+def test_broken_parquet_loses_only_its_row_group(tmp_path):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing else")
     assert summary(read(path)) == [("x", "bad_record")]
@@ -160,7 +160,7 @@ def test_parquet_rows_without_an_image_or_text_are_skipped(tmp_path):
 NESTED = "[" * 100_000
 
 
-def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
+def test_unrepresentable_record_is_skipped(tmp_path):
     write_images(tmp_path, "red")
     good = {"image": "red.png", "caption": "red"}
     half = json.dumps({**good, "image_id": "\ud800"})
@@ -181,7 +181,7 @@ def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
         read(tmp_path / "n.json")
 
 
-def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
+def test_invalid_metadata_rows_are_skipped(tmp_path):
     write_images(tmp_path, "red")
     rows = ["file_name,text", "red.png,one", "red.png,two, and a comma", f"red.png,{'x' * 200_000}", "red.png,four"]
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
@@ -192,7 +192,7 @@ def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
     ]
 
 
-def test_texts_and_skips_of_a_record_keep_their_order(tmp_path):
+def test_texts_and_skipped_texts_of_a_record_keep_their_order(tmp_path):
     write_images(tmp_path, "red")
     (shard,) = find_shards(
         write_json(tmp_path / "l.json", [{"image": "red.png", "caption": ["a", "b", ".", "...", "c"]}])
@@ -202,7 +202,7 @@ def test_texts_and_skips_of_a_record_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
-def test_a_failing_disk_is_not_blamed_on_an_image(number, tmp_path, monkeypatch):
+def test_disk_error_raises_and_is_not_a_broken_image(number, tmp_path, monkeypatch):
     write_images(tmp_path, "red")
     (sample,) = read(write_json(tmp_path / "l.json", [{"image": "red.png", "caption": "a"}]))
 

@@ -42,7 +42,7 @@ def processor() -> BlipProcessor:
 # BLIP's lists
 
 
-def test_lists_give_each_persons_answer_its_share_and_visual_genome_a_fifth(tmp_path):
+def test_answer_weights_are_shares_of_votes_and_a_fifth_for_visual_genome(tmp_path):
     path = write(tmp_path, [RECORD, VG_RECORD])
     assert load_vqa(path)[:] == {
         "image": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")],
@@ -63,7 +63,7 @@ def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path, proce
     assert batch["answers_per_question"].tolist() == [2, 0]
 
 
-def test_each_data_set_may_have_a_folder_of_its_own(tmp_path):
+def test_each_dataset_may_have_its_own_image_root(tmp_path):
     paths = [write(tmp_path, [RECORD], "vqa.json"), write(tmp_path, [VG_RECORD], "vg.json")]
     roots = {"vqa": "/coco", "vg": "/genome"}
     assert load_vqa(paths, image_root=roots)["image"][:] == ["/coco/a.jpg", "/genome/b.jpg"]
@@ -77,7 +77,7 @@ def test_test_sets_have_no_answers(tmp_path):
     assert questions[0]["answers"] == questions[0]["weights"] == []
 
 
-def test_a_set_of_answers_is_one_answer(tmp_path):
+def test_answer_set_is_joined_into_one_answer(tmp_path):
     path = write(tmp_path, [{**RECORD, "answer": ["vase", "bottle", "vase"]}])
     record = load_vqa(path, answer_lists="set")[0]
     assert (record["answers"], record["weights"]) == (["bottle, vase"], [1.0])
@@ -85,7 +85,7 @@ def test_a_set_of_answers_is_one_answer(tmp_path):
         load_vqa(path, answer_lists="all")
 
 
-def test_ids_of_different_kinds_become_text(tmp_path):
+def test_ids_of_mixed_types_become_strings(tmp_path):
     path = write(tmp_path, [RECORD, {**VG_RECORD, "question_id": "x1"}])
     assert load_vqa(path)["question_id"][:] == ["7", "x1"]
 
@@ -105,7 +105,7 @@ def test_ids_of_different_kinds_become_text(tmp_path):
         ({"annotations": []}, "holds an object with annotations, expected a list of"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, content, message):
+def test_invalid_lists_raise(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load_vqa(write(tmp_path, content))
 
@@ -128,7 +128,7 @@ VQA_ANNOTATIONS = {
 }
 
 
-def test_vqa_is_read_as_it_is_published(tmp_path):
+def test_vqa_is_read_in_its_published_format(tmp_path):
     questions = load_vqa(
         write(tmp_path, VQA_QUESTIONS),
         annotations=write(tmp_path, VQA_ANNOTATIONS, "annotations.json"),
@@ -144,7 +144,7 @@ def test_vqa_is_read_as_it_is_published(tmp_path):
     assert questions[1]["answers"] == ["why not"]
 
 
-def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
+def test_vqa_test_splits_share_one_image_folder(tmp_path):
     path = write(tmp_path, {**VQA_QUESTIONS, "data_subtype": "test-dev2015"})
     record = load_vqa(path)[1]
     assert record["image"] == str(tmp_path / "COCO_test2015_000000000009.jpg")
@@ -160,7 +160,7 @@ def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
         ([], "holds an empty list, expected VQA's"),
     ],
 )
-def test_annotations_that_do_not_fit_are_named(tmp_path, annotations, message):
+def test_invalid_annotations_raise(tmp_path, annotations, message):
     path = write(tmp_path, VQA_QUESTIONS)
     with pytest.raises(ValueError, match=message):
         load_vqa(path, annotations=write(tmp_path, annotations, "annotations.json"))
@@ -202,7 +202,7 @@ def test_scenes_have_exact_answers():
     assert questions.answers() == [[pair["answer"]] for pair in expected]
 
 
-def test_answers_are_counted_without_an_image(tmp_path):
+def test_counting_answers_does_not_open_images(tmp_path):
     records = [{**RECORD, "answer": answers} for answers in (["x", "y"], ["y"], ["z", "x", "y"])]
     questions = load_vqa(write(tmp_path, records))
     assert most_common_answers(questions) == ["y", "x", "z"]
