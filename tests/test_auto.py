@@ -13,7 +13,7 @@ def test_auto_classes_are_registered_on_request(tmp_path):
     config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
     BlipForVisualReasoning(tiny_nlvr2_config()).save_pretrained(tmp_path / "reasoner")
-    # In a subprocess, since registration lasts.
+    # In a subprocess, since registration is permanent.
     code = f"""
         import blip_hf
         from transformers import AutoModel, AutoModelForImageTextToText

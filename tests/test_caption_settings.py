@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Caption settings: their values, and that those of a checkpoint travel with it."""
+"""Caption settings: values, and saving with the checkpoint."""
 
 import warnings
-from io import BytesIO
 
 import pytest
 import transformers
@@ -13,6 +12,7 @@ from blip_hf.capfilt.settings import CapFiltSettings
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.readers.samples import Sample, Shard
+from tests.support.images import encode_image
 from tests.support.processors import make_processor, random_photo
 from tests.support.tiny_models import tiny_capfilt
 
@@ -101,7 +101,7 @@ def test_a_collator_trains_with_the_prompt_of_the_processor():
 
 @pytest.fixture(scope="module", params=["a b ", "c d e "])
 def checkpoint(request, tmp_path_factory):
-    """A prompt, and a folder of a captioner and a filter that were saved with it."""
+    """A prompt, and a folder with a captioner and a filter saved with that prompt."""
     folder = tmp_path_factory.mktemp("checkpoint")
     captioner, processor, matcher, _ = tiny_capfilt()
     processor.caption_settings = CaptionSettings(prompt=request.param, max_length=12)
@@ -129,20 +129,16 @@ def test_capfilt_uses_the_settings_of_the_captioner(checkpoint):
         engine = CapFilt.from_pretrained(
             folder / "captioner", folder / "filter", device="cpu", settings=CapFiltSettings(num_workers=0, **settings)
         )
-        samples = [Sample(str(number), encoded(image), ("a",), str(number)) for number, image in enumerate(IMAGES)]
+        samples = [
+            Sample(str(number), encode_image(image), ("a",), str(number)) for number, image in enumerate(IMAGES)
+        ]
         table, _ = engine.score_shard(Shard("s", lambda: iter(samples)))
         return engine.settings, table.to_pylist()
 
     own_settings, own = texts()
     given_settings, given = texts(prompt=prompt, max_length=12)
     assert own == given
-    # What run.json records does not depend on where a value comes from.
+    # run.json does not depend on where a value comes from.
     assert own_settings == given_settings
     assert (own_settings.prompt, own_settings.max_length) == (prompt, 12)
     assert texts(prompt="f g")[1] != own
-
-
-def encoded(image):
-    content = BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

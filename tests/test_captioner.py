@@ -15,6 +15,7 @@ from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.modeling.cpu import optimize_for_cpu
+from tests.support.images import noise_images
 from tests.support.tiny_models import write_as_transformers_4
 from tests.support.vocabularies import make_processor
 
@@ -68,8 +69,7 @@ def matcher(processor):
 
 @pytest.fixture(scope="module")
 def images():
-    noise = np.random.default_rng(0).integers(0, 256, size=(5, 8, 12, 3), dtype=np.uint8)
-    return [Image.fromarray(levels).resize((60, 40)) for levels in noise]
+    return noise_images(5)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def num_tokens(captioner, image):
 
 @pytest.fixture
 def endless(model, processor):
-    """Makes captioners that never end a caption, so that each is as long as it may be."""
+    """Makes captioners that never end a caption, so that each has the maximum length."""
     return partial(BlipCaptioner, model, processor, suppress_tokens=[processor.tokenizer.sep_token_id])
 
 

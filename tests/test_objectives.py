@@ -166,7 +166,7 @@ def test_invalid_pairs_do_not_affect_value_or_gradient():
 
 
 def captioning_sums_by_loops(logits, targets, smoothing):
-    """One sum a row: `(1 - smoothing)` of the target's loss and `smoothing` of the mean over the vocabulary."""
+    """One sum per row: `(1 - smoothing)` of the target's loss and `smoothing` of the mean over the vocabulary."""
     sums = []
     for row, row_targets in zip(logits.tolist(), targets.tolist(), strict=True):
         total = 0.0

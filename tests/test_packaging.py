@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rules of the package: what is installed, what an import loads, and which module may import which."""
+"""Rules of the package: dependencies, imported libraries, and imports between modules."""
 
 import ast
 import configparser
@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "blip_hf"
 TESTS = ROOT / "tests"
 CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
 
-# From the bottom up. A module may import its own layer and those below it.
+# From the bottom up. A module may import its own layer and lower layers.
 LAYERS = (
     ("distributed", "files", "locks", "checkpoints", "caption_settings"),
     ("objectives", "configuration_blip", "image_utils", "image_processing_blip", "processing_blip"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("bootstrap", "capfilt", "demo", "pages"),
     ("cli", "__main__"),
 )
-# The libraries that a part may import, if design.md narrows them; the standard library is always allowed.
+# The libraries that restricted parts may import, besides the standard library.
 LIBRARIES = {
     "objectives": {"torch"},
     "evaluation.recall": {"torch", "numpy"},
@@ -199,7 +199,7 @@ def test_modules_have_no_circular_imports() -> None:
     for module, name in own_imports():
         parts.setdefault(top_level(module), set()).add(top_level(name))
     graph = {part: imported - {part} for part, imported in parts.items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 def test_modules_import_from_where_a_name_is_defined() -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """JPEGs decoded at a fraction of their size, and images that are not copied."""
 
-import io
 import pickle
 
 import numpy as np
@@ -12,15 +11,13 @@ from torch.testing import assert_close
 
 from blip_hf import BlipImageProcessor
 from blip_hf.image_utils import open_image, view_image
+from tests.support.images import encode_image
 
 
 def jpeg(width, height, mode="RGB", **options):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(
-        buffer, "JPEG", quality=95, **options
-    )
-    return buffer.getvalue()
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    return encode_image(image, "JPEG", quality=95, **options)
 
 
 def pixels_of(source, **options):

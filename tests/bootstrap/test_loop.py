@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf bootstrap`: its settings, its stages, its table, and the whole loop in small."""
+"""`blip-hf bootstrap`: its settings, its stages, its table, and the whole loop at small scale."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ TINY = {
 
 
 def run_loop(folder, capfd, **changes):
-    """The closing table, and the stages that were not skipped."""
+    """The final table, and the stages that ran."""
     config = folder / "loop.yaml"
     config.write_text(yaml.safe_dump(TINY | changes))
     assert main(["bootstrap", "--config", str(config), "--output_dir", str(folder / "out")]) == 0
@@ -77,7 +77,7 @@ STAGES = [
 
 
 def break_at_step(number, monkeypatch):
-    """Steps of training as they are taken, of which the one of this number is cut off."""
+    """Records training steps and interrupts the given one."""
     step, calls = BlipTrainer.training_step, []
 
     def breaking_step(self, *args, **kwargs):
@@ -107,7 +107,7 @@ def test_loop_resumes_and_repeats_only_changed_stages(tmp_path, capfd, monkeypat
         _, info = kind.from_pretrained(whole / "out" / "seed-0" / part, output_loading_info=True)
         assert not info["missing_keys"]
 
-    # Cut off in the captioner's third step, of which the second was saved.
+    # Interrupted in the captioner's third step; the second was saved.
     calls = break_at_step(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_loop(cut, capfd)
@@ -115,7 +115,7 @@ def test_loop_resumes_and_repeats_only_changed_stages(tmp_path, capfd, monkeypat
     capfd.readouterr()
     _, done = run_loop(cut, capfd)
     assert done == STAGES[4:]
-    assert len(calls) == 5 + 2 + 1 + 2  # two of the captioner, one of the filter, two of the second model
+    assert len(calls) == 5 + 2 + 1 + 2  # two steps of the captioner, one of the filter, two of the second model
     paths = [folder / "out" / "seed-0" / "captioner" / "model.safetensors" for folder in (cut, whole)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -124,7 +124,7 @@ def test_loop_resumes_and_repeats_only_changed_stages(tmp_path, capfd, monkeypat
     unchanged = ("evaluate-captioner", "evaluate-noisy")
     assert done == ["filter", *(stage for stage in STAGES[6:] if stage not in unchanged)]
 
-    # Other judgement costs no training before it, and what changes no score costs nothing.
+    # Another evaluation setting repeats no training, and settings without effect repeat nothing.
     judged = {"evaluation": {**TINY["evaluation"], "batch_size": 3}, "rule": {"threshold": 0.3}}
     _, done = run_loop(
         whole,
@@ -293,7 +293,7 @@ def test_training_resumes_only_from_complete_checkpoints(tmp_path, monkeypatch):
     def killed(folder):
         raise KeyboardInterrupt
 
-    # Killed while the last one is removed: what is left of it is not taken for whole.
+    # Killed while the last one is removed: its remainder is not a complete checkpoint.
     with monkeypatch.context() as patch:
         patch.setattr("blip_hf.bootstrap.loop.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):

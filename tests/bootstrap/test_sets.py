@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sets of `blip-hf bootstrap`: who has which image, what is known of the web, what a variant is trained on."""
-
-import json
+"""The sets of `blip-hf bootstrap`: images, ground truth of web captions, and training pairs of variants."""
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from blip_hf.bootstrap.config import FileData, SceneData
 from blip_hf.bootstrap.measure import measure_capfilt
@@ -27,6 +24,8 @@ from blip_hf.bootstrap.sets import (
 )
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from tests.support.files import write_json
+from tests.support.images import write_image
 
 
 SCENES = SceneData(num_web=30, num_human=20, num_eval=10, num_check=12, image_size=32)
@@ -70,11 +69,11 @@ def test_ground_truth_marks_swapped_captions(scene_sets):
 
 def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     for name in "abcdef":
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
     human = [{"image": f"{name}.png", "caption": f"{name} {i}"} for name in "abcdef" for i in range(2)]
     web = [{"image": f"{name}.png", "caption": f"web {name}"} for name in "abcdef"]
     for name, content in (("human", human), ("web", web), ("labels", [1, 0, 1, 0, 1, 0])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     paths = {name: str(tmp_path / f"{name}.json") for name in ("web", "human")}
     data = FileData(**paths, eval=paths["human"], human_share=0.5, web_labels=str(tmp_path / "labels.json"))
     metrics = write_file_sets(data, 0, tmp_path / "sets")
@@ -94,7 +93,7 @@ def test_image_is_identified_by_its_resolved_path(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     for name in "abcd":
-        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{name}.png")
+        write_image(tmp_path / "photos" / f"{name}.png")
     lists = {
         "human": [{"image": f"photos/{name}.png", "caption": name} for name in "abcd"],
         "web": [
@@ -102,7 +101,7 @@ def test_image_is_identified_by_its_resolved_path(tmp_path):
         ],
     }
     for name, content in lists.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     web, human = (str(tmp_path / f"{name}.json") for name in ("web", "human"))
     metrics = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
     assert (metrics["num_web"], metrics["num_human"]) == (4, 2)
@@ -112,15 +111,15 @@ def test_image_is_identified_by_its_resolved_path(tmp_path):
 
 
 def test_each_text_of_an_image_has_its_own_label(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     web = [{"image": "a.png", "caption": caption} for caption in ("right", "wrong ", "right too")]
     for name, content in (("web", web), ("labels", [1, 0, 1])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     path, sets = str(tmp_path / "web.json"), tmp_path / "sets"
     write_file_sets(FileData(path, path, path, web_labels=str(tmp_path / "labels.json")), 0, sets)
     noisy = write_variant("noisy", sets, None, tmp_path / "pairs", rule=Rule(), with_human=False, is_drawn=False)
     assert noisy["share_right"] == pytest.approx(2 / 3)
-    # CapFilt makes one sample of the three, called by the first.
+    # CapFilt merges the three into one sample with the id of the first.
     rows = [
         {"sample_id": "web-00000/0", "image_id": "0", "image": "a.png", "text_index": number, "text": text}
         | {"source": "web", "itm": itm, "itc": 0.0, "log_prob": None}
@@ -134,7 +133,7 @@ def test_each_text_of_an_image_has_its_own_label(tmp_path):
 
 @pytest.fixture
 def scored(tmp_path):
-    """Three images of the web, of which the first two are right, with a new text each, and one human pair."""
+    """Three web images with a synthetic text each, and one human pair. The first two web texts are right."""
     sets, run = tmp_path / "sets", tmp_path / "run"
     web = [
         {"image": "a.png", "caption": caption, "image_id": number, "id": str(number)}
@@ -166,7 +165,7 @@ def scored(tmp_path):
     ("variant", "captions", "share_right"),
     [
         ("noisy", ["a ring", "a star", "a cross"], 2 / 3),
-        # The union has a right text twice only once, and the wrong star is below the threshold.
+        # The union has no duplicates, and the wrong star is below the threshold.
         ("bootstrapped", ["a ring", "a heart", "a heart"], 2 / 3),
         ("repeated", ["a ring", "a star", "a cross"], 2 / 3),
         ("filtered", ["a ring"], 1.0),
@@ -179,7 +178,7 @@ def test_variants_train_on_their_pairs(scored, tmp_path, variant, captions, shar
     assert pairs["caption"][:] == [*captions, "a ring"]
     assert metrics["train_pairs"] == len(pairs)
     assert metrics["share_right"] == pytest.approx(share_right)
-    # The human ring and that of the web are no negatives of each other.
+    # The human ring and the web ring are not negatives of each other.
     assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
 
 
@@ -206,9 +205,9 @@ def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
 def test_filter_metrics_match_values_computed_by_hand(scored):
     sets, run = scored
     metrics = measure_capfilt(run, read_truth(sets), Rule())
-    # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.
+    # Only the ring of the web texts is kept; the star is right too, and no wrong text scores above either.
     assert (metrics["web_kept"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
     assert (metrics["web_noise_recall"], metrics["web_roc_auc"]) == (1.0, 1.0)
-    # Of the new texts all are kept, of which the heart of the second image is wrong.
+    # All synthetic texts are kept; "heart" of the second image is wrong.
     assert (metrics["synthetic_precision"], metrics["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
     assert "web_precision" not in measure_capfilt(run, Truth(), Rule())

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CapFilt engine: captions that belong to their sample, scores that belong to their pair, one look an image."""
+"""The CapFilt engine: captions depend only on their sample, scores only on their pair; one pass per image."""
 
 from dataclasses import replace
-from io import BytesIO
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopPLogitsWarper
 
@@ -17,6 +14,7 @@ from blip_hf.capfilt.engine import CapFilt, CapFiltSettings, fingerprint
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed, gumbel_noise
 from blip_hf.data.readers.samples import Sample, Shard, Skipped
 from blip_hf.data.text import pre_caption
+from tests.support.images import encode_image, noise_images
 from tests.support.tiny_models import tiny_capfilt
 
 
@@ -25,19 +23,12 @@ TEXTS = ("a b.", "C d e f", "g", "h i j k l m n", "o p")
 LENGTHS = {"max_length": 12, "min_length": 5, "prompt": "a b"}
 
 
-def encode(seed):
-    noise = np.random.default_rng(seed).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(noise).resize((40, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def samples():
     """Eight images with one to three texts."""
     return [
-        Sample(f"s/{i}", encode(i), tuple(TEXTS[j % len(TEXTS)] for j in range(i, i + 1 + i % 3)), str(i))
-        for i in range(NUM_IMAGES)
+        Sample(f"s/{i}", encode_image(image), tuple(TEXTS[j % len(TEXTS)] for j in range(i, i + 1 + i % 3)), str(i))
+        for i, image in enumerate(noise_images(NUM_IMAGES))
     ]
 
 
@@ -172,7 +163,7 @@ def test_texts_are_stored_unchanged_and_numbered_by_source(parts, samples):
 
 
 def test_equal_captions_of_an_image_are_kept_once(parts, samples):
-    rows, _ = run(parts, samples, num_captions=5, top_p=0.01)  # the most likely token alone: all five are equal
+    rows, _ = run(parts, samples, num_captions=5, top_p=0.01)  # only the most likely token: all five are equal
     assert sum(row["source"] == "synthetic" for row in rows) == NUM_IMAGES
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which texts a rule keeps."""
+"""The texts that a filter rule keeps."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from blip_hf.capfilt.scores import SCHEMA, RunFolder, read_scores, write_scores
 
 
 def score_table(rows: list[tuple]) -> pa.Table:
-    """Rows of `(image_id, source, itm)`, with an ITC that has the order of ITM turned round."""
+    """Rows of `(image_id, source, itm)`, with ITC in the reverse order of ITM."""
     records = [
         {
             "sample_id": f"s/{image_id}",
@@ -34,7 +34,7 @@ def random_table(seed: int, num_texts: int = 500, num_images: int = 200) -> pa.T
     rng = np.random.default_rng(seed)
     images = np.sort(rng.integers(num_images, size=num_texts))
     sources = rng.choice(["web", "synthetic"], size=num_texts)
-    scores = rng.normal(size=num_texts)  # no probabilities: signs have to be in order too
+    scores = rng.normal(size=num_texts)  # not probabilities: negative scores are ordered too
     return score_table(list(zip(map(str, images), sources.tolist(), scores.tolist(), strict=True)))
 
 
@@ -48,7 +48,7 @@ def split(table: pa.Table, rows: int) -> list[pa.Table]:
 
 def test_texts_with_itm_probability_of_at_least_half_are_kept():
     rows = [("a", "web", 0.49), ("a", "synthetic", 0.5), ("b", "web", 0.51), ("b", "human", 1.0)]
-    # Whatever the image's other texts are; human texts are no business of the filter by default.
+    # Independent of the image's other texts; human texts are not filtered by default.
     assert keep_mask(score_table(rows), Rule()).tolist() == [False, True, True, False]
 
 
@@ -88,7 +88,7 @@ def test_keep_share_keeps_the_best_texts_of_each_source(seed, share):
 def test_keep_share_applies_to_the_whole_dataset_not_each_shard():
     table = random_table(0)
     rule = Rule(keep_share=0.3)
-    order = np.argsort(column(table, "itm"))  # so that shards differ as much as they can
+    order = np.argsort(column(table, "itm"))  # so that shards differ as much as possible
     table = table.take(order)
     shards = split(table, 70)
     cutoffs = find_cutoffs(rule, lambda: shards)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The report of a CapFilt run: its figures against hand-worked ones, its page, and what it does not depend on."""
+"""The report of a CapFilt run: its statistics against values computed by hand, its page, and its reproducibility."""
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from blip_hf.capfilt import statistics as capfilt_statistics
 from blip_hf.capfilt.report import build_report, write_report
@@ -19,13 +17,15 @@ from blip_hf.capfilt.statistics import ScoreStatistics, TextStatistics, word_cha
 from blip_hf.data.readers.samples import Sample, Shard
 from blip_hf.data.scenes import Scenes
 from blip_hf.evaluation.filtering import filter_metrics
+from tests.support.files import write_json
+from tests.support.images import encoded_image, write_image
 
 
 RULE = {"threshold": 0.5, "keep_share": None, "best_per_image": False, "sources": ["web", "synthetic"], "by": "itm"}
 
 
 def score_table(rows: Sequence[tuple[str, int, str, str, float, float]]) -> pa.Table:
-    """Rows of sample, number of the text, text, source, ITM and ITC; the sample is the image too."""
+    """Rows of sample, number of the text, text, source, ITM and ITC. The sample id is also the image id."""
     records = [
         {"sample_id": sample, "image_id": sample.split("/")[-1].lstrip("0") or "0", "image": "", "text_index": index}
         | {"text": text, "source": source, "itm": itm, "itc": itc}
@@ -39,15 +39,15 @@ def write_run(folder, tables, *, source="scenes:4", rule=RULE, skipped=()):
     for name, table in tables.items():
         write_scores(table, run.scores(name))
         run.skipped(name).parent.mkdir(exist_ok=True)
-        run.skipped(name).write_text(json.dumps(list(skipped)))
+        write_json(run.skipped(name), list(skipped))
     settings = {"source": source, "image_root": None, "shard_size": 2, "rule": rule, "models": {"captioner": "a<b>"}}
-    run.settings.write_text(json.dumps(settings))
+    write_json(run.settings, settings)
     return folder
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """Two shards of two images, of which each has a text of the web and one that was written."""
+    """Two shards of two images, each with a web text and a synthetic one."""
     first = [
         ("scenes/00000000", 0, "A red ring.", "web", 0.9, 0.4),
         ("scenes/00000000", 0, "a big red ring", "synthetic", 0.5, 0.3),
@@ -134,13 +134,13 @@ def test_scene_texts_are_labelled_by_the_scene(tmp_path):
 
 
 def list_run(tmp_path):
-    """A JSON list of five images: the second has no words, the fourth has no file, the last two texts share one."""
+    """A JSON list of five images: the second has no words, the fourth no file, and the last two texts share an image."""
     for i in (0, 1, 2, 4):
-        Image.new("RGB", (40, 30), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        write_image(tmp_path / f"{i}.png", (50 * i, 0, 0))
     captions = ["one", "...", "three", "four", "five", "six"]
     records = [{"image": f"{min(i, 4)}.png", "caption": caption} for i, caption in enumerate(captions)]
     records[4]["image_id"] = records[5]["image_id"] = 9
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     ids = {"one": "web/00000000", "three": "web/00000002", "five": "web/00000004", "six": "web/00000004"}
     images = {"one": "0.png", "three": "2.png", "five": "9", "six": "9"}
     itm = {"one": 0.9, "three": 0.8, "five": 0.7, "six": 0.1}
@@ -164,9 +164,9 @@ def test_labels_stay_aligned_when_records_are_skipped(tmp_path):
 
 
 def test_labels_stay_aligned_when_a_text_of_a_record_is_skipped(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    write_image(tmp_path / "0.png")
     record = {"image": "0.png", "caption": ["one", "...", "two"], "image_id": 7}
-    (tmp_path / "web.json").write_text(json.dumps([record]))
+    write_json(tmp_path / "web.json", [record])
     rows = [("web/00000000", 0, "one", "web", 0.9, 0.0), ("web/00000000", 1, "two", "web", 0.1, 0.0)]
     table = score_table(rows)
     table = table.set_column(table.schema.get_field_index("image_id"), SCHEMA.field("image_id"), pa.array(["7", "7"]))
@@ -181,7 +181,7 @@ def test_mismatched_labels_raise(tmp_path):
         build_report(run, labels=[1, 0, 0, 1, 1])
     records = json.loads((tmp_path / "web.json").read_text())
     records[2]["caption"] = "another"
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     with pytest.raises(ValueError, match="The source of the run lacks the text 'three'"):
         build_report(run, labels=[1, 0, 0, 1, 1, 0])
 
@@ -192,7 +192,7 @@ def test_page_and_json_are_self_contained_and_have_the_same_statistics(small_run
     assert report.keys() == build_report(small_run).keys()
     assert "http" not in page
     urls = re.findall(r'(?:src|href|srcset)="([^"]{0,22})', page)
-    assert len(urls) == 2 * 4 + len(report["examples"])  # four charts in light and in dark, and the images
+    assert len(urls) == 2 * 4 + len(report["examples"])  # four charts in light and dark, and the images
     assert all(re.match(r"data:image/(png|jpeg);base6", url) for url in urls)
     assert '<td>web</td><td>4</td><td>2</td><td class="value">50.0%</td>' in page
     assert "text without words" in page
@@ -265,13 +265,12 @@ def test_examples_come_from_few_shards_and_are_bounded():
 
 
 def test_unreadable_example_image_is_replaced():
-    encoded = io.BytesIO()
-    Image.new("RGB", (600, 300)).save(encoded, "PNG")
+    encoded = encoded_image(size=(600, 300))
     table = many_scores(200)
     examples = examples_of({"a": table})
     broken = {example.sample_id for example in examples[:2]}
     samples = [
-        Sample(name, encoded.getvalue()[: 90 if name in broken else None], ("text",), name)
+        Sample(name, encoded[: 90 if name in broken else None], ("text",), name)
         for name in table["sample_id"].to_pylist()
     ]
     shown = add_thumbnails(examples, [Shard("a", lambda: iter(samples)), Shard("b", lambda: 1 / 0)])

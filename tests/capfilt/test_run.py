@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""CapFilt runs: killed and continued, by one process or two, with the same bytes; and the commands around them."""
+"""CapFilt runs: killed and resumed, by one process or two, with the same bytes; and their commands."""
 
 import json
 import multiprocessing
@@ -12,12 +12,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
+from tests.support.files import write_json
+from tests.support.images import write_image
 from tests.support.tiny_models import tiny_capfilt
 
 
@@ -29,7 +30,7 @@ RULE = Rule(threshold=0.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Runs of this process sum as those of the processes it starts: several threads end in other last digits."""
+    """Uses one thread, as the started processes do: the number of threads changes the last digits."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +78,7 @@ def undisturbed(checkpoints, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts processes from a server that has imported all that they need."""
+    """Starts processes from a server with all imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.tiny_models"])
 
@@ -94,8 +95,8 @@ def processes():
 
 
 def contents(folder):
-    """All that a run is for, by name."""
-    ignored = "run.json"  # has the versions
+    """The output files of a run by name."""
+    ignored = "run.json"  # contains versions
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != ignored)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -138,7 +139,7 @@ def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
             process.kill()
             process.join()
         num_cut_short += not (tmp_path / "summary.json").is_file()
-        # What is whole stays as it is, and is not done again.
+        # Complete shards are kept and not repeated.
         now = whole_shards(tmp_path)
         assert whole.items() <= now.items()
         whole = now
@@ -189,8 +190,8 @@ def test_keep_share_applies_to_all_shards_together(engine, tmp_path):
 
 
 def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeypatch):
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
-    (tmp_path / "web.json").write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    write_image(tmp_path / "a.png")
+    write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a dog"}])
     (tmp_path / "below").mkdir()
     for folder, source in ((tmp_path, "web.json"), (tmp_path / "below", "../web.json")):
         monkeypatch.chdir(folder)
@@ -202,13 +203,13 @@ def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeyp
 def test_broken_records_are_skipped_and_counted(engine, tmp_path):
     records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(7)]
     for record in records[1:]:
-        Image.new("RGB", (40, 30), "red").save(tmp_path / record["image"])
+        write_image(tmp_path / record["image"])
     cut = tmp_path / "2.png"
     cut.write_bytes(cut.read_bytes()[:-30])
     records[3]["caption"] = "..."
     records[4]["caption"] = "a" * 10_000
     records.append({"image": 5})
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     totals = run(engine, tmp_path / "out", tmp_path / "web.json", shard_size=3)
     assert totals["skipped"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
     assert totals["num_images"] == 3
@@ -229,11 +230,11 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == contents(undisturbed[0])
 
-    # A report that was asked for in the midst of the run is not the last one.
+    # A report written during the run is replaced at its end.
     last = (out / "report.json").read_bytes()
     content = json.loads(last)
     content["totals"]["num_shards"] = 1
-    (out / "report.json").write_text(json.dumps(content))
+    write_json(out / "report.json", content)
     assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
     assert (out / "report.json").read_bytes() == last
     capsys.readouterr()
@@ -254,7 +255,7 @@ def test_command_reads_its_rank_from_the_launcher(checkpoints, undisturbed, tmp_
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["capfilt", "run", *flags(checkpoints, tmp_path)]) == 0
-    # Nobody else is there: it did all, and left the last word to the first process.
+    # No other process runs: it did all shards, and left the totals to the first process.
     assert capsys.readouterr().out == ""
     assert contents(tmp_path) == contents(undisturbed[0])
 

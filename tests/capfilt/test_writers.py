@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kept pairs on disk, and what another rule makes of a run."""
+"""Kept pairs on disk, and refiltering of a run."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
+from tests.support.files import write_json
 
 
 MODELS = {
@@ -41,7 +42,7 @@ def fake_score(text: str) -> float:
 
 
 def scored(shard: Shard) -> pa.Table:
-    """A web text and a synthetic one for each image, with scores made of their letters."""
+    """A web text and a synthetic text for each image, with scores computed from their letters."""
     rows = []
     for sample in shard.samples():
         for index, (source, text) in enumerate(
@@ -74,7 +75,7 @@ def fake_run(source, folder: Path, rule: Rule, format: str) -> RunFolder:
         rows = table.filter(keep_mask(table, rule, cutoffs))
         write_pairs(shard.samples(), rows, run.pairs(shard.name), format, models=MODELS)
     settings = {"source": source, "image_root": None, "shard_size": 3, "models": MODELS, "rule": asdict(rule)}
-    run.settings.write_text(json.dumps(settings))
+    write_json(run.settings, settings)
     return run
 
 
@@ -85,8 +86,7 @@ def photo_list(folder: Path) -> str:
     for scene in Scenes(NUM_SCENES):
         scene["image"].save(folder / f"{scene['image_id']}.webp", lossless=True)
         records.append({"image": f"{scene['image_id']}.webp", "caption": scene["caption"]})
-    (folder / "list.json").write_text(json.dumps(records))
-    return str(folder / "list.json")
+    return str(write_json(folder / "list.json", records))
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -230,7 +230,7 @@ def test_foreign_files_are_not_replaced_by_images_of_a_list(tmp_path):
     (tmp_path / "scenes-00000").mkdir()
     mine = tmp_path / "scenes-00000" / "holiday.png"
     mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holiday\.png is none that was written for one\. Pass an empty folder"):
+    with pytest.raises(ValueError, match=r"holds another file: holiday\.png\. Pass an empty output folder"):
         write_all(tmp_path, "json")
     assert mine.read_bytes() == b"mine"
 
@@ -264,7 +264,7 @@ def test_unknown_format_raises(tmp_path):
         write_pairs([], SCHEMA.empty_table(), tmp_path / "a", "csv")
 
 
-# Another rule
+# Refiltering
 
 RULES = [Rule(), Rule(threshold=0.3, sources=("web",)), Rule(keep_share=0.4), Rule(best_per_image=True, by="itc")]
 
@@ -318,7 +318,7 @@ def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
     before = files_below(tmp_path)
     monkeypatch.chdir(tmp_path)
     for folder in (web, "web", "run/../web", run.scores_folder, run.skipped_folder, run.pairs_folder):
-        with pytest.raises(ValueError, match="holds the source of the run or files of its own"):
+        with pytest.raises(ValueError, match="holds the source or the files of the run"):
             refilter(tmp_path / "run", Rule(), folder)
     assert files_below(tmp_path) == before
     refilter(tmp_path / "run", Rule(), tmp_path / "web" / "kept")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: options reach the captioner, formats, and outputs that survive any file name and terminal."""
+"""`blip-hf caption`: options, output formats, and file names in any encoding."""
 
 import csv
 import io
@@ -178,7 +178,7 @@ def test_images_of_records_are_captioned(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
-def test_a_file_name_that_is_not_utf8_is_escaped_on_any_terminal(captioner_folder, tmp_path):
+def test_non_utf8_file_name_is_escaped_on_any_terminal(captioner_folder, tmp_path):
     image = tmp_path / os.fsdecode(b"\xff\xe4\xb8\xad.png")
     write_image(tmp_path / "a.png").rename(image)
     for encoding in ("cp1252", "utf-8"):

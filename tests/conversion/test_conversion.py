@@ -50,7 +50,7 @@ TRAINING_STATE += ("queue_ptr", "ptr_queue", "idx_queue")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT tokenizer and one `.pth` a task."""
+    """A BERT tokenizer and one `.pth` per task."""
     folder = tmp_path_factory.mktemp("originals")
     save_bert_tokenizer(folder / "bert")
     for task in TASKS:
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(folder):
-    """What became of each task, and its folder."""
+    """The conversion result of each task, and its folder."""
     return {task: (convert(folder, task, folder / "ours" / task), folder / "ours" / task) for task in TASKS}
 
 
@@ -105,7 +105,7 @@ def test_round_trip_is_bit_equal_with_training_state(task, folder, tmp_path):
     convert(folder, task, tmp_path / "ours", keep_training_state=True)
     expected = original_state(task)
     for name in expected:
-        if name.startswith("text_encoder_m.") and ".crossattention." in name:  # never run, so any values do
+        if name.startswith("text_encoder_m.") and ".crossattention." in name:  # unused, so the values are arbitrary
             expected[name] = expected[name.replace("text_encoder_m.", "text_encoder.")]
     assert_equal_states(restored(tmp_path / "ours", tmp_path / "back.pth"), expected)
 
@@ -184,7 +184,7 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
     state = original_state("captioning")
     torch.save(state, tmp_path / "bare.pth")
     torch.save({"model": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    # A file that holds each tensor once, as safetensors does by itself.
+    # Without duplicate tensors, as safetensors saves them.
     save_file(
         {name: value for name, value in state.items() if "predictions.decoder." not in name},
         tmp_path / "tensors.safetensors",
@@ -195,7 +195,7 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
 
 
 def configuration(vision_width, vision_layers, num_patches, task="captioning", vocab_size=30_524):
-    """The configuration that full-sized tensors, of shapes only, give."""
+    """The configuration inferred from full-size tensors on the meta device."""
     with torch.device("meta"):
         vision = {
             "cls_token": torch.empty(1, 1, vision_width),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pairs in memory make the batches of pairs that are read."""
+"""Batches of encoded pairs equal those of pairs that are read."""
 
 import pytest
 from torch.testing import assert_close

@@ -123,7 +123,7 @@ def test_scene_pairs_depend_only_on_their_index_and_half_are_true():
 
 
 def test_the_sentence_alone_does_not_predict_its_label():
-    # Always answering what is more frequent for a sentence must not pay off much.
+    # The most frequent label of each sentence must not be accurate.
     truths: dict[str, list[bool]] = {}
     for record in SceneNlvr2(400, image_size=32):
         truths.setdefault(record["sentence"], []).append(record["label"])
@@ -222,8 +222,8 @@ def test_transformed_items_repeat_by_seed_epoch_and_index():
 
 def test_collator_keeps_pairs_together(processor):
     records = [
-        {"images": [plain("black"), plain("white")], "sentence": "both pictures show a star", "label": True},
-        {"images": [plain("white"), plain("black")], "sentence": "both pictures show something red", "label": False},
+        {"images": [plain("black"), plain("white")], "sentence": "both images show a star", "label": True},
+        {"images": [plain("white"), plain("black")], "sentence": "both images show something red", "label": False},
         {"images": [plain("white"), "missing.png"], "sentence": "both", "label": False},
     ]
     batch = BlipNlvr2Collator(processor)(records)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The data set of pairs: what an item holds, its randomness, and how unusable records are skipped."""
+"""The dataset of pairs: items, randomness, and skipped records."""
 
 import pickle
 import random
@@ -97,7 +97,7 @@ def test_workers_see_new_epochs_and_report_what_they_skip():
         dataset.set_epoch(epoch)
         alone.set_epoch(epoch)
         epochs.append([item["caption"] for batch in loader for item in batch])
-        assert dataset.num_skipped == 3  # once each, however often they come up
+        assert dataset.num_skipped == 3  # once each, however often they are drawn
         assert epochs[-1] == [item["caption"] for item in alone]
     assert epochs[0] != epochs[1]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Drawn scenes: captions, questions and sentences are true of the pixels, and repeat."""
+"""Drawn scenes: captions, questions and sentences are true of the pixels and reproducible."""
 
 import random
 import re
@@ -141,9 +141,9 @@ def test_images_with_one_caption_differ():
     groups = {}
     for i, caption in enumerate(scenes.captions()):
         groups.setdefault(caption, []).append(i)
-    twins = [group for group in groups.values() if len(group) > 1]
-    assert len(twins) > 20
-    for first, second, *_ in twins:
+    same_captions = [group for group in groups.values() if len(group) > 1]
+    assert len(same_captions) > 20
+    for first, second, *_ in same_captions:
         assert scenes[first]["image"].tobytes() != scenes[second]["image"].tobytes()
 
 
@@ -178,7 +178,7 @@ def test_answers_agree_with_the_caption():
 
 
 def answer_from_caption(caption, question):
-    """Answers from the words of the caption alone."""
+    """Answers computed from the caption."""
     words = caption.replace("crosses", "cross").split()
     if words[0] in NUMBERS and words[-1] != "cross":
         words[-1] = words[-1].removesuffix("s")

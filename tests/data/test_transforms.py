@@ -29,7 +29,7 @@ SHORTEST_FALLBACK = {(1000, 10): (13, 10), (10, 1000): (10, 13), (2000, 1): (1, 
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """Noise over a gradient: no operation but the identity maps it to itself."""
+    """Noise over a gradient, so that only the identity maps it to itself."""
     noise = Image.effect_noise((48, 40), 60)
     gradient = Image.linear_gradient("L").resize((48, 40))
     return Image.merge("RGB", (noise, gradient, ImageChops.invert(noise)))
@@ -111,7 +111,7 @@ def test_brightness_changes_at_other_levels_than_five():
     assert (190, 190, 190) in seen  # 0.1 + 1.8 = 1.9
 
 
-def test_every_operation_changes_the_image(photo):
+def test_zero_operations_do_not_change_the_image(photo):
     assert is_equal(RandomAugment(0)(photo, random.Random(0)), photo)
 
 
@@ -201,7 +201,7 @@ def test_crops_are_uniform_in_area_and_symmetric_in_aspect():
     assert mean(area < 0.4 for area in areas) == pytest.approx(0.2 / 0.669, abs=0.025)
     assert mean(log_aspects) == pytest.approx(0.0, abs=0.01)
     assert max(map(abs, log_aspects)) < math.log(4 / 3) + 0.02
-    # The centres of the crops spread over the image, evenly to both sides.
+    # The centres of the crops are spread symmetrically over the image.
     assert mean(left + right for left, _, right, _ in boxes) / 2 == pytest.approx(width / 2, abs=3)
 
 

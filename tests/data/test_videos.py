@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of videos in every form, the captions of MSR-VTT, and retrieval of videos."""
+"""Frames of videos in every form, and the captions of MSR-VTT."""
 
 import json
 import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import normalize
-from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval
 from blip_hf.data.videos import load_video_captions, read_frames, sample_frame_indices
-from blip_hf.evaluation.retrieval import evaluate_retrieval
-from blip_hf.evaluation.video import evaluate_video_retrieval
 from blip_hf.image_utils import UnreadableImageError
-from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
-from tests.support.vocabularies import make_processor
 
 
 def grey_frames(num_frames):
@@ -26,7 +18,7 @@ def grey_frames(num_frames):
 
 
 def numbers_of(frames):
-    """Which frame each image is."""
+    """The number of the frame of each image."""
     return [round(np.asarray(frame).mean() / 10) for frame in frames]
 
 
@@ -56,7 +48,7 @@ def write_mp4(path, frames):
 
 
 def write_mkv(path, frames):
-    # Matroska does not say how many frames it has.
+    # Matroska files do not store the number of frames.
     write_video(path, frames, "ffv1", "bgr0")
 
 
@@ -158,72 +150,3 @@ def test_invalid_caption_file_raises_with_the_record(tmp_path, line, message):
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
         load_video_captions(path)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model_for(BlipForImageTextRetrieval, processor)
-
-
-@pytest.fixture
-def records(tmp_path):
-    """Five videos of three to seven frames of noise as folders, one of them with two captions."""
-    rng = np.random.default_rng(0)
-    for number in range(5):
-        noise = rng.integers(0, 256, size=(3 + number, 4, 4, 3), dtype=np.uint8)
-        write_folder(tmp_path / str(number), [Image.fromarray(levels).resize((32, 32)) for levels in noise])
-    captions = ["a b", "c", "d e f g", "h h i", "j", "k l"]
-    return [
-        {"video": str(tmp_path / str(number % 5)), "caption": caption, "video_id": number % 5}
-        for number, caption in enumerate(captions)
-    ]
-
-
-@torch.no_grad()
-def test_videos_are_scored_by_mean_projection_and_all_their_tokens(model, processor, records):
-    num_frames = 4
-    result = evaluate_video_retrieval(model, processor, records, num_frames=num_frames, video_batch_size=2)
-    videos = {record["video_id"]: record["video"] for record in records}
-    for i, video in enumerate(videos.values()):
-        pixels = processor(images=read_frames(video, num_frames), return_tensors="pt")["pixel_values"]
-        states = model.vision_model(pixels).last_hidden_state  # (frames, tokens, d)
-        feature = normalize(model.vision_proj(states[:, 0]).mean(dim=0), dim=0)
-        memory = model.text_encoder.build_image_memory(torch.cat(list(states))[None])
-        for place, j in enumerate(result.image_candidates.index[i].tolist()):
-            row = processor(text=result.texts[j], role="contrast", return_tensors="pt")["input_ids"]
-            expected = model.get_itm_logits(memory, row)[0, 1] + model.get_text_features(row)[0] @ feature
-            assert_close(result.image_candidates.scores[i, place], expected, **SUMMATION_TOLERANCE)
-
-
-def test_video_of_one_frame_scores_as_an_image(model, processor, records):
-    videos = evaluate_video_retrieval(model, processor, records, num_frames=1, k=2)
-    pairs = [
-        {"image": read_frames(record["video"], 1)[0], "caption": record["caption"], "image_id": record["video_id"]}
-        for record in records
-    ]
-    pictures = evaluate_retrieval(model, processor, pairs, k=2)
-    assert list(videos.reranked.values()) == list(pictures.reranked.values())
-    assert_close(videos.text_candidates.scores, pictures.text_candidates.scores, **SUMMATION_TOLERANCE)
-    assert "text_to_video_median_rank" in videos.reranked
-    assert "itc_video_to_text_r@10" in videos.metrics()
-
-
-def test_broken_videos_are_skipped_with_their_captions(model, processor, records):
-    broken = [{**record, "video": "nowhere.mp4"} if record["video_id"] == 0 else record for record in records]
-    result = evaluate_video_retrieval(model, processor, broken)
-    assert result.num_skipped == 1
-    assert result.image_ids == [1, 2, 3, 4]
-    assert result.texts == ["c", "d e f g", "h h i", "j"]
-
-
-def test_half_precision_frames_stay_near(model, processor, records):
-    exact = evaluate_video_retrieval(model, processor, records)
-    half = evaluate_video_retrieval(model, processor, records, states_dtype=torch.bfloat16)
-    scores = [result.text_candidates.scores.sort(dim=1).values for result in (half, exact)]
-    # bf16 has 8 bits: scores of some units move by some hundredths.
-    assert_close(*scores, atol=0.1, rtol=0.05)

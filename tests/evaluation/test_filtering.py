@@ -11,7 +11,7 @@ from blip_hf.evaluation.filtering import filter_metrics
 
 def test_metrics_match_values_computed_by_hand():
     metrics = filter_metrics([0.9, 0.7, 0.6, 0.5, 0.4, 0.1], [1, 1, 0, 1, 1, 0])
-    # Kept: the first four, of which three are right, out of four right ones. Dropped: one of the two swapped.
+    # Kept: the first four, three of them right. Four are right in total. Dropped: one of the two swapped.
     # Pairs in order: the right 0.9, 0.7, 0.5 and 0.4 are above 2, 2, 1 and 1 of the swapped 0.6 and 0.1: 6 of 8.
     assert metrics == {
         "num_texts": 6,

@@ -63,7 +63,7 @@ def gradients_of(model, loss):
 
 
 def test_original_step_has_our_losses_and_gradients():
-    """Two pairs leave each row a single negative, so that both ways draw the same."""
+    """Two pairs leave each row a single negative, so that both implementations draw the same."""
     ours, theirs = (BlipForPreTraining(tiny_pretraining_config()).train() for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     batch = tiny_batch(lengths=(7, 5))
@@ -87,9 +87,9 @@ def test_original_momentum_update_equals_ours():
     theirs.load_state_dict(ours.state_dict())
     ours.update_momentum()
     original.update_momentum_encoder(theirs)
-    averages = dict(ours.momentum_towers.named_parameters())
-    for name, average in theirs.momentum_towers.named_parameters():
-        assert_close(average, averages[name], msg=name, **TOLERANCE)
+    momentum_parameters = dict(ours.momentum_towers.named_parameters())
+    for name, momentum_parameter in theirs.momentum_towers.named_parameters():
+        assert_close(momentum_parameter, momentum_parameters[name], msg=name, **TOLERANCE)
 
 
 def test_original_projects_an_image_for_every_pass():
@@ -189,7 +189,7 @@ def test_multi_tensor_updates_count_as_memory_traffic():
     with limit.DemandCounter(limit.Rates(1.0, 1.0)) as counter:
         torch._foreach_add_(tensors, 1.0)
     assert counter.demand().flops == 0
-    assert counter.demand().bytes >= 2 * 16  # at least once all of it
+    assert counter.demand().bytes >= 2 * 16  # the whole tensor at least once
 
 
 def test_peak_memory_is_the_maximum_held_at_once():
@@ -218,8 +218,8 @@ def test_replacing_tensors_does_not_add_memory():
 
 def test_implementations_are_timed_alternately():
     calls = []
-    ways = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    seconds = harness.measure_seconds(ways, CPU, rounds=2)
+    implementations = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    seconds = harness.measure_seconds(implementations, CPU, rounds=2)
     assert calls == ["a", "b", "a", "b"]
     assert [len(durations) for durations in seconds.values()] == [2, 2]
 
@@ -244,11 +244,11 @@ def test_answers_have_different_first_tokens():
 def test_all_pairs_of_the_first_images_are_used_once():
     similarity = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     images, texts = reranking.pairs_of_first_images(similarity, 2, 2)
-    wanted = {(image, text) for image in range(2) for text in similarity[image].topk(2).indices.tolist()}
-    wanted |= {
+    expected = {(image, text) for image in range(2) for text in similarity[image].topk(2).indices.tolist()}
+    expected |= {
         (image, text) for text in range(6) for image in similarity[:, text].topk(2).indices.tolist() if image < 2
     }
-    assert sorted(wanted) == list(zip(images.tolist(), texts.tolist(), strict=True))
+    assert sorted(expected) == list(zip(images.tolist(), texts.tolist(), strict=True))
 
 
 # ---- The jobs
@@ -279,7 +279,7 @@ def test_memory_growth_is_plotted(tmp_path):
 
 
 def pretend_jobs(monkeypatch, failing=()):
-    """Jobs return a row at once, or fail."""
+    """Replaces jobs by functions that return a row or fail."""
     row = {"case": "import", "note": "at most 1 s", "seconds": {harness.OURS: {"median": 0.5}}, "speedup": {}}
     found = {"size": "tiny", "date": "today", "commit": None, "device": "CPU", "threads": 1, "versions": {}}
     called = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo, with a tiny model and a handful of steps: what it writes, that it repeats, and how it counts."""
+"""The demo with a tiny model and a few steps: its output files, its reproducibility, and its metrics."""
 
 import io
 import json
@@ -32,7 +32,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
-    """The folder of a tiny run, what it printed, and its metrics."""
+    """The folder of a tiny run, its printed output, and its metrics."""
     folder = tmp_path_factory.mktemp("demo")
     output = io.StringIO()
     metrics = run_demo(DemoSettings(**TINY), folder, Console(file=output, width=120))
@@ -103,10 +103,10 @@ def test_caption_scores_match_values_computed_by_hand():
     true = ["a red ring", "two blue stars", "a red ring", "a small heart"]
     written = ["a red ring", "two red stars", "a red star ring", "a small heart"]
     exact, new, words = caption_scores(written, true, "a red ring", known={"a red ring", "two blue stars"})
-    # Right: the first and the last. A blind "a red ring" is right twice.
+    # Correct: the first and the last. The constant caption "a red ring" is correct twice.
     assert (exact.value, exact.chance, exact.num_cases) == (0.5, 0.5, 4)
     assert (new.value, new.chance, new.num_cases) == (1.0, 0.0, 1)
-    # Words: 3/3, 2/3, 2/4, 3/3. Blind: 3/3, 0/3, 3/3, 1/3.
+    # Words: 3/3, 2/3, 2/4, 3/3. Constant: 3/3, 0/3, 3/3, 1/3.
     assert words.value == pytest.approx((1 + 2 / 3 + 1 / 2 + 1) / 4)
     assert words.chance == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
 
@@ -115,7 +115,7 @@ def test_equal_captions_are_all_correct_in_retrieval():
     captions = ["a ring", "a star", "a ring"]
     similarity = torch.tensor([[0.1, 0.2, 0.9], [0.3, 0.5, 0.4], [0.8, 0.1, 0.2]])
     image_to_text, text_to_image = retrieval_scores(similarity, captions)
-    # Each image finds a caption equal to its own; so does each caption an image: columns peak at rows 2, 1 and 0.
+    # Each image ranks a caption equal to its own first, and vice versa: columns peak at rows 2, 1 and 0.
     assert (image_to_text.value, text_to_image.value) == (1.0, 1.0)
     # Chance: 2/3 for the rings, 1/3 for the star.
     assert image_to_text.chance == pytest.approx((2 / 3 + 1 / 3 + 2 / 3) / 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""New tensors have the device and the precision of the inputs, whatever the default precision is."""
+"""New tensors have the device and the dtype of the inputs for any default dtype."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, 
 
 
 def assert_same_there(run_on, *modules, **tolerance):
-    """Asserts that `run_on(device)` gives the same on the CPU and, with the modules moved, on the pretended device."""
+    """Asserts that `run_on(device)` gives equal results on the CPU and on the pretended device."""
     expected = run_on(torch.device("cpu"))
     with pretended_device():
         for module in modules:
@@ -215,7 +215,7 @@ def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(tas
 
 @pytest.fixture
 def _fp64_by_default():
-    """Makes tensors without a dtype fp64, so that they show."""
+    """Makes tensors without a dtype fp64, to detect them."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

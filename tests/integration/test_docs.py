@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything that the documentation names exists: files, headings, commands, options and imports."""
+"""Files, headings, commands, options and imports in the documentation exist."""
 
 import ast
 import importlib
@@ -24,7 +24,7 @@ PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"]
 FOLDERS = "benchmarks|docs|examples|src|tests"
 LAUNCHERS = ("torchrun", "accelerate")
 HELP_OPTIONS = {"help", "help_all", "debug"}
-# Of the examples, torchrun and other tools.
+# Options of the examples, torchrun and other tools.
 OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
 
 
@@ -93,7 +93,7 @@ def test_links_have_targets(page):
 
 
 def test_paths_in_backticks_exist():
-    """Also holds the table of CONTRIBUTING that says where to find what."""
+    """Covers the table of locations in CONTRIBUTING too."""
     pattern = rf"`((?:{FOLDERS})/[^`\s<]*)`"
     named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
     assert len(named) > 20
@@ -109,7 +109,7 @@ def test_modules_in_backticks_exist():
 
 
 def is_importable(name):
-    """Tells whether a dotted name is a module or an attribute of one."""
+    """Returns whether a dotted name is a module or an attribute of one."""
     try:
         pkgutil.resolve_name(name)
     except (AttributeError, ImportError):

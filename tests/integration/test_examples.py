@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each example runs offline with `--tiny`, and the fine-tuning ones also from a checkpoint on files."""
+"""Each example runs offline with `--tiny`; fine-tuning examples also run with a checkpoint and files."""
 
 import re
 
@@ -28,7 +28,7 @@ NUM_RECORDS = 32
 
 
 def write_records(path, record_of):
-    """Writes records about four plain images beside them."""
+    """Writes four plain images and a JSON list about them."""
     write_images(path.parent, *COLORS)
     return write_json(path, [record_of(i, COLORS[i % 4], COLORS[(i // 4) % 4]) for i in range(NUM_RECORDS)])
 
@@ -90,16 +90,16 @@ def test_caption_example(captioner_folder, tmp_path, capsys):
 def test_a_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint_on_files(
     name, matcher_folder, tmp_path, capsys
 ):
-    record_of, model_class, figures = FINETUNING[name]
+    record_of, model_class, metric = FINETUNING[name]
     run_example(name, "--tiny", "--output_dir", tmp_path / "first")
-    assert re.search(figures, capsys.readouterr().out)
+    assert re.search(metric, capsys.readouterr().out)
     model_class.from_pretrained(tmp_path / "first")
     # VQA starts from a VQA model, the others from a matcher.
     start = tmp_path / "first" if model_class is BlipForQuestionAnswering else matcher_folder
     data = write_records(tmp_path / "data.json", record_of)
     argv = ["--model", start, "--data", data, "--eval_data", data, "--output_dir", tmp_path / "second"]
     run_example(name, *argv)
-    assert re.search(figures, capsys.readouterr().out)
+    assert re.search(metric, capsys.readouterr().out)
     model_class.from_pretrained(tmp_path / "second")
     BlipProcessor.from_pretrained(tmp_path / "second")
     if hasattr(transformers, model_class.__name__):

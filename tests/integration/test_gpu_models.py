@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The models on CUDA: the CPU's numbers, steps that never wait for the device, half precision, the flash kernel."""
+"""Models on CUDA: equal results to the CPU, no synchronization in steps, half precision, the flash kernel."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ pytestmark = NEEDS_CUDA
 
 @pytest.fixture
 def _same_negatives(monkeypatch):
-    """The devices draw different random numbers: take the hardest negatives instead."""
+    """Uses the hardest negatives, since the devices draw different random numbers."""
     monkeypatch.setattr(contrastive, "sample_hard_negatives", hardest_negatives)
 
 
 def assert_same_step(model, batch):
-    """Asserts that outputs and gradients on CUDA are those of the CPU; leaves the model on CUDA."""
+    """Asserts that outputs and gradients on CUDA equal those of the CPU; leaves the model on CUDA."""
     expected = model(**batch)
     expected.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -48,7 +48,7 @@ def assert_same_step(model, batch):
     return expected, output
 
 
-# The numbers of the CPU
+# Equality with the CPU
 
 
 @pytest.mark.usefixtures("_same_negatives")
@@ -190,7 +190,7 @@ def test_images_and_texts_without_padding_run_on_the_flash_kernel(dtype):
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the flash kernel needs compute capability 8.0")
     config = tiny_config()
-    config.vision_config.hidden_size, config.text_config.hidden_size = 32, 32  # 16 a head: no padding of heads
+    config.vision_config.hidden_size, config.text_config.hidden_size = 32, 32  # 16 per head: no padding of heads
     config.text_config.encoder_hidden_size = 32
     matcher = BlipForImageTextRetrieval(config).eval().to("cuda", dtype)
     captioner = BlipForConditionalGeneration(config).eval().to("cuda", dtype)

@@ -20,7 +20,7 @@ from tests.support.tiny_models import tiny_batch, tiny_config, tiny_nlvr2_config
 
 
 peft = pytest.importorskip("peft")
-# peft 0.21 reads it by the older name.
+# peft 0.21 reads the older name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 ATTENTION = ["qkv", "query", "value"]

@@ -84,15 +84,14 @@ def test_matcher_separates_its_pairs_from_all_others(pairs):
         assert matching_accuracy(matcher, pairs) == 1.0
 
 
+def overfit_contrastive(model, pairs, num_steps):
+    image_ids = torch.arange(NUM_PAIRS)
+    optimize(model, lambda: model(**pairs, image_ids=image_ids).loss, num_steps, after_step=model.update_momentum)
+
+
 def test_pretraining_teaches_all_three_heads(pairs):
     model = BlipForPreTraining(tiny_pretraining_config(queue_size=0, momentum=0.9))
-    image_ids = torch.arange(NUM_PAIRS)
-    optimize(
-        model,
-        lambda: model(**pairs, image_ids=image_ids).loss,
-        num_steps=120,
-        after_step=model.update_momentum,
-    )
+    overfit_contrastive(model, pairs, num_steps=120)
     with torch.no_grad():
         assert_captions_are_reproduced(partial(model.export_captioner().generate, pairs["pixel_values"]), pairs)
         assert_all_pairs_are_found(model.export_retriever(), pairs)
@@ -100,13 +99,7 @@ def test_pretraining_teaches_all_three_heads(pairs):
 
 def test_retrieval_training_teaches_both_heads(pairs):
     model = BlipForRetrievalTraining(tiny_retrieval_config(queue_size=0, momentum=0.9))
-    image_ids = torch.arange(NUM_PAIRS)
-    optimize(
-        model,
-        lambda: model(**pairs, image_ids=image_ids).loss,
-        num_steps=100,
-        after_step=model.update_momentum,
-    )
+    overfit_contrastive(model, pairs, num_steps=100)
     with torch.no_grad():
         assert_all_pairs_are_found(model.export_retriever(), pairs)
 

@@ -23,7 +23,7 @@ from tests.support.tiny_models import CLS, DEC, TEXT, VISION, tiny_batch, tiny_c
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 BACKENDS = ["eager", "sdpa"]
 HEADS = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
-# Upstream's answers read questions through a projection from the image's width.
+# The answer decoder of transformers projects question states from the image width.
 VISION_AS_WIDE_AS_TEXT = VISION | {"hidden_size": TEXT["hidden_size"]}
 
 
@@ -55,6 +55,15 @@ def pairs(name):
     return pytest.mark.parametrize("pair", [(name, backend) for backend in BACKENDS], indirect=True)
 
 
+def assert_same_gradients(ours, theirs):
+    parameters = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is None:
+            assert parameters[name].grad is None, name
+        else:
+            assert_close(parameters[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
 @pairs("BlipForConditionalGeneration")
 def test_captioner_outputs_and_gradients_equal_transformers(pair):
     theirs, ours = pair
@@ -68,9 +77,7 @@ def test_captioner_outputs_and_gradients_equal_transformers(pair):
 
     expected.loss.backward()
     actual.loss.backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForImageTextRetrieval")
@@ -85,11 +92,7 @@ def test_matcher_outputs_and_gradients_equal_transformers_with_cls(pair, use_itm
 
     expected.itm_score.square().sum().backward()
     actual.itm_score.square().sum().backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert (gradients[parameter_name].grad is None) == (parameter.grad is None), parameter_name
-        if parameter.grad is not None:
-            assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForImageTextRetrieval")
@@ -127,9 +130,7 @@ def test_vqa_loss_and_gradients_equal_transformers_with_cls(pair):
 
     expected.loss.backward()
     actual.loss.backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForQuestionAnswering")

@@ -69,7 +69,7 @@ def run_operations(work):
 
 
 def captioner(dtype=torch.float32):
-    """A captioner with 65 image tokens, enough for attention in matrix products."""
+    """A captioner with 65 image tokens, enough for matmul attention."""
     torch.manual_seed(0)
     config = BlipConfig(text_config=dict(TEXT), vision_config=VISION | {"patch_size": 4}, image_text_hidden_size=8)
     return BlipForConditionalGeneration(config).eval().to(dtype)
@@ -300,7 +300,7 @@ def test_other_dtypes_and_disabled_onednn_use_torch(layer):
 @torch.no_grad()
 def test_tensor_subclass_weights_use_their_own_matmul(layer):
     class Quantised(torch.Tensor):
-        """Stands for torchao's quantised tensors."""
+        """Stands in for quantised tensors of torchao."""
 
     layer.weight = nn.Parameter(torch.randn(32, 64).as_subclass(Quantised))
     assert run_operations(lambda: layer(torch.randn(3, 64)))[ONEDNN] == 0

@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import BertTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
 from tests.support.tiny_models import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
+from tests.support.vocabularies import make_tokenizer
 
 
 MAX_NEW = 6
@@ -27,7 +28,7 @@ def prompts():
 
 
 def strip(row):
-    """Tokens from [DEC] on, up to the first [SEP] or padding: beam search fills up with either."""
+    """Tokens from [DEC] on, up to the first [SEP] or padding: beam search pads with either."""
     ids = row.tolist()
     ids = ids[ids.index(DEC) :]
     return list(itertools.takewhile(lambda token: token not in (SEP, PAD), ids))
@@ -185,12 +186,14 @@ def test_static_cache_gives_the_same_tokens(model, prompts):
 def test_stop_strings_end_a_caption(model, prompts):
     pixel_values = prompts["pixel_values"]
     # Transformers spells "abcdef" with the tokenizer to learn how it joins tokens.
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "abcdef", *(f"w{number}" for number in range(5, DEC))]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = make_tokenizer(["abcdef", *(f"w{number}" for number in range(6, DEC))])
     full = model.generate(pixel_values, max_new_tokens=MAX_NEW)[0].tolist()
-    stop = next(number for number in full[1:] if number > 4)
+    stop = next(number for number in full[1:] if number > 5)
     stopped = model.generate(
-        pixel_values[:1], max_new_tokens=MAX_NEW, stop_strings=[words[stop]], tokenizer=tokenizer
+        pixel_values[:1],
+        max_new_tokens=MAX_NEW,
+        stop_strings=[tokenizer.convert_ids_to_tokens(stop)],
+        tokenizer=tokenizer,
     )[0]
     assert stopped.tolist() == full[: full.index(stop) + 1]
     assert len(stopped) < len(full)
@@ -229,7 +232,7 @@ def test_forward_without_text_starts_from_dec(model, prompts):
     assert_close(model(pixel_values).logits, model(pixel_values, start).logits)
 
 
-def test_image_embeds_replace_the_pixels(model, prompts):
+def test_image_memory_replaces_pixel_values(model, prompts):
     memory = model.get_image_memory(prompts["pixel_values"])
     text = {key: prompts[key] for key in ("input_ids", "attention_mask")}
     settings = {"num_beams": 3, "max_new_tokens": MAX_NEW}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which classes load which checkpoints, and configurations of transformers."""
+"""Loading of checkpoints of other classes, and configurations of transformers."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tests.support.tiny_models import tiny_batch, tiny_config, tiny_pretraining_
 
 
 class OwnMatcher(BlipForImageTextRetrieval):
-    """A matcher with a head of its own, as users write them."""
+    """A matcher with a custom head."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -42,6 +42,12 @@ def test_checkpoint_without_required_weights_raises(captioner_path, model_class)
     with pytest.raises(ValueError, match=r"has no weights for .*Load it with BlipForConditionalGeneration"):
         model_class.from_pretrained(captioner_path)
     assert type(model_class.from_pretrained(captioner_path, allow_new_heads=True)) is model_class
+
+
+def test_pretraining_checkpoint_in_another_class_raises(tmp_path):
+    BlipForPreTraining(tiny_pretraining_config(queue_size=0)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights for some of text_encoder .*Load it with BlipForPreTraining"):
+        BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
 def test_a_subclass_may_add_a_head(tmp_path):
@@ -79,8 +85,8 @@ def test_configuration_of_transformers_is_accepted(captioner, captioner_path, at
     batch = tiny_batch()
     assert_close(loaded(**batch).logits, captioner(**batch).logits)
     assert loaded.vision_model.config._attn_implementation == (attn_implementation or "sdpa")
-    for tower, part in ((BlipVisionModel, config.vision_config), (BlipTextModel, config.text_config)):
-        assert isinstance(tower(part).config, tower.config_class)
+    for model_class, part in ((BlipVisionModel, config.vision_config), (BlipTextModel, config.text_config)):
+        assert isinstance(model_class(part).config, model_class.config_class)
 
 
 def test_an_exported_head_has_the_configuration_of_its_parts():

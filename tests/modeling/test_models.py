@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Towers and heads: backends, grouping, padding, sizes, dtypes, export."""
+"""Encoders and heads: backends, grouping, padding, sizes, dtypes, export."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_rows_may_select_other_images(matcher):
 
 
 def repeated(batch):
-    """Three images, and the first text: once, and once an image."""
+    """Three images with the first text: once, and once per image."""
     once = {key: batch[key][:1, :6] for key in ("input_ids", "attention_mask")}
     return batch["pixel_values"], once, {key: value.repeat(3, 1) for key, value in once.items()}
 

@@ -39,7 +39,7 @@ def model():
 
 
 @torch.no_grad()
-def fill_with_averages(model):
+def average_merge_layers(model):
     """Makes each merge layer compute the average."""
     for layer in model.text_encoder.encoder.layer:
         merge = layer.crossattention.output.merge_layer
@@ -115,7 +115,7 @@ def test_merge_layer_with_weights_of_one_half_equals_the_average():
     averaging.load_state_dict({k: v for k, v in merging.state_dict().items() if ".merge_layer." not in k})
     batch = nlvr2_batch()
     assert not torch.allclose(merging(**batch).logits, averaging(**batch).logits, atol=1e-3)
-    fill_with_averages(merging)
+    average_merge_layers(merging)
     assert_close(merging(**batch).logits, averaging(**batch).logits)
 
 
@@ -197,7 +197,7 @@ def save_matcher(kind, folder):
 def test_two_equal_images_initially_equal_one_image_of_the_matcher(kind, tmp_path):
     matcher = save_matcher(kind, tmp_path)
     model = BlipForVisualReasoning.from_matcher_pretrained(tmp_path, merge_from_layer=1)
-    fill_with_averages(model)
+    average_merge_layers(model)
     # With the same classifier, equal logits show equal states at position 0.
     head = torch.nn.Linear(16, 2)
     model.cls_head, matcher.itm_head = head, head

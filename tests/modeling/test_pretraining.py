@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pre-training step: losses, shared work, and unchanged state."""
+"""The pre-training step: losses, shared computation, and unchanged state."""
 
 import logging
 
@@ -103,7 +103,7 @@ def test_three_losses_share_one_image_pass_and_one_projection_per_layer(model, b
 
 
 def test_matching_equals_separate_passes_in_value_and_gradient(model, batch):
-    """The plain way: each pair through the encoder alone, its image states handed over as such."""
+    """Reference: each pair in a separate pass of the text encoder."""
     output = model(**batch, generator=draws())
     gradients = gradients_of(model, output.loss_itm)
 
@@ -181,15 +181,15 @@ def test_negatives_are_drawn_with_their_own_temperature(batch, monkeypatch):
 
 def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):
     online = dict(model.named_parameters(remove_duplicate=False))
-    averages = dict(model.momentum_towers.named_parameters())
+    momentum_parameters = dict(model.momentum_towers.named_parameters())
     with torch.no_grad():
-        for parameter in averages.values():
+        for parameter in momentum_parameters.values():
             parameter.normal_()
         model.temp.fill_(0.9)
-    before = {name: value.clone() for name, value in averages.items()}
+    before = {name: value.clone() for name, value in momentum_parameters.items()}
     pointer = model.temp.data_ptr()
     model.update_momentum()
-    for name, value in averages.items():
+    for name, value in momentum_parameters.items():
         assert_close(value, 0.995 * before[name] + 0.005 * online[name])
     assert model.temp.item() == pytest.approx(0.5)
     model.temp.data.fill_(-1.0)
@@ -227,7 +227,7 @@ def test_image_ids_make_captions_of_one_image_positives(model, batch):
     queued = model(**batch, alpha=0.0, generator=draws())
     known = model(**batch, alpha=0.0, generator=draws(), image_ids=image_ids)
     assert not torch.isclose(plain.loss_itc, known.loss_itc)
-    # The queue holds the batch, so that ids also turn entries of the queue from negatives into positives.
+    # The queue holds the batch, so ids also turn negatives of the queue into positives.
     assert known.loss_itc < queued.loss_itc
 
 
@@ -272,7 +272,7 @@ def test_padding_does_not_change_the_losses(model, batch):
     short, long = model(**batch, generator=draws()), model(**padded, generator=draws())
     for name in LOSSES:
         assert_close(long[name], short[name])
-    del padded["attention_mask"]  # read off the padding tokens
+    del padded["attention_mask"]  # inferred from the padding tokens
     assert_close(model(**padded, generator=draws()).loss, short.loss)
 
 
@@ -288,11 +288,11 @@ def test_captioning_ignores_padding_and_the_first_token(model, batch):
 def test_gradients_reach_every_trained_parameter_and_no_momentum(model, batch):
     model(**batch).loss.backward()
     for name, parameter in model.named_parameters():
-        is_average = name.startswith("momentum_towers.")
-        assert parameter.requires_grad == (not is_average), name
-        assert (parameter.grad is None) == is_average, name
-        # A key's bias moves all scores of a query alike, which a softmax does not see.
-        if not is_average and not name.endswith("key.bias"):
+        is_momentum = name.startswith("momentum_towers.")
+        assert parameter.requires_grad == (not is_momentum), name
+        assert (parameter.grad is None) == is_momentum, name
+        # The bias of keys adds a constant to all scores of a query, so its gradient is 0.
+        if not is_momentum and not name.endswith("key.bias"):
             assert parameter.grad.abs().sum() > 0, name
 
 
@@ -317,7 +317,10 @@ def test_bf16_autocast_stays_finite_and_near_fp32(model, batch):
         output = model(**batch, generator=draws())
     output.loss.backward()
     assert output.image_features.dtype == output.momentum_text_features.dtype == torch.float32
-    for name in ("loss_itc", "loss_lm"):  # 8 bits of mantissa, and temperature 0.07 multiplies what they lose
+    for name in (
+        "loss_itc",
+        "loss_lm",
+    ):  # bf16 has 8 bits of mantissa, and the temperature of 0.07 multiplies the error
         assert_close(output[name].float(), expected[name], rtol=0.05, atol=0.05)
     assert all(torch.isfinite(output[name]) for name in LOSSES)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -376,8 +379,8 @@ def test_base_model_has_the_papers_252_million_parameters():
     with torch.device("meta"):
         model = BlipForPreTraining(BlipPreTrainingConfig())
     model.tie_weights()
-    towers = (model.vision_model, model.text_encoder, model.text_decoder)
-    parameters = {id(parameter): parameter for tower in towers for parameter in tower.parameters()}
+    encoders = (model.vision_model, model.text_encoder, model.text_decoder)
+    parameters = {id(parameter): parameter for encoder in encoders for parameter in encoder.parameters()}
     assert sum(parameter.numel() for parameter in parameters.values()) == 252_338_492
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == (
         252_338_492 + 2 * (768 * 256 + 256) + (768 * 2 + 2) + 1  # projections, matching head, temperature

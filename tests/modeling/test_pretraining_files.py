@@ -16,7 +16,7 @@ from tests.support.tiny_models import TEXT, VISION, tiny_batch, tiny_pretraining
 
 
 def moved_model():
-    """A model whose temperature, averages and queue are no longer those of a fresh one."""
+    """A model whose temperature, momentum encoder and queue differ from those of a new one."""
     model = BlipForPreTraining(tiny_pretraining_config())
     with torch.no_grad():
         model.temp.fill_(0.123)
@@ -28,8 +28,8 @@ def moved_model():
 
 def assert_momentum_is_online(model):
     online = dict(model.named_parameters(remove_duplicate=False))
-    for name, average in model.momentum_towers.named_parameters():
-        assert torch.equal(average, online[name]), name
+    for name, momentum_parameter in model.momentum_towers.named_parameters():
+        assert torch.equal(momentum_parameter, online[name]), name
 
 
 def assert_queue_is_fresh(model):
@@ -40,7 +40,7 @@ def assert_queue_is_fresh(model):
 
 
 def assert_text_parts_are_tied(model):
-    """All of encoder and decoder is one parameter, but self-attention with its output."""
+    """Encoder and decoder share all parameters except self-attention with its output."""
     encoder, decoder = (
         dict(text_model.named_parameters()) for text_model in (model.text_encoder, model.text_decoder.bert)
     )
@@ -77,7 +77,7 @@ def test_a_plain_matching_checkpoint_starts_pretraining(matcher_path):
 
 
 def test_a_matching_checkpoint_gives_the_shared_text_parts(matcher_path):
-    """What only the encoder's names hold must reach the decoder that shares it."""
+    """Weights saved under the encoder names only must also load into the decoder."""
     model = BlipForPreTraining.from_pretrained(matcher_path, config=tiny_pretraining_config(), allow_new_heads=True)
     saved = load_file(matcher_path / "model.safetensors")
     for name, value in model.text_encoder.state_dict().items():
@@ -163,7 +163,7 @@ def test_its_processor_loads_without_a_warning(tmp_path, caplog):
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
     BlipForPreTraining(tiny_pretraining_config()).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    # transformers' logger does not hand its records on.
+    # The logger of transformers does not propagate.
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval fine-tuning: step, loading, saving, trainer."""
+"""The model of retrieval fine-tuning: step, loading, saving."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
-from torch.utils.data import Dataset
 
 from blip_hf import (
     BlipForConditionalGeneration,
@@ -18,7 +17,6 @@ from blip_hf import (
 )
 from blip_hf.modeling import contrastive
 from blip_hf.objectives import matching_pairs, sample_hard_negatives
-from blip_hf.training import BlipContrastiveTrainer, BlipFinetuningArguments
 from tests.support.tiny_models import (
     TEXT,
     VISION,
@@ -48,9 +46,9 @@ def draws():
 
 def assert_momentum_is_online(model):
     online = dict(model.named_parameters())
-    for name, average in model.momentum_towers.named_parameters():
-        assert torch.equal(average, online[name]), name
-        assert not average.requires_grad
+    for name, momentum_parameter in model.momentum_towers.named_parameters():
+        assert torch.equal(momentum_parameter, online[name]), name
+        assert not momentum_parameter.requires_grad
 
 
 def test_forward_does_not_change_the_model(model, batch):
@@ -138,10 +136,10 @@ def test_without_image_ids_each_pair_has_its_own_image(model, batch):
 def test_gradients_reach_every_trained_parameter(model, batch):
     model(**batch).loss.backward()
     for name, parameter in model.named_parameters():
-        is_average = name.startswith("momentum_towers.")
-        assert (parameter.grad is None) == is_average, name
-        # A key's bias moves all scores of a query alike, which a softmax does not see.
-        if not is_average and not name.endswith("key.bias"):
+        is_momentum = name.startswith("momentum_towers.")
+        assert (parameter.grad is None) == is_momentum, name
+        # The bias of keys adds a constant to all scores of a query, so its gradient is 0.
+        if not is_momentum and not name.endswith("key.bias"):
             assert parameter.grad.abs().sum() > 0, name
 
 
@@ -231,70 +229,3 @@ def test_the_exported_matcher_opens_in_transformers(model, batch, tmp_path):
 def test_defaults_equal_the_papers():
     config = BlipRetrievalTrainingConfig()
     assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, False)
-
-
-class Pairs(Dataset):
-    """Random pairs, two captions an image."""
-
-    def __init__(self, num_pairs=12):
-        self.columns = tiny_batch([6] * num_pairs) | {"image_ids": torch.arange(num_pairs) // 2}
-
-    def __len__(self):
-        return len(self.columns["image_ids"])
-
-    def __getitem__(self, i):
-        return {name: column[i] for name, column in self.columns.items()}
-
-
-def make_trainer(folder, seed=0, **fields):
-    torch.manual_seed(seed)
-    config = tiny_retrieval_config(momentum=0.5)
-    config.text_config.hidden_dropout_prob = 0.1
-    defaults = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "logging_steps": 1}
-    defaults |= {"save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3}
-    return BlipContrastiveTrainer(
-        BlipForRetrievalTraining(config),
-        BlipFinetuningArguments(str(folder), **{**defaults, **fields}),
-        train_dataset=Pairs(),
-        eval_dataset=Pairs(6),
-    )
-
-
-def logs_of(trainer):
-    return [log for log in trainer.state.log_history if "loss" in log]
-
-
-def test_retrieval_training_updates_every_parameter_and_logs_both_losses(tmp_path):
-    trainer = make_trainer(tmp_path, num_train_epochs=2, weight_decay=0.0)
-    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    trainer.train()
-    assert [name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])] == []
-    logs = logs_of(trainer)
-    assert_close(logs[1]["loss_itc"] + logs[1]["loss_itm"], logs[1]["loss"], rtol=1e-5, atol=1e-5)
-    assert "loss_lm" not in logs[1]
-    # Three steps an epoch: alpha rises over the first, and the rate is 1e-3, then (1 + cos(pi / 2)) / 2 of it.
-    assert_close([log["alpha"] for log in logs], [0.4 * step / 3 for step in (1, 2, 3, 3, 3, 3)])
-    assert_close([log["learning_rate"] for log in logs], [1e-3] * 3 + [5e-4] * 3)
-    assert trainer.model.queue.num_enqueued == 24
-
-
-def test_evaluation_reports_both_losses_and_recalls(tmp_path):
-    metrics = make_trainer(tmp_path).evaluate()
-    assert_close(metrics["eval_loss_itc"] + metrics["eval_loss_itm"], metrics["eval_loss"], rtol=1e-5, atol=1e-5)
-    # Six captions of three images: five texts, and all images, cannot miss.
-    assert metrics["eval_text_to_image_r@5"] == 1.0
-    assert {"eval_itm_accuracy", "eval_image_to_text_r@1"} <= metrics.keys()
-    assert "eval_loss_lm" not in metrics
-
-
-def test_resumed_run_repeats_the_losses_exactly(tmp_path):
-    fields = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4}
-    whole = make_trainer(tmp_path, **fields)
-    whole.train()
-    resumed = make_trainer(tmp_path, seed=1, **fields)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    keys = ("step", "loss", "loss_itc", "loss_itm", "itm_accuracy", "learning_rate", "alpha", "queue_fill")
-    curves = [[{key: log[key] for key in keys} for log in logs_of(trainer)[4:]] for trainer in (whole, resumed)]
-    assert len(curves[0]) == 2
-    assert curves[0] == curves[1]
-    assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)

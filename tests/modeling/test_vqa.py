@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Question answering: what is read and what is not, the weighted loss, and ranking against a plain loop."""
+"""Question answering: inputs, the weighted loss, generation, and ranking against a plain loop."""
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuestionAnswering
+from blip_hf import BlipForPreTraining, BlipForQuestionAnswering
 from tests.support.tiny_models import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
 
 
@@ -42,7 +42,7 @@ def one_of(batch, row):
 
 @pytest.fixture
 def projected_rows(model):
-    """Rows that the decoder's first layer has projected to keys, call by call."""
+    """Number of rows in each key projection of the decoder's first layer."""
     rows = []
     key = model.text_decoder.bert.encoder.layer[0].crossattention.self.key
     key.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
@@ -101,7 +101,7 @@ def test_answers_start_with_dec_whatever_the_labels_start_with(model, questions,
 
 
 @pytest.mark.parametrize("counts", [COUNTS, torch.tensor([2, 2, 2]), None])
-def test_weighted_loss_equals_the_sum_over_single_answers(model, questions, counts):
+def test_weighted_loss_equals_the_losses_of_single_answers(model, questions, counts):
     labels, mask = answers_of((4, 3, 5, 4, 6, 3))
     weights = torch.tensor([0.7, 0.3, 1.0, 0.5, 0.3, 0.2])
     output = model(
@@ -116,7 +116,7 @@ def test_weighted_loss_equals_the_sum_over_single_answers(model, questions, coun
     for answer, owner in enumerate(owners.tolist()):
         length = mask[answer].sum()
         alone = model(**one_of(questions, owner), labels=labels[answer : answer + 1, :length])
-        # The mean over the answer's tokens, of which the first is no target.
+        # The mean over the answer's tokens except the first.
         expected = expected + weights[answer] * alone.loss * (length - 1)
     assert_close(output.loss, expected / 3, **TOLERANCE)
 
@@ -156,7 +156,7 @@ def test_unused_arguments_raise(model, questions):
         model(**questions, labels=answers_of((4, 4, 4))[0], answer_weight=torch.ones(3))
 
 
-# Writing
+# Generation
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
@@ -187,11 +187,11 @@ def test_generation_settings_of_the_model_are_used(model, questions):
     assert model.generate(**questions, max_length=4).shape[1] <= 4
 
 
-# Choosing
+# Ranking
 
 
 def rank_by_loops(model, questions, answer_ids, answer_mask, num_candidates):
-    """The two stages for one question and one answer at a time."""
+    """Both stages of ranking, one question and one answer at a time."""
     best = []
     for row in range(len(questions["input_ids"])):
         question = one_of(questions, row)
@@ -258,12 +258,6 @@ def test_pretrained_weights_initialize_both_text_models(questions, caplog):
     words = [part.get_input_embeddings().weight for part in (pretrained, model, model.text_decoder)]
     assert len({id(weight) for weight in words}) == 3
     assert model(**questions, labels=questions["input_ids"]).loss.isfinite()
-
-
-def test_pretraining_checkpoint_raises(tmp_path):
-    BlipForPreTraining(tiny_pretraining_config(queue_size=0)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no weights for some of text_encoder .*Load it with BlipForPreTraining"):
-        BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
 def test_resizing_the_vocabulary_resizes_encoder_and_decoder(model, questions, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Towers initialised from ViT, DeiT and BERT checkpoints reproduce their outputs."""
+"""Encoders initialised from ViT, DeiT and BERT checkpoints reproduce their outputs."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tiny trainers on the CPU, and pairs to train them on: as tensors, or as records, some of them unreadable."""
+"""Tiny trainers on the CPU, and their training pairs: tensors, or records with unreadable images."""
 
 import torch
 from PIL import Image

@@ -13,7 +13,7 @@ LETTERS = tuple("abcdefghijklmnopqr")
 
 
 def make_tokenizer(words: Sequence[str] = LETTERS) -> BertTokenizer:
-    """A BERT tokenizer over the special tokens, with ids 0 to 4, and `words`, in this order."""
+    """A BERT tokenizer with the special tokens as ids 0 to 4, then `words`."""
     return BertTokenizer(vocab={token: index for index, token in enumerate((*SPECIAL_TOKENS, *words))})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to figures, and each recipe in small."""
+"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to metrics, and each recipe at small scale."""
 
 import json
 import subprocess
@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
 from blip_hf import (
@@ -31,12 +30,14 @@ from blip_hf.tasks import pretrain as pretrain_task
 from blip_hf.tasks.base import warn_about_training_data
 from blip_hf.tasks.pretrain import PretrainOptions
 from blip_hf.training.arguments import TASK_RECIPES
+from tests.support.files import write_json
+from tests.support.images import write_image
 from tests.support.paths import EXAMPLES
 
 
-# Those of the whole loop, bootstrap_*.yaml, are of another form.
+# The recipes of the whole loop, bootstrap_*.yaml, have another format.
 RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if not path.stem.startswith("bootstrap"))
-# METEOR takes half a minute to start where there is Java.
+# METEOR takes half a minute to start if Java is installed.
 SHORT_TESTS = {"caption": ["--metrics", "bleu", "rouge_l", "cider"]}
 SHORT = {**SHORT_TESTS, "retrieval": ["--queue_size", "8"]}
 SCENES = ["--data", "scenes", "--num_scenes", "8"]
@@ -87,7 +88,7 @@ def task_of(recipe):
     return {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2"}[recipe.stem.split("_")[0]]
 
 
-FIGURES = {
+MAIN_METRICS = {
     "caption": "cider",
     "retrieval": "r_mean",
     "vqa": "accuracy",
@@ -95,7 +96,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("task", FIGURES)
+@pytest.mark.parametrize("task", MAIN_METRICS)
 def test_finetune_and_evaluate_report_the_same_metrics(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
     argv += SHORT.get(task, [])
@@ -114,14 +115,14 @@ def test_finetune_and_evaluate_report_the_same_metrics(task, pretrained, tmp_pat
         "--output",
         answers,
     ]
-    figures = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
-    assert FIGURES[task] in figures
-    shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
+    metrics = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
+    assert MAIN_METRICS[task] in metrics
+    shared = {name: value for name, value in metrics.items() if f"eval_{name}" in trained}
     assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
     assert json.loads(answers.read_text())
 
 
-@pytest.mark.parametrize("task", FIGURES)
+@pytest.mark.parametrize("task", MAIN_METRICS)
 def test_frozen_image_layers_do_not_change(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--freeze_vision_layers", 1, "--output_dir", tmp_path]
     run("finetune", capsys, *argv, *SHORT.get(task, []))
@@ -150,11 +151,10 @@ def test_recipe_runs_at_small_scale(recipe, pretrained, tmp_path, capsys):
     task = task_of(recipe)
     argv = [task, "--config", recipe, "--model", pretrained, *TRAINING, "--image_size", "48", "--output_dir", tmp_path]
     if task == "vqa":
-        (tmp_path / "answers.json").write_text(json.dumps(["red", "blue", "yes", "no", "2"]))
-        argv += ["--answer_list", tmp_path / "answers.json"]
+        argv += ["--answer_list", write_json(tmp_path / "answers.json", ["red", "blue", "yes", "no", "2"])]
     metrics = run("finetune", capsys, *argv, *SHORT.get(task, []))
     assert metrics["train_loss"] > 0
-    assert f"eval_{FIGURES[task]}" in metrics
+    assert f"eval_{MAIN_METRICS[task]}" in metrics
     assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 48
     assert BlipProcessor.from_pretrained(tmp_path).image_processor.size["height"] == 48
 
@@ -186,22 +186,21 @@ def test_command_defaults_equal_the_recipes(pretrained):
 
 
 def test_multi_word_answers_and_the_question_only_baseline(pretrained, tmp_path, capsys, caplog):
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     records = [
         {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
         {"image": "a.png", "question": "what colour", "question_id": 2, "answer": ["red"]},
         {"image": "a.png", "question": "what else", "question_id": 3, "answer": ["red"]},
     ]
-    (tmp_path / "questions.json").write_text(json.dumps(records))
-    (tmp_path / "answers.json").write_text(json.dumps(["blue, red", "red"]))
-    source = tmp_path / "questions.json"
-    flags = ["--answer_sets", "--blind", "--answer_list", tmp_path / "answers.json"]
+    source = write_json(tmp_path / "questions.json", records)
+    answers = write_json(tmp_path / "answers.json", ["blue, red", "red"])
+    flags = ["--answer_sets", "--blind", "--answer_list", answers]
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
     metrics = run("finetune", capsys, *argv)
     assert f"evaluated on {source}, which it is also trained on" in caplog.text
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
-    # Blind, all images are one, so that even a file that is not there does not matter.
+    # With --blind, all images are equal, so a missing file does not matter.
     (tmp_path / "a.png").unlink()
     again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
@@ -254,7 +253,7 @@ def test_invalid_evaluation_options_raise_before_training(task, flags, message, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     (tmp_path / "answers.json").write_text('["red"]')
-    # Not even the model has been looked for.
+    # The check precedes that of the model.
     assert main(["finetune", task, "--model", "lost", *TRAINING, "--output_dir", "out", *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -268,8 +267,8 @@ def test_unrequested_evaluation_is_not_checked(pretrained, tmp_path, capsys):
 def test_captions_and_rankings_are_written_with_source_ids(pretrained, tmp_path, capsys):
     names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
     for name in names:
-        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
-    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": ["a red square"]} for name in names]))
+        write_image(tmp_path / name)
+    write_json(tmp_path / "list.json", [{"image": name, "caption": ["a red square"]} for name in names])
     source = ["--data", tmp_path / "list.json", "--device", "cpu", "--no_progress", "--output", tmp_path / "out.json"]
     whole, processor = BlipForPreTraining.from_pretrained(pretrained), BlipProcessor.from_pretrained(pretrained)
     for task, model in (("caption", whole.export_captioner()), ("retrieval", whole.export_retriever())):

@@ -45,7 +45,7 @@ def test_warmup_of_zero_steps_starts_at_the_full_rate():
 def test_the_optimiser_follows_the_schedule(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4, warmup_steps=2, decay_rate=0.5)
     trainer.train()
-    # Two steps an epoch: warm-up 1e-6 and 1.505e-4, then epoch 1 at 1.5e-4.
+    # Two steps per epoch: warm-up 1e-6 and 1.505e-4, then epoch 1 at 1.5e-4.
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     assert_close(rates, [1e-6, 1.505e-4, 1.5e-4, 1.5e-4])
 
@@ -70,7 +70,7 @@ def test_trainer_groups_by_length_on_request(tmp_path):
     sampler = trainer.get_train_dataloader().batch_sampler.sampler
     words = [len(caption.split()) for caption in Scenes(40, image_size=32).captions()]
     assert sampler.lengths.tolist() == words
-    # An evaluation needs no lengths, and keeps its order.
+    # Evaluation needs no lengths and keeps its order.
     assert list(trainer.get_eval_dataloader(pairs).batch_sampler.sampler) == list(range(40))
 
 
@@ -119,7 +119,7 @@ def test_keyword_arguments_override_the_recipe_of_a_task(tmp_path):
     assert (args.learning_rate, args.num_train_epochs, args.lr_scheduler_type) == (3e-5, 15, "blip_cosine")
     args = BlipFinetuningArguments.for_task("nlvr2", output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-4)
     assert (args.learning_rate, args.num_train_epochs) == (1e-4, 15)
-    # Those of retrieval are the defaults of the class.
+    # The defaults of the class are those of retrieval.
     plain = BlipFinetuningArguments(output_dir=str(tmp_path), use_cpu=True)
     assert BlipFinetuningArguments.for_task("retrieval", output_dir=str(tmp_path), use_cpu=True) == plain
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The contrastive trainer: what changes and when, and the content of logs, checkpoints and evaluations."""
+"""The contrastive trainer: updates, logs, checkpoints and evaluations."""
 
 import logging
 
@@ -20,7 +20,7 @@ def parameters_of(model):
 def test_training_updates_every_parameter(tmp_path):
     model = make_model(queue_size=4)
     before = parameters_of(model)
-    # Weight decay alone would move them too.
+    # Weight decay alone would also change them.
     make_trainer(tmp_path, model, max_steps=4, weight_decay=0.0).train()
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     assert still == []
@@ -44,9 +44,9 @@ def test_momentum_encoder_is_updated_once_per_optimizer_step(tmp_path):
     trainer = make_trainer(tmp_path, model, max_steps=1, gradient_accumulation_steps=2)
     trainer.train()
     current = dict(model.named_parameters(remove_duplicate=False))
-    for name, average in model.momentum_towers.named_parameters():
+    for name, momentum_parameter in model.momentum_towers.named_parameters():
         start = before[f"momentum_towers.{name}"]
-        assert_close(average, 0.75 * start + 0.25 * current[name], msg=name)
+        assert_close(momentum_parameter, 0.75 * start + 0.25 * current[name], msg=name)
 
 
 def test_each_batch_enters_the_queue_once(tmp_path):
@@ -79,7 +79,7 @@ def test_accumulating_equal_batches_gives_the_step_of_one(tmp_path):
 def test_alpha_rises_over_two_epochs(tmp_path):
     model, alphas = make_model(), []
     model.register_forward_pre_hook(lambda _, __, inputs: alphas.append(inputs["alpha"]), with_kwargs=True)
-    # Two steps an epoch, so four of ramp, and two batches a step, which share their alpha.
+    # Two steps per epoch, so four steps of ramp; the two batches of a step share their alpha.
     fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     make_trainer(tmp_path, model, max_steps=6, **fields).train()
     assert_close(alphas, [alpha for alpha in (0.0, 0.1, 0.2, 0.3, 0.4, 0.4) for _ in range(2)])
@@ -117,8 +117,8 @@ def test_recall_counts_the_captions_of_one_image_together():
     images = torch.eye(3)[[0, 0, 1, 2]]
     texts = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.6, 0.8], [0.0, 0.0, 1.0]])
     recalls = recalls_in_set(images, texts, torch.tensor([5, 5, 3, -100]))
-    # All three images find a text of theirs: either of two, 0.6 over 0, and 1 over 0.8. Of the four texts the third finds
-    # the unknown image, at 0.8, before its own, at 0.6.
+    # All three images rank a text of theirs first: either of two, 0.6 over 0, and 1 over 0.8. Three of the four texts
+    # do; the third ranks the unknown image, at 0.8, before its own, at 0.6.
     assert_close([recalls["image_to_text_r@1"], recalls["text_to_image_r@1"]], [1.0, 3 / 4])
 
 
@@ -149,11 +149,11 @@ def test_evaluation_does_not_use_the_queue(tmp_path, queue_size):
     metrics = [trainer.evaluate(TensorPairs(4, [i if i < 0 else i + offset for i in ids])) for offset in (0, 5, 1000)]
     for name in ("eval_loss", "eval_loss_itc", "eval_text_to_image_r@1"):
         assert metrics[0][name] == metrics[1][name] == metrics[2][name]
-    if queue_size:  # the captions of one image are positives still
+    if queue_size:  # the captions of one image are still positives
         assert trainer.evaluate(TensorPairs(4, [0, 1, 3, -100]))["eval_loss_itc"] != metrics[0]["eval_loss_itc"]
 
 
-def test_evaluation_changes_no_state(tmp_path):
+def test_evaluation_does_not_change_state(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=TensorPairs(6))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -238,7 +238,7 @@ def test_bf16_keeps_float32_weights(tmp_path):
     assert losses.isfinite().all()
     exact = make_trainer(tmp_path)
     exact.train()
-    assert losses[0] != exact.state.log_history[0]["loss"]  # or bf16 did not reach the model
+    assert losses[0] != exact.state.log_history[0]["loss"]  # otherwise bf16 did not reach the model
     assert_close(losses[0].item(), exact.state.log_history[0]["loss"], rtol=0.05, atol=0.1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The trainer of the fine-tunes: unusable records, exact evaluation losses, and the old names of the trainers."""
+"""The fine-tuning trainer: unreadable records, exact evaluation losses, and deprecated names."""
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_evaluation_does_not_change_arguments_or_collator(tmp_path):
     trainer = make_captioning_trainer(tmp_path, pairs, pairs, train_sampling_strategy="group_by_length")
     before = trainer.args.to_dict()
     loader = trainer.get_eval_dataloader()
-    assert [len(batch["input_ids"]) for batch in loader] == [2, 2, 1]  # in spite of `dataloader_drop_last`
+    assert [len(batch["input_ids"]) for batch in loader] == [2, 2, 1]  # despite `dataloader_drop_last`
     assert list(loader.batch_sampler.sampler) == [0, 1, 2, 3, 4]
     assert loader.collate_fn is trainer.data_collator
     assert trainer.args.to_dict() == before

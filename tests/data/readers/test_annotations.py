@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Annotation files of the published shapes, written small."""
+"""Small annotation files in the published formats."""
 
 import copy
-import json
 import os
 
 import datasets
 import pytest
 
 from blip_hf.data.readers import group_captions, load_nocaps, load_pairs
+from tests.support.files import write_json
 
 
 datasets.disable_progress_bars()
@@ -21,7 +21,7 @@ COCO = {
         {"license": 1, "file_name": "000000037777.jpg", "height": 230, "width": 352, "id": 37777},
         {"license": 1, "file_name": "000000000001.jpg", "height": 230, "width": 352, "id": 1},
     ],
-    # Captions of one image are not neighbours, and the last image has none.
+    # Captions of one image are not consecutive, and the last image has none.
     "annotations": [
         {"image_id": 37777, "id": 1, "caption": "A kitchen."},
         {"image_id": 397133, "id": 2, "caption": "A man in a kitchen."},
@@ -62,9 +62,7 @@ NOCAPS = {
 @pytest.fixture
 def write(tmp_path):
     def write_file(content, name="file.json"):
-        path = tmp_path / name
-        path.write_text(json.dumps(content), encoding="utf-8")
-        return path
+        return write_json(tmp_path / name, content)
 
     return write_file
 
@@ -74,7 +72,7 @@ def rows(pairs):
 
 
 def changed(content, *keys, to):
-    """A copy with one place set, or deleted where `to` is `None`."""
+    """A copy with one value set, or deleted if `to` is `None`."""
     content = copy.deepcopy(content)
     place = content
     for key in keys[:-1]:

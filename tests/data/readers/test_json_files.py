@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""JSON lists a record at a time: as the whole file parsed at once, from any record on, in little memory."""
+"""Streamed JSON lists: equal to the parsed file, from any record on, in constant memory."""
 
 import json
 import tracemalloc
@@ -26,7 +26,7 @@ RECORDS = [
 
 @pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
 def chunk(request, monkeypatch):
-    """However few bytes are read at a time, through characters and numbers."""
+    """For any buffer size, also within characters and numbers."""
     monkeypatch.setattr(json_files, "_CHUNK", request.param)
     return request.param
 
@@ -90,7 +90,7 @@ def test_non_utf8_raises_with_the_file(tmp_path, content):
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypatch):
-    """Ten times the records, and no more memory but for three numbers a shard."""
+    """Ten times the records need no more memory, except for three numbers per shard."""
     monkeypatch.setattr(json_files, "_CHUNK", 1 << 14)
     peaks = []
     for size in (2_000, 20_000):
@@ -106,4 +106,4 @@ def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert num_samples == size
-    assert peaks[1] < peaks[0] + 500_000  # the parsed records take some 10 MB
+    assert peaks[1] < peaks[0] + 500_000  # the parsed records take about 10 MB

@@ -162,7 +162,7 @@ def test_image_folder_may_have_one_folder_per_split(photos):
 
 
 def test_image_folder_may_have_its_metadata_in_columns(photos):
-    # With the mark that spreadsheets put first.
+    # With the byte order mark of spreadsheets.
     rows = '\ufefffile_name,text,image_id\nred.png,"red, and square",7\nblue.png,blue,3\nred.png,"a ""red"" one",7\n'
     (photos / "images" / "metadata.csv").write_text(rows, encoding="utf-8")
     pairs = load_pairs(photos / "images")
@@ -307,7 +307,7 @@ def test_records_in_memory_are_grouped():
         (["COCO_val2014_000000391895.jpg", "b.jpg"], [None, None], ["391895", "b.jpg"]),
         (["sub/a.jpg", "1000092795.jpg"], [None, None], ["sub/a.jpg", "1000092795.jpg"]),
         (["a.jpg", "b.jpg"], [8, None], ["8", "b.jpg"]),
-        # The number of the sets of 2014 and 2017 is of one image, but these are two files.
+        # In COCO 2014 and 2017 the number is of one image, but these are two files.
         (["COCO_val2014_000000000042.jpg", "000000000042.jpg"], [None, None], None),
     ],
 )

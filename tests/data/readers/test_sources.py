@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Telling formats apart, and what is said about a source that does not fit."""
+"""Format detection, and errors of invalid sources."""
 
 import datasets
 import pyarrow as pa
@@ -10,8 +10,8 @@ from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.readers.hub import is_hub_name
 from blip_hf.data.readers.sources import expand_pattern, make_absolute
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_images
-from tests.support.sources import encoded, read, summary
+from tests.support.images import encoded_image, write_images
+from tests.support.sources import read, summary
 
 
 ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, load_images])
@@ -129,7 +129,7 @@ def test_lists_may_be_in_the_folder_of_their_images(tmp_path):
 def test_splits_may_have_their_own_folders(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        write_tar(tmp_path / split / "a.tar", [("0.png", encoded()), ("0.txt", split.encode())])
+        write_tar(tmp_path / split / "a.tar", [("0.png", encoded_image()), ("0.txt", split.encode())])
     assert [load_pairs(tmp_path, split=split)["caption"][:] for split in ("train", "test")] == [["train"], ["test"]]
     assert [sample.texts for shard in find_shards(tmp_path, split="test") for sample in shard.samples()] == [("test",)]
 
@@ -156,7 +156,7 @@ def test_files_of_the_same_name_are_distinguished_by_folder(tmp_path):
     assert [shard.name for shard in shards] == ["x_0", "y_0"]
     with pytest.raises(ValueError, match="Several sources are called '0'"):
         find_shards([tmp_path / "x" / "0.tar"] * 2)
-    # A list is cut into shards, one of which may be called as another file.
+    # A list has several shards, and the name of one may equal that of another file.
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "web-00000.parquet")
     records = write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a"}])
     with pytest.raises(ValueError, match="Several sources are called 'web-00000'"):
@@ -164,7 +164,13 @@ def test_files_of_the_same_name_are_distinguished_by_folder(tmp_path):
 
 
 def test_ignored_files_are_counted_once(tmp_path, caplog):
-    members = [("0.png", encoded()), ("0.txt", b"a"), ("0.zyx", b""), ("1.zyx", b""), (".hidden/1.png", encoded())]
+    members = [
+        ("0.png", encoded_image()),
+        ("0.txt", b"a"),
+        ("0.zyx", b""),
+        ("1.zyx", b""),
+        (".hidden/1.png", encoded_image()),
+    ]
     source = write_tar(tmp_path / "a.tar", members)
     assert len(read(source)) == len(read(source)) == 1
     assert caplog.text.count("a.tar: passed over files that are neither images nor their texts (2 .zyx)") == 1

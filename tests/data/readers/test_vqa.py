@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions and answers in the formats that they are published in."""
+"""Questions and answers in the published formats."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer
 
-from blip_hf import BlipProcessor
 from blip_hf.data.readers.vqa import load_vqa, most_common_answers
 from blip_hf.data.scenes import Scenes, SceneVqa
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
+from tests.support.files import write_json
+from tests.support.images import write_image
+from tests.support.vocabularies import make_processor
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "a", "red", "square"]
 RECORD = {
     "dataset": "vqa",
     "image": "a.jpg",
@@ -28,15 +27,7 @@ VG_RECORD = {"dataset": "vg", "image": "b.jpg", "question": "Where?", "question_
 
 
 def write(folder: Path, content, name="questions.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture(scope="module")
-def processor() -> BlipProcessor:
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    return write_json(folder / name, content)
 
 
 # BLIP's lists
@@ -53,12 +44,12 @@ def test_answer_weights_are_shares_of_votes_and_a_fifth_for_visual_genome(tmp_pa
     }
 
 
-def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path, processor):
-    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path):
+    write_image(tmp_path / "b.jpg")
     asked = {name: value for name, value in VG_RECORD.items() if name != "answer"}
     questions = load_vqa(write(tmp_path, [{**asked, "answer": ["here", "there"]}, asked]))
     assert questions["weights"][:] == [[0.1, 0.1], []]
-    batch = BlipVqaCollator(processor)([VqaDataset(questions)[i] for i in range(2)])
+    batch = BlipVqaCollator(make_processor())([VqaDataset(questions)[i] for i in range(2)])
     assert_close(batch["answer_weights"], torch.tensor([0.1, 0.1]))
     assert batch["answers_per_question"].tolist() == [2, 0]
 
@@ -217,6 +208,6 @@ def test_daquar_is_read(data_root):
     assert len(questions) == 1755
     assert all(len(answers) == 1 for answers in questions["answers"])
     known = set(json.loads((folder / "answer_list.json").read_text()))
-    # 1,581 of one word and one of the same word twice; the others are of several.
+    # 1,581 of one word and one with the same word twice; the others have several words.
     assert sum(answer in known for (answer,) in questions["answers"]) == 1582
     assert VqaDataset(questions)[0]["image"].size == (224, 168)
