@@ -201,7 +201,7 @@ def test_a_broken_image_is_named(processor, tmp_path: Path):
         processor([random_photo(), path], return_tensors="pt")
 
 
-# ---- [DEC] and [ENC]
+# ---- Role tokens
 
 
 def test_a_plain_tokenizer_gets_dec_and_enc_and_keeps_cls_and_sep():

@@ -124,7 +124,7 @@ def test_loop_resumes_and_repeats_only_changed_stages(tmp_path, capfd, monkeypat
     unchanged = ("evaluate-captioner", "evaluate-noisy")
     assert done == ["filter", *(stage for stage in STAGES[6:] if stage not in unchanged)]
 
-    # Another evaluation setting repeats no training, and settings without effect repeat nothing.
+    # Another rule or evaluation repeats no earlier training, and the batch size does not repeat CapFilt.
     judged = {"evaluation": {**TINY["evaluation"], "batch_size": 3}, "rule": {"threshold": 0.3}}
     _, done = run_loop(
         whole,

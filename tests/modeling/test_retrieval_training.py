@@ -203,7 +203,7 @@ def test_a_pretraining_checkpoint_starts_fine_tuning_without_its_decoder(tmp_pat
     assert (model.config.queue_size, model.config.momentum) == (10, 0.8)
     assert "lm_weight" not in model.config.to_dict()
     assert_momentum_is_online(model)
-    # And its own save has its own names.
+    # Its own checkpoint also loads completely.
     model.save_pretrained(tmp_path / "own")
     _, info = BlipForRetrievalTraining.from_pretrained(tmp_path / "own", output_loading_info=True)
     assert not any(info.values()), info

@@ -162,7 +162,7 @@ def test_momentum_pass_records_no_graph_and_uses_the_precision_of_the_step(dtype
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), recorder:
         keys = model.momentum_towers(**tiny_batch())
         assert saved == []
-        model.get_input_embeddings()(tiny_batch()["input_ids"]) * model.temp  # the counter works
+        model.get_input_embeddings()(tiny_batch()["input_ids"]) * model.temp  # the hook records tensors
     assert saved
     assert dtypes == {dtype}
     assert not any(key.requires_grad for key in keys)
