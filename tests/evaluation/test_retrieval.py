@@ -206,7 +206,7 @@ def test_autocast_and_bfloat16_states_are_close(model, processor, pairs):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = evaluate_retrieval(model, processor, pairs)
     for other in (half, mixed):
-        # bf16 has 8 bits: scores of some units move by some hundredths. The cosines stay fp32.
+        # bf16 has 8 significant bits, so scores of a few units change by a few hundredths. Cosines stay fp32.
         scores = dense(exact.image_candidates, len(pairs))
         assert_close(dense(other.image_candidates, len(pairs)), scores, atol=0.15, rtol=0.05)
         assert not torch.equal(dense(other.image_candidates, len(pairs)), scores)

@@ -64,9 +64,9 @@ def test_broken_videos_are_skipped_with_their_captions(model, processor, records
     assert result.texts == ["c", "d e f g", "h h i", "j"]
 
 
-def test_half_precision_states_are_close_to_fp32(model, processor, records):
+def test_bfloat16_states_are_close(model, processor, records):
     exact = evaluate_video_retrieval(model, processor, records)
     half = evaluate_video_retrieval(model, processor, records, states_dtype=torch.bfloat16)
     scores = [result.text_candidates.scores.sort(dim=1).values for result in (half, exact)]
-    # bf16 has 8 bits: scores of some units move by some hundredths.
+    # bf16 has 8 significant bits, so scores of a few units change by a few hundredths.
     assert_close(*scores, atol=0.1, rtol=0.05)

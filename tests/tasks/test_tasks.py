@@ -232,10 +232,10 @@ def test_evaluating_on_training_data_warns(options_class, content, fields, is_wa
         (tmp_path / name).write_text(content)
     data = [str(tmp_path / "b.json"), str(tmp_path / "a.json"), "scenes"]
     same = str(tmp_path / "sub" / ".." / "a.json")
-    warn_about_training_data(options_class("model", data, [same, "scenes"], **fields))
+    warn_about_training_data(options_class(model="model", data=data, eval_data=[same, "scenes"], **fields))
     assert (f"evaluated on {same}, which it is also trained on" in caplog.text) == is_warned_of
     caplog.clear()
-    warn_about_training_data(options_class("model", data[:1], [same], **fields))
+    warn_about_training_data(options_class(model="model", data=data[:1], eval_data=[same], **fields))
     assert not caplog.text
 
 
@@ -246,7 +246,7 @@ def test_evaluating_on_training_data_warns(options_class, content, fields, is_wa
         ("caption", ["--metrics", "blue"], "metrics=['blue'] is unknown"),
         ("retrieval", ["--k_test", "0"], "k=0 is too small"),
         ("vqa", ["--answer_list", "lost.json"], "lost.json does not exist"),
-        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 leaves nothing"),
+        ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 is too small"),
     ],
 )
 def test_invalid_evaluation_options_raise_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
@@ -325,7 +325,7 @@ def test_missing_model_raises_before_any_work(command, source, tmp_path, monkeyp
 
 
 def test_python_api_uses_the_recipe_of_the_command(pretrained, tmp_path):
-    options = nlvr2.FinetuneOptions(str(pretrained), ["scenes:8"], eval_data=["scenes:4"])
+    options = nlvr2.FinetuneOptions(model=str(pretrained), data=["scenes:8"], eval_data=["scenes:4"])
     arguments = BlipFinetuningArguments.for_task(
         "nlvr2", output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )
@@ -349,8 +349,10 @@ def test_evaluation_scenes_follow_the_training_scenes(options_class, data, eval_
 
 
 def test_scenes_source_equals_the_scenes_option():
-    by_option = caption.EvaluateOptions("m", ["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
-    by_number = caption.EvaluateOptions("m", ["scenes:5"], first_scene=3).evaluation_source().scenes(32)
+    by_option = (
+        caption.EvaluateOptions(model="m", data=["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
+    )
+    by_number = caption.EvaluateOptions(model="m", data=["scenes:5"], first_scene=3).evaluation_source().scenes(32)
     assert by_number.captions() == by_option.captions()
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs the demo: pre-training with a progress bar, evaluation, and the report."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from ..data.scenes import Scenes
+from ..files import atomic_write, write_json
 from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..pages import percent
@@ -60,9 +60,10 @@ def run_demo(settings: DemoSettings, output_dir: Path, console: Console) -> dict
         "scores": {score.key: asdict(score) for score in evaluation.scores},
         "losses": progress.history,
     }
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(metrics, output_dir / "metrics.json")
     page = render_report(metrics, evaluation, [held_out[i] for i in range(min(_NUM_IMAGES, len(held_out)))])
-    (output_dir / "index.html").write_text(page, encoding="utf-8")
+    with atomic_write(output_dir / "index.html") as path:
+        path.write_text(page, encoding="utf-8")
     print_table(evaluation, console)
     console.print(
         f"{metrics['minutes']:.1f} minutes. Images and captions: {output_dir / 'index.html'}", soft_wrap=True

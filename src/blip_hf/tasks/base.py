@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..data.scenes import Scenes
     from ..processing_blip import BlipProcessor
     from ..training import BlipFinetuningArguments, BlipTrainer
-    from .pretrain import PretrainOptions
 
 
 Records = Sequence[Mapping[str, Any]]
@@ -89,25 +88,15 @@ def count_scenes(data: list[str], num_scenes: int) -> int:
     return max((len(parse_scenes(source)) for source in numbered), default=num_scenes)
 
 
-@dataclass
-class FinetuneOptions:
-    """Options of every fine-tuning."""
+@dataclass(kw_only=True)
+class TrainingOptions:
+    """Options of every training: its data, and how they are augmented."""
 
-    model: str = field(
-        metadata={
-            "help": "Checkpoint with its processor to start from: of the task or of pre-training",
-            "metavar": "CHECKPOINT",
-        }
-    )
-    data: list[str] = field(metadata={"help": f"Training set: {FILES_HELP}", "metavar": "SOURCE"})
+    data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}", "metavar": "SOURCE"})
     eval_data: list[str] | None = option(None, "Set to evaluate on after training, as --data", "SOURCE")
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
-    image_size: int | None = option(
-        None, "Image size in pixels; position embeddings are interpolated (default: the checkpoint's)", "N"
-    )
     augment: bool = option(True, "Crop, flip and warp the training images")
     min_scale: float = option(0.5, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
-    drop_path: float | None = option(None, "Drop-path rate of the image encoder (default: the checkpoint's)", "RATE")
     freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
     num_scenes: int = option(10_000, "Number of scenes to train on", "N")
     num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
@@ -124,7 +113,48 @@ class FinetuneOptions:
         return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes)
 
 
-@dataclass
+@dataclass(kw_only=True)
+class PairTrainingOptions(TrainingOptions):
+    """Options of training on image-text pairs, which come from more sources and may have splits."""
+
+    split: str = option("train", f"Split of --data, {SPLIT_HELP}", "NAME")
+    eval_split: str = option("val", f"Split of --eval_data, {SPLIT_HELP}", "NAME")
+
+    def training_source(self) -> Source:
+        """Returns the source of the training set."""
+        return replace(super().training_source(), split=self.split)
+
+    def evaluation_source(self) -> Source | None:
+        """Returns the source of the evaluation set, if there is one."""
+        source = super().evaluation_source()
+        return None if source is None else replace(source, split=self.eval_split)
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(TrainingOptions):
+    """Options of every fine-tuning."""
+
+    model: str = field(
+        metadata={
+            "help": "Checkpoint with its processor to start from: of the task or of pre-training",
+            "metavar": "CHECKPOINT",
+        }
+    )
+    data: list[str] = field(metadata={"help": f"Training set: {FILES_HELP}", "metavar": "SOURCE"})
+    image_size: int | None = option(
+        None, "Image size in pixels; position embeddings are interpolated (default: the checkpoint's)", "N"
+    )
+    drop_path: float | None = option(None, "Drop-path rate of the image encoder (default: the checkpoint's)", "RATE")
+
+
+@dataclass(kw_only=True)
+class PairFinetuneOptions(PairTrainingOptions, FinetuneOptions):
+    """Options of fine-tuning on image-text pairs."""
+
+    data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}", "metavar": "SOURCE"})
+
+
+@dataclass(kw_only=True)
 class EvaluateOptions:
     """Options of every evaluation."""
 
@@ -144,25 +174,7 @@ class EvaluateOptions:
         return Source(self.data, self.image_root, self.first_scene, self.num_scenes)
 
 
-@dataclass
-class PairFinetuneOptions(FinetuneOptions):
-    """Options of a fine-tuning on image-text pairs, which come from more sources and may have splits."""
-
-    data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}", "metavar": "SOURCE"})
-    split: str = option("train", f"Split of --data, {SPLIT_HELP}", "NAME")
-    eval_split: str = option("val", f"Split of --eval_data, {SPLIT_HELP}", "NAME")
-
-    def training_source(self) -> Source:
-        """Returns the source of the training set."""
-        return replace(super().training_source(), split=self.split)
-
-    def evaluation_source(self) -> Source | None:
-        """Returns the source of the evaluation set, if there is one."""
-        source = super().evaluation_source()
-        return None if source is None else replace(source, split=self.eval_split)
-
-
-@dataclass
+@dataclass(kw_only=True)
 class PairEvaluateOptions(EvaluateOptions):
     """Options of an evaluation on image-text pairs."""
 
@@ -353,9 +365,7 @@ def run_finetuning(
     return metrics
 
 
-def training_transform(
-    options: "FinetuneOptions | PretrainOptions", image_size: int, transform_class: type | None = None
-) -> Any | None:
+def training_transform(options: TrainingOptions, image_size: int, transform_class: type | None = None) -> Any | None:
     """Returns the augmentation of the options. Scenes are not augmented: crops would cut off what texts are about."""
     from ..data.transforms import TrainTransform
 
@@ -387,7 +397,9 @@ __all__ = [
     "Finetuned",
     "PairEvaluateOptions",
     "PairFinetuneOptions",
+    "PairTrainingOptions",
     "Source",
+    "TrainingOptions",
     "checkpoint_type",
     "config_values",
     "count_scenes",

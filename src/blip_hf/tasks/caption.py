@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..training import BlipFinetuningArguments
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CaptionOptions:
     """How captions are generated and compared with human ones."""
 
@@ -36,12 +36,12 @@ class CaptionOptions:
         return {name: getattr(self, name) for name in ("prompt", "num_beams", "max_length", "min_length")}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneOptions(CaptionOptions, PairFinetuneOptions):
     """Options of fine-tuning a captioner."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateOptions(CaptionOptions, PairEvaluateOptions):
     """Options of evaluating a captioner."""
 

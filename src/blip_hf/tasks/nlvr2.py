@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from ..training import BlipFinetuningArguments
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneOptions(base.FinetuneOptions):
     """Options of fine-tuning for NLVR2."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateOptions(base.EvaluateOptions):
     """Options of evaluating NLVR2."""
 

@@ -3,13 +3,13 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base
-from .base import PAIRS_HELP, Source, option
+from .base import option
 
 
 if TYPE_CHECKING:
@@ -36,23 +36,17 @@ CONFIGURED = (
 )
 
 
-@dataclass
-class PretrainOptions:
+@dataclass(kw_only=True)
+class PretrainOptions(base.PairTrainingOptions):
     """Options of pre-training. `None` stands for the default of [`BlipPreTrainingConfig`], where that has the option."""
 
-    data: list[str] = field(metadata={"help": f"Training pairs: {PAIRS_HELP}", "metavar": "SOURCE"})
-    eval_data: list[str] | None = option(None, "Pairs to evaluate on, as --data", "SOURCE")
-    eval_split: str = option("validation", "Split of --eval_data, if it has several", "NAME")
-    image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
-    num_scenes: int = option(10_000, "Number of scenes to train on", "N")
-    num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+    eval_split: str = option("validation", f"Split of --eval_data, {base.SPLIT_HELP}", "NAME")
     min_scale: float = option(0.2, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
     model: str | None = option(
         None,
         "BlipForPreTraining checkpoint with its processor to continue from; the options of sizes and dropout do not apply",
         "CHECKPOINT",
     )
-    augment: bool = option(True, "Crop, flip and warp the training images; not needed for a run of one epoch")
     in_memory: bool = option(
         False, "Encode each pair once and keep it in memory, for a small set without augmentation"
     )
@@ -78,7 +72,6 @@ class PretrainOptions:
     vision_layers: int = option(12, "Layers of the image encoder, without --vision", "N")
     text_width: int = option(768, "Hidden size of the text transformer, without --text", "N")
     text_layers: int = option(12, "Layers of the text transformer, without --text", "N")
-    freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
     head_width: int = option(64, "Width of an attention head, for encoders with random weights", "N")
     initializer_range: float = option(
         0.02, "Standard deviation of random weights; narrow encoders need a larger one", "STD"
@@ -107,17 +100,6 @@ class PretrainOptions:
     def temperature_init_value(self) -> float | None:
         """`temperature`, under the configuration's name."""
         return self.temperature
-
-    def training_source(self) -> Source:
-        """Returns the source of the training set."""
-        return Source(self.data, self.image_root, 0, self.num_scenes, "train")
-
-    def evaluation_source(self) -> Source | None:
-        """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
-        if self.eval_data is None:
-            return None
-        first_scene = base.count_scenes(self.data, self.num_scenes)
-        return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes, self.eval_split)
 
 
 def pretrain(

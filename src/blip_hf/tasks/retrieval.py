@@ -20,14 +20,14 @@ MAX_LENGTH = 35
 CONFIGURED = ("queue_size", "momentum", "alpha", "negative_temperature", "negative_all_rank")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RankingOptions:
     """How candidates are ranked."""
 
     k_test: int = option(K_TEST, "Candidates that the matching head re-ranks (paper: COCO 256, Flickr30k 128)", "N")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneOptions(RankingOptions, PairFinetuneOptions):
     """Options of fine-tuning for retrieval. `None` stands for the default of [`BlipRetrievalTrainingConfig`]."""
 
@@ -44,7 +44,7 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateOptions(RankingOptions, PairEvaluateOptions):
     """Options of evaluating retrieval."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..training import BlipFinetuningArguments
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AnswerOptions:
     """How questions are read and answered."""
 
@@ -30,7 +30,7 @@ class AnswerOptions:
     blind: bool = option(False, "Show a grey image with each question: the baseline without images")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneOptions(AnswerOptions, base.FinetuneOptions):
     """Options of fine-tuning for VQA."""
 
@@ -47,7 +47,7 @@ class FinetuneOptions(AnswerOptions, base.FinetuneOptions):
         return None if source is None else replace(source, annotations=self.eval_annotations)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateOptions(AnswerOptions, base.EvaluateOptions):
     """Options of evaluating VQA."""
 
