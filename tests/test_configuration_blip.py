@@ -9,7 +9,7 @@ from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipTextConfig
 from tests.support.tiny_models import TEXT, tiny_config
 
 
-def test_defaults_equal_blips_and_are_saved(tmp_path):
+def test_defaults_equal_those_of_blip_and_are_saved(tmp_path):
     config = BlipConfig()
     config.save_pretrained(tmp_path)
     for loaded in (config, BlipConfig.from_pretrained(tmp_path)):

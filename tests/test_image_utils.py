@@ -180,7 +180,7 @@ def test_a_broken_file_raises_an_error_that_names_it(tmp_path: Path, content: by
         open_image(path)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
+def test_missing_file_and_folder_raise_with_their_names(tmp_path: Path):
     with pytest.raises(UnreadableImageError, match=r"nowhere\.jpg: there is no such file"):
         open_image(tmp_path / "nowhere.jpg")
     with pytest.raises(UnreadableImageError, match="it is a folder"):
@@ -193,7 +193,7 @@ def test_error_does_not_quote_a_whole_image():
     assert len(str(caught.value)) < 1000
 
 
-def test_a_lazily_opened_broken_file_is_named(tmp_path: Path):
+def test_lazily_opened_broken_file_raises_with_its_name(tmp_path: Path):
     path = tmp_path / "late.png"
     path.write_bytes(encode_image(Image.fromarray(NOISE))[:2000])
     with Image.open(path) as image, pytest.raises(UnreadableImageError, match=r"late\.png"):

@@ -194,7 +194,7 @@ def test_without_rgb_conversion_an_image_is_not_changed():
     )
 
 
-def test_a_broken_image_is_named(processor, tmp_path: Path):
+def test_broken_image_raises_with_its_name(processor, tmp_path: Path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"")
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):

@@ -65,7 +65,7 @@ def test_a_processor_of_transformers_loads_here_with_the_role_tokens(upstream, t
     assert loaded(text="two dogs", role="matching").input_ids == [[ENC, *ids_of("two dogs"), SEP]]
 
 
-def test_a_processor_loads_beside_a_config_of_unknown_type(processor, tmp_path: Path):
+def test_processor_loads_from_a_folder_with_an_unknown_config(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip_pretraining"}))
     assert BlipProcessor.from_pretrained(tmp_path).dec_token_id == DEC

@@ -23,9 +23,10 @@ from blip_hf.bootstrap.sets import (
     write_web,
 )
 from blip_hf.capfilt.filters import Rule
-from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from blip_hf.capfilt.scores import RunFolder, write_scores
 from tests.support.files import write_json
 from tests.support.images import write_image
+from tests.support.scores import score_row, table_of
 
 
 SCENES = SceneData(num_web=30, num_human=20, num_eval=10, num_check=12, image_size=32)
@@ -56,14 +57,14 @@ def test_human_scenes_of_one_caption_share_an_id(tmp_path):
 
 def test_ground_truth_marks_swapped_captions(scene_sets):
     truth, web = read_truth(scene_sets), read_web(scene_sets / WEB)
-    verdicts = [
+    labels = [
         (
             truth.is_right("web", str(pair["image_id"]), pair["caption"]),
             truth.captions[str(pair["image_id"])] == pair["caption"],
         )
         for pair in web.to_pylist()
     ]
-    assert set(verdicts) == {(True, True), (False, False)}
+    assert set(labels) == {(True, True), (False, False)}
     assert truth.captions.keys() == set(map(str, (*range(30), *range(50, 62))))
 
 
@@ -83,10 +84,10 @@ def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     assert web_names.isdisjoint({caption[0] for caption in kept_human["caption"]})
     assert set(kept_web["image_id"].to_pylist()).isdisjoint(kept_human["image_id"])
     truth = read_truth(tmp_path / "sets")
-    verdicts = {
+    labels = {
         pair["caption"]: truth.is_right("web", str(pair["image_id"]), pair["caption"]) for pair in kept_web.to_pylist()
     }
-    assert verdicts == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
+    assert labels == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
 
 
 def test_image_is_identified_by_its_resolved_path(tmp_path):
@@ -121,11 +122,10 @@ def test_each_text_of_an_image_has_its_own_label(tmp_path):
     assert noisy["share_right"] == pytest.approx(2 / 3)
     # CapFilt merges the three into one sample with the id of the first.
     rows = [
-        {"sample_id": "web-00000/0", "image_id": "0", "image": "a.png", "text_index": number, "text": text}
-        | {"source": "web", "itm": itm, "itc": 0.0, "log_prob": None}
+        score_row("web-00000/0", "0", text, "web", itm, image="a.png", text_index=number)
         for number, (text, itm) in enumerate([("right", 0.9), ("wrong", 0.1), ("right too", 0.8)])
     ]
-    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(tmp_path / "run").scores("web-00000"))
+    write_scores(table_of(rows), RunFolder(tmp_path / "run").scores("web-00000"))
     metrics = measure_capfilt(tmp_path / "run", read_truth(sets), Rule())
     assert (metrics["web_right"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(2 / 3), 1.0, 1.0)
     assert metrics["web_noise_recall"] == 1.0
@@ -152,12 +152,8 @@ def scored(tmp_path):
         ("2", "web", "a cross", 0.1),
         ("2", "synthetic", "a heart", 0.8),
     ]
-    rows = [
-        {"sample_id": f"web-00000/{id_}", "image_id": id_, "image": "", "text_index": 0, "text": text}
-        | {"source": source, "itm": itm, "itc": 0.0, "log_prob": None}
-        for id_, source, text, itm in texts
-    ]
-    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(run).scores("web-00000"))
+    rows = [score_row(f"web-00000/{id_}", id_, text, source, itm) for id_, source, text, itm in texts]
+    write_scores(table_of(rows), RunFolder(run).scores("web-00000"))
     return sets, run
 
 

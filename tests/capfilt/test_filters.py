@@ -9,25 +9,18 @@ import pyarrow as pa
 import pytest
 
 from blip_hf.capfilt.filters import Rule, find_cutoffs, keep_mask
-from blip_hf.capfilt.scores import SCHEMA, RunFolder, read_scores, write_scores
+from blip_hf.capfilt.scores import RunFolder, read_scores, write_scores
+from tests.support.scores import score_row, table_of
 
 
 def score_table(rows: list[tuple]) -> pa.Table:
     """Rows of `(image_id, source, itm)`, with ITC in the reverse order of ITM."""
-    records = [
-        {
-            "sample_id": f"s/{image_id}",
-            "image_id": image_id,
-            "image": "",
-            "text_index": index,
-            "text": "a text",
-            "source": source,
-            "itm": itm,
-            "itc": None if itm is None else -itm,
-        }
+    return table_of(
+        score_row(
+            f"s/{image_id}", image_id, "a text", source, itm, itc=None if itm is None else -itm, text_index=index
+        )
         for index, (image_id, source, itm) in enumerate(rows)
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    )
 
 
 def random_table(seed: int, num_texts: int = 500, num_images: int = 200) -> pa.Table:
@@ -145,7 +138,7 @@ def test_invalid_filter_rules_raise(fields, message):
         Rule(**fields)
 
 
-def test_scores_are_read_as_they_were_written(tmp_path):
+def test_scores_round_trip_through_parquet(tmp_path):
     table = random_table(3)
     run = RunFolder(tmp_path)
     write_scores(table, run.scores("b"))

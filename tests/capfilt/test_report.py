@@ -19,6 +19,7 @@ from blip_hf.data.scenes import Scenes
 from blip_hf.evaluation.filtering import filter_metrics
 from tests.support.files import write_json
 from tests.support.images import encoded_image, write_image
+from tests.support.scores import score_row, table_of
 
 
 RULE = {"threshold": 0.5, "keep_share": None, "best_per_image": False, "sources": ["web", "synthetic"], "by": "itm"}
@@ -26,12 +27,10 @@ RULE = {"threshold": 0.5, "keep_share": None, "best_per_image": False, "sources"
 
 def score_table(rows: Sequence[tuple[str, int, str, str, float, float]]) -> pa.Table:
     """Rows of sample, number of the text, text, source, ITM and ITC. The sample id is also the image id."""
-    records = [
-        {"sample_id": sample, "image_id": sample.split("/")[-1].lstrip("0") or "0", "image": "", "text_index": index}
-        | {"text": text, "source": source, "itm": itm, "itc": itc}
+    return table_of(
+        score_row(sample, sample.split("/")[-1].lstrip("0") or "0", text, source, itm, itc=itc, text_index=index)
         for sample, index, text, source, itm, itc in rows
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    )
 
 
 def write_run(folder, tables, *, source="scenes:4", rule=RULE, skipped=()):
@@ -144,13 +143,8 @@ def list_run(tmp_path):
     ids = {"one": "web/00000000", "three": "web/00000002", "five": "web/00000004", "six": "web/00000004"}
     images = {"one": "0.png", "three": "2.png", "five": "9", "six": "9"}
     itm = {"one": 0.9, "three": 0.8, "five": 0.7, "six": 0.1}
-    rows = [
-        {"sample_id": ids[text], "image_id": images[text], "image": "", "text_index": int(text == "six")}
-        | {"text": text, "source": "web", "itm": itm[text], "itc": 0.0}
-        for text in itm
-    ]
-    tables = [pa.Table.from_pylist(part, schema=SCHEMA) for part in (rows[:1], rows[1:2], rows[2:])]
-    tables = {f"web-{i:05d}": table for i, table in enumerate(tables)}
+    rows = [score_row(ids[text], images[text], text, "web", itm[text], text_index=int(text == "six")) for text in itm]
+    tables = {f"web-{i:05d}": table_of(part) for i, part in enumerate((rows[:1], rows[1:2], rows[2:]))}
     return write_run(tmp_path / "run", tables, source=str(tmp_path / "web.json"))
 
 

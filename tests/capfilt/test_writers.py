@@ -23,6 +23,7 @@ from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
 from tests.support.files import write_json
+from tests.support.scores import score_row, table_of
 
 
 MODELS = {
@@ -45,23 +46,14 @@ def scored(shard: Shard) -> pa.Table:
     """A web text and a synthetic text for each image, with scores computed from their letters."""
     rows = []
     for sample in shard.samples():
+        path = sample.image if isinstance(sample.image, str) else ""
         for index, (source, text) in enumerate(
             [("web", sample.texts[0]), ("synthetic", f"an image {sample.sample_id}")]
         ):
-            rows.append(
-                {
-                    "sample_id": sample.sample_id,
-                    "image_id": sample.image_id,
-                    "image": sample.image if isinstance(sample.image, str) else "",
-                    "text_index": index,
-                    "text": text,
-                    "source": source,
-                    "itm": fake_score(text),
-                    "itc": fake_score(text[::-1]),
-                    "log_prob": -1.5 if source == "synthetic" else None,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+            scores = {"itc": fake_score(text[::-1]), "log_prob": -1.5 if source == "synthetic" else None}
+            row = score_row(sample.sample_id, sample.image_id, text, source, fake_score(text), **scores)
+            rows.append(row | {"image": path, "text_index": index})
+    return table_of(rows)
 
 
 def fake_run(source, folder: Path, rule: Rule, format: str) -> RunFolder:
@@ -155,8 +147,7 @@ def test_images_are_not_re_encoded(tmp_path):
 def test_image_with_several_texts_is_stored_once_in_parquet(tmp_path):
     noise = os.urandom(100_000)
     samples = [Sample("s/0", noise, ("a",), "0")]
-    row = {"sample_id": "s/0", "image_id": "0", "image": "", "text": "a", "source": "web", "itm": 0.9, "itc": 0.1}
-    rows = pa.Table.from_pylist([{**row, "text_index": i} for i in range(5)], schema=SCHEMA)
+    rows = table_of(score_row("s/0", "0", "a", "web", 0.9, text_index=i) for i in range(5))
     written = write_pairs(samples, rows, tmp_path / "s", "parquet")
     assert pq.read_table(written).num_rows == 5
     assert written.stat().st_size < 150_000

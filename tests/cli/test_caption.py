@@ -178,14 +178,15 @@ def test_images_of_records_are_captioned(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
-def test_non_utf8_file_name_is_escaped_on_any_terminal(captioner_folder, tmp_path):
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_non_utf8_file_name_is_escaped_on_any_terminal(encoding, captioner_folder, tmp_path, monkeypatch):
     image = tmp_path / os.fsdecode(b"\xff\xe4\xb8\xad.png")
     write_image(tmp_path / "a.png").rename(image)
-    for encoding in ("cp1252", "utf-8"):
-        argv = ["-m", "blip_hf", "caption", captioner_folder, image, "--device", "cpu"]
-        result = run_python(*argv, PYTHONIOENCODING=encoding)
-        assert result.returncode == 0, result.stderr
-        assert "\\udcff" in result.stdout
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert caption(captioner_folder, image) == 0
+    stream.flush()
+    assert b"\\udcff" in stream.buffer.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])

@@ -195,7 +195,7 @@ def test_help_lists_every_option(capsys):
 
 
 @pytest.mark.parametrize("flag", ["--help_all", "--help-all"])
-def test_help_all_lists_the_options_of_the_trainer_too(flag, capsys):
+def test_help_all_lists_the_options_of_the_trainer(flag, capsys):
     assert run(pretrain.COMMAND, [flag]) == 0
     listed = capsys.readouterr().out  # every option, so that no `%` in a help text breaks it
     assert [name for name in build_parser(pretrain.COMMAND).fields if f"--{name} " not in listed] == []

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.processing_blip import BlipProcessor
+from tests.support.images import grey_image
 from tests.support.tiny_models import tiny_capfilt
 from tests.support.vocabularies import make_processor
 
@@ -32,10 +33,6 @@ def records() -> list[dict]:
     ]
 
 
-def grey(value: int = 0) -> Image.Image:
-    return Image.new("RGB", (4, 4), (value, value, value))
-
-
 def test_pretraining_batch_matches_the_docstring(processor, records):
     batch = BlipPretrainingCollator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "image_ids"}
@@ -54,9 +51,9 @@ def test_matching_batch_matches_the_docstring(processor, records):
     assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]))
 
 
-def test_matching_batch_fits_its_model():
+def test_matching_batch_runs_through_its_model():
     _, processor, matcher, _ = tiny_capfilt()
-    pairs = [{"image": grey(level), "caption": "a b", "label": level % 2} for level in range(3)]
+    pairs = [{"image": grey_image(level), "caption": "a b", "label": level % 2} for level in range(3)]
     batch = BlipMatchingCollator(processor)(pairs)
     assert batch["labels"].tolist() == [0, 1, 0]
     assert matcher(**batch).loss > 0
@@ -83,7 +80,7 @@ def test_captioning_without_prompt_has_a_target_for_each_token(processor, record
     [(BlipPretrainingCollator, 30), (BlipMatchingCollator, 35), (BlipCaptioningCollator, 40)],
 )
 def test_rows_are_cut_at_the_length_of_the_role(collator_class, default, processor):
-    record = {"image": grey(), "caption": "red " * 60, "image_id": 0}
+    record = {"image": grey_image(), "caption": "red " * 60, "image_id": 0}
     assert collator_class(processor)([record])["input_ids"].shape == (1, default)
     short = collator_class(processor, max_length=8)([record])["input_ids"]
     assert short.shape == (1, 8)

@@ -7,18 +7,17 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from blip_hf import BlipProcessor
 from blip_hf.data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
 )
 from blip_hf.data.readers import load_nlvr2
-from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
-from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.data.scenes import SceneNlvr2
 from tests.support.files import write_json, write_json_lines
+from tests.support.images import plain_image
+from tests.support.vocabularies import make_scene_processor
 
 
 OFFICIAL = {
@@ -33,11 +32,7 @@ OURS = {"images": ["dev/dev-850-0-img0.png", "dev/dev-850-0-img1.png"], "sentenc
 
 @pytest.fixture(scope="module")
 def processor():
-    return BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(scene_vocabulary_texts()), image_size=32)
-
-
-def plain(colour):
-    return Image.new("RGB", (40, 40), colour)
+    return make_scene_processor()
 
 
 # Files
@@ -136,9 +131,17 @@ def test_the_sentence_alone_does_not_predict_its_label():
 
 def test_broken_images_and_empty_sentences_are_skipped_and_counted(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    broken = {"images": [plain("red"), tmp_path / "broken.png"], "sentence": "both are red", "label": True}
-    wordless = {"images": [plain("red")] * 2, "sentence": "...", "label": True}
-    good = {"images": [plain("red"), plain("blue")], "sentence": "Both are red!", "label": False}
+    broken = {
+        "images": [plain_image("red", (40, 40)), tmp_path / "broken.png"],
+        "sentence": "both are red",
+        "label": True,
+    }
+    wordless = {"images": [plain_image("red", (40, 40))] * 2, "sentence": "...", "label": True}
+    good = {
+        "images": [plain_image("red", (40, 40)), plain_image("blue", (40, 40))],
+        "sentence": "Both are red!",
+        "label": False,
+    }
     dataset = Nlvr2Dataset([broken, wordless, good])
     items = [dataset.get(i) for i in range(3)]
     assert items[0] is items[1] is None
@@ -150,7 +153,11 @@ def test_broken_images_and_empty_sentences_are_skipped_and_counted(tmp_path):
 
 
 def test_without_a_transform_nothing_is_random():
-    record = {"images": [plain("red"), plain("blue")], "sentence": "red is left of blue", "label": True}
+    record = {
+        "images": [plain_image("red", (40, 40)), plain_image("blue", (40, 40))],
+        "sentence": "red is left of blue",
+        "label": True,
+    }
     dataset = Nlvr2Dataset([record] * 30)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -160,7 +167,7 @@ def test_without_a_transform_nothing_is_random():
 
 
 def test_long_sentences_keep_forty_words():
-    record = {"images": [plain("red")] * 2, "sentence": "word " * 50, "label": True}
+    record = {"images": [plain_image("red", (40, 40))] * 2, "sentence": "word " * 50, "label": True}
     assert len(Nlvr2Dataset([record])[0]["sentence"].split()) == 40
 
 
@@ -168,7 +175,7 @@ def test_long_sentences_keep_forty_words():
 
 
 def half_and_half(left, right):
-    image = plain(right)
+    image = plain_image(right, (40, 40))
     image.paste(left, (0, 0, 20, 40))
     return image
 
@@ -222,9 +229,17 @@ def test_transformed_items_repeat_by_seed_epoch_and_index():
 
 def test_collator_keeps_pairs_together(processor):
     records = [
-        {"images": [plain("black"), plain("white")], "sentence": "both images show a star", "label": True},
-        {"images": [plain("white"), plain("black")], "sentence": "both images show something red", "label": False},
-        {"images": [plain("white"), "missing.png"], "sentence": "both", "label": False},
+        {
+            "images": [plain_image("black", (40, 40)), plain_image("white", (40, 40))],
+            "sentence": "both images show a star",
+            "label": True,
+        },
+        {
+            "images": [plain_image("white", (40, 40)), plain_image("black", (40, 40))],
+            "sentence": "both images show something red",
+            "label": False,
+        },
+        {"images": [plain_image("white", (40, 40)), "missing.png"], "sentence": "both", "label": False},
     ]
     batch = BlipNlvr2Collator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels"}

@@ -132,7 +132,7 @@ def test_another_seed_gives_other_scenes():
     assert same < 10
 
 
-def test_there_are_thousands_of_captions():
+def test_scenes_have_thousands_of_captions():
     assert len(set(Scenes(5_000).captions())) > 2_000
 
 

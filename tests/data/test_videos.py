@@ -6,15 +6,15 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from blip_hf.data.videos import load_video_captions, read_frames, sample_frame_indices
 from blip_hf.image_utils import UnreadableImageError
+from tests.support.images import grey_image
 
 
 def grey_frames(num_frames):
     """Frame `i` has the grey level `10 * i`."""
-    return [Image.new("RGB", (32, 32), (10 * i,) * 3) for i in range(num_frames)]
+    return [grey_image(10 * i, (32, 32)) for i in range(num_frames)]
 
 
 def numbers_of(frames):

@@ -39,6 +39,7 @@ from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
+from tests.support.optimization import gradients_of
 from tests.support.paths import ROOT
 from tests.support.tiny_models import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 
@@ -51,12 +52,6 @@ CPU = torch.device("cpu")
 def padded(batch, length):
     ids, mask = sizes.pad_to(batch["input_ids"], length)
     return {"pixel_values": batch["pixel_values"], "input_ids": ids, "attention_mask": mask}
-
-
-def gradients_of(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 # ---- The original's procedure

@@ -37,7 +37,7 @@ def assert_same_there(run_on, *modules, **tolerance):
 # The device
 
 
-def test_pretended_device_rejects_what_cuda_rejects():
+def test_pretended_device_raises_where_cuda_does():
     with pretended_device():
         there = torch.ones(2, device=DEVICE)
         assert there.device == DEVICE

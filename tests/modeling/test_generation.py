@@ -150,7 +150,7 @@ def test_min_length_holds_for_several_end_tokens(model, prompts):
         assert not set(ids[num_prompt:9]) & set(ends)
 
 
-def test_settings_given_as_none_default_to_the_models_own(model, prompts):
+def test_settings_of_none_default_to_those_of_the_model(model, prompts):
     expected = model.generate(**prompts, min_length=8, max_length=10)
     nothing = {"eos_token_id": None, "logits_processor": None, "stopping_criteria": None}
     assert_close(model.generate(**prompts, min_length=8, max_length=10, **nothing), expected)

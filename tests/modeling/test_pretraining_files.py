@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from tests.support.momentum import assert_momentum_encoder_is_new
 from tests.support.tiny_models import TEXT, VISION, tiny_batch, tiny_pretraining_config
 
 
@@ -24,12 +25,6 @@ def moved_model():
             parameter.add_(1.0)
     model.enqueue(model(**tiny_batch()))
     return model
-
-
-def assert_momentum_is_online(model):
-    online = dict(model.named_parameters(remove_duplicate=False))
-    for name, momentum_parameter in model.momentum_towers.named_parameters():
-        assert torch.equal(momentum_parameter, online[name]), name
 
 
 def assert_queue_is_fresh(model):
@@ -71,7 +66,7 @@ def test_a_plain_matching_checkpoint_starts_pretraining(matcher_path):
     assert torch.equal(state[self_attention], saved[self_attention])
     assert model.temp.item() == pytest.approx(0.07)
     assert_queue_is_fresh(model)
-    assert_momentum_is_online(model)
+    assert_momentum_encoder_is_new(model)
     assert_text_parts_are_tied(model)
     assert all(value.isfinite().all() for value in state.values())
 
@@ -112,7 +107,7 @@ def test_saved_model_loads_with_fresh_training_state_and_tied_weights(tmp_path):
         if parameter.requires_grad:
             assert torch.equal(parameter, online[name]), name
     assert_queue_is_fresh(loaded)
-    assert_momentum_is_online(loaded)
+    assert_momentum_encoder_is_new(loaded)
     assert_text_parts_are_tied(loaded)
     assert not any(parameter.requires_grad for parameter in loaded.momentum_towers.parameters())
 
@@ -132,7 +127,7 @@ def test_training_state_restores_a_saved_model(tmp_path):
 def test_new_model_is_tied_and_its_momentum_encoder_has_equal_weights():
     model = BlipForPreTraining(tiny_pretraining_config())
     assert_text_parts_are_tied(model)
-    assert_momentum_is_online(model)
+    assert_momentum_encoder_is_new(model)
     assert_queue_is_fresh(model)
 
 

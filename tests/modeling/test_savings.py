@@ -14,11 +14,16 @@ from blip_hf import (
     BlipTextModel,
 )
 from blip_hf.modeling import text_layers, vision
-from tests.support.tiny_models import DEC, ENC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.support.tiny_models import (
+    DEC,
+    ENC,
+    PAD,
+    VOCAB_SIZE,
+    seeded_generator,
+    tiny_batch,
+    tiny_config,
+    tiny_pretraining_config,
+)
 
 
 def text_states(model, inputs, **options):
@@ -29,7 +34,7 @@ def text_states(model, inputs, **options):
         images = images.clone().requires_grad_()
         leaves.append(images)
     states = model(**inputs | {"encoder_hidden_states": images}, **options).last_hidden_state[:, 0]
-    weights = torch.randn(states.shape, generator=draws())
+    weights = torch.randn(states.shape, generator=seeded_generator())
     return states, torch.autograd.grad((states * weights).sum(), leaves, allow_unused=True)
 
 
@@ -102,10 +107,10 @@ def test_the_loss_equals_that_of_shifted_logits_in_value_and_gradient():
         assert_close(gradient, reference, atol=1e-6, rtol=1e-4)
 
 
-def test_language_modelling_without_the_last_token_equals_that_of_whole_captions_in_value_and_gradient():
+def test_lm_loss_without_the_last_token_equals_that_of_whole_captions():
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     batch = tiny_batch()
-    output = model(**batch, generator=draws())
+    output = model(**batch, generator=seeded_generator())
     assert output.lm_logits.shape == (3, 6, VOCAB_SIZE)
     whole = model.export_captioner()(**batch, labels=batch["input_ids"])
     assert_close(output.lm_logits, whole.logits[:, :-1], atol=1e-5, rtol=1e-5)
@@ -202,7 +207,7 @@ def pretraining_step(dropout=0.1, **fields):
 
 def losses_and_gradients(model, batch):
     torch.manual_seed(1)  # dropout, also in the recomputation
-    output = model(**batch, generator=draws())
+    output = model(**batch, generator=seeded_generator())
     output.loss.backward()
     return output.loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 

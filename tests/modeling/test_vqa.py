@@ -89,7 +89,7 @@ def test_several_questions_may_share_one_image(model, questions):
 
 
 @pytest.mark.parametrize("first", [CLS, DEC, -100])
-def test_answers_start_with_dec_whatever_the_labels_start_with(model, questions, first):
+def test_answers_start_with_dec_for_any_first_label(model, questions, first):
     labels, _ = answers_of((4, 3, 5))
     labels[:, 0] = first
     answer_ids = labels.clone()

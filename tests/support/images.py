@@ -12,6 +12,10 @@ def plain_image(color: str | tuple[int, int, int] = "red", size: tuple[int, int]
     return Image.new("RGB", size, color)
 
 
+def grey_image(level: int = 0, size: tuple[int, int] = (4, 4)) -> Image.Image:
+    return plain_image((level, level, level), size)
+
+
 def noise_images(number: int, size: tuple[int, int] = (40, 30), seed: int = 0) -> list[Image.Image]:
     """Different images of coarse random patches."""
     noise = np.random.default_rng(seed).integers(0, 256, size=(number, 6, 8, 3), dtype=np.uint8)

@@ -74,6 +74,10 @@ def tiny_nlvr2_config(merge_from_layer=1):
     )
 
 
+def seeded_generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
     """Returns pixels, right-padded captions that end with [SEP], and their mask."""
     generator = torch.Generator().manual_seed(seed)

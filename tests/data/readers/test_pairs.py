@@ -215,7 +215,7 @@ def test_data_sets_may_name_captions_differently(field, photos):
     assert columns(load_pairs(dataset)) == (["red", "green", "blue"], [0, 1, 2])
 
 
-def test_saved_data_set_stays_on_disk_with_each_image_once(photos):
+def test_saved_dataset_is_memory_mapped_with_each_image_once(photos):
     dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]])
     dataset.save_to_disk(photos / "saved")
     pairs = load_pairs(photos / "saved")
