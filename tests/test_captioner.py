@@ -10,41 +10,17 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.modeling.cpu import optimize_for_cpu
 from tests.support.images import noise_images
-from tests.support.tiny_models import write_as_transformers_4
+from tests.support.tiny_models import tiny_model_for, write_as_transformers_4
 from tests.support.vocabularies import make_processor
 
 
 PROMPT = "a b"
-
-
-def tiny_config(processor):
-    text_config = {
-        **processor.config_token_ids(),
-        "hidden_size": 16,
-        "encoder_hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        # Large weights, so that captions differ between images.
-        "initializer_range": 0.5,
-    }
-    vision_config = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-        "initializer_range": 0.5,
-    }
-    return BlipConfig(text_config=text_config, vision_config=vision_config)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +33,12 @@ def processor():
 @pytest.fixture(scope="module")
 def model(processor):
     # With this seed some captions are empty, some end, and some are truncated.
-    torch.manual_seed(2)
-    return BlipForConditionalGeneration(tiny_config(processor)).eval()
+    return tiny_model_for(BlipForConditionalGeneration, processor, seed=38, initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")
 def matcher(processor):
-    torch.manual_seed(1)
-    return BlipForImageTextRetrieval(tiny_config(processor)).eval()
+    return tiny_model_for(BlipForImageTextRetrieval, processor, seed=1, initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -323,10 +297,8 @@ def test_captions_are_yielded_batch_by_batch(model, processor, images):
 @pytest.mark.parametrize("matcher_size", [32, 48])
 def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_path, matcher_size):
     # The matcher has its own processor.
-    config = tiny_config(processor)
-    config.vision_config.image_size = matcher_size
-    matcher = BlipForImageTextRetrieval(config)
     matcher_processor = BlipProcessor.from_bert_tokenizer(processor.tokenizer, image_size=matcher_size)
+    matcher = tiny_model_for(BlipForImageTextRetrieval, matcher_processor)
     for folder, parts in {"captioner": (model, processor), "matcher": (matcher, matcher_processor)}.items():
         for part in parts:
             part.save_pretrained(tmp_path / folder)
@@ -340,7 +312,7 @@ def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_p
 
 
 def test_captions_in_bfloat16(processor, images):
-    model = BlipForConditionalGeneration(tiny_config(processor)).to(torch.bfloat16)
+    model = tiny_model_for(BlipForConditionalGeneration, processor).to(torch.bfloat16)
     caption = BlipCaptioner(model, processor).caption(images[0], return_scores=True)[0]
     assert caption.log_probability < 0
 
