@@ -27,6 +27,7 @@ from blip_hf.conversion.kinds import find_kind, infer_config
 from blip_hf.modeling.momentum import MOMENTUM_STATE_NAME
 from tests.support.originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
 from tests.support.paths import GOLDENS
+from tests.support.vocabularies import make_tokenizer
 
 
 CLASSES = {
@@ -313,9 +314,7 @@ def test_options_of_other_tasks_raise(folder, tmp_path):
 
 
 def test_tokenizer_of_another_vocabulary_raises(folder, tmp_path):
-    transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}).save_pretrained(
-        tmp_path / "few"
-    )
+    make_tokenizer(()).save_pretrained(tmp_path / "few")
     with pytest.raises(ValueError, match=r"has 40 words, the tokenizer .* 7\. .*--tokenizer"):
         convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
 
@@ -367,9 +366,7 @@ def test_original_names_round_trip(name):
 def test_matching_of_a_converted_checkpoint_equals_the_reference(tmp_path):
     state = golden_state("matching")
     torch.save({"model": state}, tmp_path / "matching.pth")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(57))]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "bert")
+    make_tokenizer([f"w{index}" for index in range(57)]).save_pretrained(tmp_path / "bert")
     convert_original_checkpoint(
         tmp_path / "matching.pth", tmp_path / "ours", tokenizer=tmp_path / "bert", head_width=16
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NLVR2: files, drawn pairs, the data set, its transform, and its collator."""
+"""NLVR2: files, drawn pairs, the dataset, its transform, and its collator."""
 
 import json
 import random

@@ -119,7 +119,7 @@ def test_an_empty_caption_is_skipped_and_quoted(caplog):
     assert "record 0: its caption ' ... ' has no words left" in caplog.messages[0]
 
 
-def test_data_sets_can_be_pickled():
+def test_datasets_can_be_pickled():
     dataset = PairDataset([{"image": grey_image(), "caption": "a", "image_id": 0}], Remember(), seed=5)
     dataset.set_epoch(4)
     assert pickle.loads(pickle.dumps(dataset))[0]["caption"] == dataset[0]["caption"]

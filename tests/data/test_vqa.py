@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering: the data set and its collator."""
+"""Visual question answering: the dataset and its collator."""
 
 import random
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.cli import COMMANDS, load_command
 from blip_hf.cli.parser import Command, build_parser, choose, parse
+from tests.support.images import write_image
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_capfilt
 
@@ -194,7 +194,7 @@ def test_python_of_the_readme_that_loads_checkpoints_runs(tmp_path, monkeypatch,
         model.save_pretrained(name)
         processor.save_pretrained(name)
     for number in (1, 2):
-        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(f"{number}.jpg")
+        write_image(tmp_path / f"{number}.jpg", (80 * number, 0, 0))
     used = [block for block in blocks(ROOT / "README.md", "python") if any(f'"{name}"' in block for name in models)]
     assert {name for name in models if any(name in block for block in used)} == set(models)
     for block in used:

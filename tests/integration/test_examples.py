@@ -87,9 +87,7 @@ def test_caption_example(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_a_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint_on_files(
-    name, matcher_folder, tmp_path, capsys
-):
+def test_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint(name, matcher_folder, tmp_path, capsys):
     record_of, model_class, metric = FINETUNING[name]
     run_example(name, "--tiny", "--output_dir", tmp_path / "first")
     assert re.search(metric, capsys.readouterr().out)
@@ -147,7 +145,7 @@ def test_example_reports_missing_arguments(name, argv, capsys):
 
 
 @pytest.mark.parametrize("path", EXAMPLE_FILES, ids=lambda path: path.stem)
-def test_an_example_is_one_short_file_that_starts_with_its_dependencies_and_commands(path):
+def test_example_is_one_short_file_with_its_dependencies_and_commands(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 100
     assert re.search(r'^# /// script\n# requires-python = ">=3\.11"\n# dependencies = \["\w', text, re.MULTILINE)

@@ -2,7 +2,8 @@
 """Tiny checkpoints with the tensor names of the original code, written by hand, one per task."""
 
 import torch
-from transformers import BertTokenizer
+
+from tests.support.vocabularies import SPECIAL_TOKENS, make_tokenizer
 
 
 VOCAB_SIZE = 40  # with [DEC] and [ENC]
@@ -13,9 +14,8 @@ TASKS = ("pretraining", "captioning", "matching", "retrieval", "vqa", "nlvr2")
 
 
 def save_bert_tokenizer(folder):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokens += [f"w{index}" for index in range(VOCAB_SIZE - 2 - len(tokens))]
-    BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder)
+    num_words = VOCAB_SIZE - 2 - len(SPECIAL_TOKENS)
+    make_tokenizer([f"w{index}" for index in range(num_words)]).save_pretrained(folder)
     return folder
 
 

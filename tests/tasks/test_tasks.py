@@ -27,7 +27,7 @@ from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.tasks import caption, nlvr2, retrieval, vqa
 from blip_hf.tasks import pretrain as pretrain_task
-from blip_hf.tasks.base import warn_about_training_data
+from blip_hf.tasks.base import PAIRS_HELP, warn_about_training_data
 from blip_hf.tasks.pretrain import PretrainOptions
 from blip_hf.training.arguments import TASK_RECIPES
 from tests.support.files import write_json
@@ -300,11 +300,14 @@ def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained,
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_vqa_and_nlvr2_sources_must_be_files(task, pretrained, tmp_path, capsys):
+    def help_of(*words):
+        assert main([*words, "--help"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
     for command in ("finetune", "evaluate"):
-        assert main([command, task, "--help"]) == 0
-        listed = capsys.readouterr().out
-        assert "split" not in listed
-        assert "folder, the name of a data set" not in " ".join(listed.split())
+        assert PAIRS_HELP in help_of(command, "caption")
+        assert PAIRS_HELP not in help_of(command, task)
+        assert "split" not in help_of(command, task)
     argv = ["finetune", task, "--model", pretrained, "--data", tmp_path, "--output_dir", tmp_path / "out", "--use_cpu"]
     assert main(list(map(str, argv))) == 2
     assert f"{tmp_path} is a folder. Pass the path of a JSON file" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_files_without_a_list_raise(content, message, tmp_path):
         load_pairs(tmp_path / "bad.json")
 
 
-# Folders and data sets
+# Folders and datasets
 
 
 @pytest.mark.parametrize("field", ["caption", "text"])
@@ -209,7 +209,7 @@ def test_embedded_images_stay_encoded_and_in_order(photos):
 
 
 @pytest.mark.parametrize("field", ["caption", "captions", "text"])
-def test_data_sets_may_name_captions_differently(field, photos):
+def test_datasets_may_name_captions_differently(field, photos):
     images = embedded_pairs(COLORS).remove_columns("caption")
     dataset = images.add_column(field, ["red", "green", "blue"])
     assert columns(load_pairs(dataset)) == (["red", "green", "blue"], [0, 1, 2])
@@ -234,14 +234,14 @@ def test_splits_are_selected_by_name(photos):
             load_pairs(source, split="val")
 
 
-def test_shuffled_data_set_keeps_images_with_their_captions(photos):
+def test_shuffled_dataset_keeps_images_with_their_captions(photos):
     dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]]).select([2, 0])
     pairs = load_pairs(dataset)
     assert pairs["caption"][:] == ["blue", "red", "a red one"]
     assert colors_of(pairs) == [(0, 0, 255), (255, 0, 0), (255, 0, 0)]
 
 
-def test_data_set_of_paths_is_numbered_by_path(photos):
+def test_dataset_of_paths_is_numbered_by_path(photos):
     dataset = Dataset.from_dict({"image": ["red.png", "blue.png", "red.png"], "text": ["a", "b", "c"]})
     pairs = load_pairs(dataset, image_root=photos / "images")
     assert columns(pairs) == (["a", "b", "c"], [0, 1, 0])

@@ -110,11 +110,12 @@ def test_members_whose_names_have_dots_are_counted(tmp_path):
     ]
 
 
+def write_three_pairs(path):
+    return write_tar(path, [pair for i in range(3) for pair in ((f"{i}.png", encoded_image()), (f"{i}.txt", b"a"))])
+
+
 def test_truncated_tar_gives_its_complete_members_and_is_reported(tmp_path):
-    members = [
-        (f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded_image()), ("txt", b"a"))
-    ]
-    content = write_tar(tmp_path / "a.tar", members).read_bytes()
+    content = write_three_pairs(tmp_path / "a.tar").read_bytes()
     # A member has a block of 512 bytes for its header and one for its content. A text has one byte.
     assert summary(read(tmp_path / "a.tar")) == [(f"a/{i}", ("a",)) for i in range(3)]
     for cut in [0, 100, 512, 1000, 1024, 1536, 2047, 2048, 2500, 3072, 3100, 5632, 5633, 6144]:
@@ -125,10 +126,7 @@ def test_truncated_tar_gives_its_complete_members_and_is_reported(tmp_path):
 
 
 def test_broken_header_or_compression_is_not_an_end_of_file(tmp_path):
-    members = [
-        (f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded_image()), ("txt", b"a"))
-    ]
-    content = bytearray(write_tar(tmp_path / "a.tar", members).read_bytes())
+    content = bytearray(write_three_pairs(tmp_path / "a.tar").read_bytes())
     compressed = gzip.compress(bytes(content))
     content[2048:2060] = b"garbage here"
     (tmp_path / "a.tar").write_bytes(content)
