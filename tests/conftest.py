@@ -12,15 +12,17 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
-    # Workers of pytest-xdist share the cores: one thread each, in the processes that tests start too.
+    # Workers of pytest-xdist share the cores: one thread each, also in subprocesses.
     **({"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}),
 )
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+from blip_hf import BlipProcessor
 from tests.support.paths import DATA
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -33,7 +35,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def _without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On by default for convolutions, and so for the patch embedding.
+    # On by default for convolutions, such as the patch embedding.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -48,18 +50,18 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny random captioner with its processor. Do not write into it."""
-    folder = tmp_path_factory.mktemp("captioner")
     captioner, processor, _, _ = tiny_capfilt()
-    captioner.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save(captioner, processor, tmp_path_factory.mktemp("captioner"))
 
 
 @pytest.fixture(scope="session")
 def matcher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny random matcher with its processor. Do not write into it."""
-    folder = tmp_path_factory.mktemp("matcher")
     _, _, matcher, processor = tiny_capfilt()
-    matcher.save_pretrained(folder)
+    return save(matcher, processor, tmp_path_factory.mktemp("matcher"))
+
+
+def save(model: PreTrainedModel, processor: BlipProcessor, folder: Path) -> Path:
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -5,15 +5,15 @@ import transformers
 
 from blip_hf import BlipForVisualReasoning
 from tests.support.processes import run_code
-from tests.support.twins import TEXT, VISION, tiny_reasoning_config
+from tests.support.tiny_models import TEXT, VISION, tiny_nlvr2_config
 
 
 def test_auto_classes_are_registered_on_request(tmp_path):
     text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
     config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
-    BlipForVisualReasoning(tiny_reasoning_config()).save_pretrained(tmp_path / "reasoner")
-    # In a subprocess, since registration lasts.
+    BlipForVisualReasoning(tiny_nlvr2_config()).save_pretrained(tmp_path / "reasoner")
+    # In a subprocess, since registration is permanent.
     code = f"""
         import blip_hf
         from transformers import AutoModel, AutoModelForImageTextToText

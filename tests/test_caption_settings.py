@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Caption settings: their values, and that those of a checkpoint travel with it."""
+"""Caption settings: values, and saving with the checkpoint."""
 
 import warnings
-from io import BytesIO
 
 import pytest
 import transformers
@@ -13,15 +12,16 @@ from blip_hf.capfilt.settings import CapFiltSettings
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.readers.samples import Sample, Shard
+from tests.support.images import encode_image
 from tests.support.processors import make_processor, random_photo
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 OWN = CaptionSettings(prompt="a b ", max_length=9, min_length=6, num_beams=2)
 IMAGES = [random_photo(seed) for seed in range(4)]
 
 
-def test_defaults_are_those_of_caption_coco_yaml_and_of_section_4():
+def test_defaults_equal_caption_coco_yaml_and_the_papers_section_4():
     assert CaptionSettings().to_dict() == {
         "prompt": "a picture of ",
         "num_beams": 3,
@@ -32,7 +32,7 @@ def test_defaults_are_those_of_caption_coco_yaml_and_of_section_4():
     }
 
 
-def test_given_values_win_over_the_checkpoint_and_the_checkpoint_over_the_defaults():
+def test_given_values_override_the_checkpoint_which_overrides_the_defaults():
     settings = CaptionSettings.resolve(OWN, prompt=None, num_beams=4)
     assert (settings.prompt, settings.num_beams, settings.max_length, settings.top_p) == ("a b ", 4, 9, 0.9)
     assert CaptionSettings.resolve(OWN, prompt="").prompt == ""
@@ -57,12 +57,12 @@ def test_fine_tuning_after_pre_training_learns_the_default_prompt():
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is not positive"),
     ],
 )
-def test_values_out_of_range_are_refused(values, message):
+def test_values_out_of_range_raise(values, message):
     with pytest.raises(ValueError, match=message):
         CaptionSettings(**values)
 
 
-def test_capfilt_refuses_what_the_settings_refuse_and_leaves_the_rest_to_the_captioner():
+def test_capfilt_validates_caption_settings_and_defaults_to_the_captioners():
     with pytest.raises(ValueError, match="leaves no room"):
         CapFiltSettings(prompt="a b c", max_length=4)
     with pytest.raises(ValueError, match=r"top_p=1\.5"):
@@ -72,7 +72,7 @@ def test_capfilt_refuses_what_the_settings_refuse_and_leaves_the_rest_to_the_cap
         CapFiltSettings(max_length=3).resolve(OWN)
 
 
-def test_settings_are_saved_with_the_processor_and_passed_over_by_transformers(tmp_path, caplog, monkeypatch):
+def test_settings_are_saved_with_the_processor_and_ignored_by_transformers(tmp_path, caplog, monkeypatch):
     processor = make_processor()
     processor.save_pretrained(tmp_path)
     without = (tmp_path / "processor_config.json").read_bytes()
@@ -101,7 +101,7 @@ def test_a_collator_trains_with_the_prompt_of_the_processor():
 
 @pytest.fixture(scope="module", params=["a b ", "c d e "])
 def checkpoint(request, tmp_path_factory):
-    """A prompt, and a folder of a captioner and a filter that were saved with it."""
+    """A prompt, and a folder with a captioner and a filter saved with that prompt."""
     folder = tmp_path_factory.mktemp("checkpoint")
     captioner, processor, matcher, _ = tiny_capfilt()
     processor.caption_settings = CaptionSettings(prompt=request.param, max_length=12)
@@ -111,7 +111,7 @@ def checkpoint(request, tmp_path_factory):
     return request.param, folder
 
 
-def test_a_captioner_writes_with_the_prompt_and_lengths_of_its_checkpoint(checkpoint):
+def test_captioner_uses_the_settings_of_its_checkpoint(checkpoint):
     prompt, folder = checkpoint
     captioner, given, other, none = (
         BlipCaptioner.from_pretrained(folder / "captioner", device="cpu", **settings)
@@ -122,27 +122,23 @@ def test_a_captioner_writes_with_the_prompt_and_lengths_of_its_checkpoint(checkp
     assert other(IMAGES) != captioner(IMAGES) != none(IMAGES)
 
 
-def test_capfilt_writes_with_the_prompt_and_lengths_of_the_captioner(checkpoint):
+def test_capfilt_uses_the_settings_of_the_captioner(checkpoint):
     prompt, folder = checkpoint
 
     def texts(**settings):
         engine = CapFilt.from_pretrained(
             folder / "captioner", folder / "filter", device="cpu", settings=CapFiltSettings(num_workers=0, **settings)
         )
-        samples = [Sample(str(number), encoded(image), ("a",), str(number)) for number, image in enumerate(IMAGES)]
+        samples = [
+            Sample(str(number), encode_image(image), ("a",), str(number)) for number, image in enumerate(IMAGES)
+        ]
         table, _ = engine.score_shard(Shard("s", lambda: iter(samples)))
         return engine.settings, table.to_pylist()
 
     own_settings, own = texts()
     given_settings, given = texts(prompt=prompt, max_length=12)
     assert own == given
-    # What run.json records does not depend on where a value comes from.
+    # run.json does not depend on where a value comes from.
     assert own_settings == given_settings
     assert (own_settings.prompt, own_settings.max_length) == (prompt, 12)
     assert texts(prompt="f g")[1] != own
-
-
-def encoded(image):
-    content = BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()

@@ -10,40 +10,17 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
 from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
 from blip_hf.modeling.cpu import optimize_for_cpu
-from tests.support.twins import write_as_transformers_4
+from tests.support.images import noise_images
+from tests.support.tiny_models import tiny_model_for, write_as_transformers_4
 from tests.support.vocabularies import make_processor
 
 
 PROMPT = "a b"
-
-
-def tiny_config(processor):
-    text_config = {
-        **processor.config_token_ids(),
-        "hidden_size": 16,
-        "encoder_hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        # Large weights, so that captions differ between images.
-        "initializer_range": 0.5,
-    }
-    vision_config = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-        "initializer_range": 0.5,
-    }
-    return BlipConfig(text_config=text_config, vision_config=vision_config)
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +33,17 @@ def processor():
 @pytest.fixture(scope="module")
 def model(processor):
     # With this seed some captions are empty, some end, and some are truncated.
-    torch.manual_seed(2)
-    return BlipForConditionalGeneration(tiny_config(processor)).eval()
+    return tiny_model_for(BlipForConditionalGeneration, processor, seed=38, initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")
 def matcher(processor):
-    torch.manual_seed(1)
-    return BlipForImageTextRetrieval(tiny_config(processor)).eval()
+    return tiny_model_for(BlipForImageTextRetrieval, processor, seed=1, initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")
 def images():
-    noise = np.random.default_rng(0).integers(0, 256, size=(5, 8, 12, 3), dtype=np.uint8)
-    return [Image.fromarray(levels).resize((60, 40)) for levels in noise]
+    return noise_images(5)
 
 
 @pytest.fixture
@@ -79,14 +53,14 @@ def broken(tmp_path):
     return path
 
 
-def test_a_batch_gives_the_captions_of_each_image_alone_in_order(model, processor, images):
+def test_batched_captions_equal_single_captions_in_order(model, processor, images):
     single = BlipCaptioner(model, processor, batch_size=1)(images)
     assert BlipCaptioner(model, processor, batch_size=3)(images) == single
     assert BlipCaptioner(model, processor)(reversed(images)) == single[::-1]
     assert len(set(single)) > 1
 
 
-def test_all_forms_of_an_image_give_the_same_caption(model, processor, images, tmp_path):
+def test_all_image_types_give_the_same_caption(model, processor, images, tmp_path):
     captioner = BlipCaptioner(model, processor)
     expected = captioner([images[0]])
     path = tmp_path / "image.png"
@@ -108,14 +82,14 @@ def test_the_models_are_put_in_evaluation_mode(model, processor, matcher):
 
 
 @pytest.mark.parametrize("prompt", [None, PROMPT])
-def test_default_settings_are_the_paper_s(model, processor, images, prompt):
+def test_default_settings_equal_the_papers(model, processor, images, prompt):
     explicit = BlipCaptioner(model, processor, prompt=prompt, num_beams=3, max_length=20, min_length=5)
     assert BlipCaptioner(model, processor, prompt=prompt)(images) == explicit(images)
     greedy = BlipCaptioner(model, processor, prompt=prompt, num_beams=1)
     assert greedy(images) != explicit(images)
 
 
-def test_without_settings_in_the_checkpoint_the_prompt_is_the_paper_s(model, processor):
+def test_checkpoint_without_settings_uses_the_papers_prompt(model, processor):
     bare = BlipProcessor(processor.image_processor, processor.tokenizer)
     assert BlipCaptioner(model, bare).prompt == "a picture of "
     assert BlipCaptioner(model, bare, prompt="").prompt == ""
@@ -127,11 +101,11 @@ def num_tokens(captioner, image):
 
 @pytest.fixture
 def endless(model, processor):
-    """Makes captioners that never end a caption, so that each is as long as it may be."""
+    """Makes captioners that never end a caption, so that each has the maximum length."""
     return partial(BlipCaptioner, model, processor, suppress_tokens=[processor.tokenizer.sep_token_id])
 
 
-def test_lengths_count_dec_and_the_prompt_and_new_tokens_do_not(endless, images):
+def test_max_length_includes_the_prompt_and_max_new_tokens_does_not(endless, images):
     assert num_tokens(endless(), images[0]) == 19
     assert num_tokens(endless(prompt=PROMPT), images[0]) == 17
     assert num_tokens(endless(max_length=8), images[0]) == 7
@@ -139,7 +113,7 @@ def test_lengths_count_dec_and_the_prompt_and_new_tokens_do_not(endless, images)
     assert num_tokens(endless(max_new_tokens=3, prompt=PROMPT), images[0]) == 3
 
 
-def test_captions_have_the_shortest_length(model, processor, images):
+def test_captions_have_at_least_min_length_tokens(model, processor, images):
     ends = BlipCaptioner(model, processor, sequence_bias=[[[processor.tokenizer.sep_token_id], 100.0]])
     assert num_tokens(ends, images[0]) == 5  # four, and [SEP]
     ends.generation_settings["max_length"] = 3
@@ -148,7 +122,7 @@ def test_captions_have_the_shortest_length(model, processor, images):
     assert num_tokens(ends, images[0]) == 1
 
 
-def test_the_model_s_generation_config_wins_over_the_settings_and_arguments_over_both(endless, model, images):
+def test_arguments_override_the_models_generation_config_which_overrides_settings(endless, model, images):
     try:
         model.generation_config.max_new_tokens = 3
         assert num_tokens(endless(), images[0]) == 3
@@ -158,7 +132,7 @@ def test_the_model_s_generation_config_wins_over_the_settings_and_arguments_over
         model.generation_config.max_new_tokens = None
 
 
-def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, processor, images):
+def test_generation_config_of_the_captioner_overrides_the_models(model, processor, images):
     never_ends = {"suppress_tokens": [processor.tokenizer.sep_token_id]}
     own = GenerationConfig(max_new_tokens=2, **never_ends)
     assert num_tokens(BlipCaptioner(model, processor, generation_config=own), images[0]) == 2
@@ -168,7 +142,7 @@ def test_a_generation_config_of_the_captioner_wins_over_the_model_s(model, proce
     )
 
 
-def test_defaults_that_transformers_4_saved_do_not_replace_ours(model, processor, images, tmp_path):
+def test_defaults_saved_by_transformers_4_are_ignored(model, processor, images, tmp_path):
     expected = BlipCaptioner(model, processor)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -206,7 +180,7 @@ def reference_log_probability(model, processor, image, prompt, sequence):
 
 @pytest.mark.parametrize("prompt", [None, PROMPT])
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}])
-def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, processor, images, prompt, settings):
+def test_log_probability_equals_that_of_a_forward_pass(model, processor, images, prompt, settings):
     captioner = BlipCaptioner(model, processor, prompt=prompt, max_new_tokens=6, **settings)
     captions = captioner.caption(images, return_scores=True)
     assert len({caption.num_tokens for caption in captions}) > 1
@@ -219,7 +193,7 @@ def test_log_probability_is_that_of_a_forward_pass_for_each_token(model, process
         assert caption.mean_log_probability == pytest.approx(total / count, rel=1e-4)
 
 
-def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature(model, processor, images):
+def test_log_probability_of_a_sample_does_not_depend_on_temperature(model, processor, images):
     # Both sample the most likely token, from different distributions.
     mild = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=2.0)
     sharp = BlipCaptioner(model, processor, do_sample=True, top_k=1, temperature=0.5)
@@ -229,7 +203,7 @@ def test_log_probability_of_a_sample_is_the_model_s_own_whatever_the_temperature
         assert captioner.caption(images, return_scores=True) == expected
 
 
-def test_several_captions_of_an_image_are_neighbours_with_their_own_scores(model, processor, images):
+def test_several_captions_of_an_image_are_consecutive_with_their_own_scores(model, processor, images):
     captioner = BlipCaptioner(model, processor, batch_size=2, length_penalty=0.0, max_new_tokens=4)
     captions = captioner.caption(images, num_return_sequences=4, return_scores=True)
     assert [caption.image_index for caption in captions] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
@@ -251,7 +225,7 @@ def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher
     assert len({caption.itm_probability for caption in captions}) > 1
 
 
-def test_a_matcher_may_start_with_cls(model, processor, matcher, images):
+def test_matcher_can_use_cls_instead_of_enc(model, processor, matcher, images):
     enc = BlipCaptioner(model, processor, matcher=matcher).caption(images[0])[0]
     matcher.config.itm_start_token = "cls"
     try:
@@ -265,7 +239,7 @@ def test_a_matcher_may_start_with_cls(model, processor, matcher, images):
     assert cls.itm_probability != enc.itm_probability
 
 
-def test_the_image_is_encoded_once_for_all_its_captions(model, processor, matcher, images):
+def test_each_image_is_encoded_once_for_all_its_captions(model, processor, matcher, images):
     rows = []
     hook = matcher.vision_model.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
     BlipCaptioner(model, processor, matcher=matcher).caption(images[:2], num_return_sequences=3)
@@ -273,7 +247,7 @@ def test_the_image_is_encoded_once_for_all_its_captions(model, processor, matche
     assert rows == [2]
 
 
-def test_a_broken_image_raises_by_default_and_is_named(model, processor, images, broken):
+def test_broken_image_raises_with_its_name_by_default(model, processor, images, broken):
     captioner = BlipCaptioner(model, processor)
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         captioner.caption([images[0], broken])
@@ -307,7 +281,7 @@ def test_equal_images_in_different_batches_get_different_samples(model, processo
     assert len(set(captions)) > 1
 
 
-def test_captions_come_batch_by_batch(model, processor, images):
+def test_captions_are_yielded_batch_by_batch(model, processor, images):
     opened = []
 
     def feed():
@@ -323,10 +297,8 @@ def test_captions_come_batch_by_batch(model, processor, images):
 @pytest.mark.parametrize("matcher_size", [32, 48])
 def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_path, matcher_size):
     # The matcher has its own processor.
-    config = tiny_config(processor)
-    config.vision_config.image_size = matcher_size
-    matcher = BlipForImageTextRetrieval(config)
     matcher_processor = BlipProcessor.from_bert_tokenizer(processor.tokenizer, image_size=matcher_size)
+    matcher = tiny_model_for(BlipForImageTextRetrieval, matcher_processor)
     for folder, parts in {"captioner": (model, processor), "matcher": (matcher, matcher_processor)}.items():
         for part in parts:
             part.save_pretrained(tmp_path / folder)
@@ -340,7 +312,7 @@ def test_from_pretrained_gives_the_same_captions(model, processor, images, tmp_p
 
 
 def test_captions_in_bfloat16(processor, images):
-    model = BlipForConditionalGeneration(tiny_config(processor)).to(torch.bfloat16)
+    model = tiny_model_for(BlipForConditionalGeneration, processor).to(torch.bfloat16)
     caption = BlipCaptioner(model, processor).caption(images[0], return_scores=True)[0]
     assert caption.log_probability < 0
 
@@ -358,7 +330,7 @@ def test_invalid_options_raise(model, processor, options, message):
         BlipCaptioner(model, processor, **options)
 
 
-def test_former_names_still_work_and_warn(model, processor, images):
+def test_deprecated_names_still_work_and_warn(model, processor, images):
     captioner = BlipCaptioner(model, processor)
     expected = captioner(images)
     for method in (captioner, captioner.caption, captioner.iter_captions):

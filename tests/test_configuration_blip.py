@@ -6,10 +6,10 @@ import logging
 import pytest
 
 from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipTextConfig
-from tests.support.twins import TEXT, tiny_config
+from tests.support.tiny_models import TEXT, tiny_config
 
 
-def test_defaults_are_blips_and_are_written_out(tmp_path):
+def test_defaults_equal_those_of_blip_and_are_saved(tmp_path):
     config = BlipConfig()
     config.save_pretrained(tmp_path)
     for loaded in (config, BlipConfig.from_pretrained(tmp_path)):
@@ -21,7 +21,7 @@ def test_defaults_are_blips_and_are_written_out(tmp_path):
         assert (text.bos_token_id, text.enc_token_id, loaded.label_smoothing) == (30522, 30523, 0.1)
 
 
-def test_conflicting_label_smoothing_is_refused():
+def test_conflicting_label_smoothing_raises():
     with pytest.raises(ValueError, match=r"0\.1 in BlipConfig and 0\.2 in its text_config"):
         BlipConfig(label_smoothing=0.1, text_config={"label_smoothing": 0.2})
 
@@ -29,7 +29,7 @@ def test_conflicting_label_smoothing_is_refused():
 @pytest.mark.parametrize(
     "overrides", [{"label_smoothing": 0.0}, {"text_config": {"label_smoothing": 0.0}}, {"text_config": BlipTextConfig}]
 )
-def test_label_smoothing_given_on_loading_is_in_force_and_saved(tmp_path, overrides):
+def test_label_smoothing_given_on_loading_is_used_and_saved(tmp_path, overrides):
     BlipForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "first")
     if overrides == {"text_config": BlipTextConfig}:
         overrides = {"text_config": BlipTextConfig(**TEXT, encoder_hidden_size=24, label_smoothing=0.0)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names of the previous version, which work with a warning."""
+"""Deprecated names work with a warning."""
 
 import pytest
 

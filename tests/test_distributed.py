@@ -10,7 +10,7 @@ from blip_hf import BlipForRetrievalTraining
 from blip_hf.distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from blip_hf.modeling.momentum import FeatureQueue
 from tests.support.ranks import WORLD_SIZE, run_on_ranks
-from tests.support.twins import PAD, tiny_batch, tiny_retrieval_config
+from tests.support.tiny_models import PAD, tiny_batch, tiny_retrieval_config
 
 
 BATCH_SIZE, QUEUE_SIZE, WIDTH, NUM_STEPS = 3, 8, 4, 3
@@ -24,7 +24,7 @@ def batch_of(step, rank):
 
 
 def pairs_of(rank):
-    """Pairs of one process, of which one shares its image with the other's, and whose captions differ in length."""
+    """Pairs of one process, with captions of different lengths. One image is shared between the processes."""
     batch = tiny_batch(lengths=((7, 5, 6), (4, 5, 3))[rank], seed=rank)
     return batch | {"image_ids": torch.tensor(((1, 2, 3), (4, 2, 5))[rank])}
 
@@ -63,7 +63,7 @@ def run_rank(rank, _):
     strided = torch.arange(6).view(2, 3).T + 10 * rank  # not contiguous
     features = torch.ones(2, 2, requires_grad=True)
     uneven = torch.ones(rank + 1, 2, requires_grad=True)
-    # Loss of this process: each gathered row times its number, from 1, and the whole times the number of the process.
+    # Loss of this process: the sum of each gathered row times its number, from 1, times the number of the process.
     ((gather_with_gradient(uneven) * torch.arange(1, 4)[:, None]).sum() * (rank + 1)).backward()
     return {
         "queue": queue.state_dict(),
@@ -82,7 +82,7 @@ def run_rank(rank, _):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two processes has after three steps."""
+    """Results of two processes after three steps."""
     return run_on_ranks(run_rank, tmp_path_factory.mktemp("distributed"))
 
 
@@ -99,14 +99,14 @@ def test_gather_takes_unequal_numbers_of_rows(ranks):
         assert rank["uneven"].tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
-def test_gradients_of_gathered_rows_come_back_from_all_processes(ranks):
-    # Of the rows 0 | 1, 2 the gradients are 1 | 2, 3, times 1 + 2 for the losses of both processes.
+def test_gathered_rows_receive_gradients_from_all_processes(ranks):
+    # The gradients of rows 0 | 1, 2 are 1 | 2, 3, times 1 + 2 for the losses of both processes.
     assert ranks[0]["gradient"].tolist() == [[3, 3]]
     assert ranks[1]["gradient"].tolist() == [[6, 6], [9, 9]]
     assert [rank["first_row"] for rank in ranks] == [0, 1]
 
 
-def test_rows_are_padded_to_the_longest_of_all_processes(ranks):
+def test_rows_are_padded_to_the_longest_over_all_processes(ranks):
     assert [rank["padded"].tolist() for rank in ranks] == [[[7, PAD]], [[7, 7]]]
 
 
@@ -119,11 +119,11 @@ def test_negatives_of_all_ranks_equal_one_process_with_all_pairs(ranks):
     assert all(torch.equal(step["labels"], torch.tensor([1, 0] * BATCH_SIZE + [0] * BATCH_SIZE)) for step in steps)
     assert len(whole["gradients"]) > 60
     for name, expected in whole["gradients"].items():
-        mean = sum(step["gradients"][name] for step in steps) / WORLD_SIZE  # as data parallelism averages
+        mean = sum(step["gradients"][name] for step in steps) / WORLD_SIZE  # as in data parallelism
         assert_close(mean, expected, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_negatives_of_the_own_rank_are_others(ranks):
+def test_local_negatives_differ_from_global_ones(ranks):
     for rank in range(WORLD_SIZE):
         own = ranks[rank]["own_rank"]
         assert_close(own["loss"], matching_step(rank, negative_all_rank=False)["loss"])
@@ -139,7 +139,7 @@ def test_queues_are_identical_on_all_processes(ranks, name):
 
 def test_queue_equals_one_process_with_the_whole_batch(ranks):
     queue = FeatureQueue(QUEUE_SIZE, WIDTH)
-    for step in range(NUM_STEPS):  # 6 rows a step in a ring of 8
+    for step in range(NUM_STEPS):  # 6 rows per step in a queue of 8
         parts = zip(*(batch_of(step, rank) for rank in range(WORLD_SIZE)), strict=True)
         queue.enqueue(*map(torch.cat, parts))
     for name, value in queue.state_dict().items():

@@ -8,13 +8,14 @@ import pytest
 from PIL import ExifTags, Image
 
 from blip_hf.image_utils import UnreadableImageError, open_image
+from tests.support.images import encode_image
 
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
 NOISE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
-# What to do to an upright image so that the viewer's turn by each orientation brings it back (EXIF 2.3, table 6).
+# The inverse of the transform that a viewer applies for each orientation (EXIF 2.3, table 6).
 STORED_FOR_ORIENTATION = {
     1: lambda pixels: pixels,
     2: np.fliplr,
@@ -27,16 +28,10 @@ STORED_FOR_ORIENTATION = {
 }
 
 
-def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
 def with_orientation(pixels: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    return encode(Image.fromarray(np.ascontiguousarray(STORED_FOR_ORIENTATION[orientation](pixels))), exif=exif)
+    return encode_image(Image.fromarray(np.ascontiguousarray(STORED_FOR_ORIENTATION[orientation](pixels))), exif=exif)
 
 
 def assert_pixels(image: Image.Image, expected: np.ndarray) -> None:
@@ -49,9 +44,9 @@ def grey(levels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["path", "string", "bytes", "file", "pil", "array", "dict bytes", "dict path"])
-def test_every_kind_of_source_gives_the_same_image(tmp_path: Path, kind: str):
+def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
     path = tmp_path / "image.png"
-    content = encode(Image.fromarray(COLOURS))
+    content = encode_image(Image.fromarray(COLOURS))
     path.write_bytes(content)
     source = {
         "path": path,
@@ -87,7 +82,7 @@ def test_exif_orientation_of_a_pil_image_is_applied_and_the_image_unchanged():
 
 
 def test_broken_exif_does_not_make_an_image_unreadable():
-    content = encode(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0no such thing")
+    content = encode_image(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0no such thing")
     assert open_image(content).size == (8, 8)
 
 
@@ -110,7 +105,7 @@ def test_transparent_palette_colours_become_white(transparency: int | bytes):
     image = Image.new("P", (1, 2))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((0, 1), 1)
-    content = encode(image, transparency=transparency)
+    content = encode_image(image, transparency=transparency)
     assert_pixels(open_image(content), np.array([[[255] * 3], [[40, 50, 60]]]))
 
 
@@ -122,7 +117,7 @@ def test_opaque_palette_keeps_its_colours():
 
 def test_a_transparent_key_colour_becomes_white():
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
-    content = encode(image, transparency=(1, 2, 3))
+    content = encode_image(image, transparency=(1, 2, 3))
     assert_pixels(open_image(content), np.array([[[255] * 3, [4, 5, 6]]]))
 
 
@@ -143,17 +138,17 @@ def test_a_sixteen_bit_png_file_is_scaled(tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", [1, 257])
-def test_mode_i_is_taken_as_eight_or_sixteen_bits(step: int):
+def test_mode_i_is_read_as_8_or_16_bits(step: int):
     assert_pixels(open_image(Image.fromarray(LEVELS.astype(np.int32) * step)), grey(LEVELS))
 
 
 @pytest.mark.parametrize("white", [1, 255])
-def test_mode_f_is_taken_as_zero_to_one_or_to_255(white: int):
+def test_mode_f_is_read_as_0_to_1_or_0_to_255(white: int):
     assert_pixels(open_image(Image.fromarray((LEVELS / 255 * white).astype(np.float32))), grey(LEVELS))
 
 
 @pytest.mark.parametrize("level", [-1.0, 300.0, float("nan")])
-def test_levels_of_an_unknown_range_are_refused(level: float):
+def test_unknown_range_of_levels_raises(level: float):
     with pytest.raises(UnreadableImageError, match="levels of mode F from"):
         open_image(Image.fromarray(np.full((2, 2), level, dtype=np.float32)))
 
@@ -163,9 +158,9 @@ def test_cmyk_and_one_bit_are_converted():
     assert_pixels(open_image(Image.new("1", (1, 1), 1)), np.array([[[255, 255, 255]]]))
 
 
-def test_first_frame_of_an_animation_is_taken():
+def test_first_frame_of_an_animation_is_used():
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    content = encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert_pixels(open_image(content), np.full((2, 2, 3), (255, 0, 0)))
 
 
@@ -174,8 +169,8 @@ def test_first_frame_of_an_animation_is_taken():
     [
         (b"", "empty or not an image"),
         (b"<html>404</html>", "empty or not an image"),
-        (encode(Image.fromarray(NOISE), "JPEG")[:2000], "truncated"),
-        (encode(Image.fromarray(NOISE))[:2000], "truncated"),
+        (encode_image(Image.fromarray(NOISE), "JPEG")[:2000], "truncated"),
+        (encode_image(Image.fromarray(NOISE))[:2000], "truncated"),
     ],
 )
 def test_a_broken_file_raises_an_error_that_names_it(tmp_path: Path, content: bytes, reason: str):
@@ -185,30 +180,30 @@ def test_a_broken_file_raises_an_error_that_names_it(tmp_path: Path, content: by
         open_image(path)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
+def test_missing_file_and_folder_raise_with_their_names(tmp_path: Path):
     with pytest.raises(UnreadableImageError, match=r"nowhere\.jpg: there is no such file"):
         open_image(tmp_path / "nowhere.jpg")
     with pytest.raises(UnreadableImageError, match="it is a folder"):
         open_image(tmp_path)
 
 
-def test_an_image_in_place_of_a_path_is_not_quoted_whole():
+def test_error_does_not_quote_a_whole_image():
     with pytest.raises(UnreadableImageError, match=r"AAAA\.\.\. \(100000 characters\): File name too long") as caught:
         open_image("A" * 100_000)
     assert len(str(caught.value)) < 1000
 
 
-def test_a_lazily_opened_broken_file_is_named(tmp_path: Path):
+def test_lazily_opened_broken_file_raises_with_its_name(tmp_path: Path):
     path = tmp_path / "late.png"
-    path.write_bytes(encode(Image.fromarray(NOISE))[:2000])
+    path.write_bytes(encode_image(Image.fromarray(NOISE))[:2000])
     with Image.open(path) as image, pytest.raises(UnreadableImageError, match=r"late\.png"):
         open_image(image)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path):
+def test_decompression_bomb_raises(tmp_path: Path):
     path = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    content = encode(Image.fromarray(COLOURS))
+    content = encode_image(Image.fromarray(COLOURS))
     path.write_bytes(content[:16] + header + content[29:])
     with pytest.raises(UnreadableImageError, match=r"bomb\.png"):
         open_image(path)
@@ -231,7 +226,7 @@ def test_a_given_name_is_used_in_the_error():
         np.zeros((0, 4, 3), dtype=np.uint8),
     ],
 )
-def test_what_is_no_image_is_refused(source: object):
+def test_non_images_raise(source: object):
     with pytest.raises(UnreadableImageError, match="Accepted is a path"):
         open_image(source)
 

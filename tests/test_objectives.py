@@ -56,7 +56,7 @@ def test_without_teacher_the_contrastive_loss_is_infonce():
 
 
 @pytest.mark.parametrize("num_keys", [4, 57675])
-def test_equal_features_score_the_logarithm_of_the_keys(num_keys):
+def test_equal_features_have_a_loss_of_log_num_keys(num_keys):
     logits = torch.full((4, num_keys), 3.7)
     targets = contrastive_targets(torch.randn(4, num_keys), torch.eye(4, num_keys, dtype=torch.bool), alpha=0.4)
     assert_close(contrastive_loss(logits, targets), torch.tensor(math.log(num_keys)), rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_targets_sum_to_one_and_positives_share_their_mass():
     assert_close(hard, torch.tensor([[third, 0, third, third, 0], [0, 1, 0, 0, 0], [third, 0, third, third, 0]]))
 
 
-def test_unknown_images_match_their_own_row_only():
+def test_rows_without_image_id_match_only_themselves():
     unknown = torch.full((3,), -100)
     assert_close(matching_pairs(unknown, torch.full((5,), -100)), torch.eye(3, 5, dtype=torch.bool))
 
@@ -148,13 +148,13 @@ def test_drawing_negatives_has_no_gradient():
     assert not has_negative.requires_grad
 
 
-def test_always_unmatched_scores_the_entropy_of_one_third():
+def test_constant_itm_prediction_has_the_entropy_of_one_third():
     # Constant logits whose softmax is (2/3, 1/3), a third of the pairs matching: -(1/3 ln 1/3 + 2/3 ln 2/3) = 0.6365.
     logits = torch.tensor([2 / 3, 1 / 3]).log().expand(6, 2)
     assert_close(matching_loss(logits, torch.tensor([1, 1, 0, 0, 0, 0])), torch.tensor(0.6365), atol=1e-4, rtol=0)
 
 
-def test_invalid_pairs_count_neither_in_value_nor_in_gradient():
+def test_invalid_pairs_do_not_affect_value_or_gradient():
     logits = torch.randn(6, 2, requires_grad=True)
     labels = torch.tensor([1, 0, 1, 0, 0, 0])
     valid = torch.tensor([True, False, True, True, False, True])
@@ -166,7 +166,7 @@ def test_invalid_pairs_count_neither_in_value_nor_in_gradient():
 
 
 def captioning_sums_by_loops(logits, targets, smoothing):
-    """One sum a row: `(1 - smoothing)` of the target's loss and `smoothing` of the mean over the vocabulary."""
+    """One sum per row: `(1 - smoothing)` of the target's loss and `smoothing` of the mean over the vocabulary."""
     sums = []
     for row, row_targets in zip(logits.tolist(), targets.tolist(), strict=True):
         total = 0.0
@@ -196,6 +196,6 @@ def test_captioning_loss_equals_plain_loops(smoothing):
     assert_close(loss(num_items=torch.tensor(20)), sums.sum() / 20, **tolerance)
 
 
-def test_unknown_reduction_is_refused():
+def test_unknown_reduction_raises():
     with pytest.raises(ValueError, match="reduction is 'median', expected 'mean', 'sum' or 'none'"):
         captioning_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long), reduction="median")

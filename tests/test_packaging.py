@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rules of the package: what is installed, what an import loads, and which module may import which."""
+"""Rules of the package: dependencies, imported libraries, and imports between modules."""
 
 import ast
 import configparser
@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "blip_hf"
 TESTS = ROOT / "tests"
 CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillow"}
 
-# From the bottom up. A module may import its own layer and those below it.
+# From the bottom up. A module may import its own layer and lower layers.
 LAYERS = (
     ("distributed", "files", "locks", "checkpoints", "caption_settings"),
     ("objectives", "configuration_blip", "image_utils", "image_processing_blip", "processing_blip"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("bootstrap", "capfilt", "demo", "pages"),
     ("cli", "__main__"),
 )
-# The libraries that a part may import, if design.md narrows them; the standard library is always allowed.
+# The libraries that restricted parts may import, besides the standard library.
 LIBRARIES = {
     "objectives": {"torch"},
     "evaluation.recall": {"torch", "numpy"},
@@ -168,7 +168,7 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert {"torch", "transformers", "numpy", "PIL", "datasets"} & set(loaded) == set()
 
 
-def test_using_the_package_leaves_the_auto_classes_untouched() -> None:
+def test_using_the_package_does_not_change_the_auto_classes() -> None:
     run_code(
         "import transformers, blip_hf\n"
         "for name in blip_hf.__all__: getattr(blip_hf, name)\n"
@@ -194,12 +194,12 @@ def test_imports_point_down() -> None:
     assert [(module, name) for module, name in own_imports() if layer_of(name) > layer_of(module)] == []
 
 
-def test_parts_do_not_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_circular_imports() -> None:
     parts: dict[str, set[str]] = {}
     for module, name in own_imports():
         parts.setdefault(top_level(module), set()).add(top_level(name))
     graph = {part: imported - {part} for part, imported in parts.items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 def test_modules_import_from_where_a_name_is_defined() -> None:
@@ -237,7 +237,7 @@ def test_folders_of_tests_are_those_of_the_package() -> None:
     assert {folder.as_posix() for folder in folders if not (SOURCE / folder).is_dir()} == set()
 
 
-def test_relative_and_absolute_imports_are_read_alike() -> None:
+def test_relative_and_absolute_imports_are_both_resolved() -> None:
     names = imported_names(
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )

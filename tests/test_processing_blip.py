@@ -100,7 +100,7 @@ def test_image_and_text_come_together(processor):
     assert torch.equal(inputs.pixel_values, again.pixel_values)
 
 
-def test_texts_of_unequal_length_are_padded_where_transformers_fails(processor, upstream):
+def test_texts_of_unequal_length_are_padded(processor, upstream):
     with pytest.raises(ValueError, match="padding"):
         upstream(text=CAPTIONS, return_tensors="pt")
     inputs = processor(text=CAPTIONS, return_tensors="pt")
@@ -112,7 +112,7 @@ def test_texts_of_unequal_length_are_padded_where_transformers_fails(processor, 
 
 
 @pytest.mark.parametrize("role", [None, "matching"])
-def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(processor, role):
+def test_left_padding_tokenizer_pads_on_the_right(processor, role):
     expected = processor(text=CAPTIONS, role=role, return_tensors="pt")
     processor.tokenizer.padding_side = "left"
     inputs = processor(text=CAPTIONS, role=role, return_tensors="pt")
@@ -169,14 +169,14 @@ def test_pixel_values_of_unusual_images(processor, image, levels):
     torch.testing.assert_close(pixel_values, one_colour(levels))
 
 
-def test_a_transparent_palette_image_comes_out_white_there(processor):
+def test_transparent_palette_pixels_become_white(processor):
     image = Image.new("P", (9, 9), 0)
     image.putpalette([10, 20, 30])
     image.info["transparency"] = 0
     torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
 
 
-def test_an_exif_rotated_image_is_turned_upright(processor):
+def test_exif_orientation_is_applied(processor):
     upright = random_photo(size=(32, 20))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -194,14 +194,14 @@ def test_without_rgb_conversion_an_image_is_not_changed():
     )
 
 
-def test_a_broken_image_is_named(processor, tmp_path: Path):
+def test_broken_image_raises_with_its_name(processor, tmp_path: Path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"")
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         processor([random_photo(), path], return_tensors="pt")
 
 
-# ---- The tokens [DEC] and [ENC]
+# ---- Role tokens
 
 
 def test_a_plain_tokenizer_gets_dec_and_enc_and_keeps_cls_and_sep():
@@ -320,7 +320,7 @@ def test_a_role_returns_lists_or_arrays_on_request(processor):
     np.testing.assert_array_equal(arrays["labels"], rows["labels"])
 
 
-def test_a_role_changes_no_pixel(processor):
+def test_role_does_not_change_pixels(processor):
     pixel_values = processor(random_photo(), "a dog", role="matching", return_tensors="pt").pixel_values
     assert torch.equal(pixel_values, processor(random_photo(), return_tensors="pt").pixel_values)
 

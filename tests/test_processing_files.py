@@ -65,7 +65,7 @@ def test_a_processor_of_transformers_loads_here_with_the_role_tokens(upstream, t
     assert loaded(text="two dogs", role="matching").input_ids == [[ENC, *ids_of("two dogs"), SEP]]
 
 
-def test_a_processor_loads_beside_a_config_of_unknown_type(processor, tmp_path: Path):
+def test_processor_loads_from_a_folder_with_an_unknown_config(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip_pretraining"}))
     assert BlipProcessor.from_pretrained(tmp_path).dec_token_id == DEC
@@ -79,7 +79,7 @@ def test_image_options_can_be_changed_on_loading(processor, tmp_path: Path):
 
 
 @pytest.mark.parametrize("loader", [BlipProcessor, transformers.BlipProcessor])
-def test_calls_before_saving_leave_no_trace(processor, tmp_path: Path, loader):
+def test_calls_before_saving_do_not_change_saved_files(processor, tmp_path: Path, loader):
     processor(text=CAPTIONS, role="captioning")
     processor.save_pretrained(tmp_path)
     contents = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -87,7 +87,7 @@ def test_calls_before_saving_leave_no_trace(processor, tmp_path: Path, loader):
     assert len(loader.from_pretrained(tmp_path)(text="a dog " * 50)["input_ids"]) == 102
 
 
-def test_truncation_that_an_earlier_call_left_in_a_file_is_ignored(processor, upstream, tmp_path: Path):
+def test_truncation_saved_in_a_tokenizer_file_is_ignored(processor, upstream, tmp_path: Path):
     upstream(text=CAPTIONS, padding=True, truncation=True, max_length=35)
     upstream.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 35
@@ -101,7 +101,7 @@ def test_pillow_is_the_only_backend(processor, tmp_path: Path):
         BlipProcessor.from_pretrained(tmp_path, backend="torchvision")
 
 
-def test_survives_pickling(processor):
+def test_processor_can_be_pickled(processor):
     again = pickle.loads(pickle.dumps(processor))
     assert again(text="a dog", role="lm") == processor(text="a dog", role="lm")
 

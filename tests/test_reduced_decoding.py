@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """JPEGs decoded at a fraction of their size, and images that are not copied."""
 
-import io
 import pickle
 
 import numpy as np
@@ -12,15 +11,13 @@ from torch.testing import assert_close
 
 from blip_hf import BlipImageProcessor
 from blip_hf.image_utils import open_image, view_image
+from tests.support.images import encode_image
 
 
 def jpeg(width, height, mode="RGB", **options):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(
-        buffer, "JPEG", quality=95, **options
-    )
-    return buffer.getvalue()
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    return encode_image(image, "JPEG", quality=95, **options)
 
 
 def pixels_of(source, **options):
@@ -36,7 +33,7 @@ def test_reduced_pixels_are_close_to_all_pixels(mode, size):
     assert difference.max() < 16 / 255 / 0.26
 
 
-def test_reduced_pixels_of_a_decoded_image_are_close_too():
+def test_reduced_pixels_of_a_decoded_image_are_close():
     image = open_image(jpeg(640, 480))
     reduced, exact = pixels_of(image, reducing_gap=2.0), pixels_of(image)
     assert not torch.equal(reduced, exact)
@@ -50,7 +47,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_asked(min_size, size):
     assert open_image(jpeg(640, 480), min_size=min_size).size == size
 
 
-def test_a_turned_jpeg_is_decoded_small_and_upright():
+def test_exif_rotated_jpeg_is_decoded_small_and_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_image(jpeg(640, 480, exif=exif), min_size=240).size == (240, 320)
@@ -67,7 +64,7 @@ def test_an_option_of_the_processor_reaches_files(tmp_path):
     assert not torch.equal(pixels_of(path), of_call)
 
 
-def test_an_rgb_image_is_viewed_and_not_copied():
+def test_rgb_image_is_not_copied():
     image = Image.new("RGB", (4, 4), "red")
     assert view_image(image) is image
     assert open_image(image) is not image

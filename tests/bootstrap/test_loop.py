@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf bootstrap`: its settings, its stages, its table, and the whole loop in small."""
+"""`blip-hf bootstrap`: its settings, its stages, its table, and the whole loop at small scale."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ TINY = {
 
 
 def run_loop(folder, capfd, **changes):
-    """The closing table, and the stages that were not skipped."""
+    """The final table, and the stages that ran."""
     config = folder / "loop.yaml"
     config.write_text(yaml.safe_dump(TINY | changes))
     assert main(["bootstrap", "--config", str(config), "--output_dir", str(folder / "out")]) == 0
@@ -77,7 +77,7 @@ STAGES = [
 
 
 def break_at_step(number, monkeypatch):
-    """Steps of training as they are taken, of which the one of this number is cut off."""
+    """Records training steps and interrupts the given one."""
     step, calls = BlipTrainer.training_step, []
 
     def breaking_step(self, *args, **kwargs):
@@ -90,7 +90,7 @@ def break_at_step(number, monkeypatch):
     return calls
 
 
-def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, monkeypatch):
+def test_loop_resumes_and_repeats_only_changed_stages(tmp_path, capfd, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
@@ -107,7 +107,7 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
         _, info = kind.from_pretrained(whole / "out" / "seed-0" / part, output_loading_info=True)
         assert not info["missing_keys"]
 
-    # Cut off in the captioner's third step, of which the second was saved.
+    # Interrupted in the captioner's third step; the second was saved.
     calls = break_at_step(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_loop(cut, capfd)
@@ -115,7 +115,7 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
     capfd.readouterr()
     _, done = run_loop(cut, capfd)
     assert done == STAGES[4:]
-    assert len(calls) == 5 + 2 + 1 + 2  # two of the captioner, one of the filter, two of the second model
+    assert len(calls) == 5 + 2 + 1 + 2  # two steps of the captioner, one of the filter, two of the second model
     paths = [folder / "out" / "seed-0" / "captioner" / "model.safetensors" for folder in (cut, whole)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -124,7 +124,7 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
     unchanged = ("evaluate-captioner", "evaluate-noisy")
     assert done == ["filter", *(stage for stage in STAGES[6:] if stage not in unchanged)]
 
-    # Other judgement costs no training before it, and what changes no score costs nothing.
+    # Another rule or evaluation repeats no earlier training, and the batch size does not repeat CapFilt.
     judged = {"evaluation": {**TINY["evaluation"], "batch_size": 3}, "rule": {"threshold": 0.3}}
     _, done = run_loop(
         whole,
@@ -136,7 +136,7 @@ def test_the_loop_runs_resumes_and_repeats_only_what_changed(tmp_path, capfd, mo
     assert done == [stage for stage in STAGES[6:] if stage not in ("capfilt", "check")]
 
 
-def test_content_of_files_and_folders_is_digested(tmp_path):
+def test_digest_depends_on_the_content_of_files_and_folders(tmp_path):
     folder = tmp_path / "web"
     (folder / "train").mkdir(parents=True)
     (folder / "a.png").write_text("an image")
@@ -154,21 +154,21 @@ def test_content_of_files_and_folders_is_digested(tmp_path):
 # Settings
 
 
-def test_sections_for_scenes_add_to_what_a_small_model_needs():
+def test_scene_sections_extend_the_settings_of_a_small_model():
     settings = LoopSettings.from_mapping({"pretrain": {"max_steps": 7}, "variants": ["bootstrapped"]})
     assert settings.pretrain == {**SCENE_SECTIONS["pretrain"], "max_steps": 7}
     assert settings.variants == ("noisy", "bootstrapped")
     settings.check()
 
 
-def test_sections_for_files_start_from_nothing():
+def test_file_sections_have_no_preset_settings():
     settings = LoopSettings.from_mapping({"data": {"web": "a.json", "human": "b.json", "eval": "c.json"}})
     assert settings.pretrain == {}
     assert settings.data == FileData("a.json", "b.json", "c.json")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_fit(recipe):
+def test_recipes_are_valid(recipe):
     settings = LoopSettings.from_mapping(yaml.safe_load(recipe.read_text()))
     settings.check()
     assert {"noisy", "filtered", "captioned", "bootstrapped"} <= set(settings.variants)  # the paper, table 1
@@ -203,18 +203,18 @@ def test_recipes_fit(recipe):
         ({"device": "gpu"}, "device='gpu' is unknown; pass 'cpu' or 'cuda'"),
     ],
 )
-def test_a_mistake_is_found_before_the_first_stage(values, message):
+def test_invalid_settings_raise_before_the_first_stage(values, message):
     with pytest.raises(ValueError, match=message):
         LoopSettings.from_mapping(values).check()
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_several_processes_raise(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process"):
         run(bootstrap.COMMAND, [])
 
 
-def test_a_folder_that_another_process_works_in_is_refused(tmp_path):
+def test_folder_locked_by_another_process_raises(tmp_path):
     hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
     lock = tmp_path / bootstrap.LOCKS / "bootstrap.lock"
     with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=-1) as other:
@@ -236,7 +236,7 @@ def counting_action(calls, name):
     return action
 
 
-def test_a_stage_is_run_once_and_again_when_settings_or_inputs_change(tmp_path):
+def test_stage_reruns_only_when_settings_or_inputs_change(tmp_path):
     calls = []
 
     def run_both(first, second):
@@ -253,7 +253,7 @@ def test_a_stage_is_run_once_and_again_when_settings_or_inputs_change(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
-def test_an_interrupted_stage_finds_its_files_again_unless_it_is_another(tmp_path):
+def test_interrupted_stage_keeps_its_files_unless_its_settings_change(tmp_path):
     found = []
 
     def action(work):
@@ -272,7 +272,7 @@ def test_an_interrupted_stage_finds_its_files_again_unless_it_is_another(tmp_pat
     assert found == [False, True, False]
 
 
-def test_a_stage_that_was_whole_but_not_in_place_is_not_run_again(tmp_path):
+def test_completed_stage_is_not_rerun_if_only_its_rename_was_interrupted(tmp_path):
     calls = []
     stage = run_stage(tmp_path / "stage", {}, [], counting_action(calls, "stage"), print)
     stage.folder.rename(tmp_path / "stage.part")
@@ -281,7 +281,7 @@ def test_a_stage_that_was_whole_but_not_in_place_is_not_run_again(tmp_path):
     assert stage.folder.is_dir()
 
 
-def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
+def test_training_resumes_only_from_complete_checkpoints(tmp_path, monkeypatch):
     for name, state in (("checkpoint-1", "{}"), ("checkpoint-2", '{"half'), ("checkpoint-3", None)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").touch()
@@ -293,7 +293,7 @@ def test_only_a_checkpoint_that_is_whole_is_gone_on_from(tmp_path, monkeypatch):
     def killed(folder):
         raise KeyboardInterrupt
 
-    # Killed while the last one is removed: what is left of it is not taken for whole.
+    # Killed while the last one is removed: its remainder is not a complete checkpoint.
     with monkeypatch.context() as patch:
         patch.setattr("blip_hf.bootstrap.loop.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -323,7 +323,7 @@ def split_row(line):
     return line.strip("|").split("|")
 
 
-def test_the_table_has_mean_and_spread_over_seeds():
+def test_table_has_mean_and_standard_deviation_over_seeds():
     assert summarise([{"a": 0.2, "b": None}, {"a": 0.4, "b": 1.0}]) == {
         "a": {"mean": pytest.approx(0.3), "spread": pytest.approx(0.02**0.5)}
     }

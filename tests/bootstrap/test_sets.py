@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sets of `blip-hf bootstrap`: who has which image, what is known of the web, what a variant is trained on."""
-
-import json
+"""The sets of `blip-hf bootstrap`: images, ground truth of web captions, and training pairs of variants."""
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from blip_hf.bootstrap.config import FileData, SceneData
 from blip_hf.bootstrap.measure import measure_capfilt
@@ -26,7 +23,10 @@ from blip_hf.bootstrap.sets import (
     write_web,
 )
 from blip_hf.capfilt.filters import Rule
-from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
+from blip_hf.capfilt.scores import RunFolder, write_scores
+from tests.support.files import write_json
+from tests.support.images import write_image
+from tests.support.scores import score_row, table_of
 
 
 SCENES = SceneData(num_web=30, num_human=20, num_eval=10, num_check=12, image_size=32)
@@ -55,26 +55,26 @@ def test_human_scenes_of_one_caption_share_an_id(tmp_path):
     assert len(set(ids)) == len(set(captions)) == len(set(zip(captions, ids, strict=True))) < 300
 
 
-def test_truth_says_which_captions_were_swapped(scene_sets):
+def test_ground_truth_marks_swapped_captions(scene_sets):
     truth, web = read_truth(scene_sets), read_web(scene_sets / WEB)
-    verdicts = [
+    labels = [
         (
             truth.is_right("web", str(pair["image_id"]), pair["caption"]),
             truth.captions[str(pair["image_id"])] == pair["caption"],
         )
         for pair in web.to_pylist()
     ]
-    assert set(verdicts) == {(True, True), (False, False)}
+    assert set(labels) == {(True, True), (False, False)}
     assert truth.captions.keys() == set(map(str, (*range(30), *range(50, 62))))
 
 
 def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     for name in "abcdef":
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
     human = [{"image": f"{name}.png", "caption": f"{name} {i}"} for name in "abcdef" for i in range(2)]
     web = [{"image": f"{name}.png", "caption": f"web {name}"} for name in "abcdef"]
     for name, content in (("human", human), ("web", web), ("labels", [1, 0, 1, 0, 1, 0])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     paths = {name: str(tmp_path / f"{name}.json") for name in ("web", "human")}
     data = FileData(**paths, eval=paths["human"], human_share=0.5, web_labels=str(tmp_path / "labels.json"))
     metrics = write_file_sets(data, 0, tmp_path / "sets")
@@ -84,17 +84,17 @@ def test_human_photos_are_taken_from_the_web_and_labels_follow(tmp_path):
     assert web_names.isdisjoint({caption[0] for caption in kept_human["caption"]})
     assert set(kept_web["image_id"].to_pylist()).isdisjoint(kept_human["image_id"])
     truth = read_truth(tmp_path / "sets")
-    verdicts = {
+    labels = {
         pair["caption"]: truth.is_right("web", str(pair["image_id"]), pair["caption"]) for pair in kept_web.to_pylist()
     }
-    assert verdicts == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
+    assert labels == {f"web {name}": "abcdef".index(name) % 2 == 0 for name in web_names}
 
 
-def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
+def test_image_is_identified_by_its_resolved_path(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     for name in "abcd":
-        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{name}.png")
+        write_image(tmp_path / "photos" / f"{name}.png")
     lists = {
         "human": [{"image": f"photos/{name}.png", "caption": name} for name in "abcd"],
         "web": [
@@ -102,7 +102,7 @@ def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
         ],
     }
     for name, content in lists.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     web, human = (str(tmp_path / f"{name}.json") for name in ("web", "human"))
     metrics = write_file_sets(FileData(web, human, human, human_share=0.5), 0, tmp_path / "sets")
     assert (metrics["num_web"], metrics["num_human"]) == (4, 2)
@@ -111,22 +111,21 @@ def test_a_image_is_the_same_however_its_path_is_spelled(tmp_path):
     assert len(set(left["image_id"].to_pylist())) == 2
 
 
-def test_each_text_of_a_image_has_its_own_label(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+def test_each_text_of_an_image_has_its_own_label(tmp_path):
+    write_image(tmp_path / "a.png")
     web = [{"image": "a.png", "caption": caption} for caption in ("right", "wrong ", "right too")]
     for name, content in (("web", web), ("labels", [1, 0, 1])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
     path, sets = str(tmp_path / "web.json"), tmp_path / "sets"
     write_file_sets(FileData(path, path, path, web_labels=str(tmp_path / "labels.json")), 0, sets)
     noisy = write_variant("noisy", sets, None, tmp_path / "pairs", rule=Rule(), with_human=False, is_drawn=False)
     assert noisy["share_right"] == pytest.approx(2 / 3)
-    # CapFilt makes one sample of the three, called by the first.
+    # CapFilt merges the three into one sample with the id of the first.
     rows = [
-        {"sample_id": "web-00000/0", "image_id": "0", "image": "a.png", "text_index": number, "text": text}
-        | {"source": "web", "itm": itm, "itc": 0.0, "log_prob": None}
+        score_row("web-00000/0", "0", text, "web", itm, image="a.png", text_index=number)
         for number, (text, itm) in enumerate([("right", 0.9), ("wrong", 0.1), ("right too", 0.8)])
     ]
-    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(tmp_path / "run").scores("web-00000"))
+    write_scores(table_of(rows), RunFolder(tmp_path / "run").scores("web-00000"))
     metrics = measure_capfilt(tmp_path / "run", read_truth(sets), Rule())
     assert (metrics["web_right"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(2 / 3), 1.0, 1.0)
     assert metrics["web_noise_recall"] == 1.0
@@ -134,7 +133,7 @@ def test_each_text_of_a_image_has_its_own_label(tmp_path):
 
 @pytest.fixture
 def scored(tmp_path):
-    """Three images of the web, of which the first two are right, with a new text each, and one human pair."""
+    """Three web images with a synthetic text each, and one human pair. The first two web texts are right."""
     sets, run = tmp_path / "sets", tmp_path / "run"
     web = [
         {"image": "a.png", "caption": caption, "image_id": number, "id": str(number)}
@@ -153,12 +152,8 @@ def scored(tmp_path):
         ("2", "web", "a cross", 0.1),
         ("2", "synthetic", "a heart", 0.8),
     ]
-    rows = [
-        {"sample_id": f"web-00000/{id_}", "image_id": id_, "image": "", "text_index": 0, "text": text}
-        | {"source": source, "itm": itm, "itc": 0.0, "log_prob": None}
-        for id_, source, text, itm in texts
-    ]
-    write_scores(pa.Table.from_pylist(rows, schema=SCHEMA), RunFolder(run).scores("web-00000"))
+    rows = [score_row(f"web-00000/{id_}", id_, text, source, itm) for id_, source, text, itm in texts]
+    write_scores(table_of(rows), RunFolder(run).scores("web-00000"))
     return sets, run
 
 
@@ -166,24 +161,24 @@ def scored(tmp_path):
     ("variant", "captions", "share_right"),
     [
         ("noisy", ["a ring", "a star", "a cross"], 2 / 3),
-        # The union has a right text twice only once, and the wrong star is below the threshold.
+        # The union has no duplicates, and the wrong star is below the threshold.
         ("bootstrapped", ["a ring", "a heart", "a heart"], 2 / 3),
         ("repeated", ["a ring", "a star", "a cross"], 2 / 3),
         ("filtered", ["a ring"], 1.0),
         ("captioned", ["a ring", "a star", "a heart", "a cross", "a heart"], 3 / 5),
     ],
 )
-def test_what_a_variant_is_trained_on(scored, tmp_path, variant, captions, share_right):
+def test_variants_train_on_their_pairs(scored, tmp_path, variant, captions, share_right):
     metrics = write_variant(variant, *scored, tmp_path / "pairs", rule=Rule(), with_human=True, is_drawn=True)
     pairs = datasets.load_from_disk(tmp_path / "pairs")
     assert pairs["caption"][:] == [*captions, "a ring"]
     assert metrics["train_pairs"] == len(pairs)
     assert metrics["share_right"] == pytest.approx(share_right)
-    # The human ring and that of the web are no negatives of each other.
+    # The human ring and the web ring are not negatives of each other.
     assert len(set(zip(pairs["caption"], pairs["image_id"], strict=True))) == len(set(pairs["image_id"]))
 
 
-def test_the_control_repeats_the_web_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
+def test_control_repeats_web_pairs_up_to_the_number_of_bootstrapped_pairs(scored, tmp_path):
     lenient = Rule(threshold=0.0)
     sizes = {
         variant: write_variant(variant, *scored, tmp_path / variant, rule=lenient, with_human=False, is_drawn=False)
@@ -203,12 +198,12 @@ def test_a_filter_that_keeps_nothing_leaves_the_human_pairs(scored, tmp_path):
         write_variant("bootstrapped", *scored, tmp_path / "none", with_human=False, **strict)
 
 
-def test_metrics_of_a_filter_by_hand(scored):
+def test_filter_metrics_match_values_computed_by_hand(scored):
     sets, run = scored
     metrics = measure_capfilt(run, read_truth(sets), Rule())
-    # Of the web only the ring is kept; the star was right too, and no wrong text scores above either.
+    # Only the ring of the web texts is kept; the star is right too, and no wrong text scores above either.
     assert (metrics["web_kept"], metrics["web_precision"], metrics["web_recall"]) == (pytest.approx(1 / 3), 1.0, 0.5)
     assert (metrics["web_noise_recall"], metrics["web_roc_auc"]) == (1.0, 1.0)
-    # Of the new texts all are kept, of which the heart of the second image is wrong.
+    # All synthetic texts are kept; "heart" of the second image is wrong.
     assert (metrics["synthetic_precision"], metrics["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
     assert "web_precision" not in measure_capfilt(run, Truth(), Rule())

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CapFilt engine: captions that belong to their sample, scores that belong to their pair, one look an image."""
+"""The CapFilt engine: captions depend only on their sample, scores only on their pair; one pass per image."""
 
 from dataclasses import replace
-from io import BytesIO
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopPLogitsWarper
 
@@ -17,7 +14,8 @@ from blip_hf.capfilt.engine import CapFilt, CapFiltSettings, fingerprint
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed, gumbel_noise
 from blip_hf.data.readers.samples import Sample, Shard, Skipped
 from blip_hf.data.text import pre_caption
-from tests.support.twins import tiny_capfilt
+from tests.support.images import encode_image, noise_images
+from tests.support.tiny_models import tiny_capfilt
 
 
 NUM_IMAGES = 8
@@ -25,19 +23,12 @@ TEXTS = ("a b.", "C d e f", "g", "h i j k l m n", "o p")
 LENGTHS = {"max_length": 12, "min_length": 5, "prompt": "a b"}
 
 
-def encode(seed):
-    noise = np.random.default_rng(seed).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(noise).resize((40, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def samples():
     """Eight images with one to three texts."""
     return [
-        Sample(f"s/{i}", encode(i), tuple(TEXTS[j % len(TEXTS)] for j in range(i, i + 1 + i % 3)), str(i))
-        for i in range(NUM_IMAGES)
+        Sample(f"s/{i}", encode_image(image), tuple(TEXTS[j % len(TEXTS)] for j in range(i, i + 1 + i % 3)), str(i))
+        for i, image in enumerate(noise_images(NUM_IMAGES))
     ]
 
 
@@ -59,7 +50,7 @@ def texts_of(rows):
 @pytest.mark.parametrize(
     "settings", [{"num_captions": 2}, {"strategy": "beam", "num_captions": 2}, {"strategy": "greedy"}]
 )
-def test_another_batch_size_changes_no_text_and_only_the_last_digits_of_a_score(parts, samples, settings):
+def test_batch_size_does_not_change_texts_or_scores(parts, samples, settings):
     expected, _ = run(parts, samples, batch_size=1, **settings)
     assert len({row["text"] for row in expected if row["source"] == "synthetic"}) > NUM_IMAGES / 2
     for batch_size in (3, 8):
@@ -71,7 +62,7 @@ def test_another_batch_size_changes_no_text_and_only_the_last_digits_of_a_score(
             assert scores[0].std() > 0.01
 
 
-def test_many_texts_are_judged_in_passes_of_bounded_size(parts, samples, monkeypatch):
+def test_many_texts_are_scored_in_batches_of_bounded_size(parts, samples, monkeypatch):
     many = [*samples, Sample("s/many", samples[0].image, tuple(f"a {text}" for text in "bcdefghijkl"), "many")]
     expected, _ = run(parts, many, num_captions=0, batch_size=9)
     logits, num_rows = parts[2].get_itm_logits, []
@@ -91,7 +82,7 @@ def test_many_texts_are_judged_in_passes_of_bounded_size(parts, samples, monkeyp
         assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
 
 
-def test_a_caption_depends_on_seed_and_sample_and_not_on_its_neighbours(parts, samples):
+def test_caption_depends_only_on_seed_and_sample(parts, samples):
     expected, _ = run(parts, samples)
     synthetic = {row["sample_id"]: row["text"] for row in expected if row["source"] == "synthetic"}
     some, _ = run(parts, samples[::-3])
@@ -104,7 +95,7 @@ def test_a_caption_depends_on_seed_and_sample_and_not_on_its_neighbours(parts, s
 
 
 @pytest.mark.parametrize("num_captions", [0, 1, 4])
-def test_each_model_sees_a_image_once_however_many_texts(parts, samples, num_captions, monkeypatch):
+def test_each_model_encodes_an_image_once(parts, samples, num_captions, monkeypatch):
     seen = {0: 0, 2: 0}
     for position in seen:
         vision_model = parts[position].vision_model
@@ -119,7 +110,7 @@ def test_each_model_sees_a_image_once_however_many_texts(parts, samples, num_cap
     assert seen == {0: NUM_IMAGES if num_captions else 0, 2: NUM_IMAGES}
 
 
-def test_scores_equal_the_filter_called_plainly(parts, samples):
+def test_scores_equal_direct_calls_of_the_filter(parts, samples):
     rows, _ = run(parts, samples, num_captions=2, batch_size=3)
     by_id = {sample.sample_id: sample for sample in samples}
     _, _, matcher, processor = parts
@@ -160,7 +151,7 @@ def test_log_probabilities_are_those_of_the_captioner(parts, samples):
     assert checked >= NUM_IMAGES
 
 
-def test_texts_are_stored_as_they_were_and_numbered_by_source(parts, samples):
+def test_texts_are_stored_unchanged_and_numbered_by_source(parts, samples):
     rows, skipped = run(parts, samples, num_captions=2)
     assert skipped == []
     web = [row for row in rows if row["source"] == "web"]
@@ -171,12 +162,12 @@ def test_texts_are_stored_as_they_were_and_numbered_by_source(parts, samples):
     assert {row["image"] for row in rows} == {""}
 
 
-def test_equal_captions_of_a_image_are_kept_once(parts, samples):
-    rows, _ = run(parts, samples, num_captions=5, top_p=0.01)  # the most likely token alone: all five are equal
+def test_equal_captions_of_an_image_are_kept_once(parts, samples):
+    rows, _ = run(parts, samples, num_captions=5, top_p=0.01)  # only the most likely token: all five are equal
     assert sum(row["source"] == "synthetic" for row in rows) == NUM_IMAGES
 
 
-def test_skipped_and_broken_images_pass_and_are_counted(parts, samples):
+def test_skipped_and_broken_images_are_counted(parts, samples):
     cut = replace(samples[0], sample_id="cut", image=samples[0].image[:-200])
     given = Skipped("gone", "truncated_tar", "ends early")
     expected, _ = run(parts, samples)
@@ -189,7 +180,7 @@ def test_skipped_and_broken_images_pass_and_are_counted(parts, samples):
     assert run(parts, [given]) == ([], [given])
 
 
-def test_other_pixels_are_made_for_a_filter_of_another_size(parts, samples):
+def test_filter_of_another_image_size_gets_its_own_pixels(parts, samples):
     captioner, processor = parts[:2]
     large = tiny_capfilt(image_size=48)
     rows, _ = run((captioner, processor, *large[2:]), samples[:2])
@@ -220,7 +211,7 @@ def test_samples_are_read_no_further_ahead_than_two_batches(parts, samples):
         assert num_read <= 2 * number + 4
 
 
-def test_a_fingerprint_tells_models_apart(parts):
+def test_fingerprints_of_different_models_differ(parts):
     captioner = tiny_capfilt()[0]
     assert fingerprint(captioner) == fingerprint(parts[0]) != fingerprint(parts[2])
     captioner.text_decoder.cls.predictions.bias.data[0] += 1
@@ -236,7 +227,7 @@ def test_a_fingerprint_tells_models_apart(parts):
         ({"batch_size": 0}, "batch_size=0 is too small"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
+def test_settings_out_of_range_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         CapFiltSettings(**settings)
 
@@ -254,7 +245,7 @@ def test_noise_is_gumbel_and_independent_over_seeds_positions_and_tokens():
         assert abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]) < 0.03
 
 
-def test_draws_are_distributed_as_the_nucleus():
+def test_samples_follow_the_nucleus_distribution():
     logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -3.0, -4.0])
     expected = TopPLogitsWarper(0.9)(None, logits[None]).softmax(dim=1)[0]
     num_draws = 20_000
@@ -265,7 +256,7 @@ def test_draws_are_distributed_as_the_nucleus():
     assert (shares[expected == 0] == 0).all()
 
 
-def test_captions_are_distributed_as_those_that_transformers_samples(parts, samples):
+def test_captions_follow_the_distribution_of_transformers_sampling(parts, samples):
     captioner, processor = parts[:2]
     num_draws, num_new = 4_000, 2
     pixels = processor(images=samples[0].open_image(), return_tensors="pt")["pixel_values"]

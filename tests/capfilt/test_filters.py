@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which texts a rule keeps."""
+"""The texts that a filter rule keeps."""
 
 import dataclasses
 import math
@@ -9,32 +9,25 @@ import pyarrow as pa
 import pytest
 
 from blip_hf.capfilt.filters import Rule, find_cutoffs, keep_mask
-from blip_hf.capfilt.scores import SCHEMA, RunFolder, read_scores, write_scores
+from blip_hf.capfilt.scores import RunFolder, read_scores, write_scores
+from tests.support.scores import score_row, table_of
 
 
 def score_table(rows: list[tuple]) -> pa.Table:
-    """Rows of `(image_id, source, itm)`, with an ITC that has the order of ITM turned round."""
-    records = [
-        {
-            "sample_id": f"s/{image_id}",
-            "image_id": image_id,
-            "image": "",
-            "text_index": index,
-            "text": "a text",
-            "source": source,
-            "itm": itm,
-            "itc": None if itm is None else -itm,
-        }
+    """Rows of `(image_id, source, itm)`, with ITC in the reverse order of ITM."""
+    return table_of(
+        score_row(
+            f"s/{image_id}", image_id, "a text", source, itm, itc=None if itm is None else -itm, text_index=index
+        )
         for index, (image_id, source, itm) in enumerate(rows)
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    )
 
 
 def random_table(seed: int, num_texts: int = 500, num_images: int = 200) -> pa.Table:
     rng = np.random.default_rng(seed)
     images = np.sort(rng.integers(num_images, size=num_texts))
     sources = rng.choice(["web", "synthetic"], size=num_texts)
-    scores = rng.normal(size=num_texts)  # no probabilities: signs have to be in order too
+    scores = rng.normal(size=num_texts)  # not probabilities: negative scores are ordered too
     return score_table(list(zip(map(str, images), sources.tolist(), scores.tolist(), strict=True)))
 
 
@@ -46,9 +39,9 @@ def split(table: pa.Table, rows: int) -> list[pa.Table]:
     return [table.slice(start, rows) for start in range(0, len(table), rows)]
 
 
-def test_a_text_stays_at_a_half_and_above():
+def test_texts_with_itm_probability_of_at_least_half_are_kept():
     rows = [("a", "web", 0.49), ("a", "synthetic", 0.5), ("b", "web", 0.51), ("b", "human", 1.0)]
-    # Whatever the image's other texts are; human texts are no business of the filter by default.
+    # Independent of the image's other texts; human texts are not filtered by default.
     assert keep_mask(score_table(rows), Rule()).tolist() == [False, True, True, False]
 
 
@@ -57,12 +50,12 @@ def test_thresholds_are_compared_as_the_scores_are_stored():
 
 
 @pytest.mark.parametrize(("sources", "expected"), [(["web"], [True, False]), (("synthetic",), [False, True])])
-def test_sources_may_be_kept_alone(sources, expected):
+def test_web_or_synthetic_texts_can_be_kept_alone(sources, expected):
     table = score_table([("a", "web", 0.9), ("a", "synthetic", 0.9)])
     assert keep_mask(table, Rule(sources=sources)).tolist() == expected
 
 
-def test_cosines_may_decide():
+def test_cosine_similarity_can_be_the_filter_score():
     table = score_table([("a", "web", 0.9), ("a", "web", 0.1)])
     assert keep_mask(table, Rule(threshold=-0.5, by="itc")).tolist() == [False, True]
 
@@ -75,7 +68,7 @@ def test_texts_without_a_score_are_dropped(rule):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("share", [0.001, 0.1, 1 / 3, 0.5, 0.9, 1.0])
-def test_a_share_is_kept_of_each_source_and_it_is_the_best(seed, share):
+def test_keep_share_keeps_the_best_texts_of_each_source(seed, share):
     table = random_table(seed)
     mask = keep_mask(table, Rule(keep_share=share))
     for source in ("web", "synthetic"):
@@ -85,10 +78,10 @@ def test_a_share_is_kept_of_each_source_and_it_is_the_best(seed, share):
         np.testing.assert_array_equal(mask[is_own], np.isin(scores, np.sort(scores)[len(scores) - num_kept :]))
 
 
-def test_a_share_is_one_of_the_whole_data_and_not_of_each_shard():
+def test_keep_share_applies_to_the_whole_dataset_not_each_shard():
     table = random_table(0)
     rule = Rule(keep_share=0.3)
-    order = np.argsort(column(table, "itm"))  # so that shards differ as much as they can
+    order = np.argsort(column(table, "itm"))  # so that shards differ as much as possible
     table = table.take(order)
     shards = split(table, 70)
     cutoffs = find_cutoffs(rule, lambda: shards)
@@ -97,18 +90,18 @@ def test_a_share_is_one_of_the_whole_data_and_not_of_each_shard():
     assert not keep_mask(shards[0], rule, cutoffs).any()
 
 
-def test_equals_of_the_last_one_stay_with_it():
+def test_texts_tied_with_the_last_kept_text_are_kept():
     table = score_table([("a", "web", 0.2), ("b", "web", 0.7), ("c", "web", 0.7), ("d", "web", 0.7)])
     assert keep_mask(table, Rule(keep_share=0.5)).tolist() == [False, True, True, True]
 
 
-def test_a_value_needs_no_pass_over_the_data():
+def test_fixed_threshold_needs_no_pass_over_the_data():
     assert find_cutoffs(Rule(threshold=0.4), lambda: pytest.fail("was read")) == {"web": 0.4, "synthetic": 0.4}
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", [Rule(threshold=0.0), Rule(keep_share=0.5)])
-def test_best_per_image_keeps_at_most_one_and_the_best(seed, rule):
+def test_best_per_image_keeps_only_the_best_text(seed, rule):
     table = random_table(seed)
     all_that_pass = keep_mask(table, rule)
     mask = keep_mask(table, dataclasses.replace(rule, best_per_image=True))
@@ -119,7 +112,7 @@ def test_best_per_image_keeps_at_most_one_and_the_best(seed, rule):
         assert left.tolist() == [passed.max()] if len(passed) else len(left) == 0
 
 
-def test_the_first_of_equals_is_the_best():
+def test_best_per_image_breaks_ties_by_order():
     table = score_table([("a", "web", 0.6), ("a", "synthetic", 0.9), ("a", "synthetic", 0.9)])
     assert keep_mask(table, Rule(best_per_image=True)).tolist() == [False, True, False]
 
@@ -140,12 +133,12 @@ def test_an_empty_shard_keeps_nothing():
         ({"threshold": math.nan}, "threshold=nan"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(fields, message):
+def test_invalid_filter_rules_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         Rule(**fields)
 
 
-def test_scores_are_read_as_they_were_written(tmp_path):
+def test_scores_round_trip_through_parquet(tmp_path):
     table = random_table(3)
     run = RunFolder(tmp_path)
     write_scores(table, run.scores("b"))

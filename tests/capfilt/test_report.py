@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The report of a CapFilt run: its figures against hand-worked ones, its page, and what it does not depend on."""
+"""The report of a CapFilt run: its statistics against values computed by hand, its page, and its reproducibility."""
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from blip_hf.capfilt import statistics as capfilt_statistics
 from blip_hf.capfilt.report import build_report, write_report
@@ -19,19 +17,20 @@ from blip_hf.capfilt.statistics import ScoreStatistics, TextStatistics, word_cha
 from blip_hf.data.readers.samples import Sample, Shard
 from blip_hf.data.scenes import Scenes
 from blip_hf.evaluation.filtering import filter_metrics
+from tests.support.files import write_json
+from tests.support.images import encoded_image, write_image
+from tests.support.scores import score_row, table_of
 
 
 RULE = {"threshold": 0.5, "keep_share": None, "best_per_image": False, "sources": ["web", "synthetic"], "by": "itm"}
 
 
 def score_table(rows: Sequence[tuple[str, int, str, str, float, float]]) -> pa.Table:
-    """Rows of sample, number of the text, text, source, ITM and ITC; the sample is the image too."""
-    records = [
-        {"sample_id": sample, "image_id": sample.split("/")[-1].lstrip("0") or "0", "image": "", "text_index": index}
-        | {"text": text, "source": source, "itm": itm, "itc": itc}
+    """Rows of sample, number of the text, text, source, ITM and ITC. The sample id is also the image id."""
+    return table_of(
+        score_row(sample, sample.split("/")[-1].lstrip("0") or "0", text, source, itm, itc=itc, text_index=index)
         for sample, index, text, source, itm, itc in rows
-    ]
-    return pa.Table.from_pylist(records, schema=SCHEMA)
+    )
 
 
 def write_run(folder, tables, *, source="scenes:4", rule=RULE, skipped=()):
@@ -39,15 +38,15 @@ def write_run(folder, tables, *, source="scenes:4", rule=RULE, skipped=()):
     for name, table in tables.items():
         write_scores(table, run.scores(name))
         run.skipped(name).parent.mkdir(exist_ok=True)
-        run.skipped(name).write_text(json.dumps(list(skipped)))
+        write_json(run.skipped(name), list(skipped))
     settings = {"source": source, "image_root": None, "shard_size": 2, "rule": rule, "models": {"captioner": "a<b>"}}
-    run.settings.write_text(json.dumps(settings))
+    write_json(run.settings, settings)
     return folder
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """Two shards of two images, of which each has a text of the web and one that was written."""
+    """Two shards of two images, each with a web text and a synthetic one."""
     first = [
         ("scenes/00000000", 0, "A red ring.", "web", 0.9, 0.4),
         ("scenes/00000000", 0, "a big red ring", "synthetic", 0.5, 0.3),
@@ -73,7 +72,7 @@ def small_page(small_run):
     return write_report(small_run)
 
 
-def test_totals_by_hand(small_run):
+def test_totals_match_values_computed_by_hand(small_run):
     totals = build_report(small_run)["totals"]
     assert (totals["num_images"], totals["num_images_kept"], totals["num_shards"]) == (4, 3, 2)
     assert (totals["num_texts"], totals["num_kept"], totals["kept_share"]) == (8, 5, 5 / 8)
@@ -85,7 +84,7 @@ def test_totals_by_hand(small_run):
     assert totals["skipped"] == {"empty_text": 2}
 
 
-def test_curve_and_histogram_by_hand(small_run):
+def test_curve_and_histogram_match_values_computed_by_hand(small_run):
     report = build_report(small_run)
     curve = report["kept_share_by_threshold"]
     shares = dict(zip(curve["thresholds"], curve["kept_shares"]["web"], strict=True))
@@ -96,7 +95,7 @@ def test_curve_and_histogram_by_hand(small_run):
     assert lefts == [-0.2, 0.0, 0.2, 0.4]
 
 
-def test_texts_and_words_by_hand(small_run):
+def test_texts_and_words_match_values_computed_by_hand(small_run):
     report = build_report(small_run)
     web, kept = report["texts"]["web"], report["texts"]["kept"]
     # a red ring | buy now | a blue ring | two stars: ten words, eight of them distinct.
@@ -110,7 +109,7 @@ def test_texts_and_words_by_hand(small_run):
     assert {word["word"] for word in report["words"]["dropped"]} == {"blue", "buy", "now", "ring"}
 
 
-def test_the_rule_of_the_run_decides(tmp_path, small_run):
+def test_report_uses_the_filter_of_the_run(tmp_path, small_run):
     tables = {path.stem: pa.parquet.read_table(path) for path in RunFolder(small_run).score_files()}
     run = write_run(tmp_path / "other", tables, rule={**RULE, "keep_share": 0.25, "sources": ["web"]})
     report = build_report(run)
@@ -121,7 +120,7 @@ def test_the_rule_of_the_run_decides(tmp_path, small_run):
     assert report["cutoffs"] == {"web": pytest.approx(0.9)}
 
 
-def test_scenes_are_judged_by_what_they_show(tmp_path):
+def test_scene_texts_are_labelled_by_the_scene(tmp_path):
     scenes = Scenes(8, noise_rate=0.45)
     rng = np.random.default_rng(0)
     itm = rng.random(8).tolist()
@@ -134,27 +133,22 @@ def test_scenes_are_judged_by_what_they_show(tmp_path):
 
 
 def list_run(tmp_path):
-    """A JSON list of five images: the second has no words, the fourth has no file, the last two texts share one."""
+    """A JSON list of five images: the second has no words, the fourth no file, and the last two texts share an image."""
     for i in (0, 1, 2, 4):
-        Image.new("RGB", (40, 30), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        write_image(tmp_path / f"{i}.png", (50 * i, 0, 0))
     captions = ["one", "...", "three", "four", "five", "six"]
     records = [{"image": f"{min(i, 4)}.png", "caption": caption} for i, caption in enumerate(captions)]
     records[4]["image_id"] = records[5]["image_id"] = 9
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     ids = {"one": "web/00000000", "three": "web/00000002", "five": "web/00000004", "six": "web/00000004"}
     images = {"one": "0.png", "three": "2.png", "five": "9", "six": "9"}
     itm = {"one": 0.9, "three": 0.8, "five": 0.7, "six": 0.1}
-    rows = [
-        {"sample_id": ids[text], "image_id": images[text], "image": "", "text_index": int(text == "six")}
-        | {"text": text, "source": "web", "itm": itm[text], "itc": 0.0}
-        for text in itm
-    ]
-    tables = [pa.Table.from_pylist(part, schema=SCHEMA) for part in (rows[:1], rows[1:2], rows[2:])]
-    tables = {f"web-{i:05d}": table for i, table in enumerate(tables)}
+    rows = [score_row(ids[text], images[text], text, "web", itm[text], text_index=int(text == "six")) for text in itm]
+    tables = {f"web-{i:05d}": table_of(part) for i, part in enumerate((rows[:1], rows[1:2], rows[2:]))}
     return write_run(tmp_path / "run", tables, source=str(tmp_path / "web.json"))
 
 
-def test_labels_stay_with_their_records_when_some_are_left_out(tmp_path):
+def test_labels_stay_aligned_when_records_are_skipped(tmp_path):
     run = list_run(tmp_path)
     (tmp_path / "labels.json").write_text("[1, 0, 0, 1, 1, 0]")
     report = build_report(run, labels=tmp_path / "labels.json")
@@ -163,10 +157,10 @@ def test_labels_stay_with_their_records_when_some_are_left_out(tmp_path):
     assert build_report(run)["filter"] is None
 
 
-def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+def test_labels_stay_aligned_when_a_text_of_a_record_is_skipped(tmp_path):
+    write_image(tmp_path / "0.png")
     record = {"image": "0.png", "caption": ["one", "...", "two"], "image_id": 7}
-    (tmp_path / "web.json").write_text(json.dumps([record]))
+    write_json(tmp_path / "web.json", [record])
     rows = [("web/00000000", 0, "one", "web", 0.9, 0.0), ("web/00000000", 1, "two", "web", 0.1, 0.0)]
     table = score_table(rows)
     table = table.set_column(table.schema.get_field_index("image_id"), SCHEMA.field("image_id"), pa.array(["7", "7"]))
@@ -175,24 +169,24 @@ def test_labels_stay_with_the_texts_of_a_record_of_which_one_is_left_out(tmp_pat
     assert report["filter"] == filter_metrics([0.9, 0.1], [1, 0])
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
+def test_mismatched_labels_raise(tmp_path):
     run = list_run(tmp_path)
     with pytest.raises(ValueError, match="5 labels, but 6 records"):
         build_report(run, labels=[1, 0, 0, 1, 1])
     records = json.loads((tmp_path / "web.json").read_text())
     records[2]["caption"] = "another"
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     with pytest.raises(ValueError, match="The source of the run lacks the text 'three'"):
         build_report(run, labels=[1, 0, 0, 1, 1, 0])
 
 
-def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(small_run, small_page):
+def test_page_and_json_are_self_contained_and_have_the_same_statistics(small_run, small_page):
     page, report = small_page.read_text(), json.loads((small_run / "report.json").read_text())
     assert small_page == small_run / "report.html"
     assert report.keys() == build_report(small_run).keys()
     assert "http" not in page
     urls = re.findall(r'(?:src|href|srcset)="([^"]{0,22})', page)
-    assert len(urls) == 2 * 4 + len(report["examples"])  # four charts in light and in dark, and the images
+    assert len(urls) == 2 * 4 + len(report["examples"])  # four charts in light and dark, and the images
     assert all(re.match(r"data:image/(png|jpeg);base6", url) for url in urls)
     assert '<td>web</td><td>4</td><td>2</td><td class="value">50.0%</td>' in page
     assert "text without words" in page
@@ -201,26 +195,26 @@ def test_page_and_json_have_the_same_statistics_and_need_nothing_beside_them(sma
     assert "a<b>" not in page
 
 
-def test_a_report_repeats_byte_by_byte(small_run, small_page):
+def test_report_is_reproducible_byte_for_byte(small_run, small_page):
     first = small_page.read_bytes()
     assert write_report(small_run).read_bytes() == first
 
 
-def test_a_lost_source_costs_the_images_alone(small_run, tmp_path):
+def test_report_without_its_source_lacks_only_the_images(small_run, tmp_path):
     tables = {path.stem: pa.parquet.read_table(path) for path in RunFolder(small_run).score_files()}
     page = write_report(write_run(tmp_path / "run", tables, source=str(tmp_path / "gone.tar"))).read_text()
     assert "<figure class=" not in page
     assert "50.0%" in page
 
 
-def test_a_run_in_which_nothing_was_fit_has_a_report(tmp_path):
+def test_run_without_usable_records_has_a_report(tmp_path):
     run = write_run(tmp_path / "run", {"scenes-00000": SCHEMA.empty_table()}, skipped=[{"reason": "bad_record"}])
     report = build_report(run)
     assert (report["totals"]["num_texts"], report["totals"]["kept_share"], report["filter"]) == (0, None, None)
     assert "not well-formed" in write_report(run).read_text()
 
 
-def test_a_folder_without_scores_is_refused(tmp_path):
+def test_folder_without_scores_raises(tmp_path):
     with pytest.raises(ValueError, match="holds no scores"):
         build_report(tmp_path)
 
@@ -238,7 +232,7 @@ def examples_of(tables: dict[str, pa.Table]) -> list:
     return sheet.examples()
 
 
-def test_examples_are_near_the_threshold_and_far_from_it():
+def test_examples_include_texts_near_and_far_from_the_threshold():
     examples = examples_of({"a": many_scores(2000)})
     distances = {"near": (0, 0.016), "far": (0.484, 0.5)}
     assert {(example.place, example.is_kept) for example in examples} == {
@@ -250,7 +244,7 @@ def test_examples_are_near_the_threshold_and_far_from_it():
         assert example.is_kept == (example.itm >= 0.5)
 
 
-def test_the_choice_of_examples_depends_on_no_order():
+def test_choice_of_examples_does_not_depend_on_order():
     table = many_scores(300)
     shuffled = table.take(np.random.default_rng(1).permutation(300))
     assert examples_of({"a": shuffled}) == examples_of({"a": table})
@@ -264,14 +258,13 @@ def test_examples_come_from_few_shards_and_are_bounded():
     assert len(examples) <= 4 * 2 * NUM_TEXTS
 
 
-def test_a_spare_takes_the_place_of_an_unreadable_image():
-    encoded = io.BytesIO()
-    Image.new("RGB", (600, 300)).save(encoded, "PNG")
+def test_unreadable_example_image_is_replaced():
+    encoded = encoded_image(size=(600, 300))
     table = many_scores(200)
     examples = examples_of({"a": table})
     broken = {example.sample_id for example in examples[:2]}
     samples = [
-        Sample(name, encoded.getvalue()[: 90 if name in broken else None], ("text",), name)
+        Sample(name, encoded[: 90 if name in broken else None], ("text",), name)
         for name in table["sample_id"].to_pylist()
     ]
     shown = add_thumbnails(examples, [Shard("a", lambda: iter(samples)), Shard("b", lambda: 1 / 0)])
@@ -294,7 +287,7 @@ def test_a_text_without_a_score_is_not_in_the_histogram():
     assert (statistics.counts.sum(), statistics.mean()) == (1, 0.5)
 
 
-def test_rare_words_are_forgotten_before_they_fill_the_memory(monkeypatch):
+def test_rare_words_are_dropped_to_bound_memory(monkeypatch):
     monkeypatch.setattr(capfilt_statistics, "MAX_DISTINCT_WORDS", 5)
     statistics = TextStatistics()
     for i in range(40):

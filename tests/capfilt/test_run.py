@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""CapFilt runs: killed and continued, by one process or two, with the same bytes; and the commands around them."""
+"""CapFilt runs: killed and resumed, by one process or two, with the same bytes; and their commands."""
 
 import json
 import multiprocessing
@@ -12,13 +12,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
-from tests.support.twins import tiny_capfilt
+from tests.support.files import write_json
+from tests.support.images import write_image
+from tests.support.tiny_models import tiny_capfilt
 
 
 SOURCE, NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = "scenes:24:0.4", 24, 4, 6
@@ -29,7 +30,7 @@ RULE = Rule(threshold=0.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Runs of this process sum as those of the processes it starts: several threads end in other last digits."""
+    """Uses one thread, as the started processes do: the number of threads changes the last digits."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,9 +78,9 @@ def undisturbed(checkpoints, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts processes from a server that has imported all that they need."""
+    """Starts processes from a server with all imports done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.twins"])
+    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.tiny_models"])
 
     def start(checkpoints, out_dir, num_processes=2):
         started = [
@@ -94,8 +95,8 @@ def processes():
 
 
 def contents(folder):
-    """All that a run is for, by name."""
-    ignored = "run.json"  # has the versions
+    """The output files of a run by name."""
+    ignored = "run.json"  # contains versions
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != ignored)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -138,7 +139,7 @@ def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
             process.kill()
             process.join()
         num_cut_short += not (tmp_path / "summary.json").is_file()
-        # What is whole stays as it is, and is not done again.
+        # Complete shards are kept and not repeated.
         now = whole_shards(tmp_path)
         assert whole.items() <= now.items()
         whole = now
@@ -150,7 +151,7 @@ def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
     assert contents(tmp_path) == contents(expected)
 
 
-def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes, undisturbed, tmp_path):
+def test_a_process_takes_over_the_shards_of_a_killed_one(checkpoints, processes, undisturbed, tmp_path):
     killed, survivor = processes(checkpoints, tmp_path)
     while not whole_shards(tmp_path):
         time.sleep(0.01)
@@ -161,7 +162,7 @@ def test_a_process_does_the_shards_of_one_that_was_killed(checkpoints, processes
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
-def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
+def test_finished_run_only_reports_its_totals(engine, undisturbed, monkeypatch):
     folder, totals, _ = undisturbed
     before = written_at(folder)
     monkeypatch.setattr(engine, "score_batches", None)
@@ -169,7 +170,7 @@ def test_a_finished_run_only_tells_its_totals(engine, undisturbed, monkeypatch):
     assert written_at(folder) == before
 
 
-def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoints, undisturbed):
+def test_resuming_refuses_another_filter_or_model_but_accepts_another_batch_size(checkpoints, undisturbed):
     folder, totals, _ = undisturbed
     with pytest.raises(ValueError, match=r"other settings: rule.threshold was 0.5, is 0.6. Pass the same"):
         run(load(checkpoints), folder, rule=Rule(threshold=0.6))
@@ -182,15 +183,15 @@ def test_another_rule_or_model_is_refused_and_another_batch_size_is_not(checkpoi
     assert run(load(checkpoints, replace(SETTINGS, batch_size=3)), folder) == totals
 
 
-def test_a_share_is_kept_of_all_shards_together(engine, tmp_path):
+def test_keep_share_applies_to_all_shards_together(engine, tmp_path):
     totals = run(engine, tmp_path, rule=Rule(keep_share=0.25))
     assert [source["num_kept"] for source in totals["by_source"].values()] == [NUM_IMAGES // 4] * 2
     assert pq.read_table(tmp_path / "pairs").num_rows == NUM_IMAGES // 2
 
 
-def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkeypatch):
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
-    (tmp_path / "web.json").write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png")
+    write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a dog"}])
     (tmp_path / "below").mkdir()
     for folder, source in ((tmp_path, "web.json"), (tmp_path / "below", "../web.json")):
         monkeypatch.chdir(folder)
@@ -199,16 +200,16 @@ def test_scores_do_not_depend_on_where_a_run_is_started(engine, tmp_path, monkey
     assert pq.read_table(tmp_path / "out" / "scores")["image"][0].as_py() == str(tmp_path / "a.png")
 
 
-def test_broken_records_are_passed_over_and_counted(engine, tmp_path):
+def test_broken_records_are_skipped_and_counted(engine, tmp_path):
     records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(7)]
     for record in records[1:]:
-        Image.new("RGB", (40, 30), "red").save(tmp_path / record["image"])
+        write_image(tmp_path / record["image"])
     cut = tmp_path / "2.png"
     cut.write_bytes(cut.read_bytes()[:-30])
     records[3]["caption"] = "..."
     records[4]["caption"] = "a" * 10_000
     records.append({"image": 5})
-    (tmp_path / "web.json").write_text(json.dumps(records))
+    write_json(tmp_path / "web.json", records)
     totals = run(engine, tmp_path / "out", tmp_path / "web.json", shard_size=3)
     assert totals["skipped"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
     assert totals["num_images"] == 3
@@ -229,11 +230,11 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == contents(undisturbed[0])
 
-    # A report that was asked for in the midst of the run is not the last one.
+    # A report written during the run is replaced at its end.
     last = (out / "report.json").read_bytes()
     content = json.loads(last)
     content["totals"]["num_shards"] = 1
-    (out / "report.json").write_text(json.dumps(content))
+    write_json(out / "report.json", content)
     assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
     assert (out / "report.json").read_bytes() == last
     capsys.readouterr()
@@ -250,16 +251,16 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert (out / "report.html").is_file()
 
 
-def test_the_command_takes_its_share_from_the_launcher(checkpoints, undisturbed, tmp_path, capsys, monkeypatch):
+def test_command_reads_its_rank_from_the_launcher(checkpoints, undisturbed, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["capfilt", "run", *flags(checkpoints, tmp_path)]) == 0
-    # Nobody else is there: it did all, and left the last word to the first process.
+    # No other process runs: it did all shards, and left the totals to the first process.
     assert capsys.readouterr().out == ""
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
-def test_the_bar_tells_images_a_second_kept_shares_and_time_left(engine, tmp_path, capsys):
+def test_progress_bar_shows_speed_kept_shares_and_time_left(engine, tmp_path, capsys):
     run(engine, tmp_path, "scenes:8", show_progress=True)
     bar = capsys.readouterr().err.split("\r")[-1]
     assert "8/8 [00:" in bar

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kept pairs on disk, and what another rule makes of a run."""
+"""Kept pairs on disk, and refiltering of a run."""
 
 import hashlib
 import json
@@ -22,6 +22,8 @@ from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
+from tests.support.files import write_json
+from tests.support.scores import score_row, table_of
 
 
 MODELS = {
@@ -41,26 +43,17 @@ def fake_score(text: str) -> float:
 
 
 def scored(shard: Shard) -> pa.Table:
-    """A web text and a synthetic one for each image, with scores made of their letters."""
+    """A web text and a synthetic text for each image, with scores computed from their letters."""
     rows = []
     for sample in shard.samples():
+        path = sample.image if isinstance(sample.image, str) else ""
         for index, (source, text) in enumerate(
             [("web", sample.texts[0]), ("synthetic", f"an image {sample.sample_id}")]
         ):
-            rows.append(
-                {
-                    "sample_id": sample.sample_id,
-                    "image_id": sample.image_id,
-                    "image": sample.image if isinstance(sample.image, str) else "",
-                    "text_index": index,
-                    "text": text,
-                    "source": source,
-                    "itm": fake_score(text),
-                    "itc": fake_score(text[::-1]),
-                    "log_prob": -1.5 if source == "synthetic" else None,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+            scores = {"itc": fake_score(text[::-1]), "log_prob": -1.5 if source == "synthetic" else None}
+            row = score_row(sample.sample_id, sample.image_id, text, source, fake_score(text), **scores)
+            rows.append(row | {"image": path, "text_index": index})
+    return table_of(rows)
 
 
 def fake_run(source, folder: Path, rule: Rule, format: str) -> RunFolder:
@@ -74,7 +67,7 @@ def fake_run(source, folder: Path, rule: Rule, format: str) -> RunFolder:
         rows = table.filter(keep_mask(table, rule, cutoffs))
         write_pairs(shard.samples(), rows, run.pairs(shard.name), format, models=MODELS)
     settings = {"source": source, "image_root": None, "shard_size": 3, "models": MODELS, "rule": asdict(rule)}
-    run.settings.write_text(json.dumps(settings))
+    write_json(run.settings, settings)
     return run
 
 
@@ -85,8 +78,7 @@ def photo_list(folder: Path) -> str:
     for scene in Scenes(NUM_SCENES):
         scene["image"].save(folder / f"{scene['image_id']}.webp", lossless=True)
         records.append({"image": f"{scene['image_id']}.webp", "caption": scene["caption"]})
-    (folder / "list.json").write_text(json.dumps(records))
-    return str(folder / "list.json")
+    return str(write_json(folder / "list.json", records))
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -115,7 +107,7 @@ def test_pairs_are_read_by_load_pairs(format, kind, tmp_path):
     assert all(items[i]["image"].tobytes() == scenes[i // 2]["image"].tobytes() for i in range(len(items)))
 
 
-def test_parquet_is_a_data_set_of_images(tmp_path):
+def test_parquet_output_is_a_dataset_of_images(tmp_path):
     written, *_ = write_all(tmp_path, "parquet")
     dataset = datasets.load_dataset("parquet", data_files=str(written), split="train")
     assert isinstance(dataset.features["image"], datasets.Image)
@@ -138,7 +130,7 @@ def test_parquet_is_a_data_set_of_images(tmp_path):
     assert (dataset[2]["source"], dataset[2]["captioner"], dataset[2]["filter"]) == ("web", None, "judge@4567")
 
 
-def test_images_are_written_as_they_were_encoded(tmp_path):
+def test_images_are_not_re_encoded(tmp_path):
     source = photo_list(tmp_path / "photos")
     content = (tmp_path / "photos" / "2.webp").read_bytes()
     parquet, *_ = write_all(tmp_path, "parquet", source)
@@ -152,18 +144,17 @@ def test_images_are_written_as_they_were_encoded(tmp_path):
     assert not (tmp_path / "list-00000").exists()
 
 
-def test_a_image_with_several_texts_is_stored_once_in_parquet(tmp_path):
+def test_image_with_several_texts_is_stored_once_in_parquet(tmp_path):
     noise = os.urandom(100_000)
     samples = [Sample("s/0", noise, ("a",), "0")]
-    row = {"sample_id": "s/0", "image_id": "0", "image": "", "text": "a", "source": "web", "itm": 0.9, "itc": 0.1}
-    rows = pa.Table.from_pylist([{**row, "text_index": i} for i in range(5)], schema=SCHEMA)
+    rows = table_of(score_row("s/0", "0", "a", "web", 0.9, text_index=i) for i in range(5))
     written = write_pairs(samples, rows, tmp_path / "s", "parquet")
     assert pq.read_table(written).num_rows == 5
     assert written.stat().st_size < 150_000
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset"])
-def test_what_is_written_is_a_source_again(format, tmp_path):
+def test_output_can_be_read_as_a_source(format, tmp_path):
     written, shard, table = write_all(tmp_path, format)
     (again,) = find_shards(written)
     samples = list(again.samples())
@@ -173,7 +164,7 @@ def test_what_is_written_is_a_source_again(format, tmp_path):
     assert [sample.image for sample in samples] == [sample.image for sample in shard.samples()]
 
 
-def test_webdataset_has_scores_beside_each_image(tmp_path):
+def test_webdataset_has_the_scores_of_each_image(tmp_path):
     written, *_ = write_all(tmp_path, "webdataset")
     with tarfile.open(written) as members:
         record = json.load(members.extractfile("00000001.json"))
@@ -192,7 +183,7 @@ def test_the_same_pairs_give_the_same_bytes(format, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("format", list(SUFFIXES))
-def test_a_shard_of_which_nothing_is_kept_is_written_too(format, tmp_path):
+def test_shard_without_kept_texts_is_written(format, tmp_path):
     (shard,) = find_shards("scenes:3")
     written = write_pairs(shard.samples(), SCHEMA.empty_table(), tmp_path / "pairs" / "a", format)
     assert written.is_file()
@@ -202,7 +193,7 @@ def test_a_shard_of_which_nothing_is_kept_is_written_too(format, tmp_path):
         assert pairs["caption"][:] == table["text"].to_pylist()
 
 
-def test_lists_that_are_all_empty_are_refused(tmp_path):
+def test_only_empty_lists_raise(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text("[]")
     with pytest.raises(ValueError, match="There are no records in"):
@@ -210,7 +201,7 @@ def test_lists_that_are_all_empty_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("format", list(SUFFIXES))
-def test_a_source_that_lost_samples_is_refused_and_leaves_nothing(format, tmp_path):
+def test_source_that_lost_samples_raises_and_writes_nothing(format, tmp_path):
     (shard,) = find_shards("scenes:3")
     samples = list(shard.samples())[:2]
     with pytest.raises(ValueError, match="lacks 1 samples that have scores, such as 'scenes/00000002'"):
@@ -218,7 +209,7 @@ def test_a_source_that_lost_samples_is_refused_and_leaves_nothing(format, tmp_pa
     assert list((tmp_path / "pairs").iterdir()) == []
 
 
-def test_images_of_a_list_that_was_cut_short_are_replaced(tmp_path):
+def test_images_of_an_interrupted_list_are_replaced(tmp_path):
     (tmp_path / "scenes-00000").mkdir()
     (tmp_path / "scenes-00000" / "00000099.png").write_bytes(b"")
     write_all(tmp_path, "json")
@@ -226,16 +217,16 @@ def test_images_of_a_list_that_was_cut_short_are_replaced(tmp_path):
     assert not (tmp_path / "scenes-00000" / "00000099.png").exists()
 
 
-def test_files_of_somebody_else_are_not_replaced_by_the_images_of_a_list(tmp_path):
+def test_foreign_files_are_not_replaced_by_images_of_a_list(tmp_path):
     (tmp_path / "scenes-00000").mkdir()
     mine = tmp_path / "scenes-00000" / "holiday.png"
     mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holiday\.png\. Pass an empty output folder"):
+    with pytest.raises(ValueError, match=r"holds another file: holiday\.png\. Pass an empty output folder"):
         write_all(tmp_path, "json")
     assert mine.read_bytes() == b"mine"
 
 
-def test_a_list_does_not_outlive_its_images(tmp_path, monkeypatch):
+def test_list_is_removed_before_its_images(tmp_path, monkeypatch):
     written, shard, table = write_all(tmp_path, "json")
 
     def killed(path):
@@ -249,7 +240,7 @@ def test_a_list_does_not_outlive_its_images(tmp_path, monkeypatch):
     assert not written.exists()
 
 
-def test_a_image_counts_once_for_each_of_its_pairs(tmp_path, monkeypatch):
+def test_image_counts_once_per_pair(tmp_path, monkeypatch):
     (shard,) = find_shards("scenes:1")
     (sample,) = shard.samples()
     row = scored(shard).slice(0, 1)
@@ -259,19 +250,19 @@ def test_a_image_counts_once_for_each_of_its_pairs(tmp_path, monkeypatch):
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 1]
 
 
-def test_unknown_formats_are_named(tmp_path):
+def test_unknown_format_raises(tmp_path):
     with pytest.raises(ValueError, match="format='csv' is unknown; pass one of 'parquet', 'webdataset', 'json'"):
         write_pairs([], SCHEMA.empty_table(), tmp_path / "a", "csv")
 
 
-# Another rule
+# Refiltering
 
 RULES = [Rule(), Rule(threshold=0.3, sources=("web",)), Rule(keep_share=0.4), Rule(best_per_image=True, by="itc")]
 
 
 @pytest.mark.parametrize("format", list(SUFFIXES))
 @pytest.mark.parametrize("rule", RULES)
-def test_the_runs_own_rule_gives_its_own_bytes(rule, format, tmp_path):
+def test_refiltering_with_the_same_filter_gives_the_same_bytes(rule, format, tmp_path):
     run = fake_run("scenes:8:0.3", tmp_path / "run", rule, format)
     num_kept = refilter(tmp_path / "run", rule, tmp_path / "again", format)
     files = files_below(tmp_path / "again")
@@ -281,7 +272,7 @@ def test_the_runs_own_rule_gives_its_own_bytes(rule, format, tmp_path):
     assert 0 < sum(num_kept.values()) < 16
 
 
-def test_another_rule_keeps_what_a_run_with_it_would(tmp_path):
+def test_refiltering_equals_a_run_with_that_filter(tmp_path):
     source = photo_list(tmp_path / "photos")
     fake_run(source, tmp_path / "run", Rule(), "parquet")
     other = fake_run(source, tmp_path / "other", Rule(keep_share=0.6), "json")
@@ -289,7 +280,7 @@ def test_another_rule_keeps_what_a_run_with_it_would(tmp_path):
     assert files_below(tmp_path / "again") == files_below(other.pairs_folder)
 
 
-def test_another_rule_opens_no_image_that_has_a_path(tmp_path, monkeypatch):
+def test_refiltering_does_not_open_images_with_a_path(tmp_path, monkeypatch):
     fake_run(photo_list(tmp_path / "web"), tmp_path / "run", Rule(), "json")
 
     def refuse(*_):
@@ -300,7 +291,7 @@ def test_another_rule_opens_no_image_that_has_a_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("format", list(SUFFIXES))
-def test_what_a_killed_process_left_is_removed(format, tmp_path):
+def test_files_of_a_killed_process_are_removed(format, tmp_path):
     fake_run("scenes:2", tmp_path / "run", Rule(), format)
     out = tmp_path / "again"
     (out / "scenes-00000.12.part").mkdir(parents=True)
@@ -324,7 +315,7 @@ def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
     refilter(tmp_path / "run", Rule(), tmp_path / "web" / "kept")
 
 
-def test_a_run_that_is_missing_or_unfinished_is_refused(tmp_path):
+def test_missing_or_unfinished_run_raises(tmp_path):
     with pytest.raises(ValueError, match=r"run\.json does not exist"):
         refilter(tmp_path / "lost", Rule(), tmp_path / "again")
     run = fake_run("scenes:8", tmp_path / "run", Rule(), "parquet")

@@ -13,8 +13,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images, a broken one, a text file, and an image in a subfolder. Do not write into it."""
     folder = tmp_path_factory.mktemp("images")
     # A comma, so that CSV has something to quote.
-    for colour, name in (("red", "b, c.png"), ("blue", "a.PNG"), ("green", "below/d.png")):
-        write_image(folder / name, colour)
+    for color, name in (("red", "b, c.png"), ("blue", "a.PNG"), ("green", "below/d.png")):
+        write_image(folder / name, color)
     (folder / "broken.jpg").write_bytes(b"not an image")
     (folder / "notes.txt").write_text("not an image either")
     return folder

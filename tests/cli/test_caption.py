@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: options reach the captioner, formats, and outputs that survive any file name and terminal."""
+"""`blip-hf caption`: options, output formats, and file names in any encoding."""
 
 import csv
 import io
@@ -81,7 +81,7 @@ def test_a_format_that_contradicts_the_suffix_is_an_error(tmp_path):
         format_of(tmp_path / "a.jsonl", "csv")
 
 
-def test_an_existing_file_is_kept_unless_all_captions_of_an_overwrite_are_written(
+def test_existing_file_is_replaced_only_when_all_captions_are_written(
     captioner_folder, paths, tmp_path, monkeypatch, capsys
 ):
     path = tmp_path / "captions.txt"
@@ -118,12 +118,12 @@ def test_the_status_is_1_if_every_image_fails(captioner_folder, image_folder, ca
     assert "skipped 2 of 2 images" in error
 
 
-def test_a_device_that_does_not_exist_is_named(captioner_folder, paths, capsys):
+def test_missing_device_raises_with_its_name(captioner_folder, paths, capsys):
     assert main(["caption", str(captioner_folder), str(paths[0]), "--device", "gpu"]) == 2
     assert "--device gpu cannot be used" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_class_ends_in_one_line_without_python(captioner_folder, matcher_folder, paths):
+def test_checkpoint_of_another_class_prints_one_line(captioner_folder, matcher_folder, paths):
     argv = ["-m", "blip_hf", "caption", matcher_folder, paths[0], "--device", "cpu"]
     result = run_python(*argv)
     (line,) = result.stderr.splitlines()  # no load report
@@ -133,9 +133,7 @@ def test_a_checkpoint_of_another_class_ends_in_one_line_without_python(captioner
     assert "allow_new_heads" not in line
 
 
-def test_a_checkpoint_of_other_sizes_than_its_configuration_ends_in_one_line(
-    captioner_folder, paths, tmp_path, capsys
-):
+def test_checkpoint_with_mismatched_sizes_prints_one_line(captioner_folder, paths, tmp_path, capsys):
     shutil.copytree(captioner_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["intermediate_size"] += 1
@@ -152,7 +150,7 @@ def names_of(sources, **options):
     return found.names
 
 
-def test_folders_become_the_images_in_them(image_folder):
+def test_folders_expand_to_their_images(image_folder):
     names = ["a.PNG", "b, c.png", "broken.jpg"]
     assert names_of([image_folder]) == [str(image_folder / name) for name in names]
     names.insert(2, "below/d.png")
@@ -180,14 +178,15 @@ def test_images_of_records_are_captioned(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
-def test_a_file_name_that_is_not_utf8_is_escaped_on_any_terminal(captioner_folder, tmp_path):
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_non_utf8_file_name_is_escaped_on_any_terminal(encoding, captioner_folder, tmp_path, monkeypatch):
     image = tmp_path / os.fsdecode(b"\xff\xe4\xb8\xad.png")
     write_image(tmp_path / "a.png").rename(image)
-    for encoding in ("cp1252", "utf-8"):
-        argv = ["-m", "blip_hf", "caption", captioner_folder, image, "--device", "cpu"]
-        result = run_python(*argv, PYTHONIOENCODING=encoding)
-        assert result.returncode == 0, result.stderr
-        assert "\\udcff" in result.stdout
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert caption(captioner_folder, image) == 0
+    stream.flush()
+    assert b"\\udcff" in stream.buffer.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
@@ -201,7 +200,7 @@ def test_json_parses_back_in_any_encoding(encoding, output_format):
 
 
 @pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "captions.txt"])
-def test_a_file_takes_a_name_that_is_not_utf8(name, tmp_path):
+def test_output_file_accepts_non_utf8_names(name, tmp_path):
     record = {"image": "\udcff.png", "caption": Caption(image_index=0, text="é").text}
     with open_output(tmp_path / name) as stream:
         write_records([record], stream, columns=list(record), output_format=format_of(tmp_path / name, None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf completion`: the scripts know every command and option."""
+"""`blip-hf completion`: the scripts complete every command and option."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def bash_file(tmp_path_factory):
 
 
 def complete(bash_file, *words):
-    """What bash offers for the last word."""
+    """The completions that bash offers for the last word."""
     code = 'source "$0"; COMP_WORDS=(blip-hf "$@"); COMP_CWORD=$#; _blip_hf; printf "%s\\n" "${COMPREPLY[@]}"'
     result = subprocess.run(["bash", "-c", code, bash_file, *words], check=True, capture_output=True, text=True)
     return set(result.stdout.split())

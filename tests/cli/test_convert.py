@@ -39,7 +39,7 @@ def test_every_dropped_tensor_is_in_the_table_with_a_reason(folder, tmp_path, ca
     BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
-def test_the_training_state_goes_there_and_back(folder, tmp_path, capsys):
+def test_training_state_round_trips(folder, tmp_path, capsys):
     ours, back = tmp_path / "ours", tmp_path / "back.pth"
     argv = [folder / "retrieval.pth", "--output_dir", ours, "--tokenizer", folder / "bert", "--training_state"]
     assert convert(*argv) == 0
@@ -75,7 +75,7 @@ def test_an_existing_model_is_replaced_only_with_overwrite(folder, tmp_path, cap
     BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
-def test_the_old_form_of_the_target_works_with_a_warning(folder, tmp_path, capsys):
+def test_deprecated_target_argument_works_with_a_warning(folder, tmp_path, capsys):
     assert convert(folder / "retrieval.pth", tmp_path / "ours", "--tokenizer", folder / "bert") == 0
     assert "warning: name the target with --output_dir" in capsys.readouterr().err
     assert (tmp_path / "ours" / "config.json").is_file()
@@ -97,7 +97,7 @@ def test_the_old_form_of_the_target_works_with_a_warning(folder, tmp_path, capsy
         (["{folder}/x.pth", "--output_dir", "{folder}/new"], "as tensors"),
     ],
 )
-def test_mistakes_are_told_in_one_line(argv, message, folder, capsys):
+def test_usage_errors_print_one_line(argv, message, folder, capsys):
     assert convert(*(word.format(folder=folder) for word in argv)) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert message in error

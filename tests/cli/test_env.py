@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf env`: what a bug report needs."""
+"""`blip-hf env`: information for a bug report."""
 
 import torch
 import transformers

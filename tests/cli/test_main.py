@@ -72,7 +72,7 @@ def test_help_names_each_command(capsys):
         (["caption", "./nowhere", "a.png"], ["./nowhere does not exist"]),
     ],
 )
-def test_a_mistake_ends_in_one_line_on_stderr_and_status_2(argv, messages, capsys):
+def test_usage_error_prints_one_line_and_exits_with_2(argv, messages, capsys):
     assert main(argv) == 2
     output, error = capsys.readouterr()
     assert output == ""
@@ -105,7 +105,7 @@ def test_an_error_of_the_program_shows_its_traceback(monkeypatch):
         main(["caption"])
 
 
-def test_a_configuration_that_refuses_a_value_says_so_in_one_line(capsys, tmp_path):
+def test_invalid_configuration_value_prints_one_line(capsys, tmp_path):
     argv = ["--data", "scenes", "--num_scenes", "8", "--image_size", "32", "--queue_size", "-1", "--use_cpu"]
     assert main(["pretrain", *argv, "--output_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -114,7 +114,7 @@ def test_a_configuration_that_refuses_a_value_says_so_in_one_line(capsys, tmp_pa
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argv", [["caption", "--help"], ["--help"]])
-def test_a_reader_that_leaves_is_not_an_error(argv, unbuffered):
+def test_closed_stdout_is_not_an_error(argv, unbuffered):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": unbuffered}
     command = [sys.executable, "-m", "blip_hf", *argv]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -124,7 +124,7 @@ def test_a_reader_that_leaves_is_not_an_error(argv, unbuffered):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_error_of_another_pipe_is_not_hidden(unbuffered):
+def test_broken_pipe_elsewhere_is_an_error(unbuffered):
     code = """
         import blip_hf.cli
         def run(command, argv):

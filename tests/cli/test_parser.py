@@ -40,7 +40,7 @@ def parse_toy(*argv):
 
 
 @pytest.mark.parametrize("command", list(sub_commands()), ids=lambda command: command.prog)
-def test_hyphens_and_underscores_are_alike_in_every_option(command):
+def test_options_accept_hyphens_and_underscores(command):
     parser = build_parser(command, with_trainer=False)
     for name, option_type in parser.option_types.items():
         value = str(option_type.choices[0]) if option_type.choices else "1"
@@ -94,7 +94,7 @@ def test_help_shows_types_and_defaults():
         assert entry in " ".join(text.split())
 
 
-def test_an_old_name_works_with_a_warning(tmp_path, capsys):
+def test_deprecated_option_works_with_a_warning(tmp_path, capsys):
     assert parse_toy("--output", str(tmp_path)).output_dir == str(tmp_path)
     assert capsys.readouterr().err == (
         "blip-hf toy: warning: --output is now --output_dir; --output will be removed.\n"
@@ -176,7 +176,7 @@ def test_a_yaml_file_holds_options_and_the_command_line_wins(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_a_yaml_file_that_does_not_fit_is_named(text, message, tmp_path):
+def test_invalid_yaml_file_raises_with_its_name(text, message, tmp_path):
     path = tmp_path / "run.yaml"
     if text is not None:
         path.write_text(text)
@@ -195,7 +195,7 @@ def test_help_lists_every_option(capsys):
 
 
 @pytest.mark.parametrize("flag", ["--help_all", "--help-all"])
-def test_help_all_lists_the_options_of_the_trainer_too(flag, capsys):
+def test_help_all_lists_the_options_of_the_trainer(flag, capsys):
     assert run(pretrain.COMMAND, [flag]) == 0
     listed = capsys.readouterr().out  # every option, so that no `%` in a help text breaks it
     assert [name for name in build_parser(pretrain.COMMAND).fields if f"--{name} " not in listed] == []

@@ -27,6 +27,7 @@ from blip_hf.conversion.kinds import find_kind, infer_config
 from blip_hf.modeling.momentum import MOMENTUM_STATE_NAME
 from tests.support.originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
 from tests.support.paths import GOLDENS
+from tests.support.vocabularies import make_tokenizer
 
 
 CLASSES = {
@@ -50,7 +51,7 @@ TRAINING_STATE += ("queue_ptr", "ptr_queue", "idx_queue")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT tokenizer and one `.pth` a task."""
+    """A BERT tokenizer and one `.pth` per task."""
     folder = tmp_path_factory.mktemp("originals")
     save_bert_tokenizer(folder / "bert")
     for task in TASKS:
@@ -60,7 +61,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(folder):
-    """What became of each task, and its folder."""
+    """The conversion result of each task, and its folder."""
     return {task: (convert(folder, task, folder / "ours" / task), folder / "ours" / task) for task in TASKS}
 
 
@@ -105,7 +106,7 @@ def test_round_trip_is_bit_equal_with_training_state(task, folder, tmp_path):
     convert(folder, task, tmp_path / "ours", keep_training_state=True)
     expected = original_state(task)
     for name in expected:
-        if name.startswith("text_encoder_m.") and ".crossattention." in name:  # never run, so any values do
+        if name.startswith("text_encoder_m.") and ".crossattention." in name:  # unused, so the values are arbitrary
             expected[name] = expected[name.replace("text_encoder_m.", "text_encoder.")]
     assert_equal_states(restored(tmp_path / "ours", tmp_path / "back.pth"), expected)
 
@@ -152,7 +153,7 @@ def test_kept_training_state_equals_that_of_a_trainer_checkpoint(folder, tmp_pat
     assert model.config.queue_size == QUEUE_SIZE
 
 
-def test_the_parts_of_pretraining_are_the_models_inside(folder, tmp_path):
+def test_parts_of_pretraining_convert_to_its_submodels(folder, tmp_path):
     convert(folder, "pretraining", tmp_path, save_parts=True)
     whole = BlipForPreTraining.from_pretrained(tmp_path)
     for name, part in (("captioner", whole.export_captioner()), ("retriever", whole.export_retriever())):
@@ -184,7 +185,7 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
     state = original_state("captioning")
     torch.save(state, tmp_path / "bare.pth")
     torch.save({"model": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    # A file that holds each tensor once, as safetensors does by itself.
+    # Without duplicate tensors, as safetensors saves them.
     save_file(
         {name: value for name, value in state.items() if "predictions.decoder." not in name},
         tmp_path / "tensors.safetensors",
@@ -195,7 +196,7 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
 
 
 def configuration(vision_width, vision_layers, num_patches, task="captioning", vocab_size=30_524):
-    """The configuration that full-sized tensors, of shapes only, give."""
+    """The configuration inferred from full-size tensors on the meta device."""
     with torch.device("meta"):
         vision = {
             "cls_token": torch.empty(1, 1, vision_width),
@@ -248,7 +249,7 @@ def test_sizes_and_settings_are_those_of_the_original(task, width, layers, heads
         assert config.merge_from_layer == 6
 
 
-def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
+def test_eps_and_dropout_are_saved_for_transformers(converted):
     config = transformers.BlipConfig.from_pretrained(converted["captioning"][1])
     assert config.vision_config.layer_norm_eps == 1e-6
     assert config.text_config.layer_norm_eps == 1e-12
@@ -279,7 +280,7 @@ def test_eps_and_dropout_are_written_down_for_transformers_to_read(converted):
         (lambda state: state.update({"vision_model.x": torch.zeros(1)}), "need no conversion"),
     ],
 )
-def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(change, message, folder, tmp_path):
+def test_incomplete_checkpoint_raises_and_writes_nothing(change, message, folder, tmp_path):
     state = original_state("captioning")
     change(state)
     torch.save({"model": state}, tmp_path / "broken.pth")
@@ -288,7 +289,7 @@ def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(change, mess
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pth"]
 
 
-def test_a_partial_momentum_encoder_is_refused(folder, tmp_path):
+def test_partial_momentum_encoder_raises(folder, tmp_path):
     state = original_state("retrieval")
     del state["visual_encoder_m.norm.bias"]
     torch.save(state, tmp_path / "broken.pth")
@@ -296,13 +297,13 @@ def test_a_partial_momentum_encoder_is_refused(folder, tmp_path):
         converted_path(tmp_path / "broken.pth", tmp_path / "ours", folder, keep_training_state=True)
 
 
-def test_files_with_code_in_them_are_not_run(folder, tmp_path):
+def test_pickled_code_is_not_run(folder, tmp_path):
     torch.save({"model": original_state("captioning"), "args": argparse.Namespace(vit="base")}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         converted_path(tmp_path / "code.pth", tmp_path / "ours", folder)
 
 
-def test_options_of_other_tasks_are_refused(folder, tmp_path):
+def test_options_of_other_tasks_raise(folder, tmp_path):
     with pytest.raises(ValueError, match="captioning checkpoint, not a pre-training one"):
         convert(folder, "captioning", tmp_path / "ours", save_parts=True)
     for task in ("captioning", "matching"):
@@ -312,10 +313,8 @@ def test_options_of_other_tasks_are_refused(folder, tmp_path):
         convert(folder, "captioning", tmp_path / "ours", head_width=48)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):
-    transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}).save_pretrained(
-        tmp_path / "few"
-    )
+def test_tokenizer_of_another_vocabulary_raises(folder, tmp_path):
+    make_tokenizer(()).save_pretrained(tmp_path / "few")
     with pytest.raises(ValueError, match=r"has 40 words, the tokenizer .* 7\. .*--tokenizer"):
         convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
 
@@ -330,13 +329,13 @@ def test_a_vocabulary_file_is_accepted_as_tokenizer(folder, converted, tmp_path)
     assert tokenizer("W5 w7").input_ids == saved("w5 w7").input_ids
 
 
-def test_a_non_empty_folder_is_refused(folder, tmp_path):
+def test_non_empty_folder_raises(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         convert(folder, "captioning", tmp_path)
 
 
-def test_a_class_without_an_original_is_refused(tmp_path):
+def test_class_without_original_checkpoint_raises(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": ["BlipModel"]}))
     with pytest.raises(ValueError, match="holds BlipModel, which has no original format"):
         restore_original_checkpoint(tmp_path, tmp_path / "back.pth")
@@ -367,9 +366,7 @@ def test_original_names_round_trip(name):
 def test_matching_of_a_converted_checkpoint_equals_the_reference(tmp_path):
     state = golden_state("matching")
     torch.save({"model": state}, tmp_path / "matching.pth")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(57))]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "bert")
+    make_tokenizer([f"w{index}" for index in range(57)]).save_pretrained(tmp_path / "bert")
     convert_original_checkpoint(
         tmp_path / "matching.pth", tmp_path / "ours", tokenizer=tmp_path / "bert", head_width=16
     )

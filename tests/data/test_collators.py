@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.processing_blip import BlipProcessor
-from tests.support.twins import tiny_capfilt
+from tests.support.images import grey_image
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.vocabularies import make_processor
 
 
@@ -32,11 +33,7 @@ def records() -> list[dict]:
     ]
 
 
-def grey(value: int = 0) -> Image.Image:
-    return Image.new("RGB", (4, 4), (value, value, value))
-
-
-def test_pretraining_batch_is_that_of_the_docstring(processor, records):
+def test_pretraining_batch_matches_the_docstring(processor, records):
     batch = BlipPretrainingCollator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "image_ids"}
     assert_close(batch["input_ids"], torch.tensor([[2, 5, 9, 3, 0], [2, 5, 8, 9, 3]]))
@@ -47,16 +44,16 @@ def test_pretraining_batch_is_that_of_the_docstring(processor, records):
     assert_close(batch["pixel_values"], pixels[:, :, None, None], atol=5e-5, rtol=0)
 
 
-def test_matching_batch_is_that_of_the_docstring(processor, records):
+def test_matching_batch_matches_the_docstring(processor, records):
     batch = BlipMatchingCollator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert_close(batch["input_ids"], torch.tensor([[11, 5, 9, 3, 0], [11, 5, 8, 9, 3]]))
     assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]))
 
 
-def test_a_matching_batch_is_what_its_model_takes():
+def test_matching_batch_runs_through_its_model():
     _, processor, matcher, _ = tiny_capfilt()
-    pairs = [{"image": grey(level), "caption": "a b", "label": level % 2} for level in range(3)]
+    pairs = [{"image": grey_image(level), "caption": "a b", "label": level % 2} for level in range(3)]
     batch = BlipMatchingCollator(processor)(pairs)
     assert batch["labels"].tolist() == [0, 1, 0]
     assert matcher(**batch).loss > 0
@@ -64,7 +61,7 @@ def test_a_matching_batch_is_what_its_model_takes():
     assert matcher(**BlipMatchingCollator(processor)(pairs)).itm_logits.shape == (3, 2)
 
 
-def test_captioning_batch_is_that_of_the_docstring(processor, records):
+def test_captioning_batch_matches_the_docstring(processor, records):
     batch = BlipCaptioningCollator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels"}
     assert_close(batch["input_ids"], torch.tensor([[10, 5, 6, 7, 5, 9, 3, 0], [10, 5, 6, 7, 5, 8, 9, 3]]))
@@ -83,7 +80,7 @@ def test_captioning_without_prompt_has_a_target_for_each_token(processor, record
     [(BlipPretrainingCollator, 30), (BlipMatchingCollator, 35), (BlipCaptioningCollator, 40)],
 )
 def test_rows_are_cut_at_the_length_of_the_role(collator_class, default, processor):
-    record = {"image": grey(), "caption": "red " * 60, "image_id": 0}
+    record = {"image": grey_image(), "caption": "red " * 60, "image_id": 0}
     assert collator_class(processor)([record])["input_ids"].shape == (1, default)
     short = collator_class(processor, max_length=8)([record])["input_ids"]
     assert short.shape == (1, 8)
@@ -91,7 +88,7 @@ def test_rows_are_cut_at_the_length_of_the_role(collator_class, default, process
 
 
 @pytest.mark.parametrize("collator_class", COLLATORS)
-def test_images_may_have_any_form(collator_class, processor, tmp_path):
+def test_images_may_have_any_type(collator_class, processor, tmp_path):
     path = tmp_path / "grey.png"
     Image.new("L", (3, 2), 77).save(path)
     forms = [
@@ -107,7 +104,7 @@ def test_images_may_have_any_form(collator_class, processor, tmp_path):
     assert_close(pixels, pixels[:1].expand(5, 3, 1, 1))
 
 
-def test_raw_records_that_cannot_be_read_are_skipped_and_named(processor, records, caplog):
+def test_unreadable_raw_records_are_skipped_and_named(processor, records, caplog):
     collator = BlipPretrainingCollator(processor)
     for number in range(12):
         batch = collator([records[0], {"image": f"lost_{number}.jpg", "caption": "a", "image_id": number}])
@@ -127,7 +124,7 @@ def test_a_batch_without_usable_record_raises_with_names(collator_class, process
         collator_class(processor)(records)
 
 
-def test_a_stock_trainer_of_transformers_trains_on_captioning_batches(processor, records, tmp_path):
+def test_plain_trainer_trains_on_captioning_batches(processor, records, tmp_path):
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = transformers.BlipConfig(
         text_config={**vision, "encoder_hidden_size": 8, "vocab_size": 12, "bos_token_id": 10, "sep_token_id": 3},

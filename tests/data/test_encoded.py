@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pairs in memory make the batches of pairs that are read."""
+"""Batches of encoded pairs equal those of pairs that are read."""
 
 import pytest
 from torch.testing import assert_close
@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from blip_hf.data.collators import BlipCaptioningCollator, BlipMatchingCollator, BlipPretrainingCollator
 from blip_hf.data.encoded import EncodedPairs
 from blip_hf.data.pairs import PairDataset
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.trainers import make_contrastive_trainer, make_records
-from tests.support.twins import tiny_capfilt
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def collator():
 
 
 @pytest.mark.parametrize("collator_class", [BlipPretrainingCollator, BlipMatchingCollator, BlipCaptioningCollator])
-def test_batches_are_those_of_pairs_that_are_read(collator_class):
+def test_encoded_batches_equal_batches_of_pairs(collator_class):
     collator = collator_class(tiny_capfilt()[1])
     pairs = PairDataset(make_records(6))
     encoded = EncodedPairs(pairs, collator)
@@ -47,7 +47,7 @@ def test_equal_captions_share_an_id_on_request(collator):
     assert encoded.columns["image_ids"].tolist() == [0, 1, 0, 2]
 
 
-def test_a_trainer_trains_on_them_and_groups_them_by_length(collator, tmp_path, caplog):
+def test_trainer_trains_on_encoded_pairs_grouped_by_length(collator, tmp_path, caplog):
     encoded = EncodedPairs(PairDataset(make_records(3, broken=(1,))), collator)
     trainer = make_contrastive_trainer(tmp_path, encoded, encoded, train_sampling_strategy="group_by_length")
     trainer.data_collator = EncodedPairs.collate

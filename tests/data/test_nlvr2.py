@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""NLVR2: files, drawn pairs, the data set, its transform, and its collator."""
+"""NLVR2: files, drawn pairs, the dataset, its transform, and its collator."""
 
 import json
 import random
@@ -7,18 +7,17 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from blip_hf import BlipProcessor
 from blip_hf.data.nlvr2 import (
     BlipNlvr2Collator,
     Nlvr2Dataset,
     Nlvr2TrainTransform,
 )
 from blip_hf.data.readers import load_nlvr2
-from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
-from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.data.scenes import SceneNlvr2
 from tests.support.files import write_json, write_json_lines
+from tests.support.images import plain_image
+from tests.support.vocabularies import make_scene_processor
 
 
 OFFICIAL = {
@@ -33,11 +32,7 @@ OURS = {"images": ["dev/dev-850-0-img0.png", "dev/dev-850-0-img1.png"], "sentenc
 
 @pytest.fixture(scope="module")
 def processor():
-    return BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(scene_vocabulary_texts()), image_size=32)
-
-
-def plain(colour):
-    return Image.new("RGB", (40, 40), colour)
+    return make_scene_processor()
 
 
 # Files
@@ -64,7 +59,7 @@ def test_nlvr2_lines_name_their_images(tmp_path, name):
 
 
 @pytest.mark.parametrize("start", ["\ufeff", "\n  \n", "\ufeff\n"])
-def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start):
+def test_json_lines_are_detected_after_a_bom_and_blank_lines(tmp_path, start):
     lines, whole = tmp_path / "lines.json", tmp_path / "list.json"
     record = json.dumps({**OFFICIAL, "sentence": "two\u2028dogs"}, ensure_ascii=False)
     lines.write_text(f"{start}{record}\n\n{record}\n", encoding="utf-8")
@@ -73,7 +68,7 @@ def test_lines_are_told_from_lists_behind_marks_and_blank_lines(tmp_path, start)
     assert [read["sentence"] for read in load_nlvr2(lines)] == ["two\u2028dogs"] * 2
 
 
-def test_blip_lists_start_from_their_own_folder(tmp_path):
+def test_paths_of_blip_lists_are_relative_to_the_list(tmp_path):
     path = tmp_path / "nlvr_dev.json"
     write_json(path, [OURS, OURS | {"label": True}])
     first, second = load_nlvr2(path)
@@ -94,7 +89,7 @@ def test_blip_lists_start_from_their_own_folder(tmp_path):
         ("two dogs", "is a str, expected an object"),
     ],
 )
-def test_misfits_name_record_and_field(tmp_path, record, message):
+def test_invalid_records_raise_with_record_and_field(tmp_path, record, message):
     path = tmp_path / "list.json"
     write_json(path, [OURS, record])
     with pytest.raises(ValueError, match=re.escape(f"{path}, record 1") + ".*" + re.escape(message)):
@@ -102,7 +97,7 @@ def test_misfits_name_record_and_field(tmp_path, record, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "an empty list"), ('"a"', "a str"), ("[", "cannot be parsed")])
-def test_files_that_hold_no_records_are_refused(tmp_path, text, message):
+def test_files_without_records_raise(tmp_path, text, message):
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_nlvr2(tmp_path / "list.json")
@@ -113,7 +108,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path, text, message):
 # Scenes
 
 
-def test_scene_pairs_depend_on_their_index_alone_and_are_half_true():
+def test_scene_pairs_depend_only_on_their_index_and_half_are_true():
     pairs, later = SceneNlvr2(40), SceneNlvr2(10, start=20)
     assert [record["sentence"] for record in later] == [pairs[i]["sentence"] for i in range(20, 30)]
     for one, other in zip(later[3]["images"], pairs[23]["images"], strict=True):
@@ -122,8 +117,8 @@ def test_scene_pairs_depend_on_their_index_alone_and_are_half_true():
     assert len({record["sentence"] for record in pairs}) > 10
 
 
-def test_the_sentence_alone_does_not_tell_its_truth():
-    # Always answering what is more frequent for a sentence must not pay off much.
+def test_the_sentence_alone_does_not_predict_its_label():
+    # The most frequent label of each sentence must not be accurate.
     truths: dict[str, list[bool]] = {}
     for record in SceneNlvr2(400, image_size=32):
         truths.setdefault(record["sentence"], []).append(record["label"])
@@ -136,9 +131,17 @@ def test_the_sentence_alone_does_not_tell_its_truth():
 
 def test_broken_images_and_empty_sentences_are_skipped_and_counted(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    broken = {"images": [plain("red"), tmp_path / "broken.png"], "sentence": "both are red", "label": True}
-    wordless = {"images": [plain("red")] * 2, "sentence": "...", "label": True}
-    good = {"images": [plain("red"), plain("blue")], "sentence": "Both are red!", "label": False}
+    broken = {
+        "images": [plain_image("red", (40, 40)), tmp_path / "broken.png"],
+        "sentence": "both are red",
+        "label": True,
+    }
+    wordless = {"images": [plain_image("red", (40, 40))] * 2, "sentence": "...", "label": True}
+    good = {
+        "images": [plain_image("red", (40, 40)), plain_image("blue", (40, 40))],
+        "sentence": "Both are red!",
+        "label": False,
+    }
     dataset = Nlvr2Dataset([broken, wordless, good])
     items = [dataset.get(i) for i in range(3)]
     assert items[0] is items[1] is None
@@ -150,7 +153,11 @@ def test_broken_images_and_empty_sentences_are_skipped_and_counted(tmp_path):
 
 
 def test_without_a_transform_nothing_is_random():
-    record = {"images": [plain("red"), plain("blue")], "sentence": "red is left of blue", "label": True}
+    record = {
+        "images": [plain_image("red", (40, 40)), plain_image("blue", (40, 40))],
+        "sentence": "red is left of blue",
+        "label": True,
+    }
     dataset = Nlvr2Dataset([record] * 30)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -160,7 +167,7 @@ def test_without_a_transform_nothing_is_random():
 
 
 def test_long_sentences_keep_forty_words():
-    record = {"images": [plain("red")] * 2, "sentence": "word " * 50, "label": True}
+    record = {"images": [plain_image("red", (40, 40))] * 2, "sentence": "word " * 50, "label": True}
     assert len(Nlvr2Dataset([record])[0]["sentence"].split()) == 40
 
 
@@ -168,7 +175,7 @@ def test_long_sentences_keep_forty_words():
 
 
 def half_and_half(left, right):
-    image = plain(right)
+    image = plain_image(right, (40, 40))
     image.paste(left, (0, 0, 20, 40))
     return image
 
@@ -192,7 +199,7 @@ def test_mirroring_a_pair_is_mirroring_one_wide_image():
     assert 4 < sum(outcomes) < 16
 
 
-def test_blips_way_mirrors_each_image_by_itself_and_never_leaves_all():
+def test_blip_flips_mirror_each_image_independently():
     pair = [half_and_half("red", "lime"), half_and_half("blue", "yellow")]
     untouched = side_by_side(image.resize((32, 32)) for image in pair)
     seen = {"always": set(), "never": set()}
@@ -222,9 +229,17 @@ def test_transformed_items_repeat_by_seed_epoch_and_index():
 
 def test_collator_keeps_pairs_together(processor):
     records = [
-        {"images": [plain("black"), plain("white")], "sentence": "both pictures show a star", "label": True},
-        {"images": [plain("white"), plain("black")], "sentence": "both pictures show something red", "label": False},
-        {"images": [plain("white"), "missing.png"], "sentence": "both", "label": False},
+        {
+            "images": [plain_image("black", (40, 40)), plain_image("white", (40, 40))],
+            "sentence": "both images show a star",
+            "label": True,
+        },
+        {
+            "images": [plain_image("white", (40, 40)), plain_image("black", (40, 40))],
+            "sentence": "both images show something red",
+            "label": False,
+        },
+        {"images": [plain_image("white", (40, 40)), "missing.png"], "sentence": "both", "label": False},
     ]
     batch = BlipNlvr2Collator(processor)(records)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels"}

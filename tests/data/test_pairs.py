@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The data set of pairs: what an item holds, its randomness, and how unusable records are skipped."""
+"""The dataset of pairs: items, randomness, and skipped records."""
 
 import pickle
 import random
@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blip_hf.data.pairs import PairDataset
+from tests.support.images import grey_image
 from tests.support.trainers import make_records
 
 
@@ -23,25 +24,21 @@ def captions(items: list[dict]) -> list[str]:
     return [item["caption"] for item in items]
 
 
-def grey(value: int = 0) -> Image.Image:
-    return Image.new("RGB", (4, 4), (value, value, value))
-
-
-def test_items_are_opened_normalised_and_complete():
+def test_items_have_opened_images_and_normalised_captions():
     item = PairDataset([{"image": Image.new("L", (5, 4)), "caption": "  A RED Square!  ", "image_id": 3}])[0]
     assert item["image"].mode == "RGB"
     assert item["image"].size == (5, 4)
     assert (item["caption"], item["image_id"]) == ("a red square", 3)
 
 
-def test_captions_are_cut_or_left_alone():
-    pairs = [{"image": grey(), "caption": "One two, THREE four!", "image_id": 0}]
+def test_captions_are_truncated_and_optionally_not_normalised():
+    pairs = [{"image": grey_image(), "caption": "One two, THREE four!", "image_id": 0}]
     assert PairDataset(pairs, max_words=2)[0]["caption"] == "one two,"
     assert PairDataset(pairs, max_words=2, normalize_captions=False)[0]["caption"] == "One two, THREE four!"
 
 
-def test_randomness_depends_on_seed_epoch_and_index_alone():
-    pairs = [{"image": grey(), "caption": "a", "image_id": 0}] * 6
+def test_randomness_depends_only_on_seed_epoch_and_index():
+    pairs = [{"image": grey_image(), "caption": "a", "image_id": 0}] * 6
     dataset = PairDataset(pairs, Remember(), seed=3)
     forwards = captions([dataset[i] for i in range(6)])
     assert captions([dataset[i] for i in reversed(range(6))])[::-1] == forwards
@@ -56,7 +53,7 @@ def test_randomness_depends_on_seed_epoch_and_index_alone():
 
 
 def test_randomness_is_the_same_on_every_machine():
-    dataset = PairDataset([{"image": grey(), "caption": "a", "image_id": 0}], Remember(), seed=1)
+    dataset = PairDataset([{"image": grey_image(), "caption": "a", "image_id": 0}], Remember(), seed=1)
     dataset.set_epoch(2)
     assert dataset[0]["caption"] == f"a {random.Random('1/2/0').random()}"
 
@@ -70,13 +67,13 @@ def test_the_next_usable_record_replaces_an_unusable_one():
 
 
 def test_a_substitute_has_the_randomness_of_the_item_it_replaces():
-    records = [{"image": grey(), "caption": "a", "image_id": i} for i in range(3)]
+    records = [{"image": grey_image(), "caption": "a", "image_id": i} for i in range(3)]
     sound = [item["caption"] for item in PairDataset(records, Remember())]
     records[1]["image"] = "lost.jpg"
     assert [item["caption"] for item in PairDataset(records, Remember())] == sound
 
 
-def test_a_hundred_unusable_records_in_a_row_are_an_error():
+def test_a_hundred_consecutive_unusable_records_raise():
     records = make_records(1) * 201
     records[100:200] = make_records(1, broken=(0,)) * 100
     dataset = PairDataset(records)
@@ -85,8 +82,8 @@ def test_a_hundred_unusable_records_in_a_row_are_an_error():
         dataset[100]
 
 
-def test_workers_see_new_epochs_and_report_what_they_skip():
-    pairs = [{"image": grey(i), "caption": "a", "image_id": i} for i in range(10)]
+def test_workers_see_new_epochs_and_report_skipped_records():
+    pairs = [{"image": grey_image(i), "caption": "a", "image_id": i} for i in range(10)]
     pairs[2]["image"] = "lost.jpg"
     pairs[7]["caption"] = "..."
     pairs[8]["image"] = {"bytes": b"no image", "path": "broken.png"}
@@ -97,7 +94,7 @@ def test_workers_see_new_epochs_and_report_what_they_skip():
         dataset.set_epoch(epoch)
         alone.set_epoch(epoch)
         epochs.append([item["caption"] for batch in loader for item in batch])
-        assert dataset.num_skipped == 3  # once each, however often they come up
+        assert dataset.num_skipped == 3  # once each, however often they are drawn
         assert epochs[-1] == [item["caption"] for item in alone]
     assert epochs[0] != epochs[1]
 
@@ -116,20 +113,20 @@ def test_only_the_first_skips_are_named(caplog):
 
 
 def test_an_empty_caption_is_skipped_and_quoted(caplog):
-    dataset = PairDataset([{"image": grey(), "caption": " ... ", "image_id": 0}])
+    dataset = PairDataset([{"image": grey_image(), "caption": " ... ", "image_id": 0}])
     assert dataset.get(0) is None
     assert dataset.num_skipped == 1
     assert "record 0: its caption ' ... ' has no words left" in caplog.messages[0]
 
 
-def test_data_sets_can_be_pickled():
-    dataset = PairDataset([{"image": grey(), "caption": "a", "image_id": 0}], Remember(), seed=5)
+def test_datasets_can_be_pickled():
+    dataset = PairDataset([{"image": grey_image(), "caption": "a", "image_id": 0}], Remember(), seed=5)
     dataset.set_epoch(4)
     assert pickle.loads(pickle.dumps(dataset))[0]["caption"] == dataset[0]["caption"]
 
 
-def test_bounds_and_emptiness_are_errors():
-    dataset = PairDataset([{"image": grey(), "caption": "a", "image_id": 0}])
+def test_index_out_of_range_and_empty_dataset_raise():
+    dataset = PairDataset([{"image": grey_image(), "caption": "a", "image_id": 0}])
     with pytest.raises(IndexError):
         dataset[1]
     with pytest.raises(ValueError, match="no pairs"):

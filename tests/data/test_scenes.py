@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Drawn scenes: captions, questions and sentences are true of the pixels, and repeat."""
+"""Drawn scenes: captions, questions and sentences are true of the pixels and reproducible."""
 
 import random
 import re
@@ -113,7 +113,7 @@ def test_things_stay_inside_the_frame(image_size):
         assert (border.max(axis=1) - border.min(axis=1)).max() < 25
 
 
-def test_scene_depends_on_its_index_alone():
+def test_scene_depends_only_on_its_index():
     long, late = Scenes(50, noise_rate=0.4), Scenes(3, start=40, noise_rate=0.4)
     for record, same in zip(late, list(long)[40:43], strict=True):
         assert record["image"].tobytes() == same["image"].tobytes()
@@ -132,7 +132,7 @@ def test_another_seed_gives_other_scenes():
     assert same < 10
 
 
-def test_there_are_thousands_of_captions():
+def test_scenes_have_thousands_of_captions():
     assert len(set(Scenes(5_000).captions())) > 2_000
 
 
@@ -141,9 +141,9 @@ def test_images_with_one_caption_differ():
     groups = {}
     for i, caption in enumerate(scenes.captions()):
         groups.setdefault(caption, []).append(i)
-    twins = [group for group in groups.values() if len(group) > 1]
-    assert len(twins) > 20
-    for first, second, *_ in twins:
+    same_captions = [group for group in groups.values() if len(group) > 1]
+    assert len(same_captions) > 20
+    for first, second, *_ in same_captions:
         assert scenes[first]["image"].tobytes() != scenes[second]["image"].tobytes()
 
 
@@ -153,7 +153,7 @@ def test_captions_agree_with_records():
     assert [record["image_id"] for record in scenes] == list(range(5, 35))
 
 
-def test_noise_holds_its_rate_and_is_recorded():
+def test_noise_has_its_rate_and_is_recorded():
     scenes, clean = Scenes(2_000, noise_rate=0.3, image_size=32), Scenes(2_000)
     true_captions = clean.captions()
     assert [scenes.true_caption(i) for i in range(2_000)] == true_captions
@@ -163,7 +163,7 @@ def test_noise_holds_its_rate_and_is_recorded():
     assert not any(clean[i]["is_swapped"] for i in range(20))
 
 
-def test_swaps_at_a_low_rate_stay_at_a_higher_one():
+def test_captions_swapped_at_a_low_rate_are_swapped_at_a_higher_rate():
     low, high, truth = (Scenes(500, noise_rate=rate).captions() for rate in (0.1, 0.5, 0.0))
     swapped = [i for i in range(500) if low[i] != truth[i]]
     assert swapped
@@ -178,7 +178,7 @@ def test_answers_agree_with_the_caption():
 
 
 def answer_from_caption(caption, question):
-    """Answers from the words of the caption alone."""
+    """Answers computed from the caption."""
     words = caption.replace("crosses", "cross").split()
     if words[0] in NUMBERS and words[-1] != "cross":
         words[-1] = words[-1].removesuffix("s")
@@ -216,7 +216,7 @@ def test_a_neighbour_is_asked_for_on_its_true_side():
             assert f"what is {opposite[relation]} the {small}?" in questions
 
 
-def test_as_many_answers_are_yes_as_no():
+def test_yes_and_no_answers_are_balanced():
     scenes = Scenes(100)
     for i in range(100):
         answers = [pair["answer"] for pair in scenes.questions(i)]
@@ -256,7 +256,7 @@ def test_scenes_are_a_sequence():
         scenes[:2]
 
 
-def test_drawing_leaves_the_global_random_state_alone():
+def test_drawing_does_not_change_the_global_random_state():
     state = random.getstate()
     Scenes(1, noise_rate=0.5).nlvr2_record(0)
     assert random.getstate() == state
@@ -266,7 +266,7 @@ def test_drawing_leaves_the_global_random_state_alone():
     "arguments",
     [{"num_scenes": 0}, {"start": -1}, {"image_size": 31}, {"noise_rate": 1.0}, {"noise_rate": -0.1}],
 )
-def test_arguments_out_of_range_are_named(arguments):
+def test_arguments_out_of_range_raise(arguments):
     name, value = next(iter(arguments.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
         Scenes(**{"num_scenes": 1, **arguments})

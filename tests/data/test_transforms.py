@@ -29,7 +29,7 @@ SHORTEST_FALLBACK = {(1000, 10): (13, 10), (10, 1000): (10, 13), (2000, 1): (1, 
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """Noise over a gradient: no operation but the identity maps it to itself."""
+    """Noise over a gradient, so that only the identity maps it to itself."""
     noise = Image.effect_noise((48, 40), 60)
     gradient = Image.linear_gradient("L").resize((48, 40))
     return Image.merge("RGB", (noise, gradient, ImageChops.invert(noise)))
@@ -111,7 +111,7 @@ def test_brightness_changes_at_other_levels_than_five():
     assert (190, 190, 190) in seen  # 0.1 + 1.8 = 1.9
 
 
-def test_no_operation_leaves_the_image(photo):
+def test_zero_operations_do_not_change_the_image(photo):
     assert is_equal(RandomAugment(0)(photo, random.Random(0)), photo)
 
 
@@ -129,7 +129,7 @@ def test_results_are_rgb_of_the_given_size(size, photo):
         assert (image.size, image.mode) == ((size, size), "RGB")
 
 
-def test_results_depend_on_the_generator_alone(photo):
+def test_results_depend_only_on_the_generator(photo):
     transform = TrainTransform(32)
     other = pickle.loads(pickle.dumps(transform))
     first, caption = transform(photo, "left", random.Random(7))
@@ -201,7 +201,7 @@ def test_crops_are_uniform_in_area_and_symmetric_in_aspect():
     assert mean(area < 0.4 for area in areas) == pytest.approx(0.2 / 0.669, abs=0.025)
     assert mean(log_aspects) == pytest.approx(0.0, abs=0.01)
     assert max(map(abs, log_aspects)) < math.log(4 / 3) + 0.02
-    # The centres of the crops spread over the image, evenly to both sides.
+    # The centres of the crops are spread symmetrically over the image.
     assert mean(left + right for left, _, right, _ in boxes) / 2 == pytest.approx(width / 2, abs=3)
 
 
@@ -231,17 +231,17 @@ def test_boxes_lie_within_any_image():
         ({"size": 8, "flip": True}, "pass one of 'always', 'caption_aware', 'never'"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         TrainTransform(**arguments)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((-1, 5), "num_operations=-1"), ((2, 11), "level=11")])
-def test_bad_arguments_of_the_augmentation_are_named(arguments, message):
+def test_invalid_augmentation_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         RandomAugment(*arguments)
 
 
-def test_other_modes_than_rgb_are_an_error():
+def test_modes_other_than_rgb_raise():
     with pytest.raises(ValueError, match="mode L, expected RGB"):
         TrainTransform(8)(Image.new("L", (9, 9)), "", random.Random(0))

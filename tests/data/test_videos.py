@@ -6,19 +6,19 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from blip_hf.data.videos import load_video_captions, read_frames, sample_frame_indices
 from blip_hf.image_utils import UnreadableImageError
+from tests.support.images import grey_image
 
 
 def grey_frames(num_frames):
     """Frame `i` has the grey level `10 * i`."""
-    return [Image.new("RGB", (32, 32), (10 * i,) * 3) for i in range(num_frames)]
+    return [grey_image(10 * i, (32, 32)) for i in range(num_frames)]
 
 
 def numbers_of(frames):
-    """Which frame each image is."""
+    """The number of the frame of each image."""
     return [round(np.asarray(frame).mean() / 10) for frame in frames]
 
 
@@ -48,7 +48,7 @@ def write_mp4(path, frames):
 
 
 def write_mkv(path, frames):
-    # Matroska does not say how many frames it has.
+    # Matroska files do not store the number of frames.
     write_video(path, frames, "ffv1", "bgr0")
 
 
@@ -79,21 +79,21 @@ def test_frames_are_sampled_at_equal_distances(num_available, num_frames, expect
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(("num_available", "expected"), [(12, [0, 2, 4, 7, 9]), (2, [0, 0, 0, 1, 1]), (1, [0] * 5)])
-def test_every_form_gives_the_same_frames(tmp_path, name, num_available, expected):
+def test_all_input_types_give_the_same_frames(tmp_path, name, num_available, expected):
     WRITERS[name](tmp_path / name, grey_frames(num_available))
     frames = read_frames(tmp_path / name, 5)
     assert numbers_of(frames) == expected
     assert {frame.mode for frame in frames} == {"RGB"}
 
 
-def test_a_folder_is_read_in_the_order_of_numbers_and_without_other_files(tmp_path):
+def test_folder_is_read_in_numeric_order_without_other_files(tmp_path):
     write_folder(tmp_path / "frames", grey_frames(11))
     (tmp_path / "frames" / "notes.txt").write_text("not a frame")
     assert numbers_of(read_frames(tmp_path / "frames", 11)) == list(range(11))
 
 
 @pytest.mark.parametrize("name", ["absent.mp4", "text.mp4", "text.gif", "empty", "sound.wav", "broken"])
-def test_what_is_no_video_is_named(tmp_path, name):
+def test_non_videos_raise(tmp_path, name):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "text.gif").write_text("not a video")
     (tmp_path / "empty").mkdir()
@@ -118,7 +118,7 @@ def test_a_video_file_without_pyav_names_the_extra(tmp_path, monkeypatch):
         read_frames(tmp_path / "a.mp4")
 
 
-def test_no_frames_are_refused(tmp_path):
+def test_empty_video_raises(tmp_path):
     with pytest.raises(ValueError, match="num_frames=0"):
         read_frames(tmp_path, 0)
 
@@ -145,7 +145,7 @@ def test_captions_of_msrvtt_are_read(tmp_path):
         ("", "is not a list of records"),
     ],
 )
-def test_a_caption_file_that_does_not_fit_says_where(tmp_path, line, message):
+def test_invalid_caption_file_raises_with_the_record(tmp_path, line, message):
     path = tmp_path / "captions.jsonl"
     path.write_text(line)
     with pytest.raises(ValueError, match=message):

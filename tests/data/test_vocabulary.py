@@ -42,11 +42,11 @@ def test_decoding_gives_the_caption_back(tokenizer):
     assert tokenizer.batch_decode(tokenizer(captions).input_ids, skip_special_tokens=True) == captions
 
 
-def test_scene_words_are_few():
+def test_scene_vocabulary_is_small():
     assert len({word for text in scene_vocabulary_texts() for word in text.rstrip("?").split()}) < 60
 
 
-def test_saved_tokenizer_reads_the_same(tokenizer, tmp_path):
+def test_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = BertTokenizer.from_pretrained(tmp_path)
     assert again.get_vocab() == tokenizer.get_vocab()
@@ -75,7 +75,7 @@ def test_same_texts_give_same_ids_in_another_process(vocab_size):
     assert len(vocabulary) == vocab_size
 
 
-def test_too_small_a_vocabulary_is_an_error_that_names_the_minimum():
+def test_too_small_vocabulary_raises_with_the_minimum():
     with pytest.raises(ValueError, match=r"vocab_size=10 .* at least 11"):
         train_wordpiece_tokenizer(["abc"], vocab_size=10)
     assert len(train_wordpiece_tokenizer(["abc"], vocab_size=11)) == 11

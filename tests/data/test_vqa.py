@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visual question answering: the data set and its collator."""
+"""Visual question answering: the dataset and its collator."""
 
 import random
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from blip_hf import BlipForQuestionAnswering, BlipProcessor
 from blip_hf.data.transforms import mirror_caption
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
-from tests.support.twins import tiny_config
+from tests.support.tiny_models import tiny_config
 from tests.support.vocabularies import make_processor
 
 
@@ -29,7 +29,7 @@ def question(**fields):
 # Data set
 
 
-def test_items_are_opened_and_normalised_and_keep_the_rest():
+def test_items_have_opened_images_and_normalised_questions():
     item = VqaDataset([question(question="  What's (on) it?  ", answers=["A", "b"], weights=[0.5, 0.5])])[0]
     assert item["image"].mode == "RGB"
     assert item["question"] == "  what's on it?"
@@ -47,7 +47,7 @@ def test_a_mirrored_image_turns_left_and_right_in_question_and_answers():
     assert item["answers"] == ["top left", "on the right", "no"]
 
 
-def test_randomness_depends_on_seed_epoch_and_index_alone():
+def test_randomness_depends_only_on_seed_epoch_and_index():
     def remember(image: Image.Image, text: str, rng: random.Random) -> tuple[Image.Image, str]:
         first, *rest = text.split("\n")
         return image, "\n".join([f"{first} {rng.random()}", *rest])
@@ -77,7 +77,7 @@ def test_lengths_are_those_of_the_questions():
 # Collator
 
 
-def test_a_batch_has_answers_below_each_other_and_no_answer_twice(processor):
+def test_batch_stacks_answers_and_merges_equal_ones(processor):
     batch = BlipVqaCollator(processor)(
         [
             question(question="what is it", answers=["red", "a red square", "red", "red"], weights=[0.25] * 4),
@@ -101,13 +101,13 @@ def test_a_batch_without_answers_has_no_labels(processor):
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
 
 
-def test_long_questions_are_cut_and_answers_are_not(processor):
+def test_long_questions_are_truncated_and_answers_are_not(processor):
     batch = BlipVqaCollator(processor)([question(question="what " * 60, answers=["red " * 60])])
     assert batch["input_ids"].shape == (1, 35)
     assert batch["labels"].shape == (1, 62)
 
 
-def test_the_model_reads_a_batch_and_gives_a_question_without_answers_no_part(processor):
+def test_questions_without_answers_do_not_affect_the_loss(processor):
     torch.manual_seed(0)
     model = BlipForQuestionAnswering(tiny_config()).eval()
     answered = question(answers=["red", "a square"], weights=[0.5, 0.5])

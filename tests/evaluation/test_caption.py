@@ -10,17 +10,11 @@ from blip_hf.caption_settings import CaptionSettings
 from blip_hf.evaluation.caption import evaluate_captions, write_caption_results
 from blip_hf.evaluation.caption_metrics import caption_metrics
 from tests.support.images import noise_images
-from tests.support.twins import tiny_model_for
-from tests.support.vocabularies import make_processor
+from tests.support.tiny_models import tiny_model_for
 
 
 WITHOUT_JAVA = ("bleu", "rouge_l", "cider")
 PROMPT = "a b"
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ def cider(predictions, references):
 
 
 def test_bleu_clips_the_count_of_a_word_to_that_of_the_reference():
-    # Papineni et al., example 2: "the" stands twice in the first reference, and seven times here; 2 / 7. The closest
-    # reference is as long as the caption, so that nothing is taken off for length.
+    # Papineni et al., example 2: "the" is twice in the first reference and seven times here: 2 / 7. The closest
+    # reference is as long as the caption, so there is no brevity penalty.
     scores = score("the the the the the the the", "the cat is on the mat", "there is a cat on the mat", metric="bleu")
     assert scores["bleu_1"] == pytest.approx(2 / 7, abs=1e-6)
 
@@ -66,7 +66,7 @@ def test_rouge_l_weighs_recall_over_precision():
 
 def test_cider_weighs_words_by_inverse_document_frequency():
     # "a" is in both references and weighs log(2/2) = 0. "dog" and "a dog" weigh log 2, and match: cosines 1 and 1 for
-    # single words and pairs, 0 for triples and fours, which are not there. 10 * mean(1, 1, 0, 0) = 5.
+    # single words and pairs, 0 for triples and fours, which do not occur. 10 * mean(1, 1, 0, 0) = 5.
     references = [["a dog"], ["a cat"]]
     assert cider(["a dog", "a cat"], references) == pytest.approx(5)
     assert cider(["a cat", "a dog"], references) == 0
@@ -74,15 +74,15 @@ def test_cider_weighs_words_by_inverse_document_frequency():
 
 
 def test_cider_has_a_length_penalty():
-    # Pairs of words tell the length: 0 here and 1 there, exp(-1 / (2 * 6^2)). Single words match in full, as "a" weighs
-    # nothing; of pairs there is none: 10 / 4 of the penalty, and 5 for the other image.
+    # The length is the number of word pairs: 0 and 1, so exp(-1 / (2 * 6^2)). Single words match fully, since "a" has
+    # weight 0; no pairs match: 10 / 4 of the penalty, and 5 for the other image.
     expected = (10 / 4 * math.exp(-1 / 72) + 5) / 2
     assert cider(["dog", "a cat"], [["a dog"], ["a cat"]]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("tokenizer", ["treebank", pytest.param("ptb", marks=needs_java)])
 def test_perfect_captions_have_the_highest_scores(tokenizer):
-    # One reference each, or CIDEr would be a mean over those too.
+    # One reference each, since CIDEr is a mean over references.
     references = {image_id: captions[:1] for image_id, captions in REFERENCES.items()}
     scores = caption_metrics(PERFECT, references, tokenizer=tokenizer, metrics=WITHOUT_JAVA)
     assert scores == pytest.approx({**{f"bleu_{n}": 1 for n in (1, 2, 3, 4)}, "rouge_l": 1, "cider": 10}, abs=1e-6)
@@ -102,7 +102,7 @@ def test_an_empty_caption_scores_zero():
 @needs_java
 def test_meteor_weighs_recall_over_precision_and_content_over_function_words():
     # METEOR 1.5 for English: alpha 0.85, delta 0.75. "a" is a function word (0.25), the others have content (0.75). Of the
-    # whole set "a man rides" is written and right: precision 1. "a man rides" and "a boat" were wanted: recall
+    # whole set "a man rides" is written and right: precision 1. "a man rides" and "a boat" are in the references: recall
     # (0.25 + 2 * 0.75) / (2 * 0.25 + 3 * 0.75) = 7/11. One run of matches has no penalty for order.
     expected = 1 * (7 / 11) / (0.85 * 1 + 0.15 * 7 / 11)
     # The bars and the line end are those of METEOR's own protocol.

@@ -5,24 +5,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
 from tests.support.images import noise_images
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
-from tests.support.vocabularies import make_processor
+from tests.support.tiny_models import SUMMATION_TOLERANCE
 
 
 TEXTS = ["a b c d e", "f", "c a", "b b b a e f c", "d e"]
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture(scope="module")

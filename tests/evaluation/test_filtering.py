@@ -11,7 +11,7 @@ from blip_hf.evaluation.filtering import filter_metrics
 
 def test_metrics_match_values_computed_by_hand():
     metrics = filter_metrics([0.9, 0.7, 0.6, 0.5, 0.4, 0.1], [1, 1, 0, 1, 1, 0])
-    # Kept: the first four, of which three are right, out of four right ones. Dropped: one of the two swapped.
+    # Kept: the first four, three of them right. Four are right in total. Dropped: one of the two swapped.
     # Pairs in order: the right 0.9, 0.7, 0.5 and 0.4 are above 2, 2, 1 and 1 of the swapped 0.6 and 0.1: 6 of 8.
     assert metrics == {
         "num_texts": 6,
@@ -39,7 +39,7 @@ def test_the_auc_is_the_share_of_ordered_pairs():
     assert filter_metrics(-scores, labels)["roc_auc"] == pytest.approx(1 - expected, abs=1e-15)
 
 
-def test_kept_overrides_the_threshold():
+def test_keep_mask_overrides_the_threshold():
     metrics = filter_metrics([0.9, 0.8, 0.2], [1, 0, 1], kept=[True, False, False])
     assert (metrics["precision"], metrics["recall"], metrics["noise_recall"]) == (1.0, 0.5, 1.0)
     assert metrics["roc_auc"] == 0.5

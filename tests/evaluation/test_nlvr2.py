@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blip_hf import BlipForVisualReasoning, BlipProcessor, BlipVisualReasoningConfig
+from blip_hf import BlipForVisualReasoning, BlipVisualReasoningConfig
 from blip_hf.data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
-from blip_hf.data.scenes import SceneNlvr2, scene_vocabulary_texts
-from blip_hf.data.vocabulary import train_wordpiece_tokenizer
+from blip_hf.data.scenes import SceneNlvr2
 from blip_hf.evaluation.nlvr2 import evaluate_nlvr2, reasoning_metrics
-from tests.support.twins import TEXT, VISION
+from tests.support.tiny_models import TEXT, VISION
+from tests.support.vocabularies import make_scene_processor
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return BlipProcessor.from_bert_tokenizer(train_wordpiece_tokenizer(scene_vocabulary_texts()), image_size=32)
+    return make_scene_processor()
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,8 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 from blip_hf import BlipForImageTextRetrieval
@@ -17,8 +15,9 @@ from blip_hf.evaluation import retrieval, two_stage
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.two_stage import rerank
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
-from tests.support.vocabularies import LETTERS, make_processor
+from tests.support.images import noise_images
+from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
+from tests.support.vocabularies import LETTERS
 
 
 NUM_IMAGES = 6
@@ -27,26 +26,16 @@ NUM_IMAGES = 6
 def make_pairs():
     """Up to three captions per image, of 1 to 9 words, not grouped by image."""
     rng = random.Random(0)
-    noise = np.random.default_rng(0).integers(0, 256, size=(NUM_IMAGES, 4, 4, 3), dtype=np.uint8)
+    images = noise_images(NUM_IMAGES)
     return [
         {
-            "image": Image.fromarray(noise[number]).resize((40, 30)),
+            "image": images[number],
             "caption": " ".join(rng.choices(LETTERS, k=rng.randint(1, 9))),
             "image_id": 10 + number,
         }
         for repeat in range(3)
         for number in range(NUM_IMAGES - repeat)
     ]
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +54,7 @@ def images_and_texts(pairs):
 
 @pytest.fixture(scope="module")
 def cosines_and_logits(model, processor, pairs):
-    """Scores of each pair from a forward pass of its own."""
+    """Scores of each pair from a separate forward pass."""
     images, texts, _ = images_and_texts(pairs)
     cosines, logits = torch.empty(2, len(images), len(texts))
     with torch.no_grad():
@@ -95,7 +84,7 @@ def dense(candidates, num_candidates):
 
 @pytest.mark.parametrize("k", [1, 3, 100])
 @pytest.mark.parametrize("text_batch_size", [4, 256])
-def test_both_stages_match_a_plain_loop(model, processor, pairs, cosines_and_logits, k, text_batch_size):
+def test_both_retrieval_stages_match_a_plain_loop(model, processor, pairs, cosines_and_logits, k, text_batch_size):
     images, texts, text_to_image = images_and_texts(pairs)
     cosines, logits = cosines_and_logits
     of_images, of_texts = plain_scores(cosines, logits, k), plain_scores(cosines.T, logits.T, k)
@@ -140,7 +129,9 @@ def test_each_image_is_encoded_and_each_pair_is_scored_once(model, processor, pa
         for hook in hooks:
             hook.remove()
     assert rows == {"vision": NUM_IMAGES, "key": NUM_IMAGES, "pair": result.num_pairs}
-    assert NUM_IMAGES * 4 < result.num_pairs < NUM_IMAGES * 4 + len(pairs) * 4  # some pairs are wanted from both sides
+    assert (
+        NUM_IMAGES * 4 < result.num_pairs < NUM_IMAGES * 4 + len(pairs) * 4
+    )  # some pairs are candidates in both directions
 
 
 def test_text_batches_are_padded_to_their_longest_text(model, processor, pairs):
@@ -158,7 +149,7 @@ def test_text_batches_are_padded_to_their_longest_text(model, processor, pairs):
 
 def test_rerank_scores_each_pair_once():
     similarity = torch.tensor([[0.9, 0.5, 0.1], [0.3, 0.6, 0.2]])
-    # Two texts an image: 00 01 10 11; one image a text would be 00, 11, 12; two are all.
+    # Two texts per image: 00 01 10 11; one image per text would be 00, 11, 12; two are all.
     asked = []
 
     def score(images, texts):
@@ -229,7 +220,7 @@ def test_autocast_and_bfloat16_states_are_close(model, processor, pairs):
         ({"image": b"no image"}, {}, "None of the 6 images"),
     ],
 )
-def test_unusable_input_raises(model, processor, pairs, change, options, message):
+def test_invalid_input_raises(model, processor, pairs, change, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(model, processor, [{**pair, **change} for pair in pairs], **options)
 

@@ -1,41 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval of videos by a model of images."""
+"""Retrieval of videos."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval
 from blip_hf.data.videos import read_frames
 from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.video import evaluate_video_retrieval
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
-from tests.support.vocabularies import make_processor
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model_for(BlipForImageTextRetrieval, processor)
+from tests.support.images import noise_images
+from tests.support.tiny_models import SUMMATION_TOLERANCE
 
 
 @pytest.fixture
 def records(tmp_path):
     """Five videos of three to seven frames of noise as folders, one of them with two captions."""
-    rng = np.random.default_rng(0)
     for number in range(5):
-        noise = rng.integers(0, 256, size=(3 + number, 4, 4, 3), dtype=np.uint8)
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for frame, levels in enumerate(noise):
-            Image.fromarray(levels).resize((32, 32)).save(folder / f"{frame}.png")
+        (tmp_path / str(number)).mkdir()
+        for index, frame in enumerate(noise_images(3 + number, (32, 32), seed=number)):
+            frame.save(tmp_path / str(number) / f"frame{index}.png")
     captions = ["a b", "c", "d e f g", "h h i", "j", "k l"]
     return [
         {"video": str(tmp_path / str(number % 5)), "caption": caption, "video_id": number % 5}
@@ -59,7 +43,7 @@ def test_videos_are_scored_by_mean_projection_and_all_their_tokens(model, proces
             assert_close(result.image_candidates.scores[i, place], expected, **SUMMATION_TOLERANCE)
 
 
-def test_a_video_of_one_frame_scores_as_its_image(model, processor, records):
+def test_video_of_one_frame_scores_as_an_image(model, processor, records):
     videos = evaluate_video_retrieval(model, processor, records, num_frames=1, k=2)
     pairs = [
         {"image": read_frames(record["video"], 1)[0], "caption": record["caption"], "image_id": record["video_id"]}

@@ -10,7 +10,7 @@ from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
 from blip_hf.evaluation.vqa import evaluate_vqa, normalize_answer, vqa_accuracy, write_vqa_results
 from tests.support.images import plain_image
 from tests.support.optimization import optimize
-from tests.support.twins import tiny_model_for
+from tests.support.tiny_models import tiny_model_for
 from tests.support.vocabularies import make_processor
 
 

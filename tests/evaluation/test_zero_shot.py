@@ -6,26 +6,14 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval
 from blip_hf.evaluation.features import image_features, text_features
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier, build_label_features, classify
 from tests.support.images import noise_images
-from tests.support.twins import SUMMATION_TOLERANCE, tiny_model_for
-from tests.support.vocabularies import make_processor
+from tests.support.tiny_models import SUMMATION_TOLERANCE
 
 
 LABELS = ["a", "b c", "d"]
 TEMPLATES = ["{}", "e {} f"]
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model_for(BlipForImageTextRetrieval, processor)
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,9 @@ from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
+from tests.support.optimization import gradients_of
 from tests.support.paths import ROOT
-from tests.support.twins import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TINY = ["--size", "tiny", "--device", "cpu", "--rounds", "1"]
@@ -53,17 +54,11 @@ def padded(batch, length):
     return {"pixel_values": batch["pixel_values"], "input_ids": ids, "attention_mask": mask}
 
 
-def gradients_of(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
 # ---- The original's procedure
 
 
 def test_original_step_has_our_losses_and_gradients():
-    """Two pairs leave each row a single negative, so that both ways draw the same."""
+    """Two pairs leave each row a single negative, so that both implementations draw the same."""
     ours, theirs = (BlipForPreTraining(tiny_pretraining_config()).train() for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     batch = tiny_batch(lengths=(7, 5))
@@ -87,9 +82,9 @@ def test_original_momentum_update_equals_ours():
     theirs.load_state_dict(ours.state_dict())
     ours.update_momentum()
     original.update_momentum_encoder(theirs)
-    averages = dict(ours.momentum_towers.named_parameters())
-    for name, average in theirs.momentum_towers.named_parameters():
-        assert_close(average, averages[name], msg=name, **TOLERANCE)
+    momentum_parameters = dict(ours.momentum_towers.named_parameters())
+    for name, momentum_parameter in theirs.momentum_towers.named_parameters():
+        assert_close(momentum_parameter, momentum_parameters[name], msg=name, **TOLERANCE)
 
 
 def test_original_projects_an_image_for_every_pass():
@@ -125,7 +120,7 @@ def test_original_reranking_has_our_scores():
 
 
 @torch.no_grad()
-def test_original_ranks_answers_as_we_do():
+def test_original_answer_ranking_equals_ours():
     model, batch = BlipForQuestionAnswering(tiny_config()).eval(), tiny_batch(lengths=(7, 5))
     answers = torch.tensor([[DEC, 5, 3, PAD], [DEC, 6, 7, 3], [DEC, 8, 3, PAD], [DEC, 9, 10, 3]])
     mask = (answers != PAD).long()
@@ -152,7 +147,7 @@ def test_original_ranks_answers_as_we_do():
         lambda: patch.object(contrastive, "_similarities", savings.to_one_copy),
     ],
 )
-def test_ablations_change_no_loss_and_no_gradient(change):
+def test_ablations_do_not_change_losses_or_gradients(change):
     model, batch = BlipForPreTraining(tiny_pretraining_config()).train(), tiny_batch(lengths=(7, 5, 6, 4))
     found = []
     for context in (nullcontext, change):
@@ -184,15 +179,15 @@ def test_attention_of_the_cpu_is_counted_forward_and_backward():
     assert counter.flops > 2 * 2 * (2 * 2 * 8 * 8 * 16)
 
 
-def test_an_update_of_many_tensors_is_traffic():
+def test_multi_tensor_updates_count_as_memory_traffic():
     tensors = [torch.ones(10), torch.ones(6)]
     with limit.DemandCounter(limit.Rates(1.0, 1.0)) as counter:
         torch._foreach_add_(tensors, 1.0)
     assert counter.demand().flops == 0
-    assert counter.demand().bytes >= 2 * 16  # at least once all of it
+    assert counter.demand().bytes >= 2 * 16  # the whole tensor at least once
 
 
-def test_peak_memory_is_what_is_held_at_once():
+def test_peak_memory_is_the_maximum_held_at_once():
     million = 1_000_000
 
     def one_after_the_other():
@@ -206,7 +201,7 @@ def test_peak_memory_is_what_is_held_at_once():
     assert 3 * million <= harness.peak_memory(at_once, CPU) < 3.5 * million
 
 
-def test_replacing_what_was_there_takes_no_memory_that_stays():
+def test_replacing_tensors_does_not_add_memory():
     held = {"tensor": torch.ones(1_000_000, dtype=torch.uint8)}
 
     def replace():
@@ -216,10 +211,10 @@ def test_replacing_what_was_there_takes_no_memory_that_stays():
     assert harness.peak_memory(replace, CPU) < 100_000
 
 
-def test_ways_take_turns():
+def test_implementations_are_timed_alternately():
     calls = []
-    ways = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    seconds = harness.measure_seconds(ways, CPU, rounds=2)
+    implementations = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    seconds = harness.measure_seconds(implementations, CPU, rounds=2)
     assert calls == ["a", "b", "a", "b"]
     assert [len(durations) for durations in seconds.values()] == [2, 2]
 
@@ -231,7 +226,7 @@ def test_a_target_is_met_in_speed_and_memory(speedup, memory, met):
     assert harness.is_met(row) is met
 
 
-def test_a_row_without_targets_has_no_verdict():
+def test_row_without_targets_has_no_result():
     assert harness.is_met({"targets": {}, "memory_targets": {}}) is None
 
 
@@ -241,14 +236,14 @@ def test_answers_have_different_first_tokens():
     assert sorted(set(mask.sum(dim=1).tolist())) == sorted(vqa_ranking.ANSWER_LENGTHS)
 
 
-def test_all_pairs_of_the_first_images_are_wanted_once():
+def test_all_pairs_of_the_first_images_are_used_once():
     similarity = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     images, texts = reranking.pairs_of_first_images(similarity, 2, 2)
-    wanted = {(image, text) for image in range(2) for text in similarity[image].topk(2).indices.tolist()}
-    wanted |= {
+    expected = {(image, text) for image in range(2) for text in similarity[image].topk(2).indices.tolist()}
+    expected |= {
         (image, text) for text in range(6) for image in similarity[:, text].topk(2).indices.tolist() if image < 2
     }
-    assert sorted(wanted) == list(zip(images.tolist(), texts.tolist(), strict=True))
+    assert sorted(expected) == list(zip(images.tolist(), texts.tolist(), strict=True))
 
 
 # ---- The jobs
@@ -271,7 +266,7 @@ def test_a_job_ends_with_json(job, capsys, monkeypatch):
     assert len(table) == 3 + sum(len(row["speedup"]) for row in result["rows"])
 
 
-def test_growth_is_drawn(tmp_path):
+def test_memory_growth_is_plotted(tmp_path):
     result = growth.main(TINY, folder=tmp_path)
     assert set(result["series"]) == set(growth.POINTS["tiny"])
     assert Image.open(tmp_path / "growth-tiny.png").size[0] > 500
@@ -279,7 +274,7 @@ def test_growth_is_drawn(tmp_path):
 
 
 def pretend_jobs(monkeypatch, failing=()):
-    """Jobs return a row at once, or fail."""
+    """Replaces jobs by functions that return a row or fail."""
     row = {"case": "import", "note": "at most 1 s", "seconds": {harness.OURS: {"median": 0.5}}, "speedup": {}}
     found = {"size": "tiny", "date": "today", "commit": None, "device": "CPU", "threads": 1, "versions": {}}
     called = []
@@ -308,7 +303,7 @@ def test_all_jobs_are_written_to_one_report(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == saved
 
 
-def test_some_jobs_replace_their_earlier_results_and_keep_the_rest(tmp_path, monkeypatch):
+def test_rerun_jobs_replace_only_their_own_results(tmp_path, monkeypatch):
     pretend_jobs(monkeypatch)
     everything.main(["imports", "caption", *TINY], folder=tmp_path)
     everything.main(["imports", *TINY], folder=tmp_path)

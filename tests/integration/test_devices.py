@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""New tensors have the device and the precision of the inputs, whatever the default precision is."""
+"""New tensors have the device and the dtype of the inputs for any default dtype."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from blip_hf.training.metrics import RunningMeans, recalls_in_set
 from tests.support.batches import CONTRASTIVE_TASKS, TASK_MODELS, make_model_and_batch, weighted_vqa_batch
 from tests.support.images import encode_image, noise_images
 from tests.support.pretended_device import DEVICE, on_cpu, pretended_device
-from tests.support.twins import tiny_batch, tiny_capfilt, tiny_config
+from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_config
 
 
 def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, 
 
 
 def assert_same_there(run_on, *modules, **tolerance):
-    """Asserts that `run_on(device)` gives the same on the CPU and, with the modules moved, on the pretended device."""
+    """Asserts that `run_on(device)` gives equal results on the CPU and on the pretended device."""
     expected = run_on(torch.device("cpu"))
     with pretended_device():
         for module in modules:
@@ -37,7 +37,7 @@ def assert_same_there(run_on, *modules, **tolerance):
 # The device
 
 
-def test_the_device_refuses_what_cuda_refuses():
+def test_pretended_device_raises_where_cuda_does():
     with pretended_device():
         there = torch.ones(2, device=DEVICE)
         assert there.device == DEVICE
@@ -65,7 +65,7 @@ def test_the_device_refuses_what_cuda_refuses():
 
 
 @pytest.mark.parametrize("task", TASK_MODELS)
-def test_a_training_step_stays_on_the_device_and_never_waits_for_it(task):
+def test_training_step_stays_on_the_device_without_synchronizing(task):
     model, batch = make_model_and_batch(task)
     with pretended_device():
         model.to(DEVICE)
@@ -83,7 +83,7 @@ def test_a_training_step_stays_on_the_device_and_never_waits_for_it(task):
 
 
 @pytest.mark.parametrize("task", TASK_MODELS)
-def test_losses_are_those_of_the_cpu(task):
+def test_losses_equal_the_cpus(task):
     model, batch = make_model_and_batch(task)
 
     def loss(device):
@@ -101,7 +101,7 @@ def test_uneven_numbers_of_answers_stay_on_the_device():
 # Inference
 
 
-def test_generation_gives_the_texts_of_the_cpu():
+def test_generated_texts_equal_the_cpus():
     captioner, answerer = BlipForConditionalGeneration(tiny_config()), BlipForQuestionAnswering(tiny_config())
     batch = tiny_batch()
     settings = {"max_length": 8, "min_length": 5, "num_beams": 2}
@@ -113,7 +113,7 @@ def test_generation_gives_the_texts_of_the_cpu():
     assert_same_there(write, captioner.eval(), answerer.eval())
 
 
-def test_ranked_answers_are_those_of_the_cpu():
+def test_ranked_answers_equal_the_cpus():
     model, batch, answers = BlipForQuestionAnswering(tiny_config()).eval(), tiny_batch(), tiny_batch((4, 6, 3), seed=3)
 
     def rank(device):
@@ -124,7 +124,7 @@ def test_ranked_answers_are_those_of_the_cpu():
     assert_same_there(rank, model)
 
 
-def test_retrieval_gives_the_metrics_of_the_cpu():
+def test_retrieval_metrics_equal_the_cpus():
     _, _, model, processor = tiny_capfilt()
     pairs = [
         {"image": image, "caption": f"{'abcd'[number]} {caption}", "image_id": number}  # equal texts would tie
@@ -140,7 +140,7 @@ def test_retrieval_gives_the_metrics_of_the_cpu():
     assert_same_there(evaluate, model)
 
 
-def test_capfilt_gives_the_scores_of_the_cpu():
+def test_capfilt_scores_equal_the_cpus():
     parts = tiny_capfilt()
     images = map(encode_image, noise_images(3))
     samples = [Sample(f"s/{i}", image, ("a b", "c d e")[: 1 + i % 2], str(i)) for i, image in enumerate(images)]
@@ -156,7 +156,7 @@ def test_capfilt_gives_the_scores_of_the_cpu():
     assert_same_there(score, parts[0], parts[2], atol=1e-5)
 
 
-def test_tools_give_the_results_of_the_cpu():
+def test_tool_results_equal_the_cpus():
     captioner, processor, matcher, _ = tiny_capfilt()
     images = noise_images(3)
 
@@ -176,7 +176,7 @@ def test_tools_give_the_results_of_the_cpu():
     assert_same_there(describe, captioner, matcher, atol=1e-5)
 
 
-def test_recalls_are_those_of_the_cpu():
+def test_recalls_equal_the_cpus():
     scores, features = torch.randn(3, 5), torch.randn(2, 4, 6)
 
     def recalls(device):
@@ -215,7 +215,7 @@ def test_states_and_logits_have_the_precision_of_the_weights_and_losses_fp32(tas
 
 @pytest.fixture
 def _fp64_by_default():
-    """Makes tensors without a dtype fp64, so that they show."""
+    """Makes tensors without a dtype fp64, to detect them."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

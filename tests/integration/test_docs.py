@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything that the documentation names exists: files, headings, commands, options and imports."""
+"""Files, headings, commands, options and imports in the documentation exist."""
 
 import ast
 import importlib
@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.cli import COMMANDS, load_command
 from blip_hf.cli.parser import Command, build_parser, choose, parse
+from tests.support.images import write_image
 from tests.support.paths import ROOT
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 PAGES = [path for path in sorted(ROOT.glob("*.md")) if path.stem != "CHANGELOG"] + sorted((ROOT / "docs").glob("*.md"))
 FOLDERS = "benchmarks|docs|examples|src|tests"
 LAUNCHERS = ("torchrun", "accelerate")
 HELP_OPTIONS = {"help", "help_all", "debug"}
-# Of the examples, torchrun and other tools.
+# Options of the examples, torchrun and other tools.
 OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
 
 
@@ -93,7 +93,7 @@ def test_links_have_targets(page):
 
 
 def test_paths_in_backticks_exist():
-    """Also holds the table of CONTRIBUTING that says where to find what."""
+    """Covers the table of locations in CONTRIBUTING too."""
     pattern = rf"`((?:{FOLDERS})/[^`\s<]*)`"
     named = {(page.name, name) for page in PAGES for name in re.findall(pattern, page.read_text())}
     assert len(named) > 20
@@ -109,7 +109,7 @@ def test_modules_in_backticks_exist():
 
 
 def is_importable(name):
-    """Tells whether a dotted name is a module or an attribute of one."""
+    """Returns whether a dotted name is a module or an attribute of one."""
     try:
         pkgutil.resolve_name(name)
     except (AttributeError, ImportError):
@@ -194,7 +194,7 @@ def test_python_of_the_readme_that_loads_checkpoints_runs(tmp_path, monkeypatch,
         model.save_pretrained(name)
         processor.save_pretrained(name)
     for number in (1, 2):
-        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(f"{number}.jpg")
+        write_image(tmp_path / f"{number}.jpg", (80 * number, 0, 0))
     used = [block for block in blocks(ROOT / "README.md", "python") if any(f'"{name}"' in block for name in models)]
     assert {name for name in models if any(name in block for block in used)} == set(models)
     for block in used:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each example runs offline with `--tiny`, and the fine-tuning ones also from a checkpoint on files."""
+"""Each example runs offline with `--tiny`; fine-tuning examples also run with a checkpoint and files."""
 
 import re
 
@@ -28,7 +28,7 @@ NUM_RECORDS = 32
 
 
 def write_records(path, record_of):
-    """Writes records about four plain images beside them."""
+    """Writes four plain images and a JSON list about them."""
     write_images(path.parent, *COLORS)
     return write_json(path, [record_of(i, COLORS[i % 4], COLORS[(i // 4) % 4]) for i in range(NUM_RECORDS)])
 
@@ -87,19 +87,17 @@ def test_caption_example(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_a_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint_on_files(
-    name, matcher_folder, tmp_path, capsys
-):
-    record_of, model_class, figures = FINETUNING[name]
+def test_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint(name, matcher_folder, tmp_path, capsys):
+    record_of, model_class, metric = FINETUNING[name]
     run_example(name, "--tiny", "--output_dir", tmp_path / "first")
-    assert re.search(figures, capsys.readouterr().out)
+    assert re.search(metric, capsys.readouterr().out)
     model_class.from_pretrained(tmp_path / "first")
     # VQA starts from a VQA model, the others from a matcher.
     start = tmp_path / "first" if model_class is BlipForQuestionAnswering else matcher_folder
     data = write_records(tmp_path / "data.json", record_of)
     argv = ["--model", start, "--data", data, "--eval_data", data, "--output_dir", tmp_path / "second"]
     run_example(name, *argv)
-    assert re.search(figures, capsys.readouterr().out)
+    assert re.search(metric, capsys.readouterr().out)
     model_class.from_pretrained(tmp_path / "second")
     BlipProcessor.from_pretrained(tmp_path / "second")
     if hasattr(transformers, model_class.__name__):
@@ -139,7 +137,7 @@ def test_video_retrieval_example(matcher_folder, tmp_path, capsys):
         ("video_retrieval", ["model"]),
     ],
 )
-def test_an_example_names_its_missing_arguments(name, argv, capsys):
+def test_example_reports_missing_arguments(name, argv, capsys):
     with pytest.raises(SystemExit) as end:
         run_example(name, *argv)
     assert end.value.code == 2
@@ -147,7 +145,7 @@ def test_an_example_names_its_missing_arguments(name, argv, capsys):
 
 
 @pytest.mark.parametrize("path", EXAMPLE_FILES, ids=lambda path: path.stem)
-def test_an_example_is_one_short_file_that_starts_with_its_dependencies_and_commands(path):
+def test_example_is_one_short_file_with_its_dependencies_and_commands(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 100
     assert re.search(r'^# /// script\n# requires-python = ">=3\.11"\n# dependencies = \["\w', text, re.MULTILINE)

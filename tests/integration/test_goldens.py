@@ -110,9 +110,9 @@ def test_two_pretraining_steps_match_the_original(draw_the_hardest):
             ours = getattr(model.queue, queue.replace("queue", "features"))
             assert_close(ours.T, golden[step + queue], **TOLERANCE)
         assert model.queue.pointer.item() == golden[step + "queue_ptr"].item()
-        towers = model.momentum_towers
-        assert_close(towers.text_proj.weight, golden[step + "momentum.text_proj_m.weight"], **TOLERANCE)
-        positions = towers.vision_model.embeddings.position_embedding
+        momentum_encoder = model.momentum_towers
+        assert_close(momentum_encoder.text_proj.weight, golden[step + "momentum.text_proj_m.weight"], **TOLERANCE)
+        positions = momentum_encoder.vision_model.embeddings.position_embedding
         assert_close(positions, golden[step + "momentum.visual_encoder_m.pos_embed"], **TOLERANCE)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The models on CUDA: the CPU's numbers, steps that never wait for the device, half precision, the flash kernel."""
+"""Models on CUDA: equal results to the CPU, no synchronization in steps, half precision, the flash kernel."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.support.batches import (
     weighted_vqa_batch,
 )
 from tests.support.cuda import NEEDS_CUDA, TOLERANCE, assert_never_waits, on_cuda
-from tests.support.twins import tiny_batch, tiny_config
+from tests.support.tiny_models import tiny_batch, tiny_config
 
 
 pytestmark = NEEDS_CUDA
@@ -24,12 +24,12 @@ pytestmark = NEEDS_CUDA
 
 @pytest.fixture
 def _same_negatives(monkeypatch):
-    """The devices draw different random numbers: take the hardest negatives instead."""
+    """Uses the hardest negatives, since the devices draw different random numbers."""
     monkeypatch.setattr(contrastive, "sample_hard_negatives", hardest_negatives)
 
 
 def assert_same_step(model, batch):
-    """Asserts that outputs and gradients on CUDA are those of the CPU; leaves the model on CUDA."""
+    """Asserts that outputs and gradients on CUDA equal those of the CPU; leaves the model on CUDA."""
     expected = model(**batch)
     expected.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -48,7 +48,7 @@ def assert_same_step(model, batch):
     return expected, output
 
 
-# The numbers of the CPU
+# Equality with the CPU
 
 
 @pytest.mark.usefixtures("_same_negatives")
@@ -77,7 +77,7 @@ def test_matcher_equals_the_cpu(use_itm_head):
 
 
 @pytest.mark.parametrize("model_class", [BlipForConditionalGeneration, BlipForQuestionAnswering])
-def test_generated_texts_are_those_of_the_cpu(model_class):
+def test_generated_texts_equal_the_cpus(model_class):
     model, batch = model_class(tiny_config()).eval(), tiny_batch()
     if model_class is BlipForConditionalGeneration:
         batch = {"pixel_values": batch["pixel_values"]}
@@ -86,7 +86,7 @@ def test_generated_texts_are_those_of_the_cpu(model_class):
     assert torch.equal(generated.cpu(), expected)
 
 
-def test_ranked_answers_are_those_of_the_cpu():
+def test_ranked_answers_equal_the_cpus():
     model, batch = BlipForQuestionAnswering(tiny_config()).eval(), tiny_batch()
     answers = tiny_batch((4, 6, 3, 5), seed=3)["input_ids"]
     expected = model.rank_answers(**batch, answer_ids=answers, num_candidates=3)
@@ -122,7 +122,7 @@ def test_bf16_autocast_step_is_finite(task, dropout):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("task", TASK_MODELS)
-def test_training_step_never_waits_for_the_device(task, autocast):
+def test_training_step_does_not_synchronize_with_the_device(task, autocast):
     model, batch = make_model_and_batch(task)
     model.cuda()
     batch = on_cuda(batch)
@@ -138,7 +138,7 @@ def test_training_step_never_waits_for_the_device(task, autocast):
     assert_never_waits(step)
 
 
-def test_waiting_for_the_device_is_detected():
+def test_synchronization_with_the_device_is_detected():
     with pytest.raises(RuntimeError, match="synchroniz"):
         assert_never_waits(lambda: torch.ones(1, device="cuda").item())
 
@@ -190,7 +190,7 @@ def test_images_and_texts_without_padding_run_on_the_flash_kernel(dtype):
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the flash kernel needs compute capability 8.0")
     config = tiny_config()
-    config.vision_config.hidden_size, config.text_config.hidden_size = 32, 32  # 16 a head: no padding of heads
+    config.vision_config.hidden_size, config.text_config.hidden_size = 32, 32  # 16 per head: no padding of heads
     config.text_config.encoder_hidden_size = 32
     matcher = BlipForImageTextRetrieval(config).eval().to("cuda", dtype)
     captioner = BlipForConditionalGeneration(config).eval().to("cuda", dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Evaluation, captioner, CapFilt and classifier give the CPU's results on CUDA."""
+"""Results of evaluation, captioner, CapFilt and classifier on CUDA equal those of the CPU."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from blip_hf.evaluation.retrieval import evaluate_retrieval
 from blip_hf.evaluation.zero_shot import ZeroShotClassifier
 from tests.support.cuda import NEEDS_CUDA, TOLERANCE
 from tests.support.images import encode_image, noise_images
-from tests.support.twins import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt
 
 
 pytestmark = NEEDS_CUDA
@@ -35,7 +35,7 @@ def shard(images):
 
 @pytest.fixture(scope="module")
 def pairs(images):
-    """One to three captions an image, all different: the order of equal scores on CUDA is undefined."""
+    """One to three different captions per image: the order of equal scores on CUDA is undefined."""
     letters = iter("abcdefghi")
     return [
         {"image": image, "caption": f"{next(letters)} {'j k l'[: 1 + number]}", "image_id": number}
@@ -89,14 +89,14 @@ def test_retrieval_under_autocast_is_near_the_cpu(pairs):
 @pytest.mark.parametrize(
     "settings", [{"num_captions": 2}, {"strategy": "beam", "num_captions": 2}, {"strategy": "greedy"}]
 )
-def test_capfilt_writes_and_scores_as_the_cpu_does(shard, settings):
+def test_capfilt_captions_and_scores_equal_the_cpus(shard, settings):
     def score(captioner, matcher, processor):
         chosen = CapFiltSettings(prompt="a b", max_length=10, batch_size=3, **settings)
-        table, faults = CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)
-        return table.to_pylist(), faults
+        table, skipped = CapFilt(captioner, processor, matcher, processor, chosen).score_shard(shard)
+        return table.to_pylist(), skipped
 
-    (expected, expected_faults), (rows, faults) = on_cpu_and_cuda(score)
-    assert faults == expected_faults
+    (expected, expected_skipped), (rows, skipped) = on_cpu_and_cuda(score)
+    assert skipped == expected_skipped
     assert [(row["sample_id"], row["text"]) for row in rows] == [(row["sample_id"], row["text"]) for row in expected]
     for name in ("itm", "itc", "log_prob"):
         found, wanted = (torch.tensor([row[name] or 0.0 for row in own]) for own in (rows, expected))
@@ -127,7 +127,7 @@ def test_captioner_equals_the_cpu(images):
         assert_close(found, wanted, **TOLERANCE)
 
 
-def test_a_seed_repeats_samples_and_leaves_the_generator_of_the_device(images):
+def test_seeded_samples_repeat_and_keep_the_device_generator_state(images):
     captioner, processor, _, _ = tiny_capfilt()
     writer = BlipCaptioner(captioner.cuda(), processor, do_sample=True, max_new_tokens=6, seed=3)
     state = torch.cuda.get_rng_state()

@@ -16,11 +16,11 @@ from blip_hf import (
 )
 from tests.support.batches import caption_batch, nlvr2_batch, vqa_batch
 from tests.support.examples import run_example
-from tests.support.twins import tiny_batch, tiny_config, tiny_pretraining_config, tiny_reasoning_config
+from tests.support.tiny_models import tiny_batch, tiny_config, tiny_nlvr2_config, tiny_pretraining_config
 
 
 peft = pytest.importorskip("peft")
-# peft 0.21 reads it by the older name.
+# peft 0.21 reads the older name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 ATTENTION = ["qkv", "query", "value"]
@@ -68,7 +68,7 @@ def vqa_head():
 
 
 def nlvr2_head():
-    model = BlipForVisualReasoning(tiny_reasoning_config())
+    model = BlipForVisualReasoning(tiny_nlvr2_config())
     return Head(model, nlvr2_batch(), ["logits"], modules_to_save=["cls_head"])
 
 
@@ -106,7 +106,7 @@ def is_base(name):
     return "lora_" not in name and "modules_to_save" not in name
 
 
-def test_the_adapter_trains_and_the_base_stays(head):
+def test_only_the_adapter_is_trained(head):
     model, losses, before = train(head)
     after = dict(model.named_parameters())
     trained = {name for name, value in after.items() if value.requires_grad}
@@ -125,7 +125,7 @@ def test_a_new_adapter_does_not_change_outputs(head):
         assert_close(value, head.read(head.model)[name], msg=name)
 
 
-def test_a_saved_adapter_gives_the_same_on_its_base(head, tmp_path):
+def test_saved_adapter_gives_the_same_outputs(head, tmp_path):
     model, _, _ = train(head)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists()
@@ -138,7 +138,7 @@ def test_a_saved_adapter_gives_the_same_on_its_base(head, tmp_path):
         assert not torch.allclose(value, fresh[name], atol=1e-4), name
 
 
-def test_a_merged_adapter_gives_the_same_as_a_plain_model(head, tmp_path):
+def test_merged_adapter_gives_the_same_outputs(head, tmp_path):
     model, _, _ = train(head)
     expected = head.read(model)
     merged = model.merge_and_unload()

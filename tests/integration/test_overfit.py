@@ -15,14 +15,14 @@ from blip_hf import (
     BlipForVisualReasoning,
 )
 from tests.support.optimization import optimize
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     DEC,
     PAD,
     SEP,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -73,7 +73,7 @@ def test_captioner_reproduces_its_captions(pairs):
         assert_captions_are_reproduced(partial(captioner.generate, pairs["pixel_values"]), pairs)
 
 
-def test_matcher_tells_its_pairs_from_all_others(pairs):
+def test_matcher_separates_its_pairs_from_all_others(pairs):
     matcher = BlipForImageTextRetrieval(tiny_config())
     ids, mask = (pairs[name].repeat(NUM_PAIRS, 1) for name in ("input_ids", "attention_mask"))
     labels = torch.eye(NUM_PAIRS, dtype=torch.long).flatten()
@@ -84,15 +84,14 @@ def test_matcher_tells_its_pairs_from_all_others(pairs):
         assert matching_accuracy(matcher, pairs) == 1.0
 
 
+def overfit_contrastive(model, pairs, num_steps):
+    image_ids = torch.arange(NUM_PAIRS)
+    optimize(model, lambda: model(**pairs, image_ids=image_ids).loss, num_steps, after_step=model.update_momentum)
+
+
 def test_pretraining_teaches_all_three_heads(pairs):
     model = BlipForPreTraining(tiny_pretraining_config(queue_size=0, momentum=0.9))
-    image_ids = torch.arange(NUM_PAIRS)
-    optimize(
-        model,
-        lambda: model(**pairs, image_ids=image_ids).loss,
-        num_steps=120,
-        after_step=model.update_momentum,
-    )
+    overfit_contrastive(model, pairs, num_steps=120)
     with torch.no_grad():
         assert_captions_are_reproduced(partial(model.export_captioner().generate, pairs["pixel_values"]), pairs)
         assert_all_pairs_are_found(model.export_retriever(), pairs)
@@ -100,19 +99,13 @@ def test_pretraining_teaches_all_three_heads(pairs):
 
 def test_retrieval_training_teaches_both_heads(pairs):
     model = BlipForRetrievalTraining(tiny_retrieval_config(queue_size=0, momentum=0.9))
-    image_ids = torch.arange(NUM_PAIRS)
-    optimize(
-        model,
-        lambda: model(**pairs, image_ids=image_ids).loss,
-        num_steps=100,
-        after_step=model.update_momentum,
-    )
+    overfit_contrastive(model, pairs, num_steps=100)
     with torch.no_grad():
         assert_all_pairs_are_found(model.export_retriever(), pairs)
 
 
-def test_nlvr2_model_tells_true_sentences_from_false_ones(pairs):
-    model = BlipForVisualReasoning(tiny_reasoning_config())
+def test_nlvr2_model_separates_true_and_false_sentences(pairs):
+    model = BlipForVisualReasoning(tiny_nlvr2_config())
     # Each of four sentences is true of a pair of images and false of the swapped pair.
     images = torch.stack([pairs["pixel_values"][:4], pairs["pixel_values"][4:]], dim=1)  # (4, 2, 3, 32, 32)
     inputs = {name: pairs[name][:4].repeat(2, 1) for name in ("input_ids", "attention_mask")}

@@ -61,9 +61,9 @@ def test_pretrain_command_on_scenes(tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert metrics["eval_text_to_image_r@5"] == 1.0  # among four
     state = tmp_path / "trainer_state.json"
-    run_example("plot_losses", state, state, tmp_path / "losses.png")  # as if of two runs
+    run_example("plot_losses", state, state, tmp_path / "losses.png")  # the same run twice
     with Image.open(tmp_path / "losses.png") as image:
-        assert image.size == (1320, 396)  # 12 x 3.6 inches at 110 dots an inch
+        assert image.size == (1320, 396)  # 12 x 3.6 inches at 110 dpi
     assert captions_in_transformers(tmp_path / "captioner")[0].startswith("a picture of")
     assert BlipProcessor.from_pretrained(tmp_path / "captioner").caption_settings == PRETRAINING_SETTINGS
 
@@ -79,7 +79,7 @@ def test_pretrain_command_on_a_json_list(tmp_path, capsys):
     argv = ["--data", source, "--eval_data", source, *TINY, "--output_dir", str(tmp_path / "out")]
     assert main(["pretrain", *argv]) == 0
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert metrics["eval_text_to_image_r@5"] == 1.0  # among four images, of two captions each
+    assert metrics["eval_text_to_image_r@5"] == 1.0  # among four images with two captions each
     processor = BlipProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.tokenize("nothing but green") == ["nothing", "but", "green"]
 
@@ -94,7 +94,7 @@ def test_pretrain_command_starts_from_a_vit_and_a_bert(tmp_path):
         part.save_pretrained(tmp_path / name)
     argv = [*SCENES, "--vision", str(tmp_path / "vit"), "--text", str(tmp_path / "bert")]
     argv += ["--image_mean", "0.5", "0.4", "0.3"]
-    # So small a learning rate leaves the weights at their start.
+    # With this learning rate the weights do not change.
     assert main(["pretrain", *argv, *TINY, *FROZEN_RATE, "--output_dir", str(tmp_path / "out")]) == 0
     model = BlipForPreTraining.from_pretrained(tmp_path / "out")
     words = bert.embeddings.word_embeddings.weight
@@ -150,8 +150,8 @@ def test_pretraining_continues_at_the_image_size_of_the_checkpoint_or_another(tm
         assert processor.image_processor.size["height"] == expected
         model = make_model(options, processor)
         assert model.config.vision_config.image_size == expected
-        for tower in (model.vision_model, model.momentum_towers.vision_model):
-            assert tower.embeddings.position_embedding.shape == (1, 1 + num_patches, 32)
+        for encoder in (model.vision_model, model.momentum_towers.vision_model):
+            assert encoder.embeddings.position_embedding.shape == (1, 1 + num_patches, 32)
     assert PretrainOptions(data=["scenes"]).image_size is None
     assert image_size_of_run(PretrainOptions(data=["scenes"])) == 224
 

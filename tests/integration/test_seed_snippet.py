@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 import blip_hf
-from tests.support.twins import TEXT, VISION
+from tests.support.tiny_models import TEXT, VISION
 from tests.support.vocabularies import make_tokenizer
 
 
@@ -41,7 +41,7 @@ def run_snippet(package, directory, device):
     return conditional, processor.decode(out[0], skip_special_tokens=True)
 
 
-def test_seed_snippet_writes_what_transformers_writes(directory):
+def test_seed_snippet_gives_the_captions_of_transformers(directory):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

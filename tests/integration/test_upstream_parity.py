@@ -17,13 +17,13 @@ from blip_hf import (
     BlipForPreTraining,
     BlipForQuestionAnswering,
 )
-from tests.support.twins import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import CLS, DEC, TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 BACKENDS = ["eager", "sdpa"]
 HEADS = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
-# Upstream's answers read questions through a projection from the image's width.
+# The answer decoder of transformers projects question states from the image width.
 VISION_AS_WIDE_AS_TEXT = VISION | {"hidden_size": TEXT["hidden_size"]}
 
 
@@ -55,8 +55,17 @@ def pairs(name):
     return pytest.mark.parametrize("pair", [(name, backend) for backend in BACKENDS], indirect=True)
 
 
+def assert_same_gradients(ours, theirs):
+    parameters = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is None:
+            assert parameters[name].grad is None, name
+        else:
+            assert_close(parameters[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
 @pairs("BlipForConditionalGeneration")
-def test_captioner_has_upstreams_outputs_and_gradients(pair):
+def test_captioner_outputs_and_gradients_equal_transformers(pair):
     theirs, ours = pair
     batch = tiny_batch(first=DEC)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -68,14 +77,12 @@ def test_captioner_has_upstreams_outputs_and_gradients(pair):
 
     expected.loss.backward()
     actual.loss.backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForImageTextRetrieval")
 @pytest.mark.parametrize("use_itm_head", [True, False])
-def test_matcher_has_upstreams_outputs_and_gradients_with_cls(pair, use_itm_head):
+def test_matcher_outputs_and_gradients_equal_transformers_with_cls(pair, use_itm_head):
     theirs, ours = pair
     batch = tiny_batch()
     expected = theirs(**batch, use_itm_head=use_itm_head)
@@ -85,11 +92,7 @@ def test_matcher_has_upstreams_outputs_and_gradients_with_cls(pair, use_itm_head
 
     expected.itm_score.square().sum().backward()
     actual.itm_score.square().sum().backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert (gradients[parameter_name].grad is None) == (parameter.grad is None), parameter_name
-        if parameter.grad is not None:
-            assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForImageTextRetrieval")
@@ -104,7 +107,7 @@ def test_enc_is_the_default_of_matching(pair):
 @pairs("BlipForConditionalGeneration")
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
 @pytest.mark.parametrize("prompted", [False, True])
-def test_generation_gives_upstreams_tokens(pair, settings, prompted):
+def test_generated_tokens_equal_transformers(pair, settings, prompted):
     theirs, ours = pair
     batch = tiny_batch(lengths=(5, 5))
     if not prompted:
@@ -114,7 +117,7 @@ def test_generation_gives_upstreams_tokens(pair, settings, prompted):
 
 
 @pairs("BlipForQuestionAnswering")
-def test_answers_have_upstreams_loss_and_gradients_with_cls(pair):
+def test_vqa_loss_and_gradients_equal_transformers_with_cls(pair):
     theirs, ours = pair
     ours.config.question_start_token = "cls"
     questions, answers = tiny_batch(lengths=(6, 6, 6)), tiny_batch(lengths=(4, 5, 3), first=DEC, seed=1)
@@ -127,14 +130,12 @@ def test_answers_have_upstreams_loss_and_gradients_with_cls(pair):
 
     expected.loss.backward()
     actual.loss.backward()
-    gradients = dict(ours.named_parameters())
-    for parameter_name, parameter in theirs.named_parameters():
-        assert_close(gradients[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=parameter_name)
+    assert_same_gradients(ours, theirs)
 
 
 @pairs("BlipForQuestionAnswering")
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
-def test_written_answers_are_upstreams_with_cls(pair, settings):
+def test_generated_answers_equal_transformers_with_cls(pair, settings):
     theirs, ours = pair
     ours.config.question_start_token = "cls"
     questions = tiny_batch(lengths=(6, 6, 6))
@@ -142,7 +143,7 @@ def test_written_answers_are_upstreams_with_cls(pair, settings):
     assert_close(ours.generate(**questions, max_new_tokens=8, **settings), expected)
 
 
-def test_our_answering_directory_opens_in_transformers(tmp_path):
+def test_vqa_checkpoint_opens_in_transformers(tmp_path):
     ours = BlipForQuestionAnswering(
         BlipConfig(text_config=dict(TEXT), vision_config=dict(VISION_AS_WIDE_AS_TEXT), question_start_token="cls")
     ).eval()
@@ -155,7 +156,7 @@ def test_our_answering_directory_opens_in_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_our_directory_opens_in_transformers(name, tmp_path):
+def test_checkpoint_opens_in_transformers(name, tmp_path):
     ours = getattr(blip_hf, name)(tiny_config()).eval()
     ours.save_pretrained(tmp_path)
     theirs, info = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
@@ -171,7 +172,7 @@ def test_our_directory_opens_in_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*HEADS, "BlipForQuestionAnswering"])
-def test_saved_tensors_have_upstreams_names_and_shapes(name, tmp_path):
+def test_saved_tensors_have_the_names_and_shapes_of_transformers(name, tmp_path):
     upstream_model(name).save_pretrained(tmp_path / "theirs")
     load_ours(name, tmp_path / "theirs").save_pretrained(tmp_path / "ours")
     theirs, ours = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
@@ -208,7 +209,7 @@ def test_the_wrong_class_raises_and_names_the_right_one(saved, loaded, missing, 
         getattr(blip_hf, loaded).from_pretrained(tmp_path)
 
 
-def test_new_heads_are_random_where_they_are_asked_for(tmp_path):
+def test_new_heads_are_random_on_request(tmp_path):
     upstream_model("BlipForConditionalGeneration").save_pretrained(tmp_path)
     model = BlipForImageTextRetrieval.from_pretrained(tmp_path, allow_new_heads=True)
     assert 0 < model.itm_head.weight.std() < 1

@@ -24,14 +24,14 @@ from blip_hf import (
 from blip_hf.modeling import cpu
 from blip_hf.modeling.attention import attend, split_heads
 from blip_hf.modeling.cpu import CPU_ATTENTION, CpuLinear, matmul_attention, use_matmul_attention
-from tests.support.twins import (
+from tests.support.tiny_models import (
     DEC,
     TEXT,
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -69,7 +69,7 @@ def run_operations(work):
 
 
 def captioner(dtype=torch.float32):
-    """A captioner with 65 image tokens, enough for attention in matrix products."""
+    """A captioner with 65 image tokens, enough for matmul attention."""
     torch.manual_seed(0)
     config = BlipConfig(text_config=dict(TEXT), vision_config=VISION | {"patch_size": 4}, image_text_hidden_size=8)
     return BlipForConditionalGeneration(config).eval().to(dtype)
@@ -97,7 +97,7 @@ HEADS = {
         "itm_logits",
     ),
     "vqa": (BlipForQuestionAnswering, tiny_config, labelled, "logits"),
-    "nlvr2": (BlipForVisualReasoning, tiny_reasoning_config, paired, "logits"),
+    "nlvr2": (BlipForVisualReasoning, tiny_nlvr2_config, paired, "logits"),
     "pretraining": (BlipForPreTraining, tiny_pretraining_config, seeded, "lm_logits"),
     "retrieval_training": (BlipForRetrievalTraining, tiny_retrieval_config, seeded, "itm_logits"),
 }
@@ -288,7 +288,7 @@ def test_autocast_to_another_dtype_is_respected(layer):
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @torch.no_grad()
-def test_other_dtypes_and_a_disabled_onednn_are_respected(layer):
+def test_other_dtypes_and_disabled_onednn_use_torch(layer):
     states = torch.randn(3, 64)
     with torch.backends.mkldnn.flags(enabled=False):
         assert run_operations(lambda: layer(states))[ONEDNN] == 0
@@ -298,16 +298,16 @@ def test_other_dtypes_and_a_disabled_onednn_are_respected(layer):
 
 
 @torch.no_grad()
-def test_weights_of_a_tensor_subclass_keep_their_own_product(layer):
+def test_tensor_subclass_weights_use_their_own_matmul(layer):
     class Quantised(torch.Tensor):
-        """Stands for torchao's quantised tensors."""
+        """Stands in for quantised tensors of torchao."""
 
     layer.weight = nn.Parameter(torch.randn(32, 64).as_subclass(Quantised))
     assert run_operations(lambda: layer(torch.randn(3, 64)))[ONEDNN] == 0
 
 
 @torch.no_grad()
-def test_a_wrong_width_raises_torchs_error(layer):
+def test_wrong_width_raises_the_error_of_torch(layer):
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         layer(torch.randn(3, 63))
 

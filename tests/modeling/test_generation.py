@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import BertTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from blip_hf import BlipForConditionalGeneration
-from tests.support.twins import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
+from tests.support.tiny_models import CLS, DEC, PAD, SEP, tiny_batch, tiny_config, write_as_transformers_4
+from tests.support.vocabularies import make_tokenizer
 
 
 MAX_NEW = 6
@@ -27,7 +28,7 @@ def prompts():
 
 
 def strip(row):
-    """Tokens from [DEC] on, up to the first [SEP] or padding: beam search fills up with either."""
+    """Tokens from [DEC] on, up to the first [SEP] or padding: beam search pads with either."""
     ids = row.tolist()
     ids = ids[ids.index(DEC) :]
     return list(itertools.takewhile(lambda token: token not in (SEP, PAD), ids))
@@ -37,7 +38,9 @@ def strip(row):
 @pytest.mark.parametrize("num_returns", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_beams_and_returns_give_the_asked_number_of_rows(model, num_beams, num_returns, batch_size, do_sample):
+def test_num_beams_and_num_return_sequences_set_the_number_of_rows(
+    model, num_beams, num_returns, batch_size, do_sample
+):
     if not do_sample and num_returns > num_beams:
         pytest.skip("greedy search has one answer")
     pixel_values = tiny_batch(lengths=(4,) * batch_size)["pixel_values"]
@@ -91,14 +94,14 @@ def test_prompt_is_kept_and_starts_with_dec(model, prompts):
         assert CLS not in sequence.tolist()
 
 
-def test_the_callers_tensors_are_untouched(model, prompts):
+def test_generate_does_not_change_its_inputs(model, prompts):
     before = {key: value.clone() for key, value in prompts.items()}
     model.generate(**prompts, num_beams=2, max_new_tokens=MAX_NEW)
     for key, value in before.items():
         assert_close(prompts[key], value, atol=0, rtol=0)
 
 
-def test_the_models_generation_config_is_honoured_and_saved(model, prompts, tmp_path):
+def test_generation_config_of_the_model_is_used_and_saved(model, prompts, tmp_path):
     model.generation_config.max_new_tokens = 3
     model.generation_config.min_new_tokens = 3
     assert model.generate(prompts["pixel_values"]).shape == (3, 4)
@@ -110,7 +113,7 @@ def test_the_models_generation_config_is_honoured_and_saved(model, prompts, tmp_
     assert loaded.generate(prompts["pixel_values"], generation_config=own).shape == (3, 6)
 
 
-def test_defaults_that_transformers_4_wrote_down_limit_no_prompt_and_choices_do(model, tmp_path):
+def test_defaults_saved_by_transformers_4_do_not_limit_the_prompt(model, tmp_path):
     batch = tiny_batch(lengths=(25, 25))
     model.save_pretrained(tmp_path)
     write_as_transformers_4(tmp_path)
@@ -125,7 +128,7 @@ def test_defaults_that_transformers_4_wrote_down_limit_no_prompt_and_choices_do(
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_end_tokens_of_a_generation_config_are_honoured(model, prompts, num_beams):
+def test_end_tokens_of_a_generation_config_are_used(model, prompts, num_beams):
     pixel_values = prompts["pixel_values"]
     settings = {"max_new_tokens": MAX_NEW, "num_beams": num_beams}
     plain = model.generate(pixel_values, **settings)
@@ -138,7 +141,7 @@ def test_end_tokens_of_a_generation_config_are_honoured(model, prompts, num_beam
     assert_close(model.generate(pixel_values, **settings), expected)
 
 
-def test_several_end_tokens_wait_for_the_shortest_length_of_each_row(model, prompts):
+def test_min_length_holds_for_several_end_tokens(model, prompts):
     ends = [SEP, *range(4, 20)]
     sequences = model.generate(**prompts, eos_token_id=ends, min_length=10, max_length=12)
     prompt_lengths = (prompts["attention_mask"].sum(dim=1) - 1).tolist()  # [DEC] in, [CLS] and [SEP] out
@@ -147,7 +150,7 @@ def test_several_end_tokens_wait_for_the_shortest_length_of_each_row(model, prom
         assert not set(ids[num_prompt:9]) & set(ends)
 
 
-def test_settings_given_as_none_default_to_the_models_own(model, prompts):
+def test_settings_of_none_default_to_those_of_the_model(model, prompts):
     expected = model.generate(**prompts, min_length=8, max_length=10)
     nothing = {"eos_token_id": None, "logits_processor": None, "stopping_criteria": None}
     assert_close(model.generate(**prompts, min_length=8, max_length=10, **nothing), expected)
@@ -169,7 +172,7 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(model):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_cache_changes_nothing(model, prompts, num_beams):
+def test_cache_does_not_change_the_tokens(model, prompts, num_beams):
     settings = {"num_beams": num_beams, "max_new_tokens": MAX_NEW}
     cached = model.generate(**prompts, **settings, use_cache=True)
     assert_close(cached, model.generate(**prompts, **settings, use_cache=False))
@@ -183,19 +186,21 @@ def test_static_cache_gives_the_same_tokens(model, prompts):
 def test_stop_strings_end_a_caption(model, prompts):
     pixel_values = prompts["pixel_values"]
     # Transformers spells "abcdef" with the tokenizer to learn how it joins tokens.
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "abcdef", *(f"w{number}" for number in range(5, DEC))]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = make_tokenizer(["abcdef", *(f"w{number}" for number in range(6, DEC))])
     full = model.generate(pixel_values, max_new_tokens=MAX_NEW)[0].tolist()
-    stop = next(number for number in full[1:] if number > 4)
+    stop = next(number for number in full[1:] if number > 5)
     stopped = model.generate(
-        pixel_values[:1], max_new_tokens=MAX_NEW, stop_strings=[words[stop]], tokenizer=tokenizer
+        pixel_values[:1],
+        max_new_tokens=MAX_NEW,
+        stop_strings=[tokenizer.convert_ids_to_tokens(stop)],
+        tokenizer=tokenizer,
     )[0]
     assert stopped.tolist() == full[: full.index(stop) + 1]
     assert len(stopped) < len(full)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_image_keys_are_projected_once_whatever_the_beams(model, prompts, num_beams):
+def test_image_keys_are_projected_once_for_any_number_of_beams(model, prompts, num_beams):
     seen = []
     cross = model.text_decoder.bert.encoder.layer[0].crossattention.self
     cross.key.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
@@ -211,13 +216,13 @@ def test_sampling_repeats_with_a_seed(model, prompts):
     assert_close(model.generate(prompts["pixel_values"], **settings), first)
 
 
-def test_eager_and_sdpa_write_the_same(model, prompts):
+def test_eager_and_sdpa_generate_the_same_tokens(model, prompts):
     expected = model.generate(**prompts, num_beams=3, max_new_tokens=MAX_NEW)
     model.set_attn_implementation("eager")
     assert_close(model.generate(**prompts, num_beams=3, max_new_tokens=MAX_NEW), expected)
 
 
-def test_bf16_model_takes_fp32_pixels(model, prompts):
+def test_bf16_model_accepts_fp32_pixels(model, prompts):
     assert model.to(torch.bfloat16).generate(**prompts, max_new_tokens=MAX_NEW).dtype == torch.long
 
 
@@ -227,7 +232,7 @@ def test_forward_without_text_starts_from_dec(model, prompts):
     assert_close(model(pixel_values).logits, model(pixel_values, start).logits)
 
 
-def test_an_image_memory_replaces_the_pixels(model, prompts):
+def test_image_memory_replaces_pixel_values(model, prompts):
     memory = model.get_image_memory(prompts["pixel_values"])
     text = {key: prompts[key] for key in ("input_ids", "attention_mask")}
     settings = {"num_beams": 3, "max_new_tokens": MAX_NEW}

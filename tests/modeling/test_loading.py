@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which classes load which checkpoints, and configurations of transformers."""
+"""Loading of checkpoints of other classes, and configurations of transformers."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from blip_hf import (
     BlipVisionModel,
 )
 from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
-from tests.support.twins import tiny_batch, tiny_config, tiny_pretraining_config
+from tests.support.tiny_models import tiny_batch, tiny_config, tiny_pretraining_config
 
 
 class OwnMatcher(BlipForImageTextRetrieval):
-    """A matcher with a head of its own, as users write them."""
+    """A matcher with a custom head."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -38,10 +38,16 @@ def captioner_path(captioner, tmp_path):
 
 
 @pytest.mark.parametrize("model_class", [OwnMatcher, BlipTextModel, BlipTextLMHeadModel])
-def test_a_checkpoint_without_parts_of_the_class_is_refused(captioner_path, model_class):
+def test_checkpoint_without_required_weights_raises(captioner_path, model_class):
     with pytest.raises(ValueError, match=r"has no weights for .*Load it with BlipForConditionalGeneration"):
         model_class.from_pretrained(captioner_path)
     assert type(model_class.from_pretrained(captioner_path, allow_new_heads=True)) is model_class
+
+
+def test_pretraining_checkpoint_in_another_class_raises(tmp_path):
+    BlipForPreTraining(tiny_pretraining_config(queue_size=0)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights for some of text_encoder .*Load it with BlipForPreTraining"):
+        BlipForImageTextRetrieval.from_pretrained(tmp_path)
 
 
 def test_a_subclass_may_add_a_head(tmp_path):
@@ -61,7 +67,7 @@ def test_the_image_encoder_loads_from_a_whole_model(captioner, captioner_path, t
         assert_close(loader.from_pretrained(tmp_path / "alone")(pixel_values).last_hidden_state, expected)
 
 
-def test_text_towers_load_what_they_saved_and_a_decoder_without_its_head(captioner, tmp_path):
+def test_text_models_load_their_own_weights_and_a_decoders(captioner, tmp_path):
     captioner.text_decoder.save_pretrained(tmp_path)
     ids = tiny_batch()["input_ids"]
     decoder = BlipTextLMHeadModel.from_pretrained(tmp_path)
@@ -71,7 +77,7 @@ def test_text_towers_load_what_they_saved_and_a_decoder_without_its_head(caption
 
 
 @pytest.mark.parametrize("attn_implementation", [None, "eager"])
-def test_a_configuration_object_of_transformers_is_taken(captioner, captioner_path, attn_implementation):
+def test_configuration_of_transformers_is_accepted(captioner, captioner_path, attn_implementation):
     config = transformers.AutoConfig.from_pretrained(captioner_path)
     assert type(config) is transformers.BlipConfig
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -79,8 +85,8 @@ def test_a_configuration_object_of_transformers_is_taken(captioner, captioner_pa
     batch = tiny_batch()
     assert_close(loaded(**batch).logits, captioner(**batch).logits)
     assert loaded.vision_model.config._attn_implementation == (attn_implementation or "sdpa")
-    for tower, part in ((BlipVisionModel, config.vision_config), (BlipTextModel, config.text_config)):
-        assert isinstance(tower(part).config, tower.config_class)
+    for model_class, part in ((BlipVisionModel, config.vision_config), (BlipTextModel, config.text_config)):
+        assert isinstance(model_class(part).config, model_class.config_class)
 
 
 def test_an_exported_head_has_the_configuration_of_its_parts():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Towers and heads: backends, grouping, padding, sizes, dtypes, export."""
+"""Encoders and heads: backends, grouping, padding, sizes, dtypes, export."""
 
 import pytest
 import torch
@@ -19,15 +19,15 @@ from blip_hf import (
     BlipVisionModel,
 )
 from blip_hf.modeling.language_modeling import BlipTextLMHeadModel
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     DEC,
     PAD,
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -42,7 +42,7 @@ def matcher():
     return BlipForImageTextRetrieval(tiny_config()).eval()
 
 
-def test_attentions_come_back_with_sdpa_configured(captioner):
+def test_attentions_are_returned_with_sdpa(captioner):
     assert captioner.config._attn_implementation == "sdpa"
     batch = tiny_batch()
     output = captioner(**batch, output_attentions=True, output_hidden_states=True)
@@ -63,7 +63,7 @@ def test_attentions_come_back_with_sdpa_configured(captioner):
         lambda: BlipForQuestionAnswering(tiny_config()),
         lambda: BlipForPreTraining(tiny_pretraining_config()),
         lambda: BlipForRetrievalTraining(tiny_retrieval_config()),
-        lambda: BlipForVisualReasoning(tiny_reasoning_config()),
+        lambda: BlipForVisualReasoning(tiny_nlvr2_config()),
         lambda: BlipVisionModel(BlipVisionConfig(**VISION)),
     ],
 )
@@ -111,7 +111,7 @@ def test_one_image_against_many_texts_is_encoded_once(matcher):
         assert_close(logits[row : row + 1], alone.itm_logits)
 
 
-def test_rows_may_pick_other_images(matcher):
+def test_rows_may_select_other_images(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
     text = {key: batch[key] for key in ("input_ids", "attention_mask")}
     memory = matcher.get_image_memory(batch["pixel_values"])
@@ -122,12 +122,12 @@ def test_rows_may_pick_other_images(matcher):
 
 
 def repeated(batch):
-    """Three images, and the first text: once, and once an image."""
+    """Three images with the first text: once, and once per image."""
     once = {key: batch[key][:1, :6] for key in ("input_ids", "attention_mask")}
     return batch["pixel_values"], once, {key: value.repeat(3, 1) for key, value in once.items()}
 
 
-def test_one_text_meets_each_image(matcher, captioner):
+def test_one_text_is_matched_with_each_image(matcher, captioner):
     pixel_values, once, thrice = repeated(tiny_batch(lengths=(5, 7, 7)))
     assert_close(
         matcher(pixel_values=pixel_values, **once).itm_logits, matcher(pixel_values=pixel_values, **thrice)[0]
@@ -155,7 +155,7 @@ def test_one_question_is_asked_about_each_image():
     assert_close(model.generate(pixel_values=pixel_values, **once, max_new_tokens=4), expected)
 
 
-def test_texts_that_do_not_divide_among_images_are_refused(matcher):
+def test_texts_not_divisible_among_images_raise(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
     with pytest.raises(ValueError, match=r"3 text rows do not divide among 2 images.*or one text for all images"):
         matcher(batch["input_ids"], batch["pixel_values"][:2])
@@ -201,7 +201,7 @@ def test_labels_of_pairs_give_the_matching_loss(matcher):
         matcher(**batch, labels=labels, use_itm_head=False)
 
 
-def test_unknown_arguments_are_refused(captioner, matcher):
+def test_unknown_arguments_raise(captioner, matcher):
     batch = tiny_batch()
     with pytest.raises(TypeError, match="decoder_input_ids"):
         captioner(**batch, decoder_input_ids=batch["input_ids"])
@@ -247,7 +247,7 @@ def test_shift_labels_are_not_shifted_again(captioner):
         BlipTextLMHeadModel,
     ],
 )
-def test_labels_are_all_that_trainer_looks_for_in_a_batch(model_class):
+def test_labels_are_the_only_label_names(model_class):
     assert find_labels(model_class) == ["labels"]
 
 
@@ -281,7 +281,7 @@ def test_label_smoothing_reaches_the_decoder_from_the_top_level():
     assert_close(smoothed.loss, 0.9 * plain.loss + 0.1 * uniform)
 
 
-def test_image_of_another_size_is_refused_or_interpolated():
+def test_image_of_another_size_raises_or_is_interpolated():
     model = BlipVisionModel(BlipVisionConfig(**VISION)).eval()
     larger = torch.randn(1, 3, 48, 64)
     with pytest.raises(ValueError, match=r"48 x 64 pixels, the model expects 32 x 32.*interpolate_pos_encoding"):
@@ -302,7 +302,7 @@ def test_resized_positions_equal_interpolation_and_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(captioner, reentrant):
+def test_gradient_checkpointing_does_not_change_outputs_or_gradients(captioner, reentrant):
     batch = tiny_batch(first=DEC)
     captioner.train()
     captioner(**batch, labels=batch["input_ids"]).loss.backward()
@@ -315,7 +315,7 @@ def test_gradient_checkpointing_changes_nothing(captioner, reentrant):
         assert_close(value.grad, expected[name], msg=name)
 
 
-def test_drop_path_grows_with_depth_and_rests_in_evaluation():
+def test_drop_path_grows_with_depth_and_is_off_in_evaluation():
     config = BlipVisionConfig(**VISION | {"num_hidden_layers": 3, "drop_path_rate": 0.5})
     model = BlipVisionModel(config)
     assert [layer.drop_path for layer in model.encoder.layers] == pytest.approx([0.0, 0.25, 0.5])
@@ -327,7 +327,7 @@ def test_drop_path_grows_with_depth_and_rests_in_evaluation():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_fp32(matcher, dtype):
+def test_half_precision_is_close_to_fp32(matcher, dtype):
     batch = tiny_batch()
     expected = matcher(**batch, use_itm_head=False).itc_similarity
     actual = matcher.to(dtype)(**batch, use_itm_head=False).itc_similarity

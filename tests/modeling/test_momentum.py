@@ -7,11 +7,11 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining
 from blip_hf.modeling.momentum import UNKNOWN_IMAGE, FeatureQueue, ema_update_
-from tests.support.twins import tiny_pretraining_config
+from tests.support.tiny_models import tiny_pretraining_config
 
 
 def numbered_rows(numbers, width=3):
-    """Image and text features that tell their number, and image ids from 100 on."""
+    """Image and text features filled with their number, and image ids from 100 on."""
     numbers = torch.tensor(numbers)
     images = numbers[:, None].expand(-1, width).float()
     return images, -images, 100 + numbers
@@ -26,31 +26,31 @@ def queue_of(size, *batches):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.995, 1.0])
 def test_ema_update_follows_the_formula_in_place(momentum):
-    averages, currents = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
-    before = [average.clone() for average in averages]
+    momentum_parameters, currents = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+    before = [parameter.clone() for parameter in momentum_parameters]
     current_before = [current.clone() for current in currents]
-    pointers = [average.data_ptr() for average in averages]
-    ema_update_(averages, currents, momentum)
-    for average, old, current in zip(averages, before, currents, strict=True):
-        assert_close(average, momentum * old + (1 - momentum) * current)
-    assert [average.data_ptr() for average in averages] == pointers
+    pointers = [parameter.data_ptr() for parameter in momentum_parameters]
+    ema_update_(momentum_parameters, currents, momentum)
+    for parameter, old, current in zip(momentum_parameters, before, currents, strict=True):
+        assert_close(parameter, momentum * old + (1 - momentum) * current)
+    assert [parameter.data_ptr() for parameter in momentum_parameters] == pointers
     assert all(map(torch.equal, currents, current_before))
 
 
 def test_ema_update_of_parameters_records_no_gradient():
-    average, current = torch.nn.Parameter(torch.zeros(2), requires_grad=False), torch.nn.Parameter(torch.ones(2))
-    ema_update_([average], [current], 0.9)
-    assert not average.requires_grad
-    assert_close(average.data, torch.full((2,), 0.1))
+    parameter, current = torch.nn.Parameter(torch.zeros(2), requires_grad=False), torch.nn.Parameter(torch.ones(2))
+    ema_update_([parameter], [current], 0.9)
+    assert not parameter.requires_grad
+    assert_close(parameter.data, torch.full((2,), 0.1))
 
 
 @pytest.mark.parametrize("batch_sizes", [(2, 2, 2), (4,), (3, 3), (1, 4, 2), (5,), (11,), (3, 9, 1)])
-def test_queue_keeps_the_newest_rows_whatever_the_batch_sizes(batch_sizes):
+def test_queue_keeps_the_newest_rows_for_any_batch_size(batch_sizes):
     size, starts = 4, [sum(batch_sizes[:i]) for i in range(len(batch_sizes))]
     batches = [list(range(start, start + count)) for start, count in zip(starts, batch_sizes, strict=True)]
     queue = queue_of(size, *batches)
     total = sum(batch_sizes)
-    for number in range(max(0, total - size), total):  # row n of the stream lies at n modulo the size
+    for number in range(max(0, total - size), total):  # row n is at index n modulo the size
         assert_close(queue.image_features[number % size], torch.full((3,), float(number)))
         assert_close(queue.text_features[number % size], torch.full((3,), -float(number)))
         assert queue.image_ids[number % size] == 100 + number
@@ -81,7 +81,7 @@ def test_queue_of_size_zero_keeps_nothing():
     assert queue.num_enqueued == 3
 
 
-def test_rows_without_image_ids_stay_unknown():
+def test_rows_without_image_ids_have_the_unknown_id():
     queue = queue_of(4, [0, 1])
     images, texts, _ = numbered_rows([2, 3, 4])
     queue.enqueue(images, texts)

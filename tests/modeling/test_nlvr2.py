@@ -14,7 +14,7 @@ from blip_hf import (
     BlipForVisualReasoning,
     BlipRetrievalTrainingConfig,
 )
-from tests.support.twins import (
+from tests.support.tiny_models import (
     CLS,
     ENC,
     PAD,
@@ -22,8 +22,8 @@ from tests.support.twins import (
     VISION,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
 )
 
 
@@ -35,11 +35,11 @@ def nlvr2_batch(lengths=(7, 5, 6), first=CLS):
 
 @pytest.fixture
 def model():
-    return BlipForVisualReasoning(tiny_reasoning_config()).eval()
+    return BlipForVisualReasoning(tiny_nlvr2_config()).eval()
 
 
 @torch.no_grad()
-def fill_with_averages(model):
+def average_merge_layers(model):
     """Makes each merge layer compute the average."""
     for layer in model.text_encoder.encoder.layer:
         merge = layer.crossattention.output.merge_layer
@@ -84,7 +84,7 @@ def test_first_token_is_read_as_enc_without_changing_the_input(model):
     assert_close(logits, model(**nlvr2_batch(first=ENC)).logits)
 
 
-def test_several_sentences_read_one_pair(model):
+def test_several_sentences_share_one_image_pair(model):
     batch = nlvr2_batch(lengths=(7, 5, 6, 4))
     text = {key: batch[key] for key in ("input_ids", "attention_mask")}
     grouped = model(batch["pixel_values"][:2], **text).logits
@@ -104,18 +104,18 @@ def test_both_images_are_encoded_in_one_pass_and_projected_once(model):
 
 @pytest.mark.parametrize("merge_from_layer", [0, 2])
 def test_layers_merge_from_the_configured_one(merge_from_layer):
-    model = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=merge_from_layer))
+    model = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=merge_from_layer))
     merges = [layer.crossattention.output.merge_layer for layer in model.text_encoder.encoder.layer]
     assert [merge is not None for merge in merges] == [idx >= merge_from_layer for idx in range(2)]
 
 
-def test_a_merge_layer_of_halves_equals_the_average():
-    merging = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=0)).eval()
-    averaging = BlipForVisualReasoning(tiny_reasoning_config(merge_from_layer=2)).eval()
+def test_merge_layer_with_weights_of_one_half_equals_the_average():
+    merging = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=0)).eval()
+    averaging = BlipForVisualReasoning(tiny_nlvr2_config(merge_from_layer=2)).eval()
     averaging.load_state_dict({k: v for k, v in merging.state_dict().items() if ".merge_layer." not in k})
     batch = nlvr2_batch()
     assert not torch.allclose(merging(**batch).logits, averaging(**batch).logits, atol=1e-3)
-    fill_with_averages(merging)
+    average_merge_layers(merging)
     assert_close(merging(**batch).logits, averaging(**batch).logits)
 
 
@@ -154,7 +154,7 @@ def test_labels_give_cross_entropy_with_true_as_one(model):
     assert_close(output.loss, -output.logits.softmax(-1)[torch.arange(3), labels.long()].log().mean())
 
 
-def test_inputs_that_do_not_fit_are_refused(model):
+def test_mismatched_inputs_raise(model):
     batch = nlvr2_batch()
     with pytest.raises(ValueError, match=r"shape \(3, 3, 32, 32\), expected \(pairs, 2"):
         model(batch["pixel_values"][:, 0], batch["input_ids"])
@@ -165,7 +165,7 @@ def test_inputs_that_do_not_fit_are_refused(model):
     with pytest.raises(TypeError, match="token_type_ids"):
         model(**batch, token_type_ids=batch["input_ids"])
     with pytest.raises(StrictDataclassError, match="merge_from_layer is -1"):
-        tiny_reasoning_config(merge_from_layer=-1)
+        tiny_nlvr2_config(merge_from_layer=-1)
 
 
 def test_a_saved_model_loads_with_the_same_logits(model, tmp_path):
@@ -197,7 +197,7 @@ def save_matcher(kind, folder):
 def test_two_equal_images_initially_equal_one_image_of_the_matcher(kind, tmp_path):
     matcher = save_matcher(kind, tmp_path)
     model = BlipForVisualReasoning.from_matcher_pretrained(tmp_path, merge_from_layer=1)
-    fill_with_averages(model)
+    average_merge_layers(model)
     # With the same classifier, equal logits show equal states at position 0.
     head = torch.nn.Linear(16, 2)
     model.cls_head, matcher.itm_head = head, head
@@ -207,7 +207,7 @@ def test_two_equal_images_initially_equal_one_image_of_the_matcher(kind, tmp_pat
     assert_close(model(**doubled).logits, expected)
 
 
-def test_merge_layers_and_classifier_start_fresh(tmp_path):
+def test_merge_layers_and_classifier_are_newly_initialized(tmp_path):
     save_matcher("retrieval", tmp_path)
     torch.manual_seed(1)
     model = BlipForVisualReasoning.from_matcher_pretrained(
@@ -224,7 +224,7 @@ def test_merge_layers_and_classifier_start_fresh(tmp_path):
     assert model(torch.zeros(1, 2, 3, 48, 48), torch.tensor([[CLS, 5, 6]])).logits.shape == (1, 2)
 
 
-def test_a_checkpoint_of_another_class_is_refused(tmp_path):
+def test_checkpoint_of_another_class_raises(tmp_path):
     save_matcher("retrieval", tmp_path / "matcher")
     with pytest.raises(ValueError, match=r"cls_head.* of BlipForVisualReasoning.*from_matcher_pretrained"):
         BlipForVisualReasoning.from_pretrained(tmp_path / "matcher")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pre-training step: losses, shared work, and unchanged state."""
+"""The pre-training step: losses, shared computation, and unchanged state."""
 
 import logging
 
@@ -14,7 +14,8 @@ from blip_hf import BlipForPreTraining, BlipPreTrainingConfig
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
 from blip_hf.objectives import sample_hard_negatives
-from tests.support.twins import ENC, PAD, tiny_batch, tiny_pretraining_config
+from tests.support.optimization import gradients_of
+from tests.support.tiny_models import ENC, PAD, seeded_generator, tiny_batch, tiny_pretraining_config
 
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
@@ -28,10 +29,6 @@ def model():
 @pytest.fixture
 def batch():
     return tiny_batch(lengths=(7, 5, 6, 4))
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class HostReads(TorchDispatchMode):
@@ -51,28 +48,13 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def gradients_of(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def test_forward_changes_nothing(model, batch):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    inputs = {name: value.clone() for name, value in batch.items()}
-    model(**batch, image_ids=torch.tensor([1, 1, 2, 3])).loss.backward()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert all(torch.equal(batch[name], value) for name, value in inputs.items())
-
-
 def test_loss_is_the_sum_of_the_three_objectives(model, batch):
     output = model(**batch)
     assert_close(output.loss, sum(output[name] for name in LOSSES))
     assert all(output[name] > 0 for name in LOSSES)
 
 
-def test_an_objective_with_weight_0_runs_no_pass():
+def test_objective_with_weight_0_is_not_computed():
     model = BlipForPreTraining(tiny_pretraining_config(itm_weight=0.0, lm_weight=0.0)).train()
     calls = []
     model.text_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
@@ -89,7 +71,7 @@ def test_the_loss_is_the_weighted_sum_of_the_objectives():
     assert_close(output.loss, 2 * output.loss_itc + 0.5 * output.loss_itm + 3 * output.loss_lm)
 
 
-def test_three_losses_take_one_visual_pass_and_one_projection_a_layer(model, batch):
+def test_three_losses_share_one_image_pass_and_one_projection_per_layer(model, batch):
     visual_passes, key_projections = [], []
     model.vision_model.register_forward_hook(lambda *_: visual_passes.append(1))
     for text_model in (model.text_encoder, model.text_decoder.bert):
@@ -103,13 +85,13 @@ def test_three_losses_take_one_visual_pass_and_one_projection_a_layer(model, bat
 
 
 def test_matching_equals_separate_passes_in_value_and_gradient(model, batch):
-    """The plain way: each pair through the encoder alone, its image states handed over as such."""
-    output = model(**batch, generator=draws())
+    """Reference: each pair in a separate pass of the text encoder."""
+    output = model(**batch, generator=seeded_generator())
     gradients = gradients_of(model, output.loss_itm)
 
     image_embeds = model.vision_model(batch["pixel_values"]).last_hidden_state
     keys = output.momentum_text_features, output.momentum_image_features
-    positives, generator = torch.eye(4, dtype=torch.bool), draws()
+    positives, generator = torch.eye(4, dtype=torch.bool), seeded_generator()
     texts, images = (
         sample_hard_negatives(features @ key.T / model.temp, positives, generator)[0]
         for features, key in zip((output.image_features, output.text_features), keys, strict=True)
@@ -134,7 +116,7 @@ def test_matching_equals_separate_passes_in_value_and_gradient(model, batch):
         assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_contrast_equals_plain_arithmetic(model, batch):
+def test_contrastive_loss_equals_plain_arithmetic(model, batch):
     output = model(**batch, alpha=0.25)
     losses = []
     for queries, teachers, own_keys, queue in (
@@ -157,7 +139,7 @@ def test_contrast_equals_plain_arithmetic(model, batch):
     assert_close(output.loss_itc, sum(losses) / 2)
 
 
-def test_negatives_are_drawn_by_a_temperature_of_their_own(batch, monkeypatch):
+def test_negatives_are_drawn_with_their_own_temperature(batch, monkeypatch):
     drawn_by = {}
 
     def keep(name):
@@ -181,15 +163,15 @@ def test_negatives_are_drawn_by_a_temperature_of_their_own(batch, monkeypatch):
 
 def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):
     online = dict(model.named_parameters(remove_duplicate=False))
-    averages = dict(model.momentum_towers.named_parameters())
+    momentum_parameters = dict(model.momentum_towers.named_parameters())
     with torch.no_grad():
-        for parameter in averages.values():
+        for parameter in momentum_parameters.values():
             parameter.normal_()
         model.temp.fill_(0.9)
-    before = {name: value.clone() for name, value in averages.items()}
+    before = {name: value.clone() for name, value in momentum_parameters.items()}
     pointer = model.temp.data_ptr()
     model.update_momentum()
-    for name, value in averages.items():
+    for name, value in momentum_parameters.items():
         assert_close(value, 0.995 * before[name] + 0.005 * online[name])
     assert model.temp.item() == pytest.approx(0.5)
     model.temp.data.fill_(-1.0)
@@ -202,9 +184,9 @@ def test_with_momentum_0_the_features_are_the_keys_and_the_momentum_encoder_is_n
     remembering = BlipForPreTraining(tiny_pretraining_config(momentum=0.5)).eval()
     forgetful = BlipForPreTraining(tiny_pretraining_config(momentum=0.0)).eval()
     forgetful.load_state_dict(remembering.state_dict())
-    expected = remembering(**batch, generator=draws())
+    expected = remembering(**batch, generator=seeded_generator())
     forgetful.momentum_towers.register_forward_hook(lambda *_: pytest.fail("the momentum encoder was run"))
-    output = forgetful(**batch, generator=draws())
+    output = forgetful(**batch, generator=seeded_generator())
     assert not output.momentum_image_features.requires_grad
     for name in (*LOSSES, "momentum_image_features", "momentum_text_features"):
         assert_close(output[name], expected[name], msg=name)
@@ -222,16 +204,16 @@ def test_enqueue_stores_the_momentum_features_of_the_batch(model, batch):
 
 def test_image_ids_make_captions_of_one_image_positives(model, batch):
     image_ids = torch.tensor([4, 4, 5, 6])
-    plain = model(**batch, alpha=0.0, generator=draws())
+    plain = model(**batch, alpha=0.0, generator=seeded_generator())
     model.enqueue(model(**batch, image_ids=image_ids))
-    queued = model(**batch, alpha=0.0, generator=draws())
-    known = model(**batch, alpha=0.0, generator=draws(), image_ids=image_ids)
+    queued = model(**batch, alpha=0.0, generator=seeded_generator())
+    known = model(**batch, alpha=0.0, generator=seeded_generator(), image_ids=image_ids)
     assert not torch.isclose(plain.loss_itc, known.loss_itc)
-    # The queue holds the batch, so that ids also turn entries of the queue from negatives into positives.
+    # The queue holds the batch, so ids also turn negatives of the queue into positives.
     assert known.loss_itc < queued.loss_itc
 
 
-def test_negatives_never_show_the_querys_own_image(model, batch, monkeypatch):
+def test_negatives_exclude_the_querys_image(model, batch, monkeypatch):
     drawn = []
 
     def record(*args):
@@ -244,13 +226,13 @@ def test_negatives_never_show_the_querys_own_image(model, batch, monkeypatch):
     assert all((negatives // 2 != torch.tensor([0, 0, 1, 1])).all() for negatives, _ in drawn)
 
 
-def test_pairs_without_any_negative_leave_the_matching_loss(model, batch):
+def test_pairs_without_negatives_are_excluded_from_the_matching_loss(model, batch):
     output = model(**batch, image_ids=torch.full((4,), 9))
     assert output.itm_labels.tolist() == [1, -100] * 4 + [-100] * 4
     assert_close(output.loss_itm, cross_entropy(output.itm_logits[0:8:2], torch.ones(4, dtype=torch.long)))
 
 
-def test_batch_of_one_warns_and_leaves_matching_out(model, caplog):
+def test_batch_of_one_warns_and_skips_matching(model, caplog):
     contrastive.logger.warning_once.cache_clear()
     contrastive.logger.addHandler(caplog.handler)
     try:
@@ -269,11 +251,11 @@ def test_padding_does_not_change_the_losses(model, batch):
     padded = dict(batch)
     for name, value in (("input_ids", PAD), ("attention_mask", 0)):
         padded[name] = torch.nn.functional.pad(batch[name], (0, 5), value=value)
-    short, long = model(**batch, generator=draws()), model(**padded, generator=draws())
+    short, long = model(**batch, generator=seeded_generator()), model(**padded, generator=seeded_generator())
     for name in LOSSES:
         assert_close(long[name], short[name])
-    del padded["attention_mask"]  # read off the padding tokens
-    assert_close(model(**padded, generator=draws()).loss, short.loss)
+    del padded["attention_mask"]  # inferred from the padding tokens
+    assert_close(model(**padded, generator=seeded_generator()).loss, short.loss)
 
 
 def test_captioning_ignores_padding_and_the_first_token(model, batch):
@@ -285,25 +267,14 @@ def test_captioning_ignores_padding_and_the_first_token(model, batch):
     assert_close(output.loss_lm, expected)
 
 
-def test_gradients_reach_every_trained_parameter_and_no_momentum(model, batch):
-    model(**batch).loss.backward()
-    for name, parameter in model.named_parameters():
-        is_average = name.startswith("momentum_towers.")
-        assert parameter.requires_grad == (not is_average), name
-        assert (parameter.grad is None) == is_average, name
-        # A key's bias moves all scores of a query alike, which a softmax does not see.
-        if not is_average and not name.endswith("key.bias"):
-            assert parameter.grad.abs().sum() > 0, name
-
-
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
-    plain = model(**batch, generator=draws()).loss
+def test_gradient_checkpointing_does_not_change_outputs_or_gradients(model, batch, reentrant):
+    plain = model(**batch, generator=seeded_generator()).loss
     expected = gradients_of(model, plain)
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     assert model.is_activation_checkpointing
-    checkpointed = model(**batch, generator=draws()).loss
+    checkpointed = model(**batch, generator=seeded_generator()).loss
     assert_close(checkpointed, plain)
     gradients = gradients_of(model, checkpointed)
     assert gradients.keys() == expected.keys()
@@ -312,18 +283,21 @@ def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
 
 
 def test_bf16_autocast_stays_finite_and_near_fp32(model, batch):
-    expected = model(**batch, generator=draws())
+    expected = model(**batch, generator=seeded_generator())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(**batch, generator=draws())
+        output = model(**batch, generator=seeded_generator())
     output.loss.backward()
     assert output.image_features.dtype == output.momentum_text_features.dtype == torch.float32
-    for name in ("loss_itc", "loss_lm"):  # 8 bits of mantissa, and temperature 0.07 multiplies what they lose
+    for name in (
+        "loss_itc",
+        "loss_lm",
+    ):  # bf16 has 8 bits of mantissa, and the temperature of 0.07 multiplies the error
         assert_close(output[name].float(), expected[name], rtol=0.05, atol=0.05)
     assert all(torch.isfinite(output[name]) for name in LOSSES)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_resizing_the_vocabulary_resizes_towers_and_momentum(model):
+def test_resizing_the_vocabulary_resizes_text_and_momentum_encoders(model):
     old = model.get_input_embeddings().weight.detach().clone()
     model.resize_token_embeddings(47)
     embeddings = model.text_decoder.bert.embeddings.word_embeddings
@@ -340,26 +314,21 @@ def test_resizing_the_vocabulary_resizes_towers_and_momentum(model):
     model.update_momentum()
 
 
-def test_images_of_another_size_require_resized_towers(model):
+def test_images_of_another_size_require_resized_encoders(model):
     model.resize_position_embeddings(64)
     batch = tiny_batch() | {"pixel_values": torch.randn(3, 3, 64, 64)}
     assert torch.isfinite(model(**batch).loss)
     model.update_momentum()
 
 
-def test_return_loss_false_is_refused(model, batch):
-    with pytest.raises(ValueError, match="export_captioner"):
-        model(**batch, return_loss=False)
-
-
-def test_one_seed_draws_one_step(model, batch):
-    same = [model(**batch, generator=draws(1)).itm_logits for _ in range(2)]
+def test_training_step_is_reproducible_by_its_seed(model, batch):
+    same = [model(**batch, generator=seeded_generator(1)).itm_logits for _ in range(2)]
     assert torch.equal(*same)
-    others = [model(**batch, generator=draws(seed)).itm_logits for seed in range(2, 8)]
+    others = [model(**batch, generator=seeded_generator(seed)).itm_logits for seed in range(2, 8)]
     assert not all(torch.equal(same[0], other) for other in others)
 
 
-def test_a_training_step_reads_nothing_back_to_the_host(model, batch):
+def test_training_step_does_not_synchronize_with_the_device(model, batch):
     with HostReads() as reads:
         output = model(**batch, image_ids=torch.tensor([1, 1, 2, 3]))
         output.loss.backward()
@@ -376,15 +345,15 @@ def test_base_model_has_the_papers_252_million_parameters():
     with torch.device("meta"):
         model = BlipForPreTraining(BlipPreTrainingConfig())
     model.tie_weights()
-    towers = (model.vision_model, model.text_encoder, model.text_decoder)
-    parameters = {id(parameter): parameter for tower in towers for parameter in tower.parameters()}
+    encoders = (model.vision_model, model.text_encoder, model.text_decoder)
+    parameters = {id(parameter): parameter for encoder in encoders for parameter in encoder.parameters()}
     assert sum(parameter.numel() for parameter in parameters.values()) == 252_338_492
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == (
         252_338_492 + 2 * (768 * 256 + 256) + (768 * 2 + 2) + 1  # projections, matching head, temperature
     )
 
 
-def test_fresh_weights_have_the_papers_spread():
+def test_initial_weights_have_the_papers_standard_deviation():
     fields = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 1}
     model = BlipForPreTraining(
         BlipPreTrainingConfig(text_config=dict(fields), vision_config=dict(fields), queue_size=0)

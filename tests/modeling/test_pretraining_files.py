@@ -12,11 +12,12 @@ from torch.testing import assert_close
 
 from blip_hf import BlipForPreTraining, BlipPreTrainingConfig, BlipProcessor
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
-from tests.support.twins import TEXT, VISION, tiny_batch, tiny_pretraining_config
+from tests.support.momentum import assert_momentum_encoder_is_new
+from tests.support.tiny_models import TEXT, VISION, tiny_batch, tiny_pretraining_config
 
 
 def moved_model():
-    """A model whose temperature, averages and queue are no longer those of a fresh one."""
+    """A model whose temperature, momentum encoder and queue differ from those of a new one."""
     model = BlipForPreTraining(tiny_pretraining_config())
     with torch.no_grad():
         model.temp.fill_(0.123)
@@ -24,12 +25,6 @@ def moved_model():
             parameter.add_(1.0)
     model.enqueue(model(**tiny_batch()))
     return model
-
-
-def assert_momentum_is_online(model):
-    online = dict(model.named_parameters(remove_duplicate=False))
-    for name, average in model.momentum_towers.named_parameters():
-        assert torch.equal(average, online[name]), name
 
 
 def assert_queue_is_fresh(model):
@@ -40,7 +35,7 @@ def assert_queue_is_fresh(model):
 
 
 def assert_text_parts_are_tied(model):
-    """All of encoder and decoder is one parameter, but self-attention with its output."""
+    """Encoder and decoder share all parameters except self-attention with its output."""
     encoder, decoder = (
         dict(text_model.named_parameters()) for text_model in (model.text_encoder, model.text_decoder.bert)
     )
@@ -71,13 +66,13 @@ def test_a_plain_matching_checkpoint_starts_pretraining(matcher_path):
     assert torch.equal(state[self_attention], saved[self_attention])
     assert model.temp.item() == pytest.approx(0.07)
     assert_queue_is_fresh(model)
-    assert_momentum_is_online(model)
+    assert_momentum_encoder_is_new(model)
     assert_text_parts_are_tied(model)
     assert all(value.isfinite().all() for value in state.values())
 
 
 def test_a_matching_checkpoint_gives_the_shared_text_parts(matcher_path):
-    """What only the encoder's names hold must reach the decoder that shares it."""
+    """Weights saved under the encoder names only must also load into the decoder."""
     model = BlipForPreTraining.from_pretrained(matcher_path, config=tiny_pretraining_config(), allow_new_heads=True)
     saved = load_file(matcher_path / "model.safetensors")
     for name, value in model.text_encoder.state_dict().items():
@@ -101,7 +96,7 @@ def test_saved_files_hold_each_weight_once_and_no_training_state(tmp_path):
     )
 
 
-def test_a_saved_model_comes_back_with_fresh_state_and_its_ties(tmp_path):
+def test_saved_model_loads_with_fresh_training_state_and_tied_weights(tmp_path):
     model = moved_model()
     model.save_pretrained(tmp_path)
     loaded, info = BlipForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -112,12 +107,12 @@ def test_a_saved_model_comes_back_with_fresh_state_and_its_ties(tmp_path):
         if parameter.requires_grad:
             assert torch.equal(parameter, online[name]), name
     assert_queue_is_fresh(loaded)
-    assert_momentum_is_online(loaded)
+    assert_momentum_encoder_is_new(loaded)
     assert_text_parts_are_tied(loaded)
     assert not any(parameter.requires_grad for parameter in loaded.momentum_towers.parameters())
 
 
-def test_training_state_brings_a_saved_model_back_whole(tmp_path):
+def test_training_state_restores_a_saved_model(tmp_path):
     model = moved_model()
     model.save_pretrained(tmp_path)
     loaded = BlipForPreTraining.from_pretrained(tmp_path)
@@ -129,19 +124,19 @@ def test_training_state_brings_a_saved_model_back_whole(tmp_path):
     assert all(torch.equal(value, actual[name]) for name, value in expected.items())
 
 
-def test_fresh_model_is_tied_with_momentum_at_its_own_weights():
+def test_new_model_is_tied_and_its_momentum_encoder_has_equal_weights():
     model = BlipForPreTraining(tiny_pretraining_config())
     assert_text_parts_are_tied(model)
-    assert_momentum_is_online(model)
+    assert_momentum_encoder_is_new(model)
     assert_queue_is_fresh(model)
 
 
-def test_momentum_towers_have_no_cross_attention():
+def test_momentum_encoder_has_no_cross_attention():
     model = BlipForPreTraining(tiny_pretraining_config())
     assert not [name for name, _ in model.momentum_towers.named_parameters() if "crossattention" in name]
 
 
-def test_config_comes_back_with_every_field(tmp_path):
+def test_config_round_trips_with_every_field(tmp_path):
     config = tiny_pretraining_config(
         queue_size=6, momentum=0.9, alpha=0.2, temperature_init_value=0.1, itm_start_token="cls", label_smoothing=0.3
     )
@@ -153,7 +148,7 @@ def test_config_comes_back_with_every_field(tmp_path):
 
 
 @pytest.mark.parametrize(("field", "value"), [("queue_size", -1), ("momentum", 1.5), ("alpha", -0.1)])
-def test_impossible_settings_are_refused(field, value):
+def test_invalid_settings_raise(field, value):
     with pytest.raises(StrictDataclassClassValidationError, match=f"{field} is {value}"):
         tiny_pretraining_config(**{field: value})
 
@@ -163,7 +158,7 @@ def test_its_processor_loads_without_a_warning(tmp_path, caplog):
     processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
     BlipForPreTraining(tiny_pretraining_config()).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    # transformers' logger does not hand its records on.
+    # The logger of transformers does not propagate.
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:

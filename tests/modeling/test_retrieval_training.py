@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Retrieval fine-tuning: step, loading, saving, trainer."""
+"""The model of retrieval fine-tuning: step, loading, saving."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
-from torch.utils.data import Dataset
 
 from blip_hf import (
     BlipForConditionalGeneration,
@@ -18,8 +17,16 @@ from blip_hf import (
 )
 from blip_hf.modeling import contrastive
 from blip_hf.objectives import matching_pairs, sample_hard_negatives
-from blip_hf.training import BlipContrastiveTrainer, BlipFinetuningArguments
-from tests.support.twins import TEXT, VISION, tiny_batch, tiny_config, tiny_pretraining_config, tiny_retrieval_config
+from tests.support.momentum import assert_momentum_encoder_is_new
+from tests.support.tiny_models import (
+    TEXT,
+    VISION,
+    seeded_generator,
+    tiny_batch,
+    tiny_config,
+    tiny_pretraining_config,
+    tiny_retrieval_config,
+)
 
 
 IMAGE_IDS = torch.tensor([4, 4, 5, 6])
@@ -33,23 +40,6 @@ def model():
 @pytest.fixture
 def batch():
     return tiny_batch(lengths=(7, 5, 6, 4)) | {"image_ids": IMAGE_IDS}
-
-
-def draws():
-    return torch.Generator().manual_seed(0)
-
-
-def assert_momentum_is_online(model):
-    online = dict(model.named_parameters())
-    for name, average in model.momentum_towers.named_parameters():
-        assert torch.equal(average, online[name]), name
-        assert not average.requires_grad
-
-
-def test_forward_changes_nothing(model, batch):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model(**batch).loss.backward()
-    assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_targets_share_the_positives_of_an_image_equally(model, batch):
@@ -90,12 +80,12 @@ def test_negatives_are_drawn_by_online_features_and_never_of_the_same_image(mode
         assert torch.equal(positives, IMAGE_IDS[:, None] == IMAGE_IDS)
 
 
-def test_keys_of_a_later_process_have_their_own_positives():
+def test_keys_of_a_later_rank_have_their_own_positives():
     pairs = matching_pairs(torch.tensor([-100, 7]), torch.tensor([7, -100, -100, 7]), first_key=2)
     assert pairs.int().tolist() == [[0, 0, 1, 0], [1, 0, 0, 1]]
 
 
-def test_both_losses_take_one_visual_pass_and_one_projection_a_layer(model, batch):
+def test_both_losses_share_one_image_pass_and_one_projection_per_layer(model, batch):
     visual_passes, key_projections, text_passes = [], [], []
     model.vision_model.register_forward_hook(lambda *_: visual_passes.append(1))
     model.text_encoder.embeddings.register_forward_hook(lambda *args: text_passes.append(len(args[2])))
@@ -108,7 +98,7 @@ def test_both_losses_take_one_visual_pass_and_one_projection_a_layer(model, batc
 
 
 def test_matching_equals_the_exported_matcher_on_each_pair(model, batch):
-    output = model(**batch, generator=draws())
+    output = model(**batch, generator=seeded_generator())
     matched = model.export_retriever()(
         batch["input_ids"], batch["pixel_values"], attention_mask=batch["attention_mask"]
     )
@@ -116,34 +106,19 @@ def test_matching_equals_the_exported_matcher_on_each_pair(model, batch):
     assert_close(output.loss_itm, cross_entropy(output.itm_logits, output.itm_labels))
 
 
-def test_pairs_of_one_image_only_leave_the_matching_to_the_matched(model, batch):
+def test_batch_of_one_image_has_only_matched_pairs_in_the_matching_loss(model, batch):
     output = model(**batch | {"image_ids": torch.full((4,), 9)})
     assert output.itm_labels.tolist() == [1, -100] * 4 + [-100] * 4
     assert output.loss.isfinite()
 
 
-def test_without_ids_each_pair_is_an_image_of_its_own(model, batch):
-    own = model(**batch | {"image_ids": torch.arange(4)}, generator=draws())
+def test_without_image_ids_each_pair_has_its_own_image(model, batch):
+    own = model(**batch | {"image_ids": torch.arange(4)}, generator=seeded_generator())
     del batch["image_ids"]
-    assert_close(model(**batch, generator=draws()).loss, own.loss)
+    assert_close(model(**batch, generator=seeded_generator()).loss, own.loss)
 
 
-def test_gradients_reach_every_trained_parameter(model, batch):
-    model(**batch).loss.backward()
-    for name, parameter in model.named_parameters():
-        is_average = name.startswith("momentum_towers.")
-        assert (parameter.grad is None) == is_average, name
-        # A key's bias moves all scores of a query alike, which a softmax does not see.
-        if not is_average and not name.endswith("key.bias"):
-            assert parameter.grad.abs().sum() > 0, name
-
-
-def test_return_loss_false_is_refused(model, batch):
-    with pytest.raises(ValueError, match=r"BlipForRetrievalTraining only computes losses. Call export_retriever\(\)"):
-        model(**batch, return_loss=False)
-
-
-def test_a_saved_model_comes_back_with_fresh_state(batch, tmp_path):
+def test_saved_model_loads_with_fresh_training_state(batch, tmp_path):
     model = BlipForRetrievalTraining(tiny_retrieval_config(negative_all_rank=False))
     with torch.no_grad():
         model.temp.fill_(0.123)
@@ -156,7 +131,7 @@ def test_a_saved_model_comes_back_with_fresh_state(batch, tmp_path):
     loaded, info = BlipForRetrievalTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert (loaded.config.queue_size, loaded.config.negative_all_rank) == (12, False)
-    assert_momentum_is_online(loaded)
+    assert_momentum_encoder_is_new(loaded)
     assert loaded.queue.num_enqueued == 0
     loaded.load_state_dict(model.training_state_dict(), strict=False)
     assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -180,7 +155,7 @@ def test_a_matcher_starts_fine_tuning(package, tmp_path, caplog, monkeypatch):
     assert model.temp.item() == pytest.approx(0.07)
     assert_close(model.queue.text_features.norm(dim=-1), torch.ones(6))
     assert model.config.model_type == "blip_retrieval_training"
-    assert_momentum_is_online(model)
+    assert_momentum_encoder_is_new(model)
 
 
 def test_a_pretraining_checkpoint_starts_fine_tuning_without_its_decoder(tmp_path, caplog, monkeypatch):
@@ -197,14 +172,14 @@ def test_a_pretraining_checkpoint_starts_fine_tuning_without_its_decoder(tmp_pat
     assert model.temp.item() == pytest.approx(0.2)
     assert (model.config.queue_size, model.config.momentum) == (10, 0.8)
     assert "lm_weight" not in model.config.to_dict()
-    assert_momentum_is_online(model)
-    # And its own save has its own names.
+    assert_momentum_encoder_is_new(model)
+    # Its own checkpoint also loads completely.
     model.save_pretrained(tmp_path / "own")
     _, info = BlipForRetrievalTraining.from_pretrained(tmp_path / "own", output_loading_info=True)
     assert not any(info.values()), info
 
 
-def test_a_captioner_is_refused(tmp_path):
+def test_captioner_checkpoint_raises(tmp_path):
     BlipForConditionalGeneration(tiny_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no weights for itm_head, .*vision_proj of BlipForRetrievalTraining"):
         BlipForRetrievalTraining.from_pretrained(tmp_path)
@@ -221,73 +196,6 @@ def test_the_exported_matcher_opens_in_transformers(model, batch, tmp_path):
     assert_close(similarity.itm_score, output.image_features @ output.text_features.T)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_equal_the_papers():
     config = BlipRetrievalTrainingConfig()
     assert (config.queue_size, config.momentum, config.alpha, config.negative_all_rank) == (57600, 0.995, 0.4, False)
-
-
-class Pairs(Dataset):
-    """Random pairs, two captions an image."""
-
-    def __init__(self, num_pairs=12):
-        self.columns = tiny_batch([6] * num_pairs) | {"image_ids": torch.arange(num_pairs) // 2}
-
-    def __len__(self):
-        return len(self.columns["image_ids"])
-
-    def __getitem__(self, i):
-        return {name: column[i] for name, column in self.columns.items()}
-
-
-def make_trainer(folder, seed=0, **fields):
-    torch.manual_seed(seed)
-    config = tiny_retrieval_config(momentum=0.5)
-    config.text_config.hidden_dropout_prob = 0.1
-    defaults = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "logging_steps": 1}
-    defaults |= {"save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3}
-    return BlipContrastiveTrainer(
-        BlipForRetrievalTraining(config),
-        BlipFinetuningArguments(str(folder), **{**defaults, **fields}),
-        train_dataset=Pairs(),
-        eval_dataset=Pairs(6),
-    )
-
-
-def logs_of(trainer):
-    return [log for log in trainer.state.log_history if "loss" in log]
-
-
-def test_the_trainer_moves_every_parameter_and_logs_both_losses(tmp_path):
-    trainer = make_trainer(tmp_path, num_train_epochs=2, weight_decay=0.0)
-    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    trainer.train()
-    assert [name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])] == []
-    logs = logs_of(trainer)
-    assert_close(logs[1]["loss_itc"] + logs[1]["loss_itm"], logs[1]["loss"], rtol=1e-5, atol=1e-5)
-    assert "loss_lm" not in logs[1]
-    # Three steps an epoch: alpha rises over the first, and the rate is 1e-3, then (1 + cos(pi / 2)) / 2 of it.
-    assert_close([log["alpha"] for log in logs], [0.4 * step / 3 for step in (1, 2, 3, 3, 3, 3)])
-    assert_close([log["learning_rate"] for log in logs], [1e-3] * 3 + [5e-4] * 3)
-    assert trainer.model.queue.num_enqueued == 24
-
-
-def test_evaluation_reports_both_losses_and_recalls(tmp_path):
-    metrics = make_trainer(tmp_path).evaluate()
-    assert_close(metrics["eval_loss_itc"] + metrics["eval_loss_itm"], metrics["eval_loss"], rtol=1e-5, atol=1e-5)
-    # Six captions of three images: five texts, and all images, cannot miss.
-    assert metrics["eval_text_to_image_r@5"] == 1.0
-    assert {"eval_itm_accuracy", "eval_image_to_text_r@1"} <= metrics.keys()
-    assert "eval_loss_lm" not in metrics
-
-
-def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
-    fields = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4}
-    whole = make_trainer(tmp_path, **fields)
-    whole.train()
-    resumed = make_trainer(tmp_path, seed=1, **fields)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    keys = ("step", "loss", "loss_itc", "loss_itm", "itm_accuracy", "learning_rate", "alpha", "queue_fill")
-    curves = [[{key: log[key] for key in keys} for log in logs_of(trainer)[4:]] for trainer in (whole, resumed)]
-    assert len(curves[0]) == 2
-    assert curves[0] == curves[1]
-    assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)

@@ -14,22 +14,27 @@ from blip_hf import (
     BlipTextModel,
 )
 from blip_hf.modeling import text_layers, vision
-from tests.support.twins import DEC, ENC, PAD, VOCAB_SIZE, tiny_batch, tiny_config, tiny_pretraining_config
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.support.tiny_models import (
+    DEC,
+    ENC,
+    PAD,
+    VOCAB_SIZE,
+    seeded_generator,
+    tiny_batch,
+    tiny_config,
+    tiny_pretraining_config,
+)
 
 
 def text_states(model, inputs, **options):
-    """Position 0 of the last layer, and the gradients of all that it depends on."""
+    """Position 0 of the last layer, and its gradients."""
     images = inputs["encoder_hidden_states"]
     leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if images is not None:
         images = images.clone().requires_grad_()
         leaves.append(images)
     states = model(**inputs | {"encoder_hidden_states": images}, **options).last_hidden_state[:, 0]
-    weights = torch.randn(states.shape, generator=draws())
+    weights = torch.randn(states.shape, generator=seeded_generator())
     return states, torch.autograd.grad((states * weights).sum(), leaves, allow_unused=True)
 
 
@@ -74,16 +79,16 @@ def test_the_last_layer_computes_position_0_only_for_features_and_scores():
     assert matcher(**batch).question_embeds.shape == (3, 7, 16)
 
 
-def test_a_training_step_runs_all_but_the_last_token_through_the_last_layer_for_language_modelling_only():
+def test_last_layer_computes_only_position_0_except_for_language_modelling():
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     shapes = []
-    for tower in (model.text_encoder, model.text_decoder.bert):
-        tower.encoder.layer[-1].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
+    for encoder in (model.text_encoder, model.text_decoder.bert):
+        encoder.encoder.layer[-1].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
     model(**tiny_batch())
-    assert shapes == [(3, 1, 16), (9, 1, 16), (3, 6, 16)]  # contrast, matching, language modelling
+    assert shapes == [(3, 1, 16), (9, 1, 16), (3, 6, 16)]  # contrastive, matching, language modelling
 
 
-def test_a_decoder_refuses_cls_only():
+def test_decoder_with_cls_only_raises():
     model = BlipTextModel(tiny_config().text_config)
     with pytest.raises(ValueError, match="cls_only is not supported with is_decoder"):
         model(tiny_batch()["input_ids"], is_decoder=True, cls_only=True)
@@ -102,10 +107,10 @@ def test_the_loss_equals_that_of_shifted_logits_in_value_and_gradient():
         assert_close(gradient, reference, atol=1e-6, rtol=1e-4)
 
 
-def test_language_modelling_without_the_last_token_equals_that_of_whole_captions_in_value_and_gradient():
+def test_lm_loss_without_the_last_token_equals_that_of_whole_captions():
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     batch = tiny_batch()
-    output = model(**batch, generator=draws())
+    output = model(**batch, generator=seeded_generator())
     assert output.lm_logits.shape == (3, 6, VOCAB_SIZE)
     whole = model.export_captioner()(**batch, labels=batch["input_ids"])
     assert_close(output.lm_logits, whole.logits[:, :-1], atol=1e-5, rtol=1e-5)
@@ -147,7 +152,7 @@ def test_candidates_are_scored_without_padding_and_without_their_last_tokens():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_momentum_pass_records_nothing_and_computes_in_the_precision_of_the_step(dtype):
+def test_momentum_pass_records_no_graph_and_uses_the_precision_of_the_step(dtype):
     model = BlipForPreTraining(tiny_pretraining_config()).train()
     saved, dtypes = [], set()
 
@@ -162,27 +167,30 @@ def test_the_momentum_pass_records_nothing_and_computes_in_the_precision_of_the_
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), recorder:
         keys = model.momentum_towers(**tiny_batch())
         assert saved == []
-        model.get_input_embeddings()(tiny_batch()["input_ids"]) * model.temp  # the recorder records
+        model.get_input_embeddings()(tiny_batch()["input_ids"]) * model.temp  # the hook records tensors
     assert saved
     assert dtypes == {dtype}
     assert not any(key.requires_grad for key in keys)
 
 
 def keep_all(monkeypatch):
-    """Layers keep for backward what they would compute again."""
+    """Disables recomputation: layers keep all activations for backward."""
     for module in (text_layers, vision):
         monkeypatch.setattr(module, "recompute_in_backward", lambda _, function, *arguments: function(*arguments))
 
 
 def kept_for_backward(model, batch):
-    """Storages, other than weights, that the graph of a training step holds: bytes by address."""
+    """Bytes by address of the storages, other than weights, that the graph of a training step holds."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
     kept = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that no address is used twice
+            kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # keeps the tensor, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -198,14 +206,14 @@ def pretraining_step(dropout=0.1, **fields):
 
 
 def losses_and_gradients(model, batch):
-    torch.manual_seed(1)  # dropout, and what is drawn again in backward
-    output = model(**batch, generator=draws())
+    torch.manual_seed(1)  # dropout, also in the recomputation
+    output = model(**batch, generator=seeded_generator())
     output.loss.backward()
     return output.loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
-@pytest.mark.parametrize("checkpointing", [None, False, True])  # none, and both kinds for whole layers besides
+@pytest.mark.parametrize("checkpointing", [None, False, True])  # off, and both kinds of checkpointing
 def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing):
     results = []
     for keeps_all in (False, True):
@@ -222,7 +230,7 @@ def test_recomputing_changes_no_value_and_no_gradient(monkeypatch, checkpointing
     assert_close(gradients, expected)
 
 
-def test_activations_and_picked_images_are_not_kept(monkeypatch):
+def test_activations_and_selected_images_are_not_kept_for_backward(monkeypatch):
     model, batch = pretraining_step(dropout=0.0)
     kept = kept_for_backward(model, batch)
     keep_all(monkeypatch)
@@ -242,7 +250,7 @@ def test_the_queue_is_not_copied():
     large = {address for address, size in kept.items() if size >= queued}
     assert large == {features.data_ptr() for features in (model.queue.image_features, model.queue.text_features)}
     output = model(**batch)
-    model.enqueue(output)  # too early, which may not give wrong gradients
+    model.enqueue(output)  # before backward, which must not change gradients
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.loss.backward()
 
@@ -250,13 +258,13 @@ def test_the_queue_is_not_copied():
 def test_recomputing_layers_compile_in_training():
     model, batch = pretraining_step(dropout=0.0)
     found = []
-    for tower in (torch.compile(model.vision_model, fullgraph=True, backend="aot_eager"), model.vision_model):
-        states = tower(batch["pixel_values"]).last_hidden_state
+    for encoder in (torch.compile(model.vision_model, fullgraph=True, backend="aot_eager"), model.vision_model):
+        states = encoder(batch["pixel_values"]).last_hidden_state
         found.append(torch.autograd.grad(states.square().sum(), list(model.vision_model.parameters())))
     assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
-def test_roles_share_a_look_up_and_matching_is_one_pass_of_three_rows_a_pair():
+def test_text_roles_share_embeddings_and_matching_is_one_pass():
     model, batch = pretraining_step(dropout=0.0)
     looked_up, passes = [], []
     words = model.get_input_embeddings()
@@ -264,7 +272,7 @@ def test_roles_share_a_look_up_and_matching_is_one_pass_of_three_rows_a_pair():
     for text_model in (model.text_encoder, model.text_decoder.bert):
         text_model.embeddings.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
     model(**batch)
-    (ids,) = looked_up  # so that there is one gradient as large as the vocabulary
+    (ids,) = looked_up  # so that there is only one gradient of vocabulary size
     unimodal, grounded, decoding = passes
     assert [len(states) for states in passes] == [4, 12, 4]
     assert torch.equal(ids[0], batch["input_ids"])
@@ -272,6 +280,6 @@ def test_roles_share_a_look_up_and_matching_is_one_pass_of_three_rows_a_pair():
         assert (ids[role, :, 0] == first).all()
         assert torch.equal(ids[role, :, 1:], batch["input_ids"][:, 1:])
     assert torch.equal(unimodal, words(ids[0]))
-    own_texts = grounded[:8:2]  # each image reads its text and a hard one in turn
+    own_texts = grounded[:8:2]  # rows alternate between the own text and a hard negative
     assert torch.equal(own_texts, words(ids[1]))
-    assert torch.equal(decoding, words(ids[2])[:, :-1])  # the last token predicts none
+    assert torch.equal(decoding, words(ids[2])[:, :-1])  # the last token predicts nothing

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Question answering: what is read and what is not, the weighted loss, and ranking against a plain loop."""
+"""Question answering: inputs, the weighted loss, generation, and ranking against a plain loop."""
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.testing import assert_close
 
-from blip_hf import BlipForImageTextRetrieval, BlipForPreTraining, BlipForQuestionAnswering
-from tests.support.twins import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
+from blip_hf import BlipForPreTraining, BlipForQuestionAnswering
+from tests.support.tiny_models import CLS, DEC, ENC, PAD, SEP, tiny_batch, tiny_config, tiny_pretraining_config
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -42,7 +42,7 @@ def one_of(batch, row):
 
 @pytest.fixture
 def projected_rows(model):
-    """Rows that the decoder's first layer has projected to keys, call by call."""
+    """Number of rows in each key projection of the decoder's first layer."""
     rows = []
     key = model.text_decoder.bert.encoder.layer[0].crossattention.self.key
     key.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
@@ -53,7 +53,7 @@ def projected_rows(model):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_padding_of_a_question_changes_nothing(model, questions, backend):
+def test_padding_of_a_question_does_not_change_outputs(model, questions, backend):
     model.set_attn_implementation(backend)
     labels, _ = answers_of((4, 4, 4))
     together = model(**questions, labels=labels)
@@ -77,7 +77,7 @@ def test_questions_start_with_enc_unless_the_configuration_says_cls(model, quest
         tiny_config(question_start_token="sep")
 
 
-def test_several_questions_may_ask_about_one_image(model, questions):
+def test_several_questions_may_share_one_image(model, questions):
     labels, _ = answers_of((4, 4, 4))
     pixel_values = questions["pixel_values"][:1]
     shared = model(**{**questions, "pixel_values": pixel_values}, labels=labels)
@@ -89,7 +89,7 @@ def test_several_questions_may_ask_about_one_image(model, questions):
 
 
 @pytest.mark.parametrize("first", [CLS, DEC, -100])
-def test_answers_start_with_dec_whatever_the_labels_start_with(model, questions, first):
+def test_answers_start_with_dec_for_any_first_label(model, questions, first):
     labels, _ = answers_of((4, 3, 5))
     labels[:, 0] = first
     answer_ids = labels.clone()
@@ -101,7 +101,7 @@ def test_answers_start_with_dec_whatever_the_labels_start_with(model, questions,
 
 
 @pytest.mark.parametrize("counts", [COUNTS, torch.tensor([2, 2, 2]), None])
-def test_weighted_loss_is_that_of_one_answer_at_a_time(model, questions, counts):
+def test_weighted_loss_equals_the_losses_of_single_answers(model, questions, counts):
     labels, mask = answers_of((4, 3, 5, 4, 6, 3))
     weights = torch.tensor([0.7, 0.3, 1.0, 0.5, 0.3, 0.2])
     output = model(
@@ -116,7 +116,7 @@ def test_weighted_loss_is_that_of_one_answer_at_a_time(model, questions, counts)
     for answer, owner in enumerate(owners.tolist()):
         length = mask[answer].sum()
         alone = model(**one_of(questions, owner), labels=labels[answer : answer + 1, :length])
-        # The mean over the answer's tokens, of which the first is no target.
+        # The mean over the answer's tokens except the first.
         expected = expected + weights[answer] * alone.loss * (length - 1)
     assert_close(output.loss, expected / 3, **TOLERANCE)
 
@@ -145,22 +145,22 @@ def test_every_parameter_gets_a_gradient(questions):
         ({"labels": None}, "Pass labels or decoder_input_ids"),
     ],
 )
-def test_answers_that_do_not_fit_their_questions_raise(model, questions, inputs, message):
+def test_mismatched_answers_and_questions_raise(model, questions, inputs, message):
     labels, _ = answers_of((4, 3, 5, 4, 6, 3))
     with pytest.raises(ValueError, match=message):
         model(**{**questions, "labels": labels, **inputs})
 
 
-def test_arguments_that_nobody_reads_raise(model, questions):
+def test_unused_arguments_raise(model, questions):
     with pytest.raises(TypeError, match="unknown arguments: answer_weight"):
         model(**questions, labels=answers_of((4, 4, 4))[0], answer_weight=torch.ones(3))
 
 
-# Writing
+# Generation
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
-def test_written_answers_do_not_depend_on_the_batch(model, questions, settings):
+def test_generated_answers_do_not_depend_on_the_batch(model, questions, settings):
     before = {name: value.clone() for name, value in questions.items()}
     together = model.generate(**questions, max_new_tokens=6, **settings)
     for row in range(3):
@@ -172,7 +172,7 @@ def test_written_answers_do_not_depend_on_the_batch(model, questions, settings):
         assert torch.equal(questions[name], value)
 
 
-def test_returned_answers_of_a_question_are_neighbours(model, questions):
+def test_returned_answers_of_a_question_are_consecutive(model, questions):
     best = model.generate(**questions, num_beams=4, max_new_tokens=5)
     several = model.generate(**questions, num_beams=4, num_return_sequences=2, max_new_tokens=5)
     assert len(several) == 6
@@ -180,18 +180,18 @@ def test_returned_answers_of_a_question_are_neighbours(model, questions):
     assert torch.equal(several[::2, :length], best[:, :length])
 
 
-def test_the_models_own_generation_settings_count(model, questions):
+def test_generation_settings_of_the_model_are_used(model, questions):
     model.generation_config.max_new_tokens = 2
     assert model.generate(**questions).shape[1] <= 3
     model.generation_config.max_new_tokens = None
     assert model.generate(**questions, max_length=4).shape[1] <= 4
 
 
-# Choosing
+# Ranking
 
 
 def rank_by_loops(model, questions, answer_ids, answer_mask, num_candidates):
-    """The two stages for one question and one answer at a time."""
+    """Both stages of ranking, one question and one answer at a time."""
     best = []
     for row in range(len(questions["input_ids"])):
         question = one_of(questions, row)
@@ -207,7 +207,7 @@ def rank_by_loops(model, questions, answer_ids, answer_mask, num_candidates):
 
 @pytest.mark.parametrize("num_candidates", [1, 3, 8])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_ranking_is_that_of_plain_loops(model, questions, num_candidates, backend):
+def test_ranking_equals_plain_loops(model, questions, num_candidates, backend):
     model.set_attn_implementation(backend)
     answer_ids, answer_mask = answers_of((3, 4, 5, 3, 6, 4, 3, 5))
     ranking = model.rank_answers(
@@ -219,7 +219,7 @@ def test_ranking_is_that_of_plain_loops(model, questions, num_candidates, backen
     assert ranking.best.tolist() == expected
 
 
-def test_more_candidates_than_answers_are_all_answers(model, questions):
+def test_more_candidates_than_answers_ranks_all_answers(model, questions):
     answer_ids, answer_mask = answers_of((3, 4, 5))
     ranking = model.rank_answers(**questions, answer_ids=answer_ids, answer_attention_mask=answer_mask)
     assert ranking.candidates.sort(dim=1).values.tolist() == [[0, 1, 2]] * 3
@@ -230,7 +230,7 @@ def test_more_candidates_than_answers_are_all_answers(model, questions):
 # Files and sizes
 
 
-def test_a_saved_model_comes_back_bit_by_bit(model, questions, tmp_path):
+def test_saved_model_loads_bit_equal(model, questions, tmp_path):
     labels, _ = answers_of((4, 4, 4))
     model.save_pretrained(tmp_path)
     loaded, info = BlipForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
@@ -245,7 +245,7 @@ def test_the_switch_can_be_set_on_loading(model, tmp_path):
     assert loaded.config.question_start_token == "cls"
 
 
-def test_a_pretrained_model_gives_its_weights_to_both_text_towers(questions, caplog):
+def test_pretrained_weights_initialize_both_text_models(questions, caplog):
     pretrained = BlipForPreTraining(tiny_pretraining_config(queue_size=0))
     model = BlipForQuestionAnswering.from_pretraining(pretrained).eval()
     theirs, ours = pretrained.state_dict(), model.state_dict()
@@ -260,13 +260,7 @@ def test_a_pretrained_model_gives_its_weights_to_both_text_towers(questions, cap
     assert model(**questions, labels=questions["input_ids"]).loss.isfinite()
 
 
-def test_a_pretraining_folder_is_refused_because_it_holds_shared_weights_once(tmp_path):
-    BlipForPreTraining(tiny_pretraining_config(queue_size=0)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no weights for some of text_encoder .*Load it with BlipForPreTraining"):
-        BlipForImageTextRetrieval.from_pretrained(tmp_path)
-
-
-def test_questions_and_answers_get_new_words_together(model, questions, tmp_path):
+def test_resizing_the_vocabulary_resizes_encoder_and_decoder(model, questions, tmp_path):
     model.resize_token_embeddings(44, mean_resizing=False)
     labels, _ = answers_of((4, 4, 4))
     labels[:, 1] = 43

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Towers initialised from ViT, DeiT and BERT checkpoints reproduce their outputs."""
+"""Encoders initialised from ViT, DeiT and BERT checkpoints reproduce their outputs."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
 from blip_hf import BlipForPreTraining, BlipVisionConfig, BlipVisionModel
-from tests.support.twins import VISION
+from tests.support.tiny_models import VISION
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -38,7 +38,7 @@ def start(tmp_path, source, **fields):
 
 
 @pytest.mark.parametrize("kind", ["vit", "blip"])
-def test_image_encoder_gives_the_sources_states(kind, tmp_path, bert):
+def test_image_encoder_gives_the_hidden_states_of_vit(kind, tmp_path, bert):
     source = vision_source(kind)
     model = start(tmp_path, source)
     pixels = torch.randn(2, 3, 32, 32)
@@ -47,7 +47,7 @@ def test_image_encoder_gives_the_sources_states(kind, tmp_path, bert):
     assert_close(model.momentum_towers.vision_model(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_deit_loses_its_distillation_token_only(tmp_path, bert):
+def test_only_the_distillation_token_of_deit_is_dropped(tmp_path, bert):
     source = vision_source("deit")
     model = start(tmp_path, source)
     pixels = torch.randn(2, 3, 32, 32)
@@ -56,7 +56,7 @@ def test_deit_loses_its_distillation_token_only(tmp_path, bert):
     assert_close(model.vision_model.embeddings(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_text_encoder_gives_berts_states(tmp_path, bert):
+def test_text_encoder_gives_the_hidden_states_of_bert(tmp_path, bert):
     model = start(tmp_path, vision_source("vit"))
     ids = torch.randint(0, BERT_VOCAB, (2, 6))
     expected = bert(ids).last_hidden_state
@@ -69,14 +69,14 @@ def test_text_encoder_gives_berts_states(tmp_path, bert):
     assert 0.005 < added.std() < 0.05
 
 
-def test_image_size_resizes_both_towers(tmp_path, bert):
+def test_image_size_resizes_both_image_encoders(tmp_path, bert):
     model = start(tmp_path, vision_source("vit"), image_size=48)
     assert model.config.vision_config.image_size == 48
     batch = {"pixel_values": torch.randn(2, 3, 48, 48), "input_ids": torch.randint(1, BERT_VOCAB, (2, 6))}
     assert torch.isfinite(model(**batch).loss)
 
 
-def test_either_tower_may_start_from_random_weights(tmp_path, bert):
+def test_either_encoder_may_start_from_random_weights(tmp_path, bert):
     model = BlipForPreTraining.from_vision_text_pretrained(
         text=tmp_path / "bert", vision_fields=VISION, text_fields={"hidden_dropout_prob": 0.0}, queue_size=8
     )
@@ -86,6 +86,6 @@ def test_either_tower_may_start_from_random_weights(tmp_path, bert):
     assert model.config.text_config.hidden_dropout_prob == 0
 
 
-def test_another_model_type_is_refused(tmp_path, bert):
+def test_another_model_type_raises(tmp_path, bert):
     with pytest.raises(ValueError, match="type 'bert', expected one of vit, deit"):
         BlipForPreTraining.from_vision_text_pretrained(tmp_path / "bert", tmp_path / "bert")

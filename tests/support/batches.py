@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A tiny model of each task in training mode, with a batch it learns from."""
+"""A tiny model of each task in training mode, with a training batch."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ from blip_hf import (
     BlipForVisualReasoning,
 )
 from blip_hf.objectives import sample_hard_negatives
-from tests.support.twins import (
+from tests.support.tiny_models import (
     DEC,
     tiny_batch,
     tiny_config,
+    tiny_nlvr2_config,
     tiny_pretraining_config,
-    tiny_reasoning_config,
     tiny_retrieval_config,
 )
 
@@ -35,12 +35,12 @@ def contrastive_batch() -> dict[str, Tensor]:
 
 
 def vqa_batch() -> dict[str, Tensor]:
-    """One answer a question."""
+    """One answer per question."""
     return tiny_batch() | {"labels": tiny_batch((4, 3, 5), seed=3)["input_ids"]}
 
 
 def weighted_vqa_batch() -> dict[str, Tensor]:
-    """Two answers to the first question, one to each other."""
+    """Two answers to the first question, one to each of the others."""
     return tiny_batch() | {
         "labels": tiny_batch((4, 3, 5, 4), seed=3)["input_ids"],
         "answer_weights": torch.tensor([0.3, 0.7, 1.0, 1.0]),
@@ -49,7 +49,7 @@ def weighted_vqa_batch() -> dict[str, Tensor]:
 
 
 def nlvr2_batch() -> dict[str, Tensor]:
-    """Pixels of shape `(3, 2, 3, 32, 32)`, a sentence and a label a pair."""
+    """Pixels of shape `(3, 2, 3, 32, 32)`, with a sentence and a label per pair."""
     batch = tiny_batch()
     pairs = torch.stack([batch["pixel_values"], batch["pixel_values"].flip(0)], dim=1)
     return batch | {"pixel_values": pairs, "labels": torch.tensor([1, 0, 1])}
@@ -59,7 +59,7 @@ CONTRASTIVE_TASKS = ("pretrain", "retrieval")
 TASK_MODELS: dict[str, tuple[type, Callable, Callable]] = {
     "caption": (BlipForConditionalGeneration, tiny_config, caption_batch),
     "vqa": (BlipForQuestionAnswering, tiny_config, vqa_batch),
-    "nlvr2": (BlipForVisualReasoning, tiny_reasoning_config, nlvr2_batch),
+    "nlvr2": (BlipForVisualReasoning, tiny_nlvr2_config, nlvr2_batch),
     "pretrain": (BlipForPreTraining, tiny_pretraining_config, contrastive_batch),
     "retrieval": (BlipForRetrievalTraining, tiny_retrieval_config, contrastive_batch),
 }

@@ -13,7 +13,7 @@ NEEDS_CUDA = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.usefixtures("_without_tf32"),
 ]
-# fp32 with other kernels, which sum in another order.
+# fp32; other kernels sum in another order.
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -22,7 +22,7 @@ def on_cuda(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_never_waits(step: Callable[[], None]) -> None:
-    """Asserts that the host does not wait for the device in a step, after a first one."""
+    """Asserts that a step does not synchronize with the device, after a first one."""
     step()  # loads kernels and allocates memory
     torch.cuda.set_sync_debug_mode("error")
     try:

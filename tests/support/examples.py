@@ -11,7 +11,7 @@ EXAMPLE_FILES = sorted(EXAMPLES.glob("*.py"))
 
 
 def load_example(name: str) -> dict[str, Any]:
-    """The global names of an example, as on import."""
+    """The global names of an example."""
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writers of small JSON, JSON lines and tar files; each makes the folders above its file and returns its path."""
+"""Writers of small JSON, JSON lines and tar files; each creates the parent folders and returns the path."""
 
 import json
 import tarfile

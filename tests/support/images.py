@@ -12,8 +12,12 @@ def plain_image(color: str | tuple[int, int, int] = "red", size: tuple[int, int]
     return Image.new("RGB", size, color)
 
 
+def grey_image(level: int = 0, size: tuple[int, int] = (4, 4)) -> Image.Image:
+    return plain_image((level, level, level), size)
+
+
 def noise_images(number: int, size: tuple[int, int] = (40, 30), seed: int = 0) -> list[Image.Image]:
-    """Images of coarse random patches, no two alike."""
+    """Different images of coarse random patches."""
     noise = np.random.default_rng(seed).integers(0, 256, size=(number, 6, 8, 3), dtype=np.uint8)
     return [Image.fromarray(levels).resize(size) for levels in noise]
 
@@ -24,8 +28,14 @@ def encode_image(image: Image.Image, format: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def encoded_image(
+    color: str | tuple[int, int, int] = "red", format: str = "PNG", size: tuple[int, int] = (4, 3)
+) -> bytes:
+    return encode_image(plain_image(color, size), format)
+
+
 def write_image(path: Path, color: str | tuple[int, int, int] = "red", size: tuple[int, int] = (40, 30)) -> Path:
-    """Writes a plain image; makes the folders above it."""
+    """Writes a plain image; creates the parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain_image(color, size).save(path)
     return path

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A plain training loop."""
+"""Gradients, and a plain training loop."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+
+def gradients_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def optimize(

@@ -2,20 +2,20 @@
 """Tiny checkpoints with the tensor names of the original code, written by hand, one per task."""
 
 import torch
-from transformers import BertTokenizer
+
+from tests.support.vocabularies import SPECIAL_TOKENS, make_tokenizer
 
 
 VOCAB_SIZE = 40  # with [DEC] and [ENC]
-VISION_WIDTH, TEXT_WIDTH, FEATURE_WIDTH = 128, 64, 8  # heads of 64, as in every released model
+VISION_WIDTH, TEXT_WIDTH, FEATURE_WIDTH = 128, 64, 8  # heads of width 64, as in all released models
 QUEUE_SIZE = 6
 IMAGE_SIZE, PATCH_SIZE = 12, 4
 TASKS = ("pretraining", "captioning", "matching", "retrieval", "vqa", "nlvr2")
 
 
 def save_bert_tokenizer(folder):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokens += [f"w{index}" for index in range(VOCAB_SIZE - 2 - len(tokens))]
-    BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder)
+    num_words = VOCAB_SIZE - 2 - len(SPECIAL_TOKENS)
+    make_tokenizer([f"w{index}" for index in range(num_words)]).save_pretrained(folder)
     return folder
 
 
@@ -55,8 +55,8 @@ def original_state(task, seed=0):
             encoder_width = TEXT_WIDTH if task == "vqa" and "decoder" in name else VISION_WIDTH
             return attention(name, encoder_width) | dense(f"{name}.output.dense", TEXT_WIDTH, TEXT_WIDTH)
         state = attention(name, VISION_WIDTH, "self0") | attention(name, VISION_WIDTH, "self1")
-        for twin in ("dense0", "dense1"):
-            state |= dense(f"{name}.output.{twin}", TEXT_WIDTH, TEXT_WIDTH)
+        for dense_name in ("dense0", "dense1"):
+            state |= dense(f"{name}.output.{dense_name}", TEXT_WIDTH, TEXT_WIDTH)
         if layer == 1:
             state |= dense(f"{name}.output.merge_layer", TEXT_WIDTH, 2 * TEXT_WIDTH)
         return state

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Three plain images, red, lime and blue, as files and inside a data set."""
+"""Three plain images, red, lime and blue, as files and in a dataset."""
 
 from pathlib import Path
 
 import datasets
 from datasets import Dataset
 
-from tests.support.images import encode_image, plain_image, write_images
+from tests.support.images import encoded_image, write_images
 
 
 COLORS = ["red", "lime", "blue"]
@@ -19,6 +19,6 @@ def draw_photos(folder: Path) -> Path:
 
 
 def embedded_pairs(captions: list) -> Dataset:
-    """Returns pairs with the images as bytes and a name without a folder, as on the Hub."""
-    images = [{"bytes": encode_image(plain_image(color, (4, 3))), "path": "image.png"} for color in COLORS]
+    """Returns pairs with images as bytes and a file name without a folder, as on the Hub."""
+    images = [{"bytes": encoded_image(color), "path": "image.png"} for color in COLORS]
     return Dataset.from_dict({"image": images, "caption": captions}).cast_column("image", datasets.Image())

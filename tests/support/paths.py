@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folders that tests read: those of the repository, and the photos and reference tensors beside it."""
+"""Folders that tests read: the repository, photos and reference tensors."""
 
 import os
 from pathlib import Path

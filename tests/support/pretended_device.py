@@ -67,7 +67,7 @@ class ValuesGoThere(TorchFunctionMode):
 
 
 def run(operation: Any, args: Any, kwargs: dict[str, Any], *, may_wait: bool) -> Any:
-    """Runs an operation on the CPU and puts its result where a real device would have it."""
+    """Runs an operation on the CPU and puts the result on the device that it would have."""
     name = operation.overloadpacket.__name__
     leaves = tree_flatten((args, kwargs))[0]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

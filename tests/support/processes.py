@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Python in a process of its own, with the package on its path."""
+"""Runs Python in a subprocess with the package on its path."""
 
 import os
 import subprocess

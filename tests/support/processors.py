@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processors over a vocabulary of 20 words, the package's and that of transformers, and images for them."""
+"""Processors of this package and of transformers with a vocabulary of 20 words, and images for them."""
 
 import numpy as np
 import transformers

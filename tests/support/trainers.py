@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tiny trainers on the CPU, and pairs to train them on: as tensors, or as records, some of them unreadable."""
+"""Tiny trainers on the CPU, and their training pairs: tensors, or records with unreadable images."""
 
 import torch
 from PIL import Image
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from blip_hf import BlipForPreTraining
 from blip_hf.data.collators import BlipCaptioningCollator, BlipPretrainingCollator
 from blip_hf.training import BlipContrastiveTrainer, BlipTrainer, BlipTrainingArguments
-from tests.support.twins import tiny_batch, tiny_capfilt, tiny_pretraining_config
+from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_pretraining_config
 
 
 class TensorPairs(Dataset):

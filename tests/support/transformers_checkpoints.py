@@ -18,7 +18,7 @@ def load_in_transformers(class_name: str, folder: Path) -> transformers.PreTrain
 
 
 def captions_in_transformers(folder: Path) -> list[str]:
-    """Returns what transformers' captioner writes about a grey image after "a picture of"."""
+    """Returns the caption that transformers writes for a grey image after "a picture of"."""
     model = load_in_transformers("BlipForConditionalGeneration", folder)
     processor = BlipProcessor.from_pretrained(folder)
     inputs = processor(plain_image("grey"), "a picture of", return_tensors="pt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to figures, and each recipe in small."""
+"""`blip-hf finetune` and `blip-hf evaluate`: each task from a pre-trained model to metrics, and each recipe at small scale."""
 
 import json
 import subprocess
@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
 from blip_hf import (
@@ -28,15 +27,17 @@ from blip_hf.data.scenes import scene_vocabulary_texts
 from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.tasks import caption, nlvr2, retrieval, vqa
 from blip_hf.tasks import pretrain as pretrain_task
-from blip_hf.tasks.base import warn_about_training_data
+from blip_hf.tasks.base import PAIRS_HELP, warn_about_training_data
 from blip_hf.tasks.pretrain import PretrainOptions
 from blip_hf.training.arguments import TASK_RECIPES
+from tests.support.files import write_json
+from tests.support.images import write_image
 from tests.support.paths import EXAMPLES
 
 
-# Those of the whole loop, bootstrap_*.yaml, are of another form.
+# The recipes of the whole loop, bootstrap_*.yaml, have another format.
 RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if not path.stem.startswith("bootstrap"))
-# METEOR takes half a minute to start where there is Java.
+# METEOR takes half a minute to start if Java is installed.
 SHORT_TESTS = {"caption": ["--metrics", "bleu", "rouge_l", "cider"]}
 SHORT = {**SHORT_TESTS, "retrieval": ["--queue_size", "8"]}
 SCENES = ["--data", "scenes", "--num_scenes", "8"]
@@ -87,7 +88,7 @@ def task_of(recipe):
     return {"caption": "caption", "retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2"}[recipe.stem.split("_")[0]]
 
 
-FIGURES = {
+MAIN_METRICS = {
     "caption": "cider",
     "retrieval": "r_mean",
     "vqa": "accuracy",
@@ -95,8 +96,8 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("task", FIGURES)
-def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretrained, tmp_path, capsys):
+@pytest.mark.parametrize("task", MAIN_METRICS)
+def test_finetune_and_evaluate_report_the_same_metrics(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--output_dir", tmp_path]
     argv += SHORT.get(task, [])
     trained = run("finetune", capsys, *argv)
@@ -114,15 +115,15 @@ def test_a_task_is_fine_tuned_and_then_evaluated_to_the_same_figures(task, pretr
         "--output",
         answers,
     ]
-    figures = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
-    assert FIGURES[task] in figures
-    shared = {name: value for name, value in figures.items() if f"eval_{name}" in trained}
+    metrics = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
+    assert MAIN_METRICS[task] in metrics
+    shared = {name: value for name, value in metrics.items() if f"eval_{name}" in trained}
     assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
     assert json.loads(answers.read_text())
 
 
-@pytest.mark.parametrize("task", FIGURES)
-def test_frozen_image_layers_stay_as_they_were(task, pretrained, tmp_path, capsys):
+@pytest.mark.parametrize("task", MAIN_METRICS)
+def test_frozen_image_layers_do_not_change(task, pretrained, tmp_path, capsys):
     argv = [task, "--model", pretrained, *TRAINING, "--freeze_vision_layers", 1, "--output_dir", tmp_path]
     run("finetune", capsys, *argv, *SHORT.get(task, []))
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, tmp_path))
@@ -146,21 +147,20 @@ def test_a_fine_tuned_model_opens_in_plain_transformers(task, pretrained, tmp_pa
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "pretrain"], ids=lambda path: path.stem)
-def test_a_recipe_runs_in_small(recipe, pretrained, tmp_path, capsys):
+def test_recipe_runs_at_small_scale(recipe, pretrained, tmp_path, capsys):
     task = task_of(recipe)
     argv = [task, "--config", recipe, "--model", pretrained, *TRAINING, "--image_size", "48", "--output_dir", tmp_path]
     if task == "vqa":
-        (tmp_path / "answers.json").write_text(json.dumps(["red", "blue", "yes", "no", "2"]))
-        argv += ["--answer_list", tmp_path / "answers.json"]
+        argv += ["--answer_list", write_json(tmp_path / "answers.json", ["red", "blue", "yes", "no", "2"])]
     metrics = run("finetune", capsys, *argv, *SHORT.get(task, []))
     assert metrics["train_loss"] > 0
-    assert f"eval_{FIGURES[task]}" in metrics
+    assert f"eval_{MAIN_METRICS[task]}" in metrics
     assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 48
     assert BlipProcessor.from_pretrained(tmp_path).image_processor.size["height"] == 48
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
+def test_recipe_holds_only_options_and_their_sources(recipe):
     command = pretrain.COMMAND if recipe.stem == "pretrain" else finetune.COMMANDS[task_of(recipe)]
     assert parse(command, ["--config", str(recipe), "--output_dir", "unused", "--use_cpu"]) is not None
     own_choices = ("model:", "data:", "eval_", "split:", "image_root:")
@@ -170,7 +170,7 @@ def test_a_recipe_says_nothing_but_options_and_where_each_comes_from(recipe):
     ]
 
 
-def test_the_commands_defaults_are_the_recipes(pretrained):
+def test_command_defaults_equal_the_recipes(pretrained):
     for name in ("caption_coco", "retrieval_coco", "vqa", "nlvr2"):
         recipe = next(path for path in RECIPES if path.stem == name)
         values = yaml.safe_load(recipe.read_text())
@@ -185,29 +185,28 @@ def test_the_commands_defaults_are_the_recipes(pretrained):
         assert getattr(arguments, option) == values[option]
 
 
-def test_answers_of_several_words_and_the_blind_baseline(pretrained, tmp_path, capsys, caplog):
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+def test_multi_word_answers_and_the_question_only_baseline(pretrained, tmp_path, capsys, caplog):
+    write_image(tmp_path / "a.png")
     records = [
         {"image": "a.png", "question": "what is it", "question_id": 1, "answer": ["red", "blue"]},
         {"image": "a.png", "question": "what colour", "question_id": 2, "answer": ["red"]},
         {"image": "a.png", "question": "what else", "question_id": 3, "answer": ["red"]},
     ]
-    (tmp_path / "questions.json").write_text(json.dumps(records))
-    (tmp_path / "answers.json").write_text(json.dumps(["blue, red", "red"]))
-    source = tmp_path / "questions.json"
-    flags = ["--answer_sets", "--blind", "--answer_list", tmp_path / "answers.json"]
+    source = write_json(tmp_path / "questions.json", records)
+    answers = write_json(tmp_path / "answers.json", ["blue, red", "red"])
+    flags = ["--answer_sets", "--blind", "--answer_list", answers]
     argv = ["vqa", "--model", pretrained, *TRAINING, "--data", source, "--eval_data", source, *flags]
     argv += ["--per_device_train_batch_size", "3", "--output_dir", tmp_path / "out"]
     metrics = run("finetune", capsys, *argv)
     assert f"evaluated on {source}, which it is also trained on" in caplog.text
     assert metrics["eval_accuracy_of_most_common_answer"] == pytest.approx(2 / 3)
-    # Blind, all images are one, so that even a file that is not there does not matter.
+    # With --blind, all images are equal, so a missing file does not matter.
     (tmp_path / "a.png").unlink()
     again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
-def test_the_recipe_of_vqa_evaluates_on_nothing_that_it_trains_on():
+def test_vqa_recipe_does_not_evaluate_on_training_data():
     recipe = next(path for path in RECIPES if path.stem == "vqa")
     options, _ = parse(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
     assert "vqa_val.json" in options.data
@@ -227,7 +226,7 @@ LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
         (caption.FinetuneOptions, KARPATHY, {"eval_split": "train"}, True),
     ],
 )
-def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, fields, is_warned_of, tmp_path, caplog):
+def test_evaluating_on_training_data_warns(options_class, content, fields, is_warned_of, tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(content)
@@ -250,26 +249,26 @@ def test_what_is_trained_and_evaluated_on_is_warned_of(options_class, content, f
         ("vqa", ["--answer_list", "answers.json", "--num_candidates", "0"], "num_candidates=0 is too small"),
     ],
 )
-def test_what_the_evaluation_cannot_do_is_told_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
+def test_invalid_evaluation_options_raise_before_training(task, flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     (tmp_path / "answers.json").write_text('["red"]')
-    # Not even the model has been looked for.
+    # The check precedes that of the model.
     assert main(["finetune", task, "--model", "lost", *TRAINING, "--output_dir", "out", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_evaluation_that_is_not_asked_for_is_not_checked(pretrained, tmp_path, capsys):
+def test_unrequested_evaluation_is_not_checked(pretrained, tmp_path, capsys):
     argv = ["vqa", "--model", pretrained, *TRAINING, "--answer_list", "lost.json", "--output_dir", tmp_path]
     start = argv.index("--eval_data")
     assert run("finetune", capsys, *argv[:start], *argv[start + 2 :])["train_loss"] > 0
 
 
-def test_captions_and_rankings_are_written_under_the_source_s_ids(pretrained, tmp_path, capsys):
+def test_captions_and_rankings_are_written_with_source_ids(pretrained, tmp_path, capsys):
     names = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
     for name in names:
-        Image.new("RGB", (32, 32), "red").save(tmp_path / name)
-    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": ["a red square"]} for name in names]))
+        write_image(tmp_path / name)
+    write_json(tmp_path / "list.json", [{"image": name, "caption": ["a red square"]} for name in names])
     source = ["--data", tmp_path / "list.json", "--device", "cpu", "--no_progress", "--output", tmp_path / "out.json"]
     whole, processor = BlipForPreTraining.from_pretrained(pretrained), BlipProcessor.from_pretrained(pretrained)
     for task, model in (("caption", whole.export_captioner()), ("retrieval", whole.export_retriever())):
@@ -300,12 +299,15 @@ def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained,
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
-def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrained, tmp_path, capsys):
+def test_vqa_and_nlvr2_sources_must_be_files(task, pretrained, tmp_path, capsys):
+    def help_of(*words):
+        assert main([*words, "--help"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
     for command in ("finetune", "evaluate"):
-        assert main([command, task, "--help"]) == 0
-        listed = capsys.readouterr().out
-        assert "split" not in listed
-        assert "folder, the name of a data set" not in " ".join(listed.split())
+        assert PAIRS_HELP in help_of(command, "caption")
+        assert PAIRS_HELP not in help_of(command, task)
+        assert "split" not in help_of(command, task)
     argv = ["finetune", task, "--model", pretrained, "--data", tmp_path, "--output_dir", tmp_path / "out", "--use_cpu"]
     assert main(list(map(str, argv))) == 2
     assert f"{tmp_path} is a folder. Pass the path of a JSON file" in capsys.readouterr().err
@@ -313,7 +315,7 @@ def test_questions_and_sentences_come_from_files_alone_and_say_so(task, pretrain
 
 @pytest.mark.parametrize("source", ["nowhere", "here/not_there", "./nowhere"])
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
-def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, monkeypatch, capsys):
+def test_missing_model_raises_before_any_work(command, source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     argv = [command, "vqa", "--model", source, "--data", "scenes"]
@@ -325,7 +327,7 @@ def test_a_model_that_is_not_there_is_told_at_once(command, source, tmp_path, mo
     )
 
 
-def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
+def test_python_api_uses_the_recipe_of_the_command(pretrained, tmp_path):
     options = nlvr2.FinetuneOptions(model=str(pretrained), data=["scenes:8"], eval_data=["scenes:4"])
     arguments = BlipFinetuningArguments.for_task(
         "nlvr2", output_dir=tmp_path, max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
@@ -342,14 +344,14 @@ def test_python_fine_tunes_with_the_recipe_of_the_command(pretrained, tmp_path):
     ],
 )
 @pytest.mark.parametrize("options_class", [caption.FinetuneOptions, vqa.FinetuneOptions, PretrainOptions])
-def test_scenes_to_evaluate_on_follow_those_of_training(options_class, data, eval_data, expected):
+def test_evaluation_scenes_follow_the_training_scenes(options_class, data, eval_data, expected):
     options = options_class(model="unused", data=data, eval_data=eval_data)
     scenes, eval_scenes = options.training_source().scenes(48), options.evaluation_source().scenes(48)
     assert (len(scenes), scenes.noise_rate, len(eval_scenes)) == expected
     assert (scenes.start, eval_scenes.start, eval_scenes.image_size) == (0, len(scenes), 48)
 
 
-def test_scenes_by_number_are_the_same_as_by_option():
+def test_scenes_source_equals_the_scenes_option():
     by_option = (
         caption.EvaluateOptions(model="m", data=["scenes"], first_scene=3, num_scenes=5).evaluation_source().scenes(32)
     )
@@ -364,7 +366,7 @@ def test_scenes_by_number_are_the_same_as_by_option():
         (retrieval.FinetuneOptions, BlipRetrievalTrainingConfig, retrieval.CONFIGURED),
     ],
 )
-def test_help_names_the_default_of_the_configuration(options_class, config_class, names):
+def test_help_shows_the_default_of_the_configuration(options_class, config_class, names):
     defaults = {option.name: option.default for option in fields(config_class)}
     for name in names:
         option = options_class.__dataclass_fields__[name.removesuffix("_init_value")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The contrastive trainer: what changes and when, and the content of logs, checkpoints and evaluations."""
+"""The contrastive trainer: updates, logs, checkpoints and evaluations."""
 
 import logging
 
@@ -17,16 +17,16 @@ def parameters_of(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_every_parameter_moves(tmp_path):
+def test_training_updates_every_parameter(tmp_path):
     model = make_model(queue_size=4)
     before = parameters_of(model)
-    # Weight decay alone would move them too.
+    # Weight decay alone would also change them.
     make_trainer(tmp_path, model, max_steps=4, weight_decay=0.0).train()
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     assert still == []
 
 
-def test_weight_decay_reaches_every_parameter(tmp_path):
+def test_weight_decay_applies_to_every_parameter(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.create_optimizer()
     decayed = sum(len(group["params"]) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05)
@@ -38,15 +38,15 @@ def test_weight_decay_reaches_every_parameter(tmp_path):
     assert all(len(group["params"]) > 0 for group in trainer.optimizer.param_groups)
 
 
-def test_the_momentum_encoder_moves_once_per_optimiser_step(tmp_path):
+def test_momentum_encoder_is_updated_once_per_optimizer_step(tmp_path):
     model = make_model(momentum=0.75)
     before = parameters_of(model)
     trainer = make_trainer(tmp_path, model, max_steps=1, gradient_accumulation_steps=2)
     trainer.train()
     current = dict(model.named_parameters(remove_duplicate=False))
-    for name, average in model.momentum_towers.named_parameters():
+    for name, momentum_parameter in model.momentum_towers.named_parameters():
         start = before[f"momentum_towers.{name}"]
-        assert_close(average, 0.75 * start + 0.25 * current[name], msg=name)
+        assert_close(momentum_parameter, 0.75 * start + 0.25 * current[name], msg=name)
 
 
 def test_each_batch_enters_the_queue_once(tmp_path):
@@ -79,7 +79,7 @@ def test_accumulating_equal_batches_gives_the_step_of_one(tmp_path):
 def test_alpha_rises_over_two_epochs(tmp_path):
     model, alphas = make_model(), []
     model.register_forward_pre_hook(lambda _, __, inputs: alphas.append(inputs["alpha"]), with_kwargs=True)
-    # Two steps an epoch, so four of ramp, and two batches a step, which share their alpha.
+    # Two steps per epoch, so four steps of ramp; the two batches of a step share their alpha.
     fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     make_trainer(tmp_path, model, max_steps=6, **fields).train()
     assert_close(alphas, [alpha for alpha in (0.0, 0.1, 0.2, 0.3, 0.4, 0.4) for _ in range(2)])
@@ -96,7 +96,7 @@ def test_logs_hold_each_objective(tmp_path):
     assert [first["queue_fill"], second["queue_fill"]] == [0.25, 0.5]
 
 
-def test_a_log_covers_all_steps_since_the_last(tmp_path):
+def test_logged_losses_are_means_over_all_steps_since_the_last_log(tmp_path):
     curves = []
     for logging_steps in (1, 2):
         trainer = make_trainer(tmp_path, logging_steps=logging_steps)
@@ -105,7 +105,7 @@ def test_a_log_covers_all_steps_since_the_last(tmp_path):
     assert_close([sum(curves[0]) / 2], curves[1], rtol=1e-6, atol=1e-6)
 
 
-def test_running_means_are_weighted_and_start_afresh():
+def test_running_means_are_weighted_and_reset():
     means = RunningMeans()
     means.add("x", torch.tensor(1.0), 1)
     means.add("x", torch.tensor(4.0), torch.tensor(2))
@@ -117,8 +117,8 @@ def test_recall_counts_the_captions_of_one_image_together():
     images = torch.eye(3)[[0, 0, 1, 2]]
     texts = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.6, 0.8], [0.0, 0.0, 1.0]])
     recalls = recalls_in_set(images, texts, torch.tensor([5, 5, 3, -100]))
-    # All three images find a text of theirs: either of two, 0.6 over 0, and 1 over 0.8. Of the four texts the third finds
-    # the unknown image, at 0.8, before its own, at 0.6.
+    # All three images rank a text of theirs first: either of two, 0.6 over 0, and 1 over 0.8. Three of the four texts
+    # do; the third ranks the unknown image, at 0.8, before its own, at 0.6.
     assert_close([recalls["image_to_text_r@1"], recalls["text_to_image_r@1"]], [1.0, 3 / 4])
 
 
@@ -130,7 +130,7 @@ def test_evaluation_reports_the_losses_and_recalls(tmp_path):
     assert {"eval_itm_accuracy", "eval_image_to_text_r@1", "eval_text_to_image_r@1"} <= set(metrics)
 
 
-def test_prediction_reports_as_evaluation_does(tmp_path):
+def test_predict_reports_the_metrics_of_evaluate(tmp_path):
     output = make_trainer(tmp_path).predict(TensorPairs(6))
     assert {"test_loss_lm", "test_text_to_image_r@1"} <= set(output.metrics)
 
@@ -141,7 +141,7 @@ def test_evaluation_uses_all_pairs(tmp_path):
 
 
 @pytest.mark.parametrize("queue_size", [0, 12])
-def test_images_of_an_evaluation_are_none_of_the_queue(tmp_path, queue_size):
+def test_evaluation_does_not_use_the_queue(tmp_path, queue_size):
     trainer = make_trainer(tmp_path, make_model(queue_size=queue_size))
     trainer.train()
     assert trainer.model.queue.image_ids.tolist()[:8].count(-100) == 0  # the queue has images 0 to 7
@@ -149,11 +149,11 @@ def test_images_of_an_evaluation_are_none_of_the_queue(tmp_path, queue_size):
     metrics = [trainer.evaluate(TensorPairs(4, [i if i < 0 else i + offset for i in ids])) for offset in (0, 5, 1000)]
     for name in ("eval_loss", "eval_loss_itc", "eval_text_to_image_r@1"):
         assert metrics[0][name] == metrics[1][name] == metrics[2][name]
-    if queue_size:  # the captions of one image are positives still
+    if queue_size:  # the captions of one image are still positives
         assert trainer.evaluate(TensorPairs(4, [0, 1, 3, -100]))["eval_loss_itc"] != metrics[0]["eval_loss_itc"]
 
 
-def test_evaluation_changes_no_state(tmp_path):
+def test_evaluation_does_not_change_state(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=TensorPairs(6))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -164,7 +164,7 @@ def test_evaluation_changes_no_state(tmp_path):
     assert trainer.evaluate()["eval_loss"] == first["eval_loss"]
 
 
-def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
+def test_evaluation_during_training_does_not_change_training(tmp_path):
     curves = []
     for fields in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
         trainer = make_trainer(tmp_path, make_model(dropout=0.1), eval_dataset=TensorPairs(4), max_steps=3, **fields)
@@ -173,7 +173,7 @@ def test_evaluation_during_training_leaves_the_curve_alone(tmp_path):
     assert curves[0] == curves[1]
 
 
-def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
+def test_resumed_run_repeats_the_losses_exactly(tmp_path):
     # Step 4 is in the middle of the second epoch of three steps, and alpha is on its ramp.
     fields = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
     whole = make_trainer(tmp_path, make_model(dropout=0.1, momentum=0.5), TensorPairs(12), **fields)
@@ -193,7 +193,7 @@ def test_a_resumed_run_continues_the_curve_exactly(tmp_path):
     assert set(pairs.epochs) == {1, 2}
 
 
-def test_resuming_says_nothing_when_all_is_there_and_warns_without_momentum(tmp_path, caplog, monkeypatch):
+def test_resuming_warns_only_without_momentum_state(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     fields = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path, **fields).train()
@@ -238,11 +238,11 @@ def test_bf16_keeps_float32_weights(tmp_path):
     assert losses.isfinite().all()
     exact = make_trainer(tmp_path)
     exact.train()
-    assert losses[0] != exact.state.log_history[0]["loss"]  # or bf16 did not reach the model
+    assert losses[0] != exact.state.log_history[0]["loss"]  # otherwise bf16 did not reach the model
     assert_close(losses[0].item(), exact.state.log_history[0]["loss"], rtol=0.05, atol=0.1)
 
 
-def test_weights_in_half_precision_are_refused(tmp_path):
+def test_half_precision_weights_raise(tmp_path):
     with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
         make_trainer(tmp_path, make_model().half())
 
@@ -252,7 +252,7 @@ def test_a_queue_larger_than_the_data_warns(tmp_path, caplog):
     assert "queue has 9 pairs and the training set 8" in caplog.text
 
 
-def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
+def test_itm_loss_at_chance_warns_once(tmp_path, caplog):
     trainer = make_trainer(tmp_path)
     for loss_itm in [0.64] * 19 + [0.5] + [0.64] * 19:
         trainer._warn_about_chance(loss_itm)
@@ -264,7 +264,7 @@ def test_a_matching_loss_at_chance_warns_once(tmp_path, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_training_step_never_waits_for_the_device(tmp_path):
+def test_training_step_does_not_synchronize_with_the_device(tmp_path):
     trainer = make_trainer(tmp_path, use_cpu=False, bf16=True, max_steps=1)
     trainer.train()
     batch = trainer._prepare_inputs({name: column[:4] for name, column in TensorPairs().columns.items()})

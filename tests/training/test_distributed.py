@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes train and evaluate as one does, also with unusable records or losses of weight 0."""
+"""Two processes train and evaluate as one process, also with unreadable records or losses of weight 0."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ WEIGHTS = {
 
 
 def evaluate(folder, make):
-    # Five records in batches of one: the second process has a last round without any. Two of five are lost.
+    # Five records in batches of one: the second process has no record in the last round. Two of five are unreadable.
     metrics = {}
     for name, broken in (("whole", ()), ("lost", (1, 2))):
         trainer = make(folder, evaluate=PairDataset(make_records(5, broken)), per_device_eval_batch_size=1)
@@ -28,7 +28,7 @@ def evaluate(folder, make):
 
 
 def train(folder, weights):
-    # One record is lost, so that a process is left with a batch of one pair, which has no negatives.
+    # One record is unreadable, so one process has a batch of one pair, which has no negatives.
     fields = {"per_device_train_batch_size": 2, "max_steps": 4}
     trainer = make_contrastive_trainer(folder, PairDataset(make_records(8, broken=(3,))), weights=weights, **fields)
     start = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
@@ -39,7 +39,7 @@ def train(folder, weights):
 
 
 def batches_until(folder, num_steps, resume_from_checkpoint=None):
-    """Image ids of the batches of one process: three steps an epoch, and a checkpoint within the second one."""
+    """Image ids of the batches of one process: three steps per epoch, and a checkpoint in the second epoch."""
     fields = {"per_device_train_batch_size": 2, "train_sampling_strategy": "group_by_length"}
     fields |= {"max_steps": num_steps, "save_strategy": "steps", "save_steps": 4}
     trainer = make_contrastive_trainer(f"{folder}/resumed", PairDataset(make_records(12)), **fields)
@@ -67,7 +67,7 @@ def run_rank(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two processes finds."""
+    """Results of two processes."""
     return run_on_ranks(run_rank, tmp_path_factory.mktemp("trainer_distributed"))
 
 
@@ -82,7 +82,7 @@ def test_an_evaluation_counts_each_usable_record_once(ranks, tmp_path, data):
 
 
 @pytest.mark.parametrize("losses", WEIGHTS)
-def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
+def test_losses_of_weight_0_do_not_train_their_parameters(ranks, losses):
     first, second = (rank[losses] for rank in ranks)
     assert first["num_steps"] == 4
     assert_close(first["end"], second["end"], rtol=0, atol=0)
@@ -95,11 +95,11 @@ def test_losses_of_weight_0_leave_their_own_parameters_alone(ranks, losses):
         own = (".attention.", ".cls.")
         return losses in ("no lm", "itc") and name.startswith("text_decoder.") and any(part in name for part in own)
 
-    # Weight decay moves none of them either.
+    # Weight decay does not change them either.
     assert first["still"] == [name for name in first["end"] if is_still(name)]
 
 
-def test_batches_by_length_go_on_where_a_run_is_resumed(ranks):
+def test_length_grouped_batches_continue_on_resume(ranks):
     for rank in ranks:
         epochs = rank["batches"][:3], rank["batches"][3:]
         assert epochs[0] != epochs[1]

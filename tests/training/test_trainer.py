@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The trainer of the fine-tunes: unusable records, exact evaluation losses, and the old names of the trainers."""
+"""The fine-tuning trainer: unreadable records, exact evaluation losses, and deprecated names."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import blip_hf.training
 from blip_hf.data.collators import BlipCaptioningCollator
 from blip_hf.data.pairs import PairDataset
 from blip_hf.training import BlipContrastiveTrainer, BlipTrainer
+from tests.support.tiny_models import tiny_capfilt
 from tests.support.trainers import (
     TensorPairs,
     make_arguments,
@@ -18,14 +19,13 @@ from tests.support.trainers import (
     make_model,
     make_records,
 )
-from tests.support.twins import tiny_capfilt
 
 
 TRAINERS = [make_contrastive_trainer, make_captioning_trainer]
 
 
 @pytest.mark.parametrize("make", TRAINERS)
-def test_training_takes_every_step_in_spite_of_unusable_records(tmp_path, make):
+def test_training_takes_all_steps_despite_broken_records(tmp_path, make):
     trainer = make(tmp_path, PairDataset(make_records(6, broken=(1, 5))))
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
@@ -34,7 +34,7 @@ def test_training_takes_every_step_in_spite_of_unusable_records(tmp_path, make):
     assert logs[-1]["num_skipped"] == 2
 
 
-def test_a_stock_trainer_of_transformers_does_so_too(tmp_path):
+def test_plain_trainer_takes_all_steps_despite_broken_records(tmp_path):
     captioner, processor, *_ = tiny_capfilt()
     arguments = transformers.TrainingArguments(
         tmp_path, max_steps=4, per_device_train_batch_size=1, remove_unused_columns=False, use_cpu=True
@@ -46,7 +46,7 @@ def test_a_stock_trainer_of_transformers_does_so_too(tmp_path):
 
 
 @pytest.mark.parametrize("make", TRAINERS)
-def test_a_wrong_folder_stops_training_and_evaluation(tmp_path, make):
+def test_wrong_image_folder_stops_training_and_evaluation(tmp_path, make):
     lost = PairDataset(make_records(3, broken=range(3)))
     trainer = make(tmp_path, lost, lost)
     with pytest.raises(ValueError, match=r"None of the 3 records .* can be used.*image_root"):
@@ -57,7 +57,7 @@ def test_a_wrong_folder_stops_training_and_evaluation(tmp_path, make):
 
 @pytest.mark.parametrize("make", TRAINERS)
 @pytest.mark.parametrize("broken", [(4,), (0, 1)], ids=["last", "first two"])
-def test_unusable_records_change_no_metric(tmp_path, make, broken):
+def test_broken_records_do_not_change_metrics(tmp_path, make, broken):
     records = make_records(5, broken)
     usable = [record for i, record in enumerate(records) if i not in broken]
     found, expected = (make(tmp_path, evaluate=PairDataset(part)).evaluate() for part in (records, usable))
@@ -95,23 +95,23 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_records(tmp_path):
     assert loss_of(pairs) == pytest.approx((2 * loss_of([pairs[0], pairs[1]]) + loss_of([pairs[2]])) / 3)
 
 
-def test_evaluation_leaves_the_arguments_and_the_collator_alone(tmp_path):
+def test_evaluation_does_not_change_arguments_or_collator(tmp_path):
     pairs = PairDataset(make_records(5))
     trainer = make_captioning_trainer(tmp_path, pairs, pairs, train_sampling_strategy="group_by_length")
     before = trainer.args.to_dict()
     loader = trainer.get_eval_dataloader()
-    assert [len(batch["input_ids"]) for batch in loader] == [2, 2, 1]  # in spite of `dataloader_drop_last`
+    assert [len(batch["input_ids"]) for batch in loader] == [2, 2, 1]  # despite `dataloader_drop_last`
     assert list(loader.batch_sampler.sampler) == [0, 1, 2, 3, 4]
     assert loader.collate_fn is trainer.data_collator
     assert trainer.args.to_dict() == before
 
 
-def test_the_old_name_of_the_trainer_works_with_a_warning():
+def test_deprecated_trainer_name_warns():
     with pytest.warns(FutureWarning, match=r"`blip_hf.training.BlipTaskTrainer` is deprecated.*BlipTrainer"):
         assert blip_hf.training.BlipTaskTrainer is BlipTrainer
 
 
-def test_the_old_use_of_the_trainer_gives_the_contrastive_one(tmp_path):
+def test_deprecated_trainer_call_returns_the_contrastive_trainer(tmp_path):
     with pytest.warns(FutureWarning, match="use BlipContrastiveTrainer"):
         trainer = BlipTrainer(model=make_model(), args=make_arguments(tmp_path), train_dataset=TensorPairs())
     assert type(trainer) is BlipContrastiveTrainer

@@ -5,6 +5,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path_factory, monkeypatch):
-    """What is copied of tars and Parquet files goes to a folder of its own."""
+    """Copies of tars and Parquet files go to a temporary cache."""
     datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Annotation files of the published shapes, written small."""
+"""Small annotation files in the published formats."""
 
 import copy
-import json
 import os
 
 import datasets
 import pytest
 
 from blip_hf.data.readers import group_captions, load_nocaps, load_pairs
+from tests.support.files import write_json
 
 
 datasets.disable_progress_bars()
@@ -21,7 +21,7 @@ COCO = {
         {"license": 1, "file_name": "000000037777.jpg", "height": 230, "width": 352, "id": 37777},
         {"license": 1, "file_name": "000000000001.jpg", "height": 230, "width": 352, "id": 1},
     ],
-    # Captions of one image are not neighbours, and the last image has none.
+    # Captions of one image are not consecutive, and the last image has none.
     "annotations": [
         {"image_id": 37777, "id": 1, "caption": "A kitchen."},
         {"image_id": 397133, "id": 2, "caption": "A man in a kitchen."},
@@ -62,9 +62,7 @@ NOCAPS = {
 @pytest.fixture
 def write(tmp_path):
     def write_file(content, name="file.json"):
-        path = tmp_path / name
-        path.write_text(json.dumps(content), encoding="utf-8")
-        return path
+        return write_json(tmp_path / name, content)
 
     return write_file
 
@@ -74,7 +72,7 @@ def rows(pairs):
 
 
 def changed(content, *keys, to):
-    """A copy with one place set, or deleted where `to` is `None`."""
+    """A copy with one value set, or deleted if `to` is `None`."""
     content = copy.deepcopy(content)
     place = content
     for key in keys[:-1]:
@@ -89,7 +87,7 @@ def changed(content, *keys, to):
 # COCO and Karpathy
 
 
-def test_coco_captions_are_joined_with_their_images_under_coco_s_ids(write, tmp_path):
+def test_coco_captions_are_joined_with_their_images_by_coco_ids(write, tmp_path):
     path = write(COCO)
     assert rows(load_pairs(path, image_root=tmp_path)) == [
         (str(tmp_path / "000000397133.jpg"), "A man in a kitchen.", 397133),
@@ -109,12 +107,12 @@ def test_coco_captions_are_joined_with_their_images_under_coco_s_ids(write, tmp_
         ),
     ],
 )
-def test_karpathy_split_of_coco_is_picked_under_coco_s_ids(split, expected, write, tmp_path):
+def test_karpathy_split_of_coco_has_coco_ids(split, expected, write, tmp_path):
     pairs = load_pairs(write(KARPATHY_COCO), split=split)
     assert rows(pairs) == [(os.path.join(tmp_path, *path.split("/")), text, i) for path, text, i in expected]
 
 
-def test_karpathy_split_of_flickr_has_no_folders_and_ids_of_its_own(write, tmp_path):
+def test_karpathy_split_of_flickr_has_its_own_ids_and_no_folders(write, tmp_path):
     path = write(KARPATHY_FLICKR)
     images = tmp_path / "1000092795.jpg", tmp_path / "10002456.jpg"
     assert rows(load_pairs(path)) == [(str(images[0]), "Two men.", 0), (str(images[0]), "Men", 0)]
@@ -128,7 +126,7 @@ def test_published_files_are_joined_with_lists_and_numbered_by_image(write, tmp_
     assert pairs["image_id"][:] == [0, 1, 1, 1]
 
 
-def test_a_split_that_is_not_there_is_named(write):
+def test_missing_split_raises_with_its_name(write):
     with pytest.raises(ValueError, match=r"no split 'val'; pass split= one of 'test', 'train', 'restval'\."):
         load_pairs(write(KARPATHY_COCO), split="val")
 
@@ -166,7 +164,7 @@ def test_a_split_that_is_not_there_is_named(write):
         (changed(COCO, "annotations", to=None), r"images, record 0: field 'split' is missing"),
     ],
 )
-def test_misfits_are_named_by_record_and_field(content, message, write):
+def test_invalid_records_raise_with_record_and_field(content, message, write):
     with pytest.raises(ValueError, match=rf"file\.json.*{message}"):
         load_pairs(write(content))
 
@@ -201,7 +199,7 @@ def test_nocaps_without_captions_is_read_in_both_forms(write, tmp_path):
         (3, r"is a int, expected an object with 'images'"),
     ],
 )
-def test_misfits_of_nocaps_are_named(content, message, write):
+def test_invalid_nocaps_files_raise(content, message, write):
     with pytest.raises(ValueError, match=rf"file\.json.*{message}"):
         load_nocaps(write(content))
 

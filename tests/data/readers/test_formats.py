@@ -19,8 +19,7 @@ from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_images
-from tests.support.sources import encoded
+from tests.support.images import encoded_image, write_images
 
 
 CAPTIONS = {"red": "a red square", "lime": "something green", "blue": "the sky"}
@@ -31,7 +30,7 @@ def tar_members(colors=CAPTIONS, suffix="png") -> list[tuple[str, bytes]]:
     return [
         member
         for color in colors
-        for member in ((f"{color}.{suffix}", encoded(color)), (f"{color}.txt", CAPTIONS[color].encode()))
+        for member in ((f"{color}.{suffix}", encoded_image(color)), (f"{color}.txt", CAPTIONS[color].encode()))
     ]
 
 
@@ -90,7 +89,7 @@ def metadata_csv(folder: Path) -> Path:
 
 def sidecars(folder: Path) -> Path:
     for number, (color, text) in enumerate(CAPTIONS.items()):
-        (folder / f"{number}.png").write_bytes(encoded(color))
+        (folder / f"{number}.png").write_bytes(encoded_image(color))
         (folder / f"{number}.txt").write_text(text)
     (folder / ".DS_Store").write_text("")
     (folder / "__MACOSX").mkdir()
@@ -99,11 +98,11 @@ def sidecars(folder: Path) -> Path:
 
 
 def parquet_of_bytes(folder: Path) -> Path:
-    return write_table(folder / "a.parquet", [encoded(color) for color in CAPTIONS])
+    return write_table(folder / "a.parquet", [encoded_image(color) for color in CAPTIONS])
 
 
 def parquet_of_structs(folder: Path) -> Path:
-    return write_table(folder / "a.parquet", [{"bytes": encoded(c), "path": "image.png"} for c in CAPTIONS])
+    return write_table(folder / "a.parquet", [{"bytes": encoded_image(c), "path": "image.png"} for c in CAPTIONS])
 
 
 def parquet_of_paths(folder: Path) -> Path:
@@ -130,7 +129,7 @@ def brace_range_of_tars(folder: Path) -> str:
 
 def list_of_files(folder: Path) -> list[Path]:
     write_each_tar(folder)
-    table = pa.table({"image": [encoded("blue")], "caption": [CAPTIONS["blue"]]})
+    table = pa.table({"image": [encoded_image("blue")], "caption": [CAPTIONS["blue"]]})
     pq.write_table(table, folder / "c.parquet")
     write_images(folder, "lime")
     lime = write_json(folder / "b.json", [{"image": "lime.png", "caption": CAPTIONS["lime"]}])
@@ -151,7 +150,7 @@ def img2dataset_files(folder: Path) -> Path:
         shard = folder / f"{number:05d}"
         shard.mkdir()
         key = f"{number:05d}0000"
-        (shard / f"{key}.jpg").write_bytes(encoded(color))
+        (shard / f"{key}.jpg").write_bytes(encoded_image(color))
         (shard / f"{key}.txt").write_text(text)
         write_json(shard / f"{key}.json", {"caption": text, "url": "http://a", "key": key, "status": "success"})
         pq.write_table(pa.table({"url": ["http://a"]}), folder / f"{number:05d}.parquet")
@@ -160,7 +159,7 @@ def img2dataset_files(folder: Path) -> Path:
 
 
 def img2dataset_parquet(folder: Path) -> Path:
-    images = [encoded(color) for color in CAPTIONS] + [None]
+    images = [encoded_image(color) for color in CAPTIONS] + [None]
     table = {
         "key": ["0", "1", "2", "3"],
         "jpg": pa.array(images, pa.binary()),
@@ -212,7 +211,7 @@ def capfilt_json(folder: Path) -> Path:
 
 
 def dataset(folder: Path) -> Dataset:
-    images = [{"bytes": encoded(color), "path": None} for color in CAPTIONS]
+    images = [{"bytes": encoded_image(color), "path": None} for color in CAPTIONS]
     table = Dataset.from_dict({"image": images, "text": list(CAPTIONS.values())})
     return table.cast_column("image", datasets.Image())
 
@@ -254,7 +253,7 @@ def colors(images) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_entry_point_gives_the_same_records(write, tmp_path, monkeypatch):
+def test_all_entry_points_give_the_same_records(write, tmp_path, monkeypatch):
     source = write(tmp_path)
 
     def refuse(*_, **__):
@@ -270,7 +269,7 @@ def test_every_entry_point_gives_the_same_records(write, tmp_path, monkeypatch):
     assert len(set(pairs["image_id"])) == len(set(pairs["source_id"])) == 3
     assert images.column_names == ["image", "image_id", "source_id"]
     assert colors(images["image"])[: len(PIXELS)] == [*PIXELS.values()]
-    # Both entry points give the same the second time, when tars and Parquet files are in the cache.
+    # The second time, tars and Parquet files are in the cache.
     assert load_pairs(source)[:] == pairs[:]
 
 
@@ -288,7 +287,7 @@ def test_a_name_on_the_hub_is_loaded_by_datasets(tmp_path, monkeypatch):
     assert asked == [("owner/photos-1.5", "test")] * 2
 
 
-def test_scenes_have_random_access_too():
+def test_scenes_have_random_access():
     pairs = load_pairs("scenes:4:0.5")
     scenes = Scenes(4, noise_rate=0.5)
     assert pairs["caption"][:] == scenes.captions()
@@ -305,9 +304,9 @@ def test_a_changed_tar_is_read_again(tmp_path):
 
 
 def test_several_captions_of_an_image_are_one_image_in_tables(tmp_path):
-    """As CapFilt writes a web text and a synthetic one, in two shards of one run and beside another source."""
+    """Lists of a CapFilt run of two shards, with web and synthetic texts, and another source."""
     for number in range(2):
-        images = [encoded("red" if number == 0 else "lime")] * 2
+        images = [encoded_image("red" if number == 0 else "lime")] * 2
         columns = {"image": images, "caption": ["web", "synthetic"], "image_id": [str(number)] * 2}
         pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
     assert load_pairs(tmp_path)["image_id"][:] == [0, 0, 1, 1]
@@ -320,7 +319,7 @@ def test_several_captions_of_an_image_are_one_image_in_tables(tmp_path):
 
 
 def test_skipped_records_of_tars_are_counted_in_a_warning(tmp_path, caplog):
-    members = [*tar_members(["red"]), ("x.png", encoded()), *tar_members(["blue"])]
+    members = [*tar_members(["red"]), ("x.png", encoded_image()), *tar_members(["blue"])]
     assert load_pairs(write_tar(tmp_path / "a.tar", members))["caption"][:] == [CAPTIONS["red"], CAPTIONS["blue"]]
     assert "a.tar: skipped 1 bad_record, the first a/x (a/x: field 'caption' is missing" in caplog.text
 
@@ -336,23 +335,23 @@ def test_failed_downloads_of_img2dataset_are_skipped_with_their_error(tmp_path):
 # Images without captions
 
 
-def test_images_need_no_captions_to_be_captioned(tmp_path):
+def test_captions_are_optional_for_load_images(tmp_path):
     (tmp_path / "sub").mkdir()
     write_images(tmp_path / "sub", "lime")
     write_images(tmp_path, "red")
     images = load_images(tmp_path)
     assert images["source_id"][:] == ["red.png", "sub/lime.png"]
     assert load_images(tmp_path / "red.png")["image"][:] == [str(tmp_path / "red.png")]
-    bare = write_tar(tmp_path / "a.tar", [("0.png", encoded("blue"))])
+    bare = write_tar(tmp_path / "a.tar", [("0.png", encoded_image("blue"))])
     assert colors(load_images(bare)["image"]) == [PIXELS["blue"]]
-    write_table(tmp_path / "a.parquet", [encoded(color) for color in CAPTIONS], caption="notes")
+    write_table(tmp_path / "a.parquet", [encoded_image(color) for color in CAPTIONS], caption="notes")
     assert colors(load_images(tmp_path / "a.parquet")["image"]) == [*PIXELS.values()]
     info = write_json(tmp_path / "info.json", {"images": [{"id": 3, "file_name": "red.png"}]})
     assert load_images(info)["source_id"][:] == [3]
 
 
 @pytest.mark.parametrize("read", [load_pairs, find_shards])
-def test_images_without_captions_are_refused_where_captions_are_needed(read, tmp_path):
+def test_images_without_captions_raise_in_load_pairs(read, tmp_path):
     write_images(tmp_path, "red", "blue")
     with pytest.raises(ValueError, match=r"has images without captions \(2, such as blue.png\). Add a metadata.jsonl"):
         read(tmp_path)

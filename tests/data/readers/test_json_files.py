@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""JSON lists a record at a time: as the whole file parsed at once, from any record on, in little memory."""
+"""Streamed JSON lists: equal to the parsed file, from any record on, in constant memory."""
 
 import json
 import tracemalloc
@@ -26,7 +26,7 @@ RECORDS = [
 
 @pytest.fixture(params=[1, 2, 3, 7, 64, 1 << 20])
 def chunk(request, monkeypatch):
-    """However few bytes are read at a time, through characters and numbers."""
+    """For any buffer size, also within characters and numbers."""
     monkeypatch.setattr(json_files, "_CHUNK", request.param)
     return request.param
 
@@ -34,14 +34,14 @@ def chunk(request, monkeypatch):
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("is_ascii", [True, False])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_a_list_is_read_as_when_parsed_at_once(tmp_path, chunk, indent, is_ascii, mark):
+def test_streamed_list_equals_the_parsed_list(tmp_path, chunk, indent, is_ascii, mark):
     records = RECORDS if is_ascii else RECORDS[:-1]  # a lone surrogate has no UTF-8
     path = tmp_path / "a.json"
     path.write_text(f"{mark} \n{json.dumps(records, indent=indent, ensure_ascii=is_ascii)}\r\n ", encoding="utf-8")
     assert [record for _, record in iterate_json_list(path)] == records
 
 
-def test_a_list_goes_on_from_any_of_its_records(tmp_path, chunk):
+def test_list_resumes_at_any_record(tmp_path, chunk):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(RECORDS[:-1], ensure_ascii=False, indent=2), encoding="utf-8")
     located = list(iterate_json_list(path))
@@ -49,7 +49,7 @@ def test_a_list_goes_on_from_any_of_its_records(tmp_path, chunk):
         assert list(iterate_json_list(path, start)) == located[row:]
 
 
-def test_lines_go_on_from_any_of_them(tmp_path):
+def test_json_lines_resume_at_any_line(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = ['\ufeff{"a": "ж"}', "", "no json", '{"b": "\u2028"}', "  ", "3"]
     path.write_bytes("\r\n".join(lines).encode() + b'\n{"c": "\xff"}')
@@ -73,7 +73,7 @@ def test_a_list_may_be_empty(tmp_path, chunk, text):
 @pytest.mark.parametrize(
     "text", ["", "{}", "[1", "[1,", "[1,]", "[1 2]", "[1] 2", '[{"a": 1}\n{"b": 2}]', "[" * 100_000, '["a', "[nul]"]
 )
-def test_what_is_no_list_is_refused_with_the_file_and_the_remedy(tmp_path, text):
+def test_non_list_raises_with_the_file_and_the_remedy(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"a\.json cannot be parsed after byte \d+ .*\.jsonl"):
@@ -81,7 +81,7 @@ def test_what_is_no_list_is_refused_with_the_file_and_the_remedy(tmp_path, text)
 
 
 @pytest.mark.parametrize("content", [b'["caf\xe9"]', b'{"a": "caf\xe9"}', b'["' + b"a" * 99_999 + b'", "\xe9"]'])
-def test_what_is_no_utf_8_is_refused_with_the_file(tmp_path, content):
+def test_non_utf8_raises_with_the_file(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.json cannot be parsed .*codec.* UTF-8"):
@@ -90,7 +90,7 @@ def test_what_is_no_utf_8_is_refused_with_the_file(tmp_path, content):
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypatch):
-    """Ten times the records, and no more memory but for three numbers a shard."""
+    """Ten times the records need no more memory, except for three numbers per shard."""
     monkeypatch.setattr(json_files, "_CHUNK", 1 << 14)
     peaks = []
     for size in (2_000, 20_000):
@@ -106,4 +106,4 @@ def test_memory_of_shards_does_not_grow_with_the_list(tmp_path, suffix, monkeypa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert num_samples == size
-    assert peaks[1] < peaks[0] + 500_000  # the parsed records take some 10 MB
+    assert peaks[1] < peaks[0] + 500_000  # the parsed records take about 10 MB

@@ -32,7 +32,7 @@ def colors_of(pairs: Dataset) -> list[tuple[int, int, int]]:
 # JSON lists
 
 
-def test_json_list_has_one_row_a_caption(photos):
+def test_json_list_has_one_row_per_caption(photos):
     source = write_json(
         photos / "train.json",
         [
@@ -48,7 +48,7 @@ def test_json_list_has_one_row_a_caption(photos):
     assert colors_of(pairs) == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (255, 0, 0)]
 
 
-def test_relative_paths_start_from_image_root_and_absolute_ones_stay(photos, tmp_path_factory):
+def test_relative_paths_are_resolved_against_image_root(photos, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists")
     absolute = str(photos / "images" / "lime.png")
     source = write_json(
@@ -82,7 +82,7 @@ def test_joined_lists_are_numbered_by_image(tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_json_lines_end_at_line_feeds_alone(separator, tmp_path):
+def test_json_lines_are_split_only_at_line_feeds(separator, tmp_path):
     captions = [f"a{separator}b", "c"]
     lines = [json.dumps({"image": "a.jpg", "caption": caption}, ensure_ascii=False) for caption in captions]
     path = tmp_path / "list.jsonl"
@@ -90,7 +90,7 @@ def test_json_lines_end_at_line_feeds_alone(separator, tmp_path):
     assert load_pairs(path)["caption"][:] == captions
 
 
-def test_a_byte_order_mark_begins_a_json_list_too(tmp_path):
+def test_json_list_may_start_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps([{"image": "a.jpg", "caption": "a"}]), encoding="utf-8-sig")
     assert load_pairs(path)["caption"][:] == ["a"]
@@ -120,7 +120,7 @@ def test_a_byte_order_mark_begins_a_json_list_too(tmp_path):
         ("a.jpg", r"record 1 is a str, expected an object with 'image'"),
     ],
 )
-def test_records_that_do_not_fit_are_named(record, message, tmp_path):
+def test_invalid_records_raise_with_their_number(record, message, tmp_path):
     source = write_json(tmp_path / "list.json", [{"image": "a.jpg", "caption": "fine"}, record])
     with pytest.raises(ValueError, match=message):
         load_pairs(source)
@@ -136,13 +136,13 @@ def test_records_that_do_not_fit_are_named(record, message, tmp_path):
         ('{"image": "a"}\n{"image": "b"}', "in a .jsonl file one record a line"),
     ],
 )
-def test_files_that_are_no_lists_are_named(content, message, tmp_path):
+def test_files_without_a_list_raise(content, message, tmp_path):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / "bad.json")
 
 
-# Folders and data sets
+# Folders and datasets
 
 
 @pytest.mark.parametrize("field", ["caption", "text"])
@@ -154,7 +154,7 @@ def test_image_folder_is_read_by_its_metadata(field, photos):
     assert colors_of(pairs) == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
 
 
-def test_image_folder_may_have_a_folder_a_split(photos):
+def test_image_folder_may_have_one_folder_per_split(photos):
     write_json_lines(photos / "test" / "metadata.jsonl", [{"file_name": "../images/lime.png", "text": "green"}])
     assert colors_of(load_pairs(photos, split="test")) == [(0, 255, 0)]
     with pytest.raises(ValueError, match="has images without captions"):
@@ -162,7 +162,7 @@ def test_image_folder_may_have_a_folder_a_split(photos):
 
 
 def test_image_folder_may_have_its_metadata_in_columns(photos):
-    # With the mark that spreadsheets put first.
+    # With the byte order mark of spreadsheets.
     rows = '\ufefffile_name,text,image_id\nred.png,"red, and square",7\nblue.png,blue,3\nred.png,"a ""red"" one",7\n'
     (photos / "images" / "metadata.csv").write_text(rows, encoding="utf-8")
     pairs = load_pairs(photos / "images")
@@ -171,7 +171,7 @@ def test_image_folder_may_have_its_metadata_in_columns(photos):
 
 
 @pytest.mark.parametrize(("ids", "expected"), [("x,y,x", [0, 1, 0]), ("4,,4", [0, 1, 0]), ("-1,2,-1", [0, 1, 0])])
-def test_ids_in_columns_are_numbered_where_they_are_no_numbers(ids, expected, tmp_path):
+def test_non_integer_ids_in_columns_are_numbered(ids, expected, tmp_path):
     rows = [f"{image},text,{i}" for image, i in zip(("a.png", "b.png", "a.png"), ids.split(","), strict=True)]
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text,image_id", *rows]))
     assert load_pairs(tmp_path)["image_id"][:] == expected
@@ -189,19 +189,19 @@ def test_ids_in_columns_are_numbered_where_they_are_no_numbers(ids, expected, tm
         ("file_name,text", r"There are no records in .*metadata.csv"),
     ],
 )
-def test_columns_that_do_not_fit_are_named(rows, message, tmp_path):
+def test_invalid_columns_raise_with_their_names(rows, message, tmp_path):
     (tmp_path / "metadata.csv").write_text(rows)
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path)
 
 
-def test_metadata_without_file_name_is_named(tmp_path):
+def test_metadata_without_file_name_raises(tmp_path):
     write_json_lines(tmp_path / "metadata.jsonl", [{"image": "a.png", "text": "a"}])
     with pytest.raises(ValueError, match=r"metadata.jsonl, record 0: field 'file_name' is missing"):
         load_pairs(tmp_path)
 
 
-def test_images_inside_a_data_set_stay_encoded_and_in_order(photos):
+def test_embedded_images_stay_encoded_and_in_order(photos):
     pairs = load_pairs(embedded_pairs([["red", "a red one"], ["green"], ["blue", "a blue one", "sky"]]))
     assert columns(pairs) == (["red", "a red one", "green", "blue", "a blue one", "sky"], [0, 0, 1, 2, 2, 2])
     assert isinstance(pairs[0]["image"]["bytes"], bytes)
@@ -209,13 +209,13 @@ def test_images_inside_a_data_set_stay_encoded_and_in_order(photos):
 
 
 @pytest.mark.parametrize("field", ["caption", "captions", "text"])
-def test_data_sets_may_name_captions_differently(field, photos):
+def test_datasets_may_name_captions_differently(field, photos):
     images = embedded_pairs(COLORS).remove_columns("caption")
     dataset = images.add_column(field, ["red", "green", "blue"])
     assert columns(load_pairs(dataset)) == (["red", "green", "blue"], [0, 1, 2])
 
 
-def test_saved_data_set_stays_on_disk_with_each_image_once(photos):
+def test_saved_dataset_is_memory_mapped_with_each_image_once(photos):
     dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]])
     dataset.save_to_disk(photos / "saved")
     pairs = load_pairs(photos / "saved")
@@ -224,7 +224,7 @@ def test_saved_data_set_stays_on_disk_with_each_image_once(photos):
     assert {file["filename"] for file in pairs.cache_files} == {file["filename"] for file in stored}
 
 
-def test_splits_are_picked_by_name(photos):
+def test_splits_are_selected_by_name(photos):
     splits = DatasetDict({"train": embedded_pairs(COLORS), "test": embedded_pairs(COLORS).select([2])})
     splits.save_to_disk(photos / "splits")
     for source in (splits, photos / "splits"):
@@ -234,14 +234,14 @@ def test_splits_are_picked_by_name(photos):
             load_pairs(source, split="val")
 
 
-def test_shuffled_data_set_keeps_images_with_their_captions(photos):
+def test_shuffled_dataset_keeps_images_with_their_captions(photos):
     dataset = embedded_pairs([["red", "a red one"], ["green"], ["blue"]]).select([2, 0])
     pairs = load_pairs(dataset)
     assert pairs["caption"][:] == ["blue", "red", "a red one"]
     assert colors_of(pairs) == [(0, 0, 255), (255, 0, 0), (255, 0, 0)]
 
 
-def test_data_set_of_paths_is_numbered_by_path(photos):
+def test_dataset_of_paths_is_numbered_by_path(photos):
     dataset = Dataset.from_dict({"image": ["red.png", "blue.png", "red.png"], "text": ["a", "b", "c"]})
     pairs = load_pairs(dataset, image_root=photos / "images")
     assert columns(pairs) == (["a", "b", "c"], [0, 1, 0])
@@ -262,12 +262,12 @@ def test_data_set_of_paths_is_numbered_by_path(photos):
         ({"image": ["a.jpg", "b.jpg"], "caption": ["a", None]}, r"record 1: field 'caption' is None"),
     ],
 )
-def test_data_sets_that_do_not_fit_are_named(data, message):
+def test_invalid_datasets_raise(data, message):
     with pytest.raises(ValueError, match=message):
         load_pairs(Dataset.from_dict(data))
 
 
-def test_empty_data_set_is_refused(photos):
+def test_empty_dataset_raises(photos):
     with pytest.raises(ValueError, match="There are no records in dataset"):
         load_pairs(embedded_pairs(COLORS).select([]))
 
@@ -284,7 +284,7 @@ def test_groups_hold_all_captions_of_an_image_in_order(photos):
     assert groups[1]["image"] == pairs[1]["image"]
 
 
-def test_records_in_memory_are_grouped_too():
+def test_records_in_memory_are_grouped():
     scenes = Scenes(5)
     groups = group_captions(scenes)
     assert [group["captions"] for group in groups] == [[record["caption"]] for record in scenes]
@@ -307,7 +307,7 @@ def test_records_in_memory_are_grouped_too():
         (["COCO_val2014_000000391895.jpg", "b.jpg"], [None, None], ["391895", "b.jpg"]),
         (["sub/a.jpg", "1000092795.jpg"], [None, None], ["sub/a.jpg", "1000092795.jpg"]),
         (["a.jpg", "b.jpg"], [8, None], ["8", "b.jpg"]),
-        # The number of the sets of 2014 and 2017 is of one image, but these are two files.
+        # In COCO 2014 and 2017 the number is of one image, but these are two files.
         (["COCO_val2014_000000000042.jpg", "000000000042.jpg"], [None, None], None),
     ],
 )
@@ -339,7 +339,7 @@ def test_joined_lists_keep_their_ids_unless_two_images_share_one(tmp_path):
         assert [group["image_id"] for group in group_captions(load_pairs([first, second]))] == expected
 
 
-def test_images_inside_a_data_set_go_by_their_row_without_ids(tmp_path):
+def test_embedded_images_without_ids_are_numbered_by_row(tmp_path):
     groups = group_captions(load_pairs(embedded_pairs(COLORS)).select([2, 0]))
     assert [group["image_id"] for group in groups] == [2, 0]
 

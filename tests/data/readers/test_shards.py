@@ -13,8 +13,8 @@ import pytest
 from blip_hf.data.readers import Sample, find_shards
 from blip_hf.data.scenes import Scenes
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_images
-from tests.support.sources import color_of, encoded, read, summary
+from tests.support.images import encoded_image, write_images
+from tests.support.sources import color_of, read, summary
 
 
 # Kinds of source
@@ -23,10 +23,10 @@ from tests.support.sources import color_of, encoded, read, summary
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])
 def test_tars_are_read_by_key(name, mode, tmp_path):
     members = [
-        ("./000.jpg", encoded("red", "JPEG")),
+        ("./000.jpg", encoded_image("red", "JPEG")),
         ("./000.txt", b"A red one.\n"),
-        ("sub/001.png", encoded("lime")),
-        ("sub/001.seg.png", encoded("black")),
+        ("sub/001.png", encoded_image("lime")),
+        ("sub/001.seg.png", encoded_image("black")),
         ("sub/001.json", b'{"caption": ["green", "lime"], "image_id": 7}'),
         ("sub/001.cls", b"3"),
     ]
@@ -41,8 +41,8 @@ def test_tars_are_read_by_key(name, mode, tmp_path):
 def test_parquet_images_are_bytes_paths_or_both(form, tmp_path):
     write_images(tmp_path, "red", "blue")
     content = {
-        "bytes": lambda name: encoded(name),
-        "struct": lambda name: {"bytes": encoded(name), "path": "other.png"},
+        "bytes": lambda name: encoded_image(name),
+        "struct": lambda name: {"bytes": encoded_image(name), "path": "other.png"},
         "path": lambda name: f"{name}.png",
     }[form]
     table = pa.table({"image": [content("red"), content("blue")], "captions": [["a", "b"], ["c"]], "id": [30, 10]})
@@ -52,7 +52,7 @@ def test_parquet_images_are_bytes_paths_or_both(form, tmp_path):
     assert [color_of(sample) for sample in samples] == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_json_lists_are_cut_between_images(tmp_path):
+def test_json_lists_are_sharded_between_images(tmp_path):
     write_images(tmp_path, "red", "lime", "blue")
     colors = ["red", "red", "red", "lime", "blue"]
     source = write_json(
@@ -74,13 +74,13 @@ def test_ids_do_not_depend_on_the_size_of_shards(tmp_path):
 
 
 @pytest.mark.parametrize("image_id", [7, ""])
-def test_different_images_of_one_id_stay_apart_with_their_texts(image_id, tmp_path):
+def test_different_images_with_one_id_keep_their_texts(image_id, tmp_path):
     write_images(tmp_path, "red", "lime")
     records = [{"image": f"{c}.png", "caption": c, "image_id": image_id} for c in ("red", "lime", "lime")]
     pq.write_table(
         pa.table(
             {
-                "image": [encoded("red"), encoded("lime")],
+                "image": [encoded_image("red"), encoded_image("lime")],
                 **{name: [record[name] for record in records[:2]] for name in ("caption", "image_id")},
             }
         ),
@@ -96,12 +96,12 @@ def test_different_images_of_one_id_stay_apart_with_their_texts(image_id, tmp_pa
         ((255, 0, 0), ("red",)),
         ((0, 255, 0), ("lime",)),
     ]
-    # An empty id is none.
+    # An empty id is not an id.
     ids = [sample.image_id for sample in (*in_list, *in_table)]
     assert ids == (["7"] * 4 if image_id else ["red.png", "lime.png", "x/00000000", "x/00000001"])
 
 
-def test_json_lines_go_on_behind_a_broken_one(tmp_path):
+def test_broken_json_line_does_not_end_the_stream(tmp_path):
     write_images(tmp_path, "red")
     good = json.dumps({"image": "red.png", "caption": "a line\u2028separator"}, ensure_ascii=False)
     (tmp_path / "l.jsonl").write_text(f'{{"image": \n{good}\n', encoding="utf-8")
@@ -119,7 +119,7 @@ def test_drawn_scenes_are_a_source():
     assert [item.sample_id for item in read(Scenes(2, start=7))] == ["scenes/00000007", "scenes/00000008"]
 
 
-def test_an_empty_shard_is_refused():
+def test_empty_shard_raises():
     with pytest.raises(ValueError, match="shard_size=0 is too small"):
         find_shards("scenes:4", shard_size=0)
 
@@ -128,8 +128,8 @@ def test_an_empty_shard_is_refused():
 
 
 def write_many(folder: Path, num_samples: int, suffix: str) -> Path:
-    """Images of 50 kB, and in Parquet all of them in one group of many pages."""
-    path, image = folder / f"{num_samples}{suffix}", encoded() + os.urandom(50_000)
+    """Images of 50 kB; in Parquet, all in one row group of many pages."""
+    path, image = folder / f"{num_samples}{suffix}", encoded_image() + os.urandom(50_000)
     if suffix == ".tar":
         members = [
             (f"{i}.{end}", content) for i in range(num_samples) for end, content in (("png", image), ("txt", b"a"))
@@ -141,7 +141,7 @@ def write_many(folder: Path, num_samples: int, suffix: str) -> Path:
 
 
 def peak_of_reading(path: Path, num_samples: int) -> int:
-    """Bytes that Python and Arrow hold at most while a shard is read."""
+    """Peak memory of Python and Arrow while a shard is read."""
     (shard,) = find_shards(path)
     before = arrow = pa.total_allocated_bytes()
     tracemalloc.start()
@@ -157,5 +157,5 @@ def peak_of_reading(path: Path, num_samples: int) -> int:
 @pytest.mark.parametrize("suffix", [".tar", ".parquet"])
 def test_memory_does_not_grow_with_a_shard(suffix, tmp_path):
     small, large = (peak_of_reading(write_many(tmp_path, number, suffix), number) for number in (100, 500))
-    # Ids and the like may be held; of 400 images more, 20 may not.
+    # 400 more images may add the memory of ids, but not that of 20 images.
     assert large < small + 1_000_000

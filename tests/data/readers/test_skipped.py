@@ -18,8 +18,8 @@ from blip_hf.data.readers import find_shards, samples
 from blip_hf.data.readers.samples import Sample, Skipped
 from blip_hf.image_utils import UnreadableImageError
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_images
-from tests.support.sources import bomb, encoded, read, summary
+from tests.support.images import encoded_image, write_images
+from tests.support.sources import bomb, read, summary
 
 
 def test_broken_records_are_skipped_and_the_stream_goes_on(tmp_path):
@@ -48,15 +48,20 @@ def test_broken_records_are_skipped_and_the_stream_goes_on(tmp_path):
 
 def test_images_over_the_limits_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(image_utils, "MAX_IMAGE_PIXELS", 12)
-    members = [("0.png", encoded(size=(4, 3))), ("0.txt", b"a"), ("1.png", encoded(size=(13, 1))), ("1.txt", b"b")]
+    members = [
+        ("0.png", encoded_image(size=(4, 3))),
+        ("0.txt", b"a"),
+        ("1.png", encoded_image(size=(13, 1))),
+        ("1.txt", b"b"),
+    ]
     source = write_tar(tmp_path / "a.tar", members)
     assert summary(read(source)) == [("a/0", ("a",)), ("a/1", "huge_image")]
     monkeypatch.setattr(image_utils, "MAX_IMAGE_BYTES", 10)
     assert [reason for _, reason in summary(read(source))] == ["huge_image"] * 2
 
 
-def test_images_broken_behind_their_header_raise_when_they_are_opened(tmp_path):
-    torn = encoded("red", "JPEG", (640, 640))[:-2000]
+def test_images_with_a_broken_body_raise_on_opening(tmp_path):
+    torn = encoded_image("red", "JPEG", (640, 640))[:-2000]
     (sample,) = read(write_tar(tmp_path / "a.tar", [("0.jpg", torn), ("0.txt", b"a")]))
     with pytest.raises(UnreadableImageError, match="of a/0"):
         sample.open_image()
@@ -64,19 +69,19 @@ def test_images_broken_behind_their_header_raise_when_they_are_opened(tmp_path):
 
 def test_broken_members_of_a_tar_are_skipped(tmp_path):
     members = [
-        ("0.png", encoded()),
+        ("0.png", encoded_image()),
         ("1.txt", b"no image"),
-        ("2.png", encoded()),
+        ("2.png", encoded_image()),
         ("2.txt", b"\xff no utf-8"),
-        ("3.png", encoded()),
+        ("3.png", encoded_image()),
         ("3.json", b"[]"),
-        ("4.png", encoded()),
+        ("4.png", encoded_image()),
         ("4.txt", b"x" * (2**20 + 1)),
-        ("5.png", encoded()),
+        ("5.png", encoded_image()),
         ("5.txt", b"fine"),
-        ("0.png", encoded()),
+        ("0.png", encoded_image()),
         ("0.txt", b"fine"),
-        ("5.png", encoded()),
+        ("5.png", encoded_image()),
         ("5.txt", b"again"),
     ]
     assert summary(read(write_tar(tmp_path / "a.tar", members))) == [
@@ -90,12 +95,12 @@ def test_broken_members_of_a_tar_are_skipped(tmp_path):
 
 def test_members_whose_names_have_dots_are_counted(tmp_path):
     members = [
-        ("b/img.v1.png", encoded()),
+        ("b/img.v1.png", encoded_image()),
         ("b/img.v1.txt", b"one"),
-        ("b/img.v2.png", encoded()),
+        ("b/img.v2.png", encoded_image()),
         ("b/img.v2.txt", b"two"),
-        ("c.edge.png", encoded()),
-        ("c.png", encoded()),
+        ("c.edge.png", encoded_image()),
+        ("c.png", encoded_image()),
         ("c.txt", b"fine"),
     ]
     assert summary(read(write_tar(tmp_path / "a.tar", members))) == [
@@ -105,10 +110,13 @@ def test_members_whose_names_have_dots_are_counted(tmp_path):
     ]
 
 
-def test_a_tar_cut_anywhere_gives_its_head_and_is_reported(tmp_path):
-    members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded()), ("txt", b"a"))]
-    content = write_tar(tmp_path / "a.tar", members).read_bytes()
-    # A member has a block of 512 bytes for its header and one for its content, of which a text fills the first byte.
+def write_three_pairs(path):
+    return write_tar(path, [pair for i in range(3) for pair in ((f"{i}.png", encoded_image()), (f"{i}.txt", b"a"))])
+
+
+def test_truncated_tar_gives_its_complete_members_and_is_reported(tmp_path):
+    content = write_three_pairs(tmp_path / "a.tar").read_bytes()
+    # A member has a block of 512 bytes for its header and one for its content. A text has one byte.
     assert summary(read(tmp_path / "a.tar")) == [(f"a/{i}", ("a",)) for i in range(3)]
     for cut in [0, 100, 512, 1000, 1024, 1536, 2047, 2048, 2500, 3072, 3100, 5632, 5633, 6144]:
         (tmp_path / "a.tar").write_bytes(content[:cut])
@@ -117,9 +125,8 @@ def test_a_tar_cut_anywhere_gives_its_head_and_is_reported(tmp_path):
         assert summary(samples) == [(f"a/{i}", ("a",)) for i in range((cut + 511) // 2048)], cut
 
 
-def test_a_torn_header_or_compressed_stream_is_no_end(tmp_path):
-    members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in (("png", encoded()), ("txt", b"a"))]
-    content = bytearray(write_tar(tmp_path / "a.tar", members).read_bytes())
+def test_broken_header_or_compression_is_not_an_end_of_file(tmp_path):
+    content = bytearray(write_three_pairs(tmp_path / "a.tar").read_bytes())
     compressed = gzip.compress(bytes(content))
     content[2048:2060] = b"garbage here"
     (tmp_path / "a.tar").write_bytes(content)
@@ -129,11 +136,11 @@ def test_a_torn_header_or_compressed_stream_is_no_end(tmp_path):
     assert read(tmp_path / "a.tar.gz")[-1].reason == "truncated_tar"
 
 
-def test_broken_parquet_loses_no_more_than_its_group(tmp_path):
+def test_broken_parquet_loses_only_its_row_group(tmp_path):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing else")
     assert summary(read(path)) == [("x", "bad_record")]
-    table = pa.table({"image": [encoded()] * 4, "caption": [f"text number {i}" for i in range(4)]})
+    table = pa.table({"image": [encoded_image()] * 4, "caption": [f"text number {i}" for i in range(4)]})
     pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
     content = bytearray(path.read_bytes())
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
@@ -152,7 +159,9 @@ def test_broken_parquet_loses_no_more_than_its_group(tmp_path):
 
 
 def test_parquet_rows_without_an_image_or_text_are_skipped(tmp_path):
-    table = pa.table({"image": [None, encoded(), encoded()], "caption": ["a", None, "c"], "id": ["p", "q", "r"]})
+    table = pa.table(
+        {"image": [None, encoded_image(), encoded_image()], "caption": ["a", None, "c"], "id": ["p", "q", "r"]}
+    )
     pq.write_table(table, tmp_path / "x.parquet")
     assert summary(read(tmp_path / "x.parquet")) == [("x/p", "bad_record"), ("x/q", "bad_record"), ("x/r", ("c",))]
 
@@ -160,7 +169,7 @@ def test_parquet_rows_without_an_image_or_text_are_skipped(tmp_path):
 NESTED = "[" * 100_000
 
 
-def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
+def test_unrepresentable_record_is_skipped(tmp_path):
     write_images(tmp_path, "red")
     good = {"image": "red.png", "caption": "red"}
     half = json.dumps({**good, "image_id": "\ud800"})
@@ -169,8 +178,8 @@ def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
     items = read(tmp_path / "l.jsonl")
     assert [reason for _, reason in summary(items)] == [*["bad_record"] * 3, ("red",)]
     json.dumps([asdict(item) for item in items[:3]])
-    members = [("0.png", encoded()), ("0.json", NESTED.encode()), ("1.png", encoded()), ("1.txt", b"fine")]
-    members += [("2.png", encoded()), ("2.json", b'{"caption": "a", "image_id": "\\ud800"}')]
+    members = [("0.png", encoded_image()), ("0.json", NESTED.encode()), ("1.png", encoded_image()), ("1.txt", b"fine")]
+    members += [("2.png", encoded_image()), ("2.json", b'{"caption": "a", "image_id": "\\ud800"}')]
     assert summary(read(write_tar(tmp_path / "a.tar", members))) == [
         ("a/0", "bad_record"),
         ("a/1", ("fine",)),
@@ -181,7 +190,7 @@ def test_a_record_that_python_cannot_hold_stops_nothing(tmp_path):
         read(tmp_path / "n.json")
 
 
-def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
+def test_invalid_metadata_rows_are_skipped(tmp_path):
     write_images(tmp_path, "red")
     rows = ["file_name,text", "red.png,one", "red.png,two, and a comma", f"red.png,{'x' * 200_000}", "red.png,four"]
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
@@ -192,7 +201,7 @@ def test_rows_of_metadata_that_do_not_fit_stop_nothing(tmp_path):
     ]
 
 
-def test_texts_and_skips_of_a_record_keep_their_order(tmp_path):
+def test_texts_and_skipped_texts_of_a_record_keep_their_order(tmp_path):
     write_images(tmp_path, "red")
     (shard,) = find_shards(
         write_json(tmp_path / "l.json", [{"image": "red.png", "caption": ["a", "b", ".", "...", "c"]}])
@@ -202,7 +211,7 @@ def test_texts_and_skips_of_a_record_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
-def test_a_failing_disk_is_not_blamed_on_an_image(number, tmp_path, monkeypatch):
+def test_disk_error_raises_and_is_not_a_broken_image(number, tmp_path, monkeypatch):
     write_images(tmp_path, "red")
     (sample,) = read(write_json(tmp_path / "l.json", [{"image": "red.png", "caption": "a"}]))
 

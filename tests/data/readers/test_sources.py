@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Telling formats apart, and what is said about a source that does not fit."""
+"""Format detection, and errors of invalid sources."""
 
 import datasets
 import pyarrow as pa
@@ -10,8 +10,8 @@ from blip_hf.data.readers import find_shards, load_images, load_pairs
 from blip_hf.data.readers.hub import is_hub_name
 from blip_hf.data.readers.sources import expand_pattern, make_absolute
 from tests.support.files import write_json, write_tar
-from tests.support.images import write_images
-from tests.support.sources import encoded, read, summary
+from tests.support.images import encoded_image, write_images
+from tests.support.sources import read, summary
 
 
 ENTRY_POINTS = pytest.mark.parametrize("read_source", [load_pairs, find_shards, load_images])
@@ -58,20 +58,20 @@ def test_a_source_that_does_not_exist_is_named_without_asking_the_hub(read_sourc
         ("a b", False),
     ],
 )
-def test_names_on_the_hub_do_not_look_like_paths(name, expected, tmp_path, monkeypatch):
+def test_paths_are_not_taken_for_names_on_the_hub(name, expected, tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
     assert is_hub_name(name) == expected
     assert make_absolute(name) == (name if expected else make_absolute(make_absolute(name)))
 
 
-def test_an_unreachable_name_is_told_from_a_missing_file():
+def test_unreachable_name_and_missing_file_have_different_errors():
     with pytest.raises(ValueError, match=r"'somebody/photos' is not an existing file or folder, and cannot be loaded"):
         load_pairs("somebody/photos")
 
 
 @ENTRY_POINTS
-def test_a_folder_of_two_kinds_says_what_it_holds(read_source, tmp_path):
+def test_folder_of_two_formats_raises_with_its_contents(read_source, tmp_path):
     write_tar(tmp_path / "a.tar", [])
     write_tar(tmp_path / "b.tar", [])
     write_json(tmp_path / "a.json", [])
@@ -80,7 +80,7 @@ def test_a_folder_of_two_kinds_says_what_it_holds(read_source, tmp_path):
 
 
 @ENTRY_POINTS
-def test_a_folder_without_a_known_format_says_what_it_holds(read_source, tmp_path):
+def test_folder_without_a_known_format_raises_with_its_contents(read_source, tmp_path):
     with pytest.raises(ValueError, match=r"has no known format \(it is empty\)"):
         read_source(tmp_path)
     (tmp_path / "notes.md").write_text("")
@@ -94,7 +94,7 @@ def test_a_folder_without_a_known_format_says_what_it_holds(read_source, tmp_pat
 
 
 @ENTRY_POINTS
-def test_two_kinds_of_metadata_are_refused(read_source, tmp_path):
+def test_two_metadata_files_raise(read_source, tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a")
     with pytest.raises(ValueError, match=r"has both metadata.jsonl and metadata.csv"):
@@ -103,7 +103,7 @@ def test_two_kinds_of_metadata_are_refused(read_source, tmp_path):
 
 @pytest.mark.parametrize("columns", [{"URL": ["http://a"], "TEXT": ["a"]}, {"image": ["https://a"], "text": ["a"]}])
 @ENTRY_POINTS
-def test_a_parquet_of_urls_is_refused_with_the_remedy(read_source, columns, tmp_path):
+def test_parquet_of_urls_raises_with_the_remedy(read_source, columns, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(
         ValueError, match=r"has URLs \(column '\w+'\) and no images. Download .* img2dataset --url_list"
@@ -111,13 +111,13 @@ def test_a_parquet_of_urls_is_refused_with_the_remedy(read_source, columns, tmp_
         read_source(tmp_path / "x.parquet")
 
 
-def test_a_parquet_without_its_columns_is_refused(tmp_path):
+def test_parquet_without_required_columns_raises(tmp_path):
     pq.write_table(pa.table({"picture": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"has the columns picture, expected 'image' .* and one of 'caption'"):
         find_shards(tmp_path / "x.parquet")
 
 
-def test_lists_may_lie_among_their_images(tmp_path):
+def test_lists_may_be_in_the_folder_of_their_images(tmp_path):
     write_images(tmp_path, "red", "lime")
     write_json(tmp_path / "a.json", [{"image": "red.png", "caption": "red"}])
     assert summary(read(tmp_path)) == [("a/00000000", ("red",))]
@@ -126,10 +126,10 @@ def test_lists_may_lie_among_their_images(tmp_path):
         find_shards(tmp_path)
 
 
-def test_a_split_may_have_a_folder_of_its_own(tmp_path):
+def test_splits_may_have_their_own_folders(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        write_tar(tmp_path / split / "a.tar", [("0.png", encoded()), ("0.txt", split.encode())])
+        write_tar(tmp_path / split / "a.tar", [("0.png", encoded_image()), ("0.txt", split.encode())])
     assert [load_pairs(tmp_path, split=split)["caption"][:] for split in ("train", "test")] == [["train"], ["test"]]
     assert [sample.texts for shard in find_shards(tmp_path, split="test") for sample in shard.samples()] == [("test",)]
 
@@ -148,7 +148,7 @@ def test_patterns_are_expanded_in_order(tmp_path):
     assert names("a.tar") == []
 
 
-def test_files_of_the_same_name_are_told_apart_by_folder(tmp_path):
+def test_files_of_the_same_name_are_distinguished_by_folder(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "0.tar", [])
@@ -156,15 +156,21 @@ def test_files_of_the_same_name_are_told_apart_by_folder(tmp_path):
     assert [shard.name for shard in shards] == ["x_0", "y_0"]
     with pytest.raises(ValueError, match="Several sources are called '0'"):
         find_shards([tmp_path / "x" / "0.tar"] * 2)
-    # A list is cut into shards, one of which may be called as another file.
+    # A list has several shards, and the name of one may equal that of another file.
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "web-00000.parquet")
     records = write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a"}])
     with pytest.raises(ValueError, match="Several sources are called 'web-00000'"):
         find_shards([records, tmp_path / "web-00000.parquet"])
 
 
-def test_files_that_are_passed_over_are_counted_once(tmp_path, caplog):
-    members = [("0.png", encoded()), ("0.txt", b"a"), ("0.zyx", b""), ("1.zyx", b""), (".hidden/1.png", encoded())]
+def test_ignored_files_are_counted_once(tmp_path, caplog):
+    members = [
+        ("0.png", encoded_image()),
+        ("0.txt", b"a"),
+        ("0.zyx", b""),
+        ("1.zyx", b""),
+        (".hidden/1.png", encoded_image()),
+    ]
     source = write_tar(tmp_path / "a.tar", members)
     assert len(read(source)) == len(read(source)) == 1
     assert caplog.text.count("a.tar: skipped files that are neither images nor their texts (2 .zyx)") == 1

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions and answers in the formats that they are published in."""
+"""Questions and answers in the published formats."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
-from transformers import BertTokenizer
 
-from blip_hf import BlipProcessor
 from blip_hf.data.readers.vqa import load_vqa, most_common_answers
 from blip_hf.data.scenes import Scenes, SceneVqa
 from blip_hf.data.vqa import BlipVqaCollator, VqaDataset
+from tests.support.files import write_json
+from tests.support.images import write_image
+from tests.support.vocabularies import make_processor
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "a", "red", "square"]
 RECORD = {
     "dataset": "vqa",
     "image": "a.jpg",
@@ -28,21 +27,13 @@ VG_RECORD = {"dataset": "vg", "image": "b.jpg", "question": "Where?", "question_
 
 
 def write(folder: Path, content, name="questions.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture(scope="module")
-def processor() -> BlipProcessor:
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)})
-    return BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
+    return write_json(folder / name, content)
 
 
 # BLIP's lists
 
 
-def test_lists_give_each_persons_answer_its_share_and_visual_genome_a_fifth(tmp_path):
+def test_answer_weights_are_shares_of_votes_and_a_fifth_for_visual_genome(tmp_path):
     path = write(tmp_path, [RECORD, VG_RECORD])
     assert load_vqa(path)[:] == {
         "image": [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")],
@@ -53,17 +44,17 @@ def test_lists_give_each_persons_answer_its_share_and_visual_genome_a_fifth(tmp_
     }
 
 
-def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path, processor):
-    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+def test_a_visual_genome_record_may_have_several_answers_or_none(tmp_path):
+    write_image(tmp_path / "b.jpg")
     asked = {name: value for name, value in VG_RECORD.items() if name != "answer"}
     questions = load_vqa(write(tmp_path, [{**asked, "answer": ["here", "there"]}, asked]))
     assert questions["weights"][:] == [[0.1, 0.1], []]
-    batch = BlipVqaCollator(processor)([VqaDataset(questions)[i] for i in range(2)])
+    batch = BlipVqaCollator(make_processor())([VqaDataset(questions)[i] for i in range(2)])
     assert_close(batch["answer_weights"], torch.tensor([0.1, 0.1]))
     assert batch["answers_per_question"].tolist() == [2, 0]
 
 
-def test_each_data_set_may_have_a_folder_of_its_own(tmp_path):
+def test_each_dataset_may_have_its_own_image_root(tmp_path):
     paths = [write(tmp_path, [RECORD], "vqa.json"), write(tmp_path, [VG_RECORD], "vg.json")]
     roots = {"vqa": "/coco", "vg": "/genome"}
     assert load_vqa(paths, image_root=roots)["image"][:] == ["/coco/a.jpg", "/genome/b.jpg"]
@@ -77,7 +68,7 @@ def test_test_sets_have_no_answers(tmp_path):
     assert questions[0]["answers"] == questions[0]["weights"] == []
 
 
-def test_a_set_of_answers_is_one_answer(tmp_path):
+def test_answer_set_is_joined_into_one_answer(tmp_path):
     path = write(tmp_path, [{**RECORD, "answer": ["vase", "bottle", "vase"]}])
     record = load_vqa(path, answer_lists="set")[0]
     assert (record["answers"], record["weights"]) == (["bottle, vase"], [1.0])
@@ -85,7 +76,7 @@ def test_a_set_of_answers_is_one_answer(tmp_path):
         load_vqa(path, answer_lists="all")
 
 
-def test_ids_of_different_kinds_become_text(tmp_path):
+def test_ids_of_mixed_types_become_strings(tmp_path):
     path = write(tmp_path, [RECORD, {**VG_RECORD, "question_id": "x1"}])
     assert load_vqa(path)["question_id"][:] == ["7", "x1"]
 
@@ -105,7 +96,7 @@ def test_ids_of_different_kinds_become_text(tmp_path):
         ({"annotations": []}, "contains an object with annotations, expected a list of"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, content, message):
+def test_invalid_lists_raise(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load_vqa(write(tmp_path, content))
 
@@ -128,7 +119,7 @@ VQA_ANNOTATIONS = {
 }
 
 
-def test_vqa_is_read_as_it_is_published(tmp_path):
+def test_vqa_is_read_in_its_published_format(tmp_path):
     questions = load_vqa(
         write(tmp_path, VQA_QUESTIONS),
         annotations=write(tmp_path, VQA_ANNOTATIONS, "annotations.json"),
@@ -144,7 +135,7 @@ def test_vqa_is_read_as_it_is_published(tmp_path):
     assert questions[1]["answers"] == ["why not"]
 
 
-def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
+def test_vqa_test_splits_share_one_image_folder(tmp_path):
     path = write(tmp_path, {**VQA_QUESTIONS, "data_subtype": "test-dev2015"})
     record = load_vqa(path)[1]
     assert record["image"] == str(tmp_path / "COCO_test2015_000000000009.jpg")
@@ -160,7 +151,7 @@ def test_vqas_test_sets_ask_about_the_images_of_one(tmp_path):
         ([], "contains an empty list, expected VQA's"),
     ],
 )
-def test_annotations_that_do_not_fit_are_named(tmp_path, annotations, message):
+def test_invalid_annotations_raise(tmp_path, annotations, message):
     path = write(tmp_path, VQA_QUESTIONS)
     with pytest.raises(ValueError, match=message):
         load_vqa(path, annotations=write(tmp_path, annotations, "annotations.json"))
@@ -202,7 +193,7 @@ def test_scenes_have_exact_answers():
     assert questions.answers() == [[pair["answer"]] for pair in expected]
 
 
-def test_answers_are_counted_without_an_image(tmp_path):
+def test_counting_answers_does_not_open_images(tmp_path):
     records = [{**RECORD, "answer": answers} for answers in (["x", "y"], ["y"], ["z", "x", "y"])]
     questions = load_vqa(write(tmp_path, records))
     assert most_common_answers(questions) == ["y", "x", "z"]
@@ -217,6 +208,6 @@ def test_daquar_is_read(data_root):
     assert len(questions) == 1755
     assert all(len(answers) == 1 for answers in questions["answers"])
     known = set(json.loads((folder / "answer_list.json").read_text()))
-    # 1,581 of one word and one of the same word twice; the others are of several.
+    # 1,581 of one word and one with the same word twice; the others have several words.
     assert sum(answer in known for (answer,) in questions["answers"]) == 1582
     assert VqaDataset(questions)[0]["image"].size == (224, 168)

@@ -34,7 +34,7 @@ TEXT = {
     "eos_token_id": SEP,
     "bos_token_id": DEC,
     "enc_token_id": ENC,
-    "initializer_range": 0.3,  # wide, so that a wrong term changes the output
+    "initializer_range": 0.3,  # large, so that a wrong term changes the output
 }
 VISION = {
     "hidden_size": 24,
@@ -47,7 +47,7 @@ VISION = {
 }
 
 
-# Summing in another order moves a logit of a tiny model by a few units in its last place.
+# Another order of summation changes a logit of a tiny model by a few ulp.
 SUMMATION_TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
 
 
@@ -67,11 +67,15 @@ def tiny_retrieval_config(queue_size=12, **fields):
     )
 
 
-def tiny_reasoning_config(merge_from_layer=1):
-    """By default the lower text layer averages the images and the upper one merges them."""
+def tiny_nlvr2_config(merge_from_layer=1):
+    """By default the lower text layer averages both images and the upper one merges them."""
     return BlipVisualReasoningConfig(
         text_config=dict(TEXT), vision_config=dict(VISION), image_text_hidden_size=8, merge_from_layer=merge_from_layer
     )
+
+
+def seeded_generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def tiny_batch(lengths=(7, 5, 6), first=CLS, seed=0):
@@ -102,7 +106,7 @@ def tiny_capfilt(image_size=32):
     processor = make_processor(image_size=image_size)
     captioner = tiny_model_for(BlipForConditionalGeneration, processor, seed=2, initializer_range=0.5)
     matcher = tiny_model_for(BlipForImageTextRetrieval, processor, seed=3, initializer_range=0.5)
-    # Like a trained model, it writes no special token except [SEP].
+    # As a trained model, it generates no special token except [SEP].
     unwanted = [number for number in processor.tokenizer.all_special_ids if number != processor.tokenizer.sep_token_id]
     captioner.text_decoder.cls.predictions.bias.data[unwanted] = -100
     return captioner, processor, matcher, processor
