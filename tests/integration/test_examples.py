@@ -66,8 +66,8 @@ def test_pretrain_example(tmp_path, capsys):
     load_in_transformers("BlipForImageTextRetrieval", tmp_path / "retriever")
 
 
-def test_finetune_captioner_example(tmp_path, capsys):
-    run_example("finetune_captioner", "--tiny", "--output_dir", tmp_path)
+def test_finetune_caption_example(tmp_path, capsys):
+    run_example("finetune_caption", "--tiny", "--output_dir", tmp_path)
     assert "is captioned" in capsys.readouterr().out
     BlipForConditionalGeneration.from_pretrained(tmp_path)
 

@@ -5,8 +5,8 @@
 # ///
 """Fine-tune a captioner with the Trainer of transformers, on your pairs or on drawn scenes.
 
-python examples/finetune_captioner.py --output_dir runs/captioner --data train.json
-python examples/finetune_captioner.py --output_dir runs/captioner --tiny  # random weights, half a minute
+python examples/finetune_caption.py --output_dir runs/captioner --data train.json
+python examples/finetune_caption.py --output_dir runs/captioner --tiny  # random weights, half a minute
 """
 
 import argparse
