@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..capfilt.settings import CapFiltSettings
 from ..caption_settings import CaptionSettings
+from ..evaluation.defaults import BATCH_SIZE, K_TEST
 from .scene_sections import SCENE_SECTIONS
 
 
@@ -115,11 +116,11 @@ class EvaluationSettings:
         ValueError: If a number is too small.
     """
 
-    k_test: int = 128
+    k_test: int = K_TEST
     num_beams: int | None = None
     max_length: int | None = None
     min_length: int | None = None
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
         for name in ("k_test", "batch_size"):

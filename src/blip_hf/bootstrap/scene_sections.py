@@ -32,7 +32,7 @@ SCENE_SECTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "filter": {**_SMALL_CONTRAST, "max_steps": 120, "learning_rate": 3e-4, "warmup_steps": 10},
         # A scene has one correct caption, so sampling would only add mistakes.
         "capfilt": {"strategy": "greedy", "max_length": 30, "batch_size": 64},
-        "evaluation": {"k_test": 32, "num_beams": 1, "max_length": 30},
+        "evaluation": {"k_test": 32, "num_beams": 1, "max_length": 30, "min_length": 5},
     }
 )
 
