@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tasks share: the bases of their options, data sources, checkpoints, and the course of a fine-tuning.
+"""What the tasks share: the bases of their options, checkpoints, and the course of a fine-tuning.
 
 A task module has `FinetuneOptions`, `EvaluateOptions`, `finetune` and `evaluate`. Task modules import heavy libraries inside
 functions, so that `--help` is quick.
@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..evaluation.defaults import BATCH_SIZE
+from .source import Source, count_scenes, is_scenes
 
 
 if TYPE_CHECKING:
-    import datasets
     from transformers.modeling_utils import PreTrainedModel
 
     from ..configuration_blip import BlipConfig
     from ..data.pairs import PairDataset
-    from ..data.scenes import Scenes
     from ..processing_blip import BlipProcessor
     from ..training import BlipFinetuningArguments, BlipTrainer
 
 
 Records = Sequence[Mapping[str, Any]]
 
-SCENES = "scenes"
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
 PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
@@ -39,53 +37,6 @@ def option(default: Any, help_text: str, metavar: str | None = None) -> Any:
     """Returns the dataclass field of an option."""
     metadata = {"help": help_text} if metavar is None else {"help": help_text, "metavar": metavar}
     return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Data to train or to evaluate on: files, or drawn scenes by number."""
-
-    data: list[str]
-    image_root: str | None
-    first_scene: int
-    num_scenes: int
-    split: str | None = None
-    annotations: str | None = None
-
-    @property
-    def is_scenes(self) -> bool:
-        """Whether the data are drawn scenes alone."""
-        return len(self.data) == 1 and is_scenes(self.data[0])
-
-    def scenes(self, image_size: int) -> "Scenes":
-        """Returns the drawn scenes: `num_scenes` for `scenes`, and NUMBER for `scenes:NUMBER[:NOISE]`."""
-        from ..data.readers.scenes import parse_scenes
-        from ..data.scenes import Scenes
-
-        (source,) = self.data
-        named = parse_scenes(f"{SCENES}:{self.num_scenes}" if source == SCENES else source)
-        return Scenes(len(named), start=self.first_scene, image_size=image_size, noise_rate=named.noise_rate)
-
-    def read_pairs(self, image_size: int) -> "datasets.Dataset | Scenes":
-        """Returns records of image-text pairs."""
-        from ..data.readers import load_pairs
-
-        if self.is_scenes:
-            return self.scenes(image_size)
-        return load_pairs(one_or_several(self.data), image_root=self.image_root, split=self.split)
-
-
-def is_scenes(source: str) -> bool:
-    """Returns whether a source is `scenes` or `scenes:NUMBER[:NOISE]`."""
-    return source == SCENES or source.startswith(f"{SCENES}:")
-
-
-def count_scenes(data: list[str], num_scenes: int) -> int:
-    """Returns how many of the first scenes a training set uses at most."""
-    from ..data.readers.scenes import parse_scenes
-
-    numbered = [source for source in data if is_scenes(source) and source != SCENES]
-    return max((len(parse_scenes(source)) for source in numbered), default=num_scenes)
 
 
 @dataclass(kw_only=True)
@@ -275,11 +226,6 @@ def image_size_of(model: "PreTrainedModel") -> int:
 # Data
 
 
-def one_or_several(sources: list[str]) -> str | list[str]:
-    """Returns a single source alone, which may then be a folder or a name."""
-    return sources[0] if len(sources) == 1 else sources
-
-
 def warn_about_training_data(options: FinetuneOptions) -> None:
     """Warns about sources to evaluate on that are trained on too. Two splits of a source are different data."""
     from transformers.utils import logging
@@ -389,7 +335,6 @@ def train_and_save(trainer: "BlipTrainer") -> dict[str, float]:
 __all__ = [
     "FILES_HELP",
     "PAIRS_HELP",
-    "SCENES",
     "SPLIT_HELP",
     "DType",
     "EvaluateOptions",
@@ -398,16 +343,13 @@ __all__ = [
     "PairEvaluateOptions",
     "PairFinetuneOptions",
     "PairTrainingOptions",
-    "Source",
     "TrainingOptions",
     "checkpoint_type",
     "config_values",
-    "count_scenes",
     "image_size_of",
     "load_for_evaluation",
     "load_for_training",
     "load_processor",
-    "one_or_several",
     "option",
     "prepare_for_training",
     "read_config",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import CaptionSettings, caption_option
 from . import base
-from .base import PairEvaluateOptions, PairFinetuneOptions, Source, option
+from .base import PairEvaluateOptions, PairFinetuneOptions, option
+from .source import Source
 
 
 if TYPE_CHECKING:

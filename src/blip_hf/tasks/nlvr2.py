@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import base
-from .base import Source
+from .source import Source
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.defaults import NUM_CANDIDATES
 from . import base
-from .base import Source, option
+from .base import option
+from .source import Source, one_or_several
 
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> 
         questions = load_vqa(source.scenes(image_size))
     else:
         questions = load_vqa(
-            base.one_or_several(source.data),
+            one_or_several(source.data),
             annotations=source.annotations,
             image_root=source.image_root,
             answer_lists="set" if options.answer_sets else "votes",
