@@ -44,7 +44,9 @@ def grey(levels: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, axis=-1)
 
 
-@pytest.mark.parametrize("kind", ["path", "string", "bytes", "file", "pil", "array", "dict bytes", "dict path"])
+@pytest.mark.parametrize(
+    "kind", ["path", "string", "bytes", "bytearray", "memoryview", "file", "pil", "array", "dict bytes", "dict path"]
+)
 def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
     path = tmp_path / "image.png"
     content = encode_image(Image.fromarray(COLOURS))
@@ -53,6 +55,8 @@ def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
         "path": path,
         "string": str(path),
         "bytes": content,
+        "bytearray": bytearray(content),
+        "memoryview": memoryview(content),
         "file": io.BytesIO(content),
         "pil": Image.fromarray(COLOURS),
         "array": COLOURS,
@@ -241,6 +245,11 @@ def test_a_given_name_is_used_in_the_error():
 def test_non_images_raise(source: object):
     with pytest.raises(UnreadableImageError, match="Accepted is a path"):
         open_image(source)
+
+
+def test_an_image_without_pixels_raises():
+    with pytest.raises(UnreadableImageError, match=r"it has no pixels \(0 x 5\)"):
+        open_image(Image.new("RGB", (0, 5)))
 
 
 def test_the_error_is_a_value_error():

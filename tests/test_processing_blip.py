@@ -164,8 +164,9 @@ def test_image_files_are_opened(processor, tmp_path: Path):
     undecoded = {"bytes": path.read_bytes(), "path": None}
     for source in (path, str(path), path.read_bytes(), undecoded, [path]):
         assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
-    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    assert torch.equal(processor(data_url, return_tensors="pt").pixel_values, expected)
+    text = base64.b64encode(path.read_bytes()).decode()
+    for source in (text, f"data:image/png;base64,{text}", base64.encodebytes(path.read_bytes()).decode()):
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
     mixed = processor([path, random_photo()], return_tensors="pt").pixel_values
     assert torch.equal(mixed, expected.repeat(2, 1, 1, 1))
 
@@ -198,6 +199,19 @@ def test_transparent_palette_pixels_become_white(processor):
     image.putpalette([10, 20, 30])
     image.info["transparency"] = 0
     torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
+
+
+def test_a_transparent_data_url_is_blended_with_white(processor):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (9, 9), (10, 20, 30, 0)).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    torch.testing.assert_close(processor(url, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64,A", "A" * 301, "data:,"])
+def test_text_that_is_not_an_image_in_base64_raises(processor, text):
+    with pytest.raises(UnreadableImageError):
+        processor(text, return_tensors="pt")
 
 
 def test_exif_orientation_is_applied(processor):
@@ -301,11 +315,13 @@ def test_the_smallest_arrays_are_read_as_images_are(processor, shape):
     ("image", "reason"),
     [
         ((LEVELS / 255 - 0.5) / 0.25, r"levels from -2\.0 to 2\.0 of type float64, expected 0 to 1 or 0 to 255"),
+        (np.zeros(5), r"an array of shape \(5,\)"),
+        (torch.zeros(1, 1, 3, 8, 8), r"an array of shape \(1, 1, 3, 8, 8\)"),
         (np.zeros((5, 6, 2)), r"an array of shape \(5, 6, 2\) and type float64"),
     ],
 )
 def test_arrays_that_are_no_images_raise(processor, image, reason):
-    with pytest.raises(UnreadableImageError, match=rf"{reason}\. Accepted is a path, .* array or tensor of shape"):
+    with pytest.raises(UnreadableImageError, match=rf"{reason}.*\. Accepted is a path, .* array or tensor of shape"):
         processor(image, return_tensors="pt")
 
 
@@ -441,6 +457,7 @@ def test_role_does_not_change_pixels(processor):
         ({"text": "a dog", "prompt": "a picture of"}, "`prompt` requires role='captioning', got role=None"),
         ({"text": "a dog", "role": "lm", "prompt": "a"}, "got role='lm'"),
         ({"text": 3, "role": "lm"}, "`text` is a int, expected a str or a list of str"),
+        ({"text": []}, "`text` is an empty list. Pass at least one text"),
         ({"text": ["a dog", None]}, "`text` is a list of NoneType, str"),
         ({"text": "a dog", "role": "lm", "padding_side": "left", "padding": "max_length"}, "padding_side='left'"),
         ({"text": CAPTIONS, "text_kwargs": {"padding_side": "left"}}, "padding_side='left' moves texts away"),

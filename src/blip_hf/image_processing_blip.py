@@ -11,7 +11,7 @@ from transformers.image_utils import ChannelDimension, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
 from .image_arrays import is_array, scale_to_255, to_channels_last, to_eight_bits
-from .image_utils import image_errors, open_image, view_image
+from .image_utils import decode_base64, image_errors, open_image, view_image
 
 
 class BlipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -59,9 +59,11 @@ class BlipImageProcessor(BlipImageProcessorPil):
     def _fetch(self, source: Any, min_size: int | None) -> Any:
         if isinstance(source, (list, tuple)):
             return [self._fetch(item, min_size) for item in source]
-        if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-            return super().fetch_images(source)
-        if is_array(source) and source.ndim == 2:  # transformers expects an axis for channels
+        if isinstance(source, str):
+            if source.startswith(("http://", "https://")):
+                return super().fetch_images(source)
+            source = decode_base64(source) or source
+        if is_array(source) and source.ndim not in (3, 4):  # transformers expects an axis for channels
             with image_errors(source):
                 return np.repeat(to_channels_last(source), 3, axis=-1)
         return source if is_valid_image(source) else open_image(source, min_size=min_size)

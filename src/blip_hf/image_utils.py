@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Finds images and reads them: upright, as 8-bit RGB, from every source and format that Pillow supports."""
 
+import base64
 import errno
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +39,9 @@ _ACCEPTED = (
     "a path, bytes, a binary file object, a PIL image, an array or tensor of shape (h, w), (h, w, c) or (c, h, w) with 1, 3"
     " or 4 channels, or a dict with 'bytes' or 'path'"
 )
+
+# Longer than the name of a file.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}\s*")
 
 # Longer names are truncated in messages, for example images in base64.
 _LONGEST_NAME = 300
@@ -150,6 +155,19 @@ def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "
     return None
 
 
+def decode_base64(source: str) -> bytes | None:
+    """Decodes an image in a `data:` URL or in base64; returns `None` for other text, such as a path.
+
+    Example:
+        >>> decode_base64("data:image/gif;base64,R0lG"), decode_base64("dog.gif")
+        (b'GIF', None)
+    """
+    if not source.startswith("data:") and (not _BASE64.fullmatch(source) or os.path.exists(source)):
+        return None
+    with image_errors(source):
+        return base64.b64decode(source.rpartition(",")[2])
+
+
 def is_machine_error(error: Exception) -> bool:
     """Whether a read failed because of the machine (disk, connection), so that a retry may succeed.
 
@@ -242,7 +260,7 @@ def _open(source: Any) -> Image.Image:
     register_plugins()
     if is_array(source):
         return array_to_image(source)
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return Image.open(io.BytesIO(source))
     if source is None or isinstance(source, (list, tuple, int, float)):
         raise ValueError(f"got {type(source).__name__}")
@@ -259,6 +277,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels ({image.width} x {image.height})")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(to_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
@@ -284,6 +304,7 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "ImageSource",
     "UnreadableImageError",
+    "decode_base64",
     "find_image_error",
     "image_errors",
     "image_suffixes",

@@ -362,6 +362,8 @@ def _check_text(text: Any, role: Role | None) -> None:
     if text is None:
         if role is not None:
             raise ValueError(f"role={role!r} needs text. Pass `text`, or leave out `role`.")
+    elif isinstance(text, list) and not text:
+        raise ValueError("`text` is an empty list. Pass at least one text, or leave it out.")
     elif not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(item, str) for item in text)):
         kind = type(text).__name__
         if isinstance(text, list):
