@@ -209,7 +209,9 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
-@pytest.mark.parametrize("entries", [(), ("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict")])
+@pytest.mark.parametrize(
+    "entries", [(), ("model",), ("state_dict",), ("model_state_dict",), ("module",), ("model", "state_dict")]
+)
 def test_tensors_of_wrapped_models_are_read(prefix, entries, folder, tmp_path):
     state = original_state("captioning")
     contents = {f"{prefix}{name}": value for name, value in state.items()}
@@ -238,7 +240,7 @@ def test_a_name_with_and_without_a_prefix_raises():
             {"epoch": 3, "net": {"a": torch.zeros(1)}},
             r"the keys 'epoch' \(int\), 'net' \(dict\), not a dict of tensors",
         ),
-        ({"model": {"width": 3}}, r"the keys 'width' \(int\), .* 'model', 'state_dict', 'model_state_dict'"),
+        ({"model": {"width": 3}}, r"the keys 'width' \(int\), .* 'model', 'state_dict', 'model_state_dict', 'module'"),
         ({f"k{index}": index for index in range(12)}, r".*'k9' \(int\) and 2 more"),
         ([torch.zeros(1)], "an object of type list"),
         ({}, "an empty dict"),

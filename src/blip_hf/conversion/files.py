@@ -71,7 +71,7 @@ def convert_original_checkpoint(
     Args:
         path (`str` or `os.PathLike`):
             A `.pth` of salesforce/BLIP or LAVIS, or the same tensors as `.safetensors`. The tensors may be under `model`,
-            `state_dict` or `model_state_dict`, and their names may start with `module.` (DistributedDataParallel) or
+            `state_dict`, `model_state_dict` or `module`, and their names may start with `module.` (DistributedDataParallel) or
             `_orig_mod.` (`torch.compile`).
         out_dir (`str` or `os.PathLike`):
             Folder to create. It appears once it is complete.

@@ -19,8 +19,8 @@ from ..files import atomic_write
 from .names import unwrap_names
 
 
-# Entries under which training scripts save the tensors of a model.
-_ENTRIES = ("model", "state_dict", "model_state_dict")
+# Entries under which training scripts, Lightning and DeepSpeed save the tensors of a model.
+_ENTRIES = ("model", "state_dict", "model_state_dict", "module")
 # Fields that the outputs depend on and that shapes do not show. The original code ignores their entry.
 _CONFIG_ENTRY = "blip_hf_config"
 _CONFIG_FIELDS = ("num_attention_heads", "layer_norm_eps", "hidden_act")
