@@ -206,6 +206,18 @@ def test_generated_answers_equal_transformers_with_cls(pair, settings):
     assert_close(ours.generate(**questions, max_new_tokens=8, **settings), expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}, {"output_attentions": True}])
+@pytest.mark.parametrize("name", ["BlipForConditionalGeneration", "BlipForQuestionAnswering"])
+def test_tuples_of_generating_models_begin_with_those_of_transformers(name, options, tmp_path):
+    theirs = upstream_model(name)
+    theirs.save_pretrained(tmp_path)
+    ours = load_ours(name, tmp_path, question_start_token="cls")
+    batch = tiny_batch(lengths=(6, 6, 6), first=DEC)
+    batch |= {"labels": batch["input_ids"], "return_dict": False, **options}
+    expected = theirs(**batch)
+    assert_close(ours(**batch)[: len(expected)], expected, **TOLERANCE)
+
+
 def test_vqa_checkpoint_opens_in_transformers(tmp_path):
     ours = BlipForQuestionAnswering(
         BlipConfig(text_config=dict(TEXT), vision_config=dict(VISION_AS_WIDE_AS_TEXT), question_start_token="cls")
@@ -297,3 +309,18 @@ def test_exported_captioner_shares_its_weights():
     assert isinstance(captioner, BlipForConditionalGeneration)
     assert captioner.get_input_embeddings().weight is model.get_input_embeddings().weight
     assert captioner.get_output_embeddings().weight is captioner.get_input_embeddings().weight
+
+
+def test_every_class_of_transformers_exists_under_its_name():
+    names = {name for name in dir(transformers.models.blip) if name.startswith("Blip")}
+    assert {"BlipModel", "BlipTextPreTrainedModel", "BlipImageProcessorPil"} <= names
+    assert sorted(name for name in names | {"BlipImageProcessorFast"} if not hasattr(blip_hf, name)) == []
+
+
+@pytest.mark.parametrize("name", ["BlipImageProcessor", "BlipImageProcessorPil", "BlipImageProcessorFast"])
+def test_image_processors_of_all_names_save_the_name_of_transformers(name, tmp_path):
+    getattr(blip_hf, name)(size=32).save_pretrained(tmp_path)
+    assert (
+        json.loads((tmp_path / "preprocessor_config.json").read_text())["image_processor_type"] == "BlipImageProcessor"
+    )
+    assert transformers.BlipImageProcessorPil.from_pretrained(tmp_path).size["height"] == 32

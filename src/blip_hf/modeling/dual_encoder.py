@@ -61,7 +61,7 @@ class BlipModel(BlipPreTrainedModel):
 
         The result has copies of all weights but the ITM head. Layer norm, projections and pooler get other values that
         compute the same features in the form of `transformers.BlipModel`, which can load the result. The cosines agree to
-        fp32 rounding; in bf16 to its rounding, while fp16 cannot represent the new pooler.
+        rounding. In fp16 the small weights of the pooler lose precision.
 
         Args:
             matcher (`BlipForImageTextRetrieval`, `BlipForRetrievalTraining` or `BlipForPreTraining`):
