@@ -67,8 +67,8 @@ def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Te
         tensor([[1, 0, 1, 0],
                 [0, 1, 0, 0]], dtype=torch.int32)
     """
-    own = torch.arange(len(image_ids), device=image_ids.device) + first_key
-    columns = torch.arange(len(key_ids), device=image_ids.device)
+    own = torch.arange(image_ids.shape[0], device=image_ids.device) + first_key
+    columns = torch.arange(key_ids.shape[0], device=image_ids.device)
     same_image = (image_ids[:, None] == key_ids) & (image_ids[:, None] >= 0)
     return same_image | (own[:, None] == columns)
 
@@ -123,7 +123,7 @@ def captioning_loss(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
-    return losses.unflatten(0, targets.shape).sum(dim=1) if reduction == "none" else losses
+    return losses.view_as(targets).sum(dim=1) if reduction == "none" else losses
 
 
 __all__ = [

@@ -10,6 +10,7 @@ from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
+from .input_checks import refuse_token_types
 from .outputs import BlipMatchingOutput
 from .projection import pool_and_project, with_first_token
 from .text import BlipTextModel
@@ -145,6 +146,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
         itm_start_token: str | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipMatchingOutput:
         """Compares images and texts by the matching head or by the cosine of their features.
@@ -162,13 +164,16 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
                 1 for matched pairs, 0 for others. Adds the matching loss to the output.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
+            token_type_ids (`torch.Tensor` of shape `(m, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         itm_logits = itc_similarity = loss = None
         if use_itm_head:
-            memory = self.text_encoder.build_image_memory(vision.last_hidden_state)
-            text = self._grounded_states(memory, input_ids, attention_mask, None, itm_start_token, **kwargs)
+            images = vision.last_hidden_state
+            text = self._grounded_states(images, input_ids, attention_mask, None, itm_start_token, **kwargs)
             itm_logits = self.itm_head(text.last_hidden_state[:, 0])
             loss = None if labels is None else matching_loss(itm_logits, labels)
         elif labels is not None:
@@ -191,7 +196,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
 
     def _grounded_states(
         self,
-        memory: ImageMemory,
+        images: ImageMemory | Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         image_index: Tensor | None,
@@ -205,10 +210,14 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
+        if isinstance(images, ImageMemory):
+            num_images, source = images.num_images, {"image_memory": images}
+        else:
+            num_images, source = images.shape[0], {"encoder_hidden_states": images}
         if image_index is None:
-            input_ids, attention_mask = expand_text(memory.num_images, input_ids, attention_mask)
+            input_ids, attention_mask = expand_text(num_images, input_ids, attention_mask)
         return self.text_encoder(
-            input_ids, attention_mask, image_memory=memory, image_index=image_index, cls_only=cls_only, **kwargs
+            input_ids, attention_mask, image_index=image_index, cls_only=cls_only, **source, **kwargs
         )
 
 
