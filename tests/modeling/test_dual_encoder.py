@@ -133,6 +133,17 @@ def test_the_logit_scale_is_initialised_where_a_checkpoint_lacks_it(tmp_path):
     assert_close(model.logit_scale.item(), model.config.logit_scale_init_value, atol=1e-6, rtol=0)
 
 
+def test_token_types_of_zeros_are_taken_and_others_refused():
+    model, batch = BlipModel(tiny_config()).eval(), tiny_batch()
+    expected = model(**batch)
+    zeros, ones = torch.zeros_like(batch["input_ids"]), torch.ones_like(batch["input_ids"])
+    assert_close(model(**batch, token_type_ids=zeros).logits_per_text, expected.logits_per_text)
+    features = model.get_text_features(batch["input_ids"], batch["attention_mask"], token_type_ids=zeros)
+    assert_close(torch.nn.functional.normalize(features.pooler_output, dim=-1), expected.text_embeds)
+    with pytest.raises(ValueError, match="token_type_ids has values other than 0"):
+        model(**batch, token_type_ids=ones)
+
+
 def test_multimodal_features_read_the_image_from_enc():
     batch = tiny_batch()
     model = BlipModel(tiny_config()).eval()

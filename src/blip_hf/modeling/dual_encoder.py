@@ -178,6 +178,7 @@ class BlipModel(BlipPreTrainedModel):
         position_ids: Tensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipOutput:
         """Compares every image with every text.
@@ -193,10 +194,12 @@ class BlipModel(BlipPreTrainedModel):
                 Whether to compute the contrastive loss of pairs: text `i` belongs to image `i`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept another image size than the configured one.
+            token_type_ids (`torch.Tensor` of shape `(m, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        text = self.text_model(input_ids, attention_mask, position_ids, **kwargs)
+        text = self.text_model(input_ids, attention_mask, position_ids, token_type_ids=token_type_ids, **kwargs)
         image_embeds = normalize(self.visual_projection(vision.pooler_output), dim=-1)
         text_embeds = normalize(self.text_projection(text.pooler_output), dim=-1)
         logits_per_text = text_embeds @ image_embeds.T * self.logit_scale.exp()  # (m, n)

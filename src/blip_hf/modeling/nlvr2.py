@@ -5,7 +5,6 @@ import os
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
