@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BlipImageProcessorPil
+from transformers import BlipImageProcessorPil as UpstreamBlipImageProcessorPil
 from transformers.image_utils import ChannelDimension, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
@@ -20,7 +20,7 @@ class BlipImageProcessorKwargs(ImagesKwargs, total=False):
     reducing_gap: float | None
 
 
-class BlipImageProcessor(BlipImageProcessorPil):
+class BlipImageProcessor(UpstreamBlipImageProcessorPil):
     """Resizes images to a square (bicubic, aspect ratio ignored), rescales to [0, 1] and normalises as CLIP does.
 
     Options are those of `transformers.BlipImageProcessorPil`, and so are the values for upright 8-bit RGB images. Other
@@ -123,4 +123,9 @@ def _min_size(do_resize: bool | None, size: SizeDict, reducing_gap: float | None
     return math.ceil(reducing_gap * max(size.height, size.width))
 
 
-__all__ = ["BlipImageProcessor", "BlipImageProcessorKwargs"]
+# Names of transformers, which has one class for each backend. This package has one class, with Pillow.
+BlipImageProcessorPil = BlipImageProcessor
+BlipImageProcessorFast = BlipImageProcessor
+
+
+__all__ = ["BlipImageProcessor", "BlipImageProcessorFast", "BlipImageProcessorKwargs", "BlipImageProcessorPil"]
