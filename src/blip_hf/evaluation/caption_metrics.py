@@ -125,6 +125,12 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     return tuple(chosen)
 
 
+def metric_names(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Returns the keys of `caption_metrics` for the given metrics."""
+    names = {"bleu": tuple(f"bleu_{n}" for n in range(1, 5))}
+    return tuple(name for metric in metrics for name in names.get(metric, (metric,)))
+
+
 def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
     if not predictions:
         raise ValueError("There are no predictions. Pass a caption of at least one image.")
@@ -221,5 +227,6 @@ __all__ = [
     "Tokenizer",
     "caption_metrics",
     "caption_metrics_by_domain",
+    "metric_names",
     "resolve_metrics",
 ]
