@@ -23,7 +23,7 @@ METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 TOKENIZERS = ("treebank", "ptb")
 
 _DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "meteor")
-_JAVA_METRICS = ("meteor", "spice")
+JAVA_METRICS = ("meteor", "spice")
 _SCORERS = {
     "bleu": ("bleu.bleu", "Bleu"),
     "rouge_l": ("rouge.rouge", "Rouge"),
@@ -114,13 +114,13 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     unknown = [metric for metric in chosen if metric not in METRICS]
     if unknown or isinstance(chosen, str):
         raise ValueError(f"metrics={metrics!r} is unknown. Pass a list with any of {', '.join(map(repr, METRICS))}.")
-    needing_java = [metric for metric in chosen if metric in _JAVA_METRICS] if metrics is not None else []
+    needing_java = [metric for metric in chosen if metric in JAVA_METRICS] if metrics is not None else []
     needing_java += ["ptb"] if tokenizer == "ptb" else []
     if needing_java and not _has_java():
         raise ValueError(f"{needing_java[0]!r} needs Java, but `java` does not run. Install Java, or choose another.")
     if metrics is None and not _has_java():
         logger.warning_once("METEOR is left out: it needs Java, but `java` does not run.")
-        chosen = [metric for metric in chosen if metric not in _JAVA_METRICS]
+        chosen = [metric for metric in chosen if metric not in JAVA_METRICS]
     _ptb_tokenizer(), _treebank_tokenizer()
     return tuple(chosen)
 
@@ -221,6 +221,7 @@ def _import(module: str) -> Any:
 
 
 __all__ = [
+    "JAVA_METRICS",
     "METRICS",
     "TOKENIZERS",
     "Metric",

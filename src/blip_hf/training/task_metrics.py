@@ -20,7 +20,7 @@ from ..data.pairs import PairDataset
 from ..data.readers import group_captions
 from ..data.readers.vqa import has_answers
 from ..evaluation.caption import evaluate_captions
-from ..evaluation.caption_metrics import Metric, Tokenizer, metric_names, resolve_metrics
+from ..evaluation.caption_metrics import JAVA_METRICS, Metric, Tokenizer, metric_names, resolve_metrics
 from ..evaluation.defaults import K_TEST, NUM_CANDIDATES
 from ..evaluation.nlvr2 import evaluate_nlvr2
 from ..evaluation.recall import rank_metrics
@@ -125,11 +125,15 @@ def nlvr2_evaluation() -> TaskEvaluation:
     return TaskEvaluation(("accuracy", "consistency"), evaluate, select_rows)
 
 
-def evaluation_of(model: nn.Module, collator: Any) -> TaskEvaluation | None:
-    """The evaluation of a model's task with default settings, or `None` for a model without one, as in pre-training."""
+def evaluation_of(model: nn.Module, collator: Any, metric: str) -> TaskEvaluation | None:
+    """The evaluation of a model's task with default settings, or `None` for a model without one, as in pre-training.
+
+    METEOR and SPICE start Java, which takes half a minute, so they are computed only if `metric` names them.
+    """
     if isinstance(model, BlipForConditionalGeneration):
         prompt = collator.prompt if isinstance(collator, BlipCaptioningCollator) else None
-        return caption_evaluation(prompt=prompt)
+        named = [name for name in JAVA_METRICS if metric.endswith(name)]
+        return caption_evaluation(metrics=["bleu", "rouge_l", "cider", *named], prompt=prompt)
     if isinstance(model, BlipForRetrievalTraining):
         return retrieval_evaluation()
     if isinstance(model, BlipForQuestionAnswering):

@@ -115,8 +115,7 @@ class BlipTrainer(Trainer):
         metric = self.args.metric_for_best_model
         if metric is None or self.compute_metrics is not None:
             return None
-        is_loss = metric.rpartition("_")[2] == "loss" or "loss_" in metric
-        default = None if is_loss else evaluation_of(base_model(self.model), self.data_collator)
+        default = None if "loss" in metric else evaluation_of(base_model(self.model), self.data_collator, metric)
         evaluation = find_evaluation(self.args, self._metric_names(), given or default, self.eval_dataset)
         if evaluation is not None:
             self._check_can_generate(metric)
