@@ -203,6 +203,9 @@ def test_resuming_warns_only_without_momentum_state(tmp_path, caplog, monkeypatc
     assert "missing" not in caplog.text
     assert "momentum" not in caplog.text
     (checkpoint / "momentum_state.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"momentum_state\.safetensors is missing"):
+        make_trainer(tmp_path, **fields).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "checkpoint_files.json").unlink()  # as a plain Trainer saves it
     make_trainer(tmp_path, **fields).train(resume_from_checkpoint=str(checkpoint))
     assert "has no momentum_state.safetensors" in caplog.text
 

@@ -33,6 +33,7 @@ class BlipTrainingArguments(TrainingArguments):
     - `ddp_broadcast_buffers=False`: the queue is the same on each process.
     - `ddp_find_unused_parameters=False`: the trainer freezes unused parameters.
     - `logging_nan_inf_filter=False`: the filter synchronises with the device at each step.
+    - `resume_from_checkpoint="True"` is the newest whole checkpoint in `output_dir`.
     - `greater_is_better=False` also for losses such as `"loss_itm"` and for median ranks.
 
     Example:
@@ -113,7 +114,22 @@ class BlipTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Exclude NaN and infinity from the logged loss (slower)."}
     )
 
+    stop_on_nan: bool = field(
+        default=True,
+        metadata={"help": "Stop with an error that names the batch if the training loss is NaN or infinite."},
+    )
+    save_on_signal: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM and SIGINT, save a checkpoint after the current step and exit with 143 or 130; a second"
+            " signal exits at once."
+        },
+    )
+
     def __post_init__(self) -> None:
+        # The command line has only strings.
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers only knows names that end with "loss".
             self.greater_is_better = not any(name in self.metric_for_best_model for name in ("loss", "median_rank"))

@@ -173,16 +173,16 @@ class BlipContrastiveTrainer(BlipTrainer):
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
                 save_file(self.model.training_state_dict(), path, metadata={"format": "pt"})
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME
+    def _load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
+        super()._load_weights(checkpoint, model)
+        path = Path(checkpoint) / MOMENTUM_STATE_NAME
         if path.is_file():
             base_model(self.model).load_state_dict(load_file(path), strict=False)
         else:
             self.model.reset_momentum()
             logger.warning(
-                f"{resume_from_checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum encoder starts from its weights"
-                " and the queue keeps its content, so the curve will jump. Save without `save_only_model` to resume."
+                f"{checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum encoder starts from its weights"
+                " and the queue keeps its content, so the curve will jump. Resume from a checkpoint of this trainer."
             )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Stops a training whose loss is not finite, without waiting for the device at each step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..finite import NotFiniteError, name_ids
+
+
+# On an accelerator, losses are looked at when a log or a checkpoint waits for the device anyway, or when there are so many.
+MAX_PENDING = 100
+
+
+class LossGuard:
+    """Remembers the losses of the last steps with the ids of their batches, and raises if one is not finite."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Tensor, Sequence[Any]]] = []
+
+    def add(self, step: int, loss: Tensor, ids: Sequence[Any]) -> None:
+        """Remembers a loss; on the CPU, checks it at once."""
+        self._pending.append((step, loss.detach().float(), ids))
+        if loss.device.type == "cpu" or len(self._pending) >= MAX_PENDING:
+            self.check()
+
+    def check(self) -> None:
+        """Raises a `NotFiniteError` for the first loss since the last call that is not finite."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        values = torch.stack([loss for _, loss, _ in pending]).tolist()
+        for (step, _, ids), value in zip(pending, values, strict=True):
+            if not math.isfinite(value):
+                records = f" for the records {name_ids(ids)}" if len(ids) else ""
+                raise NotFiniteError(
+                    f"The training loss of step {step} is {value}{records}. Lower `learning_rate`, set `max_grad_norm`, or"
+                    " check these records, and resume from the last checkpoint. `stop_on_nan=False` goes on, but saves no"
+                    " weights with NaN."
+                )
+
+
+__all__ = ["LossGuard"]
