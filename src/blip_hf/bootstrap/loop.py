@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs the stages of the loop for each seed."""
 
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,7 +9,6 @@ from typing import Any
 
 import datasets
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..capfilt.engine import CapFilt
 from ..capfilt.filters import Rule
@@ -22,6 +19,7 @@ from ..data.scenes import scene_vocabulary_texts
 from ..devices import pick_device
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
+from ..training.checkpoint_files import newest_whole, remove_checkpoints
 from .config import RULED, LoopSettings
 from .measure import measure_capfilt, measure_captions, measure_retrieval
 from .sets import (
@@ -36,9 +34,6 @@ from .sets import (
     write_variant,
 )
 from .stages import Metrics, Report, Stage, run_stage, source_digests
-
-
-TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ class _SeedLoop:
             own = self._own(work, start, pairs.folder)
             options, arguments = self.settings.options("pretrain", {**own, **sizes})
             metrics = {**pairs.metrics, **_length(pretrain(options, arguments))}
-            drop_checkpoints(work)
+            remove_checkpoints(work)
             return metrics
 
         return self._run(f"pretrain-{variant}", dict(self.settings.pretrain), [start, pairs], action)
@@ -173,7 +168,7 @@ class _SeedLoop:
         def action(work: Path) -> Metrics:
             options, arguments = self.settings.options(section, self._own(work, noisy, sets.folder / HUMAN))
             metrics = _length(task.finetune(options, arguments))
-            drop_checkpoints(work)
+            remove_checkpoints(work)
             return metrics
 
         return self._run(section, dict(getattr(self.settings, section)), [sets, noisy], action)
@@ -223,13 +218,15 @@ class _SeedLoop:
 
     def _own(self, work: Path, model: Stage, pairs: Path) -> dict[str, Any]:
         """Options that the loop sets for a training stage, which resumes from a complete checkpoint."""
-        drop_checkpoints(work, keep_complete=True)
+        remove_checkpoints(work, keep_whole=True)
+        checkpoint = newest_whole(work)
         return {
             "model": str(model.folder),
             "data": [str(pairs)],
             "output_dir": str(work),
             "seed": self.seed,
-            "resume_from_checkpoint": get_last_checkpoint(str(work)),
+            "resume_from_checkpoint": None if checkpoint is None else str(checkpoint),
+            "overwrite": checkpoint is None,
         }
 
 
@@ -237,21 +234,4 @@ def _length(metrics: dict[str, float]) -> Metrics:
     return {"train_loss": metrics["train_loss"], "train_minutes": metrics["train_runtime"] / 60}
 
 
-def drop_checkpoints(folder: Path, *, keep_complete: bool = False) -> None:
-    """Removes checkpoints; with `keep_complete` only those that are incomplete."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        state = checkpoint / TRAINER_STATE  # written last, removed first
-        if not (keep_complete and _is_json(state)):
-            state.unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-__all__ = ["SeedResult", "drop_checkpoints", "run_seed"]
+__all__ = ["SeedResult", "run_seed"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..capfilt.settings import CapFiltSettings
+from ..files import format_json
 from ..tasks.base import PAIRS_HELP
 from .launcher import launched_process
 from .parser import Command, CommandGroup
@@ -123,7 +124,7 @@ def run(options: RunOptions) -> None:
             write_report(options.output_dir)
         except ImportError as error:
             print(f"blip-hf capfilt: no report.html: {error}", file=sys.stderr)
-    print(json.dumps(totals))
+    print(format_json(totals))
 
 
 def _has_report_of(folder: Path, totals: Mapping[str, Any]) -> bool:
@@ -137,7 +138,7 @@ def refilter(options: RefilterOptions) -> None:
     """Filters a finished run by another rule, without a model."""
     from ..capfilt.refilter import refilter as filter_again
 
-    print(json.dumps(filter_again(options.run, options.rule(), options.output_dir, options.format)))
+    print(format_json(filter_again(options.run, options.rule(), options.output_dir, options.format)))
 
 
 def report(options: ReportOptions) -> None:

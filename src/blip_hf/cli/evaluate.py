@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf evaluate`: evaluates a model on one task, as the paper does."""
 
-import json
 from functools import partial
 from types import ModuleType
 
+from ..files import format_json
 from ..tasks import base, caption, nlvr2, retrieval, vqa
 from .parser import Command, CommandGroup
 
 
 def _run(task: ModuleType, options: base.EvaluateOptions) -> None:
-    print(json.dumps(task.evaluate(options)))
+    print(format_json(task.evaluate(options)))
 
 
 def _command(name: str, task: ModuleType, description: str) -> Command:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf finetune`: fine-tunes a model for one task, with the paper's settings for it as defaults."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..files import format_json
 from ..tasks import base, caption, nlvr2, retrieval, vqa
 from .parser import Command, CommandGroup
 
@@ -24,7 +24,7 @@ def _trainer_arguments(task: str) -> tuple[type, Mapping[str, Any]]:
 def _run(task: ModuleType, options: base.FinetuneOptions, arguments: "BlipFinetuningArguments") -> None:
     metrics = task.finetune(options, arguments)
     if arguments.process_index == 0:
-        print(json.dumps(metrics, indent=2 if options.dry_run else None, default=str))
+        print(format_json(metrics, indent=2 if options.dry_run else None, default=str))
 
 
 def _command(name: str, task: ModuleType, description: str) -> Command:

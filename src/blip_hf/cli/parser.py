@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..tasks.run_folder import RECORD_NAME
 from .errors import UsageError, suggest
 from .launcher import launched_process
 from .option_parser import OptionParser
@@ -42,7 +43,10 @@ COMMON_TRAINER_OPTIONS = {
     "metric_for_best_model": ("NAME", "What is best, such as cider, accuracy or r_mean (default: loss)"),
     "save_steps": ("N", "Steps between checkpoints"),
     "seed": ("N", "Random seed"),
-    "resume_from_checkpoint": ("CHECKPOINT", "Checkpoint of an interrupted run to resume from"),
+    "resume_from_checkpoint": (
+        "CHECKPOINT",
+        "Checkpoint to resume from, or True for the newest (default: the newest, if the same command was interrupted)",
+    ),
     "report_to": ("NAME", "Experiment tracker, such as wandb"),
 }
 
@@ -145,8 +149,9 @@ def _refuse_existing_outputs(parsed: Iterable[Any], *, is_training: bool) -> Non
     remedy = "pass --overwrite" + (" or --resume_from_checkpoint" if is_training else "")
     for options in parsed:
         for name in {option.name for option in fields(options)} & set(OUTPUT_OPTIONS):
-            if getattr(options, name) is not None:
-                refuse_existing(getattr(options, name), remedy=remedy)
+            path = getattr(options, name)
+            if path is not None and not (is_training and Path(path, RECORD_NAME).is_file()):  # a run may resume
+                refuse_existing(path, remedy=remedy)
 
 
 def run(command: Command | CommandGroup, argv: Sequence[str]) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf pretrain`: pre-trains BLIP with its three objectives, from scratch or from a ViT and a BERT."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..files import format_json
 from ..tasks.pretrain import PretrainOptions, pretrain
 from .parser import Command
 
@@ -22,7 +22,7 @@ def _trainer_arguments() -> tuple[type, Mapping[str, Any]]:
 def _run(options: PretrainOptions, arguments: "BlipTrainingArguments") -> None:
     metrics = pretrain(options, arguments)
     if arguments.process_index == 0:
-        print(json.dumps(metrics, indent=2 if options.dry_run else None, default=str))
+        print(format_json(metrics, indent=2 if options.dry_run else None, default=str))
 
 
 COMMAND = Command(

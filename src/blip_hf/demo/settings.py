@@ -82,6 +82,7 @@ class DemoSettings:
             data=["scenes"],
             num_scenes=self.num_scenes,
             augment=False,
+            overwrite=True,
             in_memory=True,
             image_size=self.image_size,
             patch_size=self.patch_size,

@@ -41,6 +41,9 @@ class TrainingOptions:
     freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
     num_scenes: int = option(10_000, "Number of scenes to train on", "N")
     num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+    overwrite: bool = option(
+        False, "Start anew in a folder that is not empty, and remove the checkpoints of the run there"
+    )
     dry_run: bool = option(
         False, "Print the counts and first records of the data, the steps and an estimate of the memory, and stop"
     )

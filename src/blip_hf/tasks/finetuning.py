@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base import FinetuneOptions, TrainingOptions, image_size_of
 from .lora import add_adapters, check_lora, save_adapter
+from .run_folder import finish_run, prepare_run, start_run
 from .source import Source, is_scenes
 
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def check_options(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> None:
-    """Checks options before a model is loaded."""
+    """Checks options before a model is loaded, and whether the run resumes."""
     check_lora(options, arguments)
+    prepare_run(options, arguments)
     if options.eval_data is not None:
         warn_about_training_data(options)
 
@@ -94,12 +96,13 @@ def run_finetuning(
     )
     if options.dry_run:
         return describe_run(trainer)
-    metrics = train(trainer)
+    metrics = train(trainer, options)
     model = save_finetuned(trainer, processor, export)
     if eval_records is not None:
         found = evaluation.evaluate(model, processor, eval_records, arguments.per_device_eval_batch_size)
         found |= {} if baseline is None else baseline(train_records, eval_records)
         metrics |= {f"eval_{name}": value for name, value in found.items()}
+    finish_run(arguments)
     return metrics
 
 
@@ -112,13 +115,14 @@ def training_transform(options: TrainingOptions, image_size: int, transform_clas
     return (transform_class or TrainTransform)(image_size, min_scale=options.min_scale)
 
 
-def train(trainer: "BlipTrainer") -> dict[str, float]:
+def train(trainer: "BlipTrainer", options: TrainingOptions) -> dict[str, float]:
     """Trains (or resumes), saves the log, and returns the metrics of training."""
     from ..modeling.cpu import optimize_for_cpu
     from ..training.trainer import base_model
 
     if trainer.args.device.type == "cpu":
         optimize_for_cpu(base_model(trainer.model))  # for the momentum encoder and for evaluation, without gradients
+    start_run(options, trainer.args)
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     trainer.save_state()
     return metrics

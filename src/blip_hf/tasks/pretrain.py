@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base, finetuning
 from .options import option
+from .run_folder import finish_run, prepare_run
 
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def pretrain(
     from ..training import BlipContrastiveTrainer
     from .dry_run import describe_run
 
+    prepare_run(options, arguments)
     set_seed(arguments.seed)
     train_pairs, train_dataset = read_training_set(options, arguments.seed)
     processor = make_processor(options, train_pairs)
@@ -154,11 +156,14 @@ def pretrain(
         trainer.pop_callback(PrinterCallback)
     if options.dry_run:
         return describe_run(trainer)
-    metrics = finetuning.train(trainer)
+    metrics = finetuning.train(trainer, options)
     trainer.save_model()
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
-    return metrics if eval_dataset is None else metrics | trainer.evaluate()
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    finish_run(arguments)
+    return metrics
 
 
 def image_size_of_run(options: PretrainOptions) -> int:

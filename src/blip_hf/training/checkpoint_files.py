@@ -2,8 +2,8 @@
 """The checkpoint folders of a run: which are whole, which one is the newest, and how a new one appears.
 
 A checkpoint is written in `.saving/` of the run and renamed once all of its files are on the disk. Its last file,
-`checkpoint_files.json`, lists the others with their sizes. Checkpoints of other trainers have no such list; for them the
-files that `transformers.Trainer` writes are looked at.
+`checkpoint_files.json`, lists the others with their sizes and checksums. Checkpoints of other trainers have no such list; for
+them the files that `transformers.Trainer` writes are looked at.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,20 +74,22 @@ def require_whole(checkpoint: str | os.PathLike[str]) -> Path:
 def find_problem(checkpoint: Path) -> str | None:
     """Returns why a run cannot resume from a checkpoint: the first file that is missing or damaged, or `None`."""
     listed = checkpoint / FILE_LIST_NAME
-    sizes = {}
+    files = {}
     if listed.is_file():
         try:
-            sizes = dict(json.loads(listed.read_text(encoding="utf-8"))["sizes"])
+            files = json.loads(listed.read_text(encoding="utf-8"))["files"]
         except (ValueError, KeyError, TypeError):
             return f"{FILE_LIST_NAME} is damaged"
     if not (checkpoint / STATE_NAME).is_file():
         return f"it has no {STATE_NAME}, so saving it was interrupted"
-    for name, size in sizes.items():
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} is damaged: it has {path.stat().st_size:,} bytes of {size:,}"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} is damaged: it has {path.stat().st_size:,} bytes of {expected['size']:,}"
+        if _checksum(path) != expected["crc32"]:
+            return f"{name} is damaged: its checksum is another one than when it was saved"
     for path in checkpoint.iterdir():
         if path.is_file() and not _has_valid_ends(path):
             return f"{path.name} is damaged"
@@ -119,6 +122,14 @@ def _has_valid_ends(path: Path) -> bool:
     return True
 
 
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            value = zlib.crc32(block, value)
+    return value
+
+
 def _is_complete_safetensors(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -148,8 +159,11 @@ def publish(beside: Path, checkpoint: Path) -> None:
     """
     if not beside.is_dir():
         return
-    sizes = {path.relative_to(beside).as_posix(): path.stat().st_size for path in _files(beside)}
-    write_json({"sizes": sizes}, beside / FILE_LIST_NAME)
+    files = {
+        path.relative_to(beside).as_posix(): {"size": path.stat().st_size, "crc32": _checksum(path)}
+        for path in _files(beside)
+    }
+    write_json({"files": files}, beside / FILE_LIST_NAME)
     flush_to_disk(beside)
     if checkpoint.exists():  # of the same step
         replaced = beside.with_name(f"replaced-{checkpoint.name}")
