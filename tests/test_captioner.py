@@ -2,6 +2,7 @@
 """The captioner: batches, order, settings, scores and broken images."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -294,6 +295,27 @@ def test_sampling_repeats_with_a_seed_and_keeps_the_generator_state(model, proce
     torch.rand(7)
     assert seeded(images) == first
     assert BlipCaptioner(model, processor, do_sample=True, seed=4, batch_size=2)(images) != first
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_sampling_in_several_threads_equals_that_in_one(num_beams, model, processor, images):
+    def caption(seed):
+        captioner = BlipCaptioner(model, processor, do_sample=True, num_beams=num_beams, seed=seed, top_p=1.0)
+        return captioner(images)
+
+    alone = [caption(seed) for seed in range(12)]
+    assert len(set(map(tuple, alone))) > 6
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(caption, range(12))) == alone
+
+
+def test_sampling_with_a_seed_draws_as_with_the_global_generator(model, processor, images):
+    captioner = BlipCaptioner(model, processor, do_sample=True, batch_size=len(images))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = captioner(images)
+    captioner.seed = 5
+    assert captioner(images) == expected
 
 
 def test_equal_images_in_different_batches_get_different_samples(model, processor, images):

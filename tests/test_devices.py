@@ -10,7 +10,7 @@ from blip_hf import BlipCaptioner, BlipForConditionalGeneration, BlipForImageTex
 from blip_hf.bootstrap.config import LoopSettings
 from blip_hf.capfilt.engine import CapFilt
 from blip_hf.cli.env import environment
-from blip_hf.devices import pick_device, seeded
+from blip_hf.devices import pick_device
 from blip_hf.tasks.base import EvaluateOptions, load_for_evaluation
 from tests.support.tiny_models import tiny_model_for
 from tests.support.vocabularies import make_processor
@@ -102,16 +102,3 @@ def test_the_loop_takes_the_accelerator_of_the_machine(machine):
 def test_the_environment_names_the_default_device(machine):
     machine("xpu")
     assert environment()["default device"] == "xpu"
-
-
-def test_seeding_restores_the_random_state_of_mps():
-    states = []
-    with (
-        patch("torch.mps.get_rng_state", lambda: "before"),
-        patch("torch.mps.set_rng_state", states.append),
-        seeded(3, torch.device("mps")),
-    ):
-        drawn = torch.rand(2)
-    assert states == ["before"]
-    with seeded(3, torch.device("cpu")):
-        assert torch.equal(torch.rand(2), drawn)

@@ -5,6 +5,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
@@ -16,12 +17,14 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .caption_settings import CaptionSettings
-from .devices import pick_device, seeded
+from .devices import SeededSampling, pick_device
+from .finite import require_finite_results
 from .image_arrays import is_array
 from .image_utils import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
 from .modeling.caption import BlipForConditionalGeneration, score_sequences
 from .modeling.cpu import optimize_for_cpu
+from .modeling.logits_check import LogitsCheck
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
@@ -101,7 +104,8 @@ class BlipCaptioner:
             Start of each caption, which is removed from the result. `""` for none. Defaults to the prompt of the
             checkpoint, else `"a picture of "`.
         seed (`int`, *optional*):
-            Makes sampling reproducible for the same images and batch size. torch's random state does not change.
+            Makes sampling reproducible for the same images and batch size, also from several threads. torch's random state
+            does not change.
         **generation_settings:
             Settings of `generate`: `num_beams`, `do_sample`, `top_p`, `max_length`, `max_new_tokens`, ...
 
@@ -178,7 +182,12 @@ class BlipCaptioner:
 
     @_accept_pictures
     def __call__(self, images: ImageSource | Iterable[ImageSource]) -> list[str]:
-        """Writes one caption per image, in order. Raises `UnreadableImageError` if an image cannot be read."""
+        """Writes one caption per image, in order.
+
+        Raises:
+            UnreadableImageError: If an image cannot be read.
+            NotFiniteError: If the weights, or the results for an image, are NaN or infinite.
+        """
         batches = self._batches(images, on_error="raise")
         return [text for batch in batches for text in self._write(batch, num_return_sequences=1)[0]]
 
@@ -257,10 +266,14 @@ class BlipCaptioner:
             self.caption_settings,
             num_return_sequences,
         )
+        check = LogitsCheck()
+        settings["logits_processor"] = [*(settings.get("logits_processor") or []), check]
         # The index of the first image gives each batch its own reproducible seed.
-        with seeded(None if self.seed is None else self.seed + min(batch.images), device):
-            memory = self.model.get_image_memory(inputs.pop("pixel_values"))
+        seed = None if self.seed is None else self.seed + min(batch.images)
+        memory = self.model.get_image_memory(inputs.pop("pixel_values"))
+        with nullcontext() if seed is None else SeededSampling(seed, device):
             sequences = self.model.generate(image_memory=memory, **inputs, **settings)  # (n * g, t)
+        require_finite_results(check.by_image(len(images)), list(batch.images), captioner=self.model)
         return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, memory
 
     @torch.inference_mode()

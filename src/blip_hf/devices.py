@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Picks the device that models run on, and seeds it."""
+"""Picks the device that models run on, and draws samples by a seed."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -37,20 +38,37 @@ def _check(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seeds the CPU and the device, and restores their random state at the end. Does nothing if `seed` is `None`."""
-    forked = [device] if device.type in ("cuda", "xpu") else []
-    # `fork_rng` does not support the MPS device.
-    mps_state = torch.mps.get_rng_state() if device.type == "mps" and seed is not None else None
-    try:
-        with torch.random.fork_rng(forked, device_type=device.type if forked else "cuda", enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
-    finally:
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)
+class SeededSampling(TorchFunctionMode):
+    """Within the block, `torch.multinomial` draws from a generator of this block alone.
+
+    `generate` of transformers has no argument for a generator. The mode belongs to its thread, so that others neither change
+    the draws nor see them, and the global generators keep their state.
+
+    Args:
+        seed (`int`):
+            Seed of the generator.
+        device (`torch.device`):
+            Device of the probabilities.
+
+    Example:
+        >>> import torch
+        >>> with SeededSampling(0, torch.device("cpu")):
+        ...     draws = torch.ones(8).multinomial(3)
+        >>> with SeededSampling(0, torch.device("cpu")):
+        ...     torch.equal(torch.ones(8).multinomial(3), draws)
+        True
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        super().__init__()
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Adds the generator to the call."""
+        kwargs = kwargs or {}
+        if func in (torch.multinomial, torch.Tensor.multinomial):
+            kwargs = {**kwargs, "generator": self.generator}
+        return func(*args, **kwargs)
 
 
-__all__ = ["pick_device", "seeded"]
+__all__ = ["SeededSampling", "pick_device"]

@@ -13,7 +13,11 @@ NUM_NAMED_IDS = 8
 
 
 class NotFiniteError(ValueError):
-    """A loss, a weight or a score that is NaN or infinite."""
+    """A loss, a weight or a score that is NaN or infinite. `images` are those that cause it, if the weights do not."""
+
+    def __init__(self, message: str, images: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.images = list(images)
 
 
 def name_ids(ids: Sequence[Any]) -> str:
@@ -65,7 +69,8 @@ def require_finite_results(are_finite: Sequence[bool], ids: Sequence[Any], **mod
     bad = [image for image, is_finite in zip(ids, are_finite, strict=True) if not is_finite]
     raise NotFiniteError(
         f"The results for the images {name_ids(bad)} are NaN or infinite, and the weights are not. Look for pixels that are"
-        " NaN or infinite in these images and remove them, or use float32 if the model runs in half precision."
+        " NaN or infinite in these images and remove them, or use float32 if the model runs in half precision.",
+        bad,
     )
 
 

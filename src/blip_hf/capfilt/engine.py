@@ -7,6 +7,7 @@ Letters: `n` images, `g` captions of each, `t` text tokens, `m` texts.
 """
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
 from ..devices import pick_device
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
+from ..finite import require_finite_results
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
 from ..modeling.caption import BlipForConditionalGeneration, score_sequences
@@ -192,6 +194,8 @@ class CapFilt:
                 if len(with_words) < len(captions):
                     skipped.append(Skipped(item.sample.sample_id, "empty_text", "the captioner wrote no word"))
         self._judge(torch.stack([item.matcher_pixels for item in items]), rows)
+        are_finite = [all(math.isfinite(row[score]) for row in own for score in ("itm", "itc")) for own in rows]
+        require_finite_results(are_finite, [item.sample.sample_id for item in items], filter=self.matcher)
         return [row for own in rows for row in own], skipped
 
     def _write(self, items: list["_Prepared"]) -> list[list[dict[str, Any]]]:
@@ -201,7 +205,11 @@ class CapFilt:
         sequences = self._generate(memory, [item.sample for item in items])  # (n * g, t)
         sums, _ = score_sequences(self.captioner, memory, sequences, len(self._prompt_ids) - 1)
         texts = self.captioner_processor.post_process_captions(sequences, prompt=self.settings.prompt)
-        captions = iter(zip(texts, sums.tolist(), strict=True))
+        log_probs = sums.tolist()
+        firsts = range(0, len(log_probs), self.settings.num_captions)
+        are_finite = [all(map(math.isfinite, log_probs[i : i + self.settings.num_captions])) for i in firsts]
+        require_finite_results(are_finite, [item.sample.sample_id for item in items], captioner=self.captioner)
+        captions = iter(zip(texts, log_probs, strict=True))
         return [_synthetic_rows(item.sample, list(islice(captions, self.settings.num_captions))) for item in items]
 
     def _generate(self, memory: ImageMemory, samples: list[Sample]) -> Tensor:

@@ -15,6 +15,7 @@ from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
 from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
+from ..finite import NotFiniteError, require_finite_results
 from ..modeling.caption import BlipForConditionalGeneration
 from ..processing_blip import BlipProcessor
 from .caption_metrics import Metric, Tokenizer, caption_metrics, caption_metrics_by_domain, resolve_metrics
@@ -151,7 +152,13 @@ def _write(
     starts = range(0, len(numbers), captioner.batch_size)
     for start in tqdm(starts, desc="Captioning", disable=not show_progress or rank() > 0):
         batch = {number: groups[number] for number in numbers[start : start + captioner.batch_size]}
-        captions = captioner.caption([group["image"] for group in batch.values()], on_error="skip")
+        try:
+            captions = captioner.caption([group["image"] for group in batch.values()], on_error="skip")
+        except NotFiniteError as error:
+            if not error.images:
+                raise
+            ids = [group["image_id"] for group in batch.values()]
+            require_finite_results([place not in error.images for place in range(len(ids))], ids)
         for (number, group), caption in zip(batch.items(), captions, strict=True):
             if caption.error is not None:
                 skips.report(caption.error)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset
 from ..distributed import gather_objects, rank, world_size
+from ..finite import require_finite_results
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE
@@ -107,7 +109,8 @@ def evaluate_nlvr2(
             pairs = {number: pair for number in batch if (pair := dataset.get(number)) is not None}
             if not pairs:
                 continue
-            verdicts = _judge(model, collator(list(pairs.values())))
+            verdicts, are_finite = _judge(model, collator(list(pairs.values())))
+            require_finite_results(are_finite, [f"of record {number}" for number in pairs], model=model)
             own += [
                 (number, verdict, pair["label"], pair["sentence_id"])
                 for (number, pair), verdict in zip(pairs.items(), verdicts, strict=True)
@@ -125,9 +128,12 @@ def evaluate_nlvr2(
     )
 
 
-def _judge(model: BlipForVisualReasoning, batch: dict[str, Tensor]) -> list[bool]:
+def _judge(model: BlipForVisualReasoning, batch: dict[str, Tensor]) -> tuple[list[bool], list[bool]]:
+    """Returns the predicted label of each pair, and whether its logits are finite."""
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-    return model(**inputs).logits.argmax(dim=-1).bool().tolist()
+    logits = model(**inputs).logits  # (b, 2)
+    verdicts, are_finite = torch.stack([logits.argmax(dim=-1).bool(), logits.isfinite().all(dim=-1)]).tolist()
+    return verdicts, are_finite
 
 
 __all__ = ["Nlvr2Result", "evaluate_nlvr2", "reasoning_metrics"]

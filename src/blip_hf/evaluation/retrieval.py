@@ -14,6 +14,7 @@ from ..data.readers import group_captions
 from ..data.readers.records import CaptionGroup
 from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
+from ..finite import require_finite_results
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE, K_TEST
@@ -192,6 +193,7 @@ def evaluate_two_stages(
             show_progress=show_progress,
         )
         image_ids, texts, text_to_image = _flatten(captions, images.numbers)
+        require_finite_results(_are_finite(images.features), image_ids, model=model)
         equality = Equality.of(text_to_image, images.content, texts)
         is_right = equality.relevance(relevance)  # (n, m)
         rows = TokenizedTexts.from_texts(processor, texts, model.device)
@@ -199,6 +201,7 @@ def evaluate_two_stages(
         cosine_ranks = _cosine_ranks(similarity, is_right.to(similarity.device))
         scorer = matching_scores(model, images, rows, batch_size=text_batch_size, show_progress=show_progress)
         of_images, of_texts, num_pairs = rerank(similarity, k, scorer)
+        require_finite_results(_are_finite(of_images.scores), image_ids, model=model)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
     return RetrievalResult(
         itc=rank_metrics(dict(zip(direction_names, cosine_ranks, strict=True)), ks=ks),
@@ -215,6 +218,10 @@ def evaluate_two_stages(
         image_candidates=of_images,
         text_candidates=of_texts,
     )
+
+
+def _are_finite(rows: Tensor) -> list[bool]:
+    return rows.isfinite().all(dim=1).tolist()
 
 
 def _flatten(

@@ -19,7 +19,9 @@ from ..data.readers.vqa import VqaRecord
 from ..data.vqa import MAX_ANSWER_LENGTH, BlipVqaCollator, VqaDataset
 from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
+from ..finite import require_finite_results
 from ..image_utils import image_suffixes
+from ..modeling.logits_check import LogitsCheck
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE, NUM_CANDIDATES
@@ -271,7 +273,7 @@ class _EvaluationCollator:
 
 
 def _answer_all(
-    answer: Callable[[dict[str, Tensor]], list[str]],
+    answer: Callable[[dict[str, Tensor]], tuple[list[str], list[bool]]],
     batches: Iterable[tuple[list[dict[str, Any]], dict[str, Tensor]]],
     model: BlipForQuestionAnswering,
 ) -> list[_Answered]:
@@ -282,7 +284,10 @@ def _answer_all(
             continue
         inputs = {name: value.to(model.device) for name, value in features.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        for question, own in zip(asked, answer(inputs), strict=True):
+        answers, are_finite = answer(inputs)
+        names = [f"of question {question['question_id']}" for question in asked]
+        require_finite_results(are_finite, names, model=model)
+        for question, own in zip(asked, answers, strict=True):
             accuracy = vqa_accuracy(own, question["answers"]) if question["answers"] else None
             answered.append((question["number"], question["question_id"], own, accuracy))
     return answered
@@ -299,11 +304,13 @@ def _by_question(answered: Sequence[_Answered]) -> dict[int | str, str]:
 
 def _write(
     inputs: dict[str, Tensor], model: BlipForQuestionAnswering, processor: BlipProcessor, **settings: int
-) -> list[str]:
-    sequences = model.generate(**inputs, **settings)
-    return [
+) -> tuple[list[str], list[bool]]:
+    check = LogitsCheck()
+    sequences = model.generate(**inputs, **settings, logits_processor=[check])
+    answers = [
         _SPLIT_MARK.sub(lambda mark: mark.group().strip(), text) for text in processor.post_process_captions(sequences)
     ]
+    return answers, check.by_image(len(answers))
 
 
 def _choose(
@@ -312,9 +319,9 @@ def _choose(
     answer_list: Sequence[str],
     rows: dict[str, Tensor],
     num_candidates: int,
-) -> list[str]:
+) -> tuple[list[str], list[bool]]:
     ranking = model.rank_answers(**inputs, **rows, num_candidates=num_candidates)
-    return [answer_list[index] for index in ranking.best.tolist()]
+    return [answer_list[index] for index in ranking.best.tolist()], ranking.scores.isfinite().all(dim=1).tolist()
 
 
 def _tokenize(processor: BlipProcessor, answer_list: Sequence[str], device: torch.device) -> dict[str, Tensor]:
