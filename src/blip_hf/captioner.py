@@ -18,7 +18,6 @@ from transformers import GenerationConfig
 
 from .caption_settings import CaptionSettings
 from .devices import SeededSampling, pick_device
-from .finite import require_finite_results
 from .image_arrays import is_array
 from .image_utils import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
@@ -266,14 +265,13 @@ class BlipCaptioner:
             self.caption_settings,
             num_return_sequences,
         )
-        check = LogitsCheck()
+        check = LogitsCheck(list(batch.images), captioner=self.model)
         settings["logits_processor"] = [*(settings.get("logits_processor") or []), check]
         # The index of the first image gives each batch its own reproducible seed.
         seed = None if self.seed is None else self.seed + min(batch.images)
         memory = self.model.get_image_memory(inputs.pop("pixel_values"))
         with nullcontext() if seed is None else SeededSampling(seed, device):
             sequences = self.model.generate(image_memory=memory, **inputs, **settings)  # (n * g, t)
-        require_finite_results(check.by_image(len(images)), list(batch.images), captioner=self.model)
         return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, memory
 
     @torch.inference_mode()

@@ -23,7 +23,10 @@ from tests.support.vocabularies import make_processor, make_scene_processor
 
 IMAGES = noise_images(3)
 PAIRS = [{"image": image, "caption": "a b c", "image_id": f"image-{i}"} for i, image in enumerate(IMAGES)]
-QUESTIONS = [{"image": image, "question": "a b", "answers": ["c"], "question_id": i} for i, image in enumerate(IMAGES)]
+QUESTIONS = [
+    {"image": image, "question": "a b", "answers": ["c"], "weights": [1.0], "question_id": i}
+    for i, image in enumerate(IMAGES)
+]
 
 
 def caption(model, processor):
@@ -69,7 +72,7 @@ def test_a_nan_weight_is_named(tool, model_class, weight):
     processor = make_processor()
     model = tiny_model_for(model_class, processor)
     tool(model, processor)
-    model.get_parameter(weight).data.flatten()[0] = float("nan")
+    model.get_parameter(weight).data.flatten()[-1] = float("nan")
     with pytest.raises(NotFiniteError, match=f"hold NaN or infinity, first in {weight}"):
         tool(model, processor)
 

@@ -111,7 +111,7 @@ def test_adapters_of_chosen_modules(pretrained, tmp_path):
     assert names
     assert all(".fc1." in name for name in names)
     with pytest.raises(ValueError, match=r"no linear layer 'queri'\. Pass ends of names such as .*query"):
-        finetune("caption", tmp_path, pretrained, lora_target_modules=["qkv", "queri"])
+        finetune("caption", tmp_path / "refused", pretrained, lora_target_modules=["qkv", "queri"])
 
 
 def test_adapters_of_frozen_layers_are_not_trained(pretrained, tmp_path):

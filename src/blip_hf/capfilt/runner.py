@@ -31,7 +31,7 @@ from .engine import CapFilt, Scored, join_tables
 from .filters import Rule, find_cutoffs, keep_mask
 from .refilter import write_kept
 from .report import build_report
-from .scores import RunFolder, write_scores
+from .scores import RunFolder, is_whole_table, write_scores
 from .settings import FREE_SETTINGS
 from .writers import PairFormat, remove_partial_pairs, write_pairs
 
@@ -137,7 +137,8 @@ class _Run:
     format: PairFormat
 
     def is_done(self, shard: Shard) -> bool:
-        return self.folder.scores(shard.name).is_file()
+        scores = self.folder.scores(shard.name)
+        return scores.is_file() and is_whole_table(scores)
 
     def write_shard(self, shard: Shard, progress: "_Progress") -> None:
         """Captions, scores and writes a shard that this process holds."""
@@ -222,7 +223,7 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
         }
         write_json({**settings, "versions": versions}, path)
         return
-    old, new = (_flat(values) for values in (json.loads(path.read_text(encoding="utf-8")), settings))
+    old, new = _flat(_read_settings(path)), _flat(settings)
     free = {f"capfilt.{name}" for name in FREE_SETTINGS}
     differences = [
         f"{name} was {old.get(name)!r}, is {value!r}"
@@ -234,6 +235,16 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
             f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Pass the same ones to"
             " resume it, or another output folder."
         )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged, so the settings of its run are unknown. If this command is the same as that of the run,"
+            " remove the file and run it again to continue; else pass another output folder."
+        ) from error
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

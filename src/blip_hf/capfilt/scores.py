@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers.utils import logging
 
 from ..files import atomic_write
 
+
+logger = logging.get_logger(__name__)
 
 SOURCES = ("web", "synthetic", "human")
 
@@ -100,6 +103,17 @@ class RunFolder:
     def tables(self) -> Iterator[pa.Table]:
         """Reads the scores of all shards that are done, one by one."""
         return map(read_scores, self.score_files())
+
+
+def is_whole_table(path: Path) -> bool:
+    """Returns whether a score file is whole; removes a damaged one, with a warning, so that its shard is done again."""
+    try:
+        pq.ParquetFile(path).close()
+    except (pa.ArrowInvalid, OSError) as error:
+        logger.warning(f"{path} is damaged and its shard is done again: {str(error).splitlines()[0]}")
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def write_scores(table: pa.Table, path: str | os.PathLike[str]) -> None:

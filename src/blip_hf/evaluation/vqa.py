@@ -273,7 +273,7 @@ class _EvaluationCollator:
 
 
 def _answer_all(
-    answer: Callable[[dict[str, Tensor]], tuple[list[str], list[bool]]],
+    answer: Callable[[dict[str, Tensor], list[str]], list[str]],
     batches: Iterable[tuple[list[dict[str, Any]], dict[str, Tensor]]],
     model: BlipForQuestionAnswering,
 ) -> list[_Answered]:
@@ -284,10 +284,8 @@ def _answer_all(
             continue
         inputs = {name: value.to(model.device) for name, value in features.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        answers, are_finite = answer(inputs)
-        names = [f"of question {question['question_id']}" for question in asked]
-        require_finite_results(are_finite, names, model=model)
-        for question, own in zip(asked, answers, strict=True):
+        ids = [f"of question {question['question_id']}" for question in asked]
+        for question, own in zip(asked, answer(inputs, ids), strict=True):
             accuracy = vqa_accuracy(own, question["answers"]) if question["answers"] else None
             answered.append((question["number"], question["question_id"], own, accuracy))
     return answered
@@ -303,25 +301,29 @@ def _by_question(answered: Sequence[_Answered]) -> dict[int | str, str]:
 
 
 def _write(
-    inputs: dict[str, Tensor], model: BlipForQuestionAnswering, processor: BlipProcessor, **settings: int
-) -> tuple[list[str], list[bool]]:
-    check = LogitsCheck()
-    sequences = model.generate(**inputs, **settings, logits_processor=[check])
-    answers = [
+    inputs: dict[str, Tensor],
+    ids: list[str],
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    **settings: int,
+) -> list[str]:
+    sequences = model.generate(**inputs, **settings, logits_processor=[LogitsCheck(ids, model=model)])
+    return [
         _SPLIT_MARK.sub(lambda mark: mark.group().strip(), text) for text in processor.post_process_captions(sequences)
     ]
-    return answers, check.by_image(len(answers))
 
 
 def _choose(
     inputs: dict[str, Tensor],
+    ids: list[str],
     model: BlipForQuestionAnswering,
     answer_list: Sequence[str],
     rows: dict[str, Tensor],
     num_candidates: int,
-) -> tuple[list[str], list[bool]]:
+) -> list[str]:
     ranking = model.rank_answers(**inputs, **rows, num_candidates=num_candidates)
-    return [answer_list[index] for index in ranking.best.tolist()], ranking.scores.isfinite().all(dim=1).tolist()
+    require_finite_results(ranking.scores.isfinite().all(dim=1).tolist(), ids, model=model)
+    return [answer_list[index] for index in ranking.best.tolist()]
 
 
 def _tokenize(processor: BlipProcessor, answer_list: Sequence[str], device: torch.device) -> dict[str, Tensor]:

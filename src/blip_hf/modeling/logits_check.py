@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Notices NaN in generation, where it would give an empty text."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
+
+from ..finite import require_finite_results
 
 
 class LogitsCheck(LogitsProcessor):
-    """Notes which rows have finite logits for their first token, once for each call of `generate`. Changes nothing."""
+    """Raises if the logits of the first token are not finite; later ones are not looked at. Changes nothing.
 
-    def __init__(self) -> None:
-        self._are_finite: Tensor | None = None
+    Args:
+        ids (sequence):
+            The images, for the message.
+        **models (`nn.Module`):
+            The model by its role, as for [`~blip_hf.finite.require_finite_results`].
+    """
+
+    def __init__(self, ids: Sequence[Any], **models: nn.Module) -> None:
+        self._ids = ids
+        self._models = models
+        self._is_done = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns the scores `(rows, v)` as they are."""
-        if self._are_finite is None:
+        """Returns the scores `(rows, v)` as they are. `generate` waits for the device after each token anyway."""
+        if not self._is_done:
+            self._is_done = True
             # A comparison with NaN is false. Other processors write -inf.
-            self._are_finite = (scores < torch.inf).all(dim=-1)
+            are_finite = (scores < torch.inf).view(len(self._ids), -1).all(dim=1)
+            require_finite_results(are_finite.tolist(), self._ids, **self._models)
         return scores
-
-    def by_image(self, num_images: int) -> list[bool]:
-        """Returns whether all rows of each image are finite. Waits for the device."""
-        if self._are_finite is None:
-            return [True] * num_images
-        return self._are_finite.view(num_images, -1).all(dim=1).tolist()
 
 
 __all__ = ["LogitsCheck"]
