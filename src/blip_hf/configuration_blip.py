@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import BlipConfig as UpstreamBlipConfig
 from transformers import BlipTextConfig as UpstreamBlipTextConfig
 from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
@@ -20,6 +21,22 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Fields with another default than in transformers that changes the outputs of a trained model.
+# Highest values of sizes, far above those of any model. Past them a configuration is damaged, or made to exhaust the memory.
+_MAX_SIZES = {
+    "hidden_size": 2**16,
+    "encoder_hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "projection_dim": 2**16,
+    "image_text_hidden_size": 2**16,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**10,
+    "vocab_size": 10**7,
+    "max_position_embeddings": 10**6,
+    "image_size": 2**15,
+    "patch_size": 2**15,
+    "num_channels": 2**10,
+}
+_MAX_QUEUE_SIZE = 10**7
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
 
 
@@ -56,8 +73,9 @@ class BlipTextConfig(UpstreamBlipTextConfig):
         if self.enc_token_id is None and self.bos_token_id is not None:
             self.enc_token_id = self.bos_token_id + 1
 
-    def validate_heads(self) -> None:
-        """Checks that the heads divide the width."""
+    def validate_sizes(self) -> None:
+        """Checks that sizes are in range, and that the heads divide the width."""
+        _check_sizes(self)
         _check_heads(self)
 
 
@@ -81,8 +99,9 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
     initializer_range: float = 0.02
     drop_path_rate: float = 0.0
 
-    def validate_heads(self) -> None:
-        """Checks that the heads divide the width."""
+    def validate_sizes(self) -> None:
+        """Checks that sizes are in range, and that the heads divide the width."""
+        _check_sizes(self)
         _check_heads(self)
 
 
@@ -130,12 +149,29 @@ class BlipConfig(UpstreamBlipConfig):
             )
         self.label_smoothing = text_value
 
+    def validate_sizes(self) -> None:
+        """Checks that the width of the features is in range."""
+        _check_sizes(self)
+
     def validate_start_tokens(self) -> None:
         """Checks the position-0 tokens."""
         for name in ("itm_start_token", "question_start_token"):
             value = getattr(self, name)
             if value not in ("enc", "cls"):
                 raise ValueError(f"{name} is {value!r}, expected 'enc' or 'cls'.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "BlipConfig":
+        """Reads the `config.json` of a checkpoint.
+
+        Raises:
+            ValueError: If a value has the wrong type or is out of range.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except StrictDataclassError as error:
+            reason = error.__cause__ or error
+            raise ValueError(f"config.json of {pretrained_model_name_or_path} cannot be used: {reason}") from error
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
@@ -189,8 +225,8 @@ class BlipContrastiveConfig(BlipConfig):
         """Checks the ranges of the values."""
         if self.negative_temperature is not None and self.negative_temperature <= 0:
             raise ValueError(f"negative_temperature is {self.negative_temperature}, expected more than 0.")
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) or more.")
+        if not 0 <= self.queue_size <= _MAX_QUEUE_SIZE:
+            raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) to {_MAX_QUEUE_SIZE}.")
         for name in ("momentum", "alpha"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -268,6 +304,15 @@ class BlipVisualReasoningConfig(BlipConfig):
         """Checks that the layer is not negative."""
         if self.merge_from_layer < 0:
             raise ValueError(f"merge_from_layer is {self.merge_from_layer}, expected 0 (all layers merge) or more.")
+
+
+def _check_sizes(config: PreTrainedConfig) -> None:
+    """Raises for a size that no model has, before memory is taken for it."""
+    for name in _MAX_SIZES.keys() & type(config).__dataclass_fields__.keys():
+        value, highest = getattr(config, name), _MAX_SIZES[name]
+        for size in value if isinstance(value, (list, tuple)) else [value]:
+            if not 1 <= size <= highest:
+                raise ValueError(f"{name} is {value}, expected a value from 1 to {highest}.")
 
 
 def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:

@@ -4,8 +4,10 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
@@ -72,20 +74,31 @@ class BlipPreTrainedModel(PreTrainedModel):
             `BlipPreTrainedModel`: The model in evaluation mode, or `(model, loading_info)` with `output_loading_info=True`.
 
         Raises:
-            ValueError: If the checkpoint lacks whole parts of this class.
+            ValueError: If the checkpoint lacks whole parts of this class, or its files are damaged.
         """
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
-        allow_other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
-        loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        loading = {**kwargs, "output_loading_info": True}
         with _delayed_loading_logs():
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
-            if not allow_other_shapes:
-                _refuse_other_shapes(model, info, str(pretrained_model_name_or_path))
+            try:
+                model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
+            except (SafetensorError, UnpicklingError, EOFError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"The weights of {pretrained_model_name_or_path} are damaged, or hold Python objects that are not tensors:"
+                    f" {reason} Download or save the checkpoint again."
+                ) from error
             if not allow_new_heads:
                 _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
         model._finish_loading()
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        # Before memory is taken for weights that the checkpoint does not have.
+        if not load_config.ignore_mismatched_sizes:
+            _refuse_other_shapes(model, loading_info.mismatched_keys, str(load_config.pretrained_model_name_or_path))
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     def _finish_loading(self) -> None:
         """Runs after loading: removes library defaults from generation configurations."""
@@ -140,11 +153,10 @@ def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: st
     )
 
 
-def _refuse_other_shapes(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
-    mismatched = sorted(info["mismatched_keys"])
+def _refuse_other_shapes(model: PreTrainedModel, mismatched: set[tuple[str, Any, Any]], source: str) -> None:
     if not mismatched:
         return
-    name, stored, expected = mismatched[0]
+    name, stored, expected = min(mismatched)
     raise WrongCheckpointError(
         f"{source} has {len(mismatched)} weights whose shapes differ from its configuration, such as {name}:"
         f" {tuple(stored)}, expected {tuple(expected)}.",

@@ -3,7 +3,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, distributed, nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
@@ -30,7 +31,7 @@ from .checkpoint_files import (
     require_whole,
 )
 from .interruption import StopOnSignal, TrainingInterrupted
-from .loss_guard import LossGuard
+from .loss_guard import RECORD_IDS, LossGuard, NamingCollator
 
 
 logger = logging.get_logger(__name__)
@@ -99,9 +100,14 @@ class CheckpointingTrainer(Trainer):
 
     # NaN
 
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        collator = super()._get_collator_with_removed_columns(data_collator, description)
+        is_named = description == "Training" and not isinstance(self.train_dataset, IterableDataset)
+        return NamingCollator(collator) if is_named else collator
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Remembers the loss for the check on NaN."""
-        ids = inputs.pop("record_ids", ())
+        ids = inputs.pop(RECORD_IDS, ())
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.args.stop_on_nan:
             self._loss_guard.add(self.state.global_step + 1, loss, ids)

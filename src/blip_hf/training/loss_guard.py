@@ -2,7 +2,7 @@
 """Stops a training whose loss is not finite, without waiting for the device at each step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,27 @@ from ..finite import NotFiniteError, name_ids
 
 # On an accelerator, losses are looked at when a log or a checkpoint waits for the device anyway, or when there are so many.
 MAX_PENDING = 100
+
+
+# Key of a batch: the ids of its records.
+RECORD_IDS = "record_ids"
+_ID_FIELDS = ("question_id", "sentence_id", "image_id", "image_ids")
+
+
+class NamingCollator:
+    """Adds the ids of the records to the batch of another collator, for the message about a loss."""
+
+    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, records: Sequence[Any]) -> dict[str, Any]:
+        """Makes a batch."""
+        batch = self.collator(records)
+        fields = [name for name in _ID_FIELDS if isinstance(records[0], Mapping) and name in records[0]]
+        if not fields:
+            return batch
+        ids = [record[fields[0]] for record in records]
+        return {**batch, RECORD_IDS: [value.item() if isinstance(value, Tensor) else value for value in ids]}
 
 
 class LossGuard:
@@ -43,4 +64,4 @@ class LossGuard:
                 )
 
 
-__all__ = ["LossGuard"]
+__all__ = ["RECORD_IDS", "LossGuard", "NamingCollator"]
