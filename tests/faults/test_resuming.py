@@ -180,6 +180,14 @@ class SignalAtStep(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class GroupSignalAtStep(SignalAtStep):
+    """Sends it to the loader's workers too."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.killpg(0, self.number)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_a_checkpoint_and_exits(number, status, tmp_path):
     fields = {"save_steps": 100}
@@ -213,6 +221,26 @@ def test_without_checkpoints_a_signal_exits_after_the_step(tmp_path):
         trainer.train()
     assert trainer.state.global_step == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_of_a_run_exits_without_a_traceback(number, status, tmp_path, capfd):
+    """As Ctrl-C or a scheduler sends it: the workers that read images get it too."""
+
+    def train():
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        trainer = captioning(
+            tmp_path, max_steps=10**6, num_train_epochs=10**6, save_steps=10**6, dataloader_num_workers=2
+        )
+        trainer.add_callback(GroupSignalAtStep(number, 3))
+        trainer.train()
+
+    assert run_forked(train) == status
+    output = capfd.readouterr().err
+    assert "Traceback" not in output
+    checkpoints = find_checkpoints(tmp_path)
+    assert [find_problem(checkpoint) for checkpoint in checkpoints] in ([], [None])
 
 
 # NaN and a full disk
