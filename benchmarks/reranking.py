@@ -40,14 +40,15 @@ def cases(options: Options) -> Iterator[Case]:
     def ours() -> Tensor:
         states = model.vision_model(pixels).last_hidden_state
         encode_texts(model, rows, torch.arange(own_texts), batch_size=256)
-        images = EncodedImages(torch.arange(own_images), torch.empty(0), dict(enumerate(states)))
+        numbers = torch.arange(own_images)
+        images = EncodedImages(numbers, torch.empty(0), content=numbers, states=dict(enumerate(states)))
         score = matching_scores(model, images, rows, batch_size=256, show_progress=False)
         return score(wanted_images, wanted_texts)
 
     @torch.no_grad()
     def theirs() -> tuple[Tensor, Tensor]:
         states = model.vision_model(pixels).last_hidden_state
-        model.get_text_features(padded[:own_texts], padded_mask[:own_texts])
+        model.get_text_features(padded[:own_texts], padded_mask[:own_texts], cls_only=True)
         # Encodes only some images and reuses them as candidates, because any images will do.
         all_states = states.repeat(-(-num_images // own_images), 1, 1)[:num_images]
         return original.rerank(model, all_states, padded, padded_mask, similarity, k, (own_images, own_texts))

@@ -14,6 +14,7 @@ from blip_hf import (
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     BlipForVisualReasoning,
+    BlipModel,
 )
 from tests.support.tiny_models import (
     DEC,
@@ -33,6 +34,7 @@ HEADS = {
     "itm": MATCHER,
     "itc": MATCHER | {"options": {"use_itm_head": False}},
     "vqa": {"model_class": BlipForQuestionAnswering, "output": "logits"},
+    "dual encoder": {"model_class": BlipModel, "output": "logits_per_text"},
     "nlvr2": {
         "model_class": BlipForVisualReasoning,
         "output": "logits",

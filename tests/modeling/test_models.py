@@ -185,8 +185,8 @@ def test_cross_attention_mask_hides_padding():
 
 def test_features_are_unit_vectors_and_give_the_similarity_matrix(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
-    images = matcher.get_image_features(batch["pixel_values"][:2])
-    texts = matcher.get_text_features(batch["input_ids"], batch["attention_mask"])
+    images = matcher.get_image_features(batch["pixel_values"][:2]).pooler_output
+    texts = matcher.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
     assert_close(images.norm(dim=-1), torch.ones(2))
     assert_close(texts.norm(dim=-1), torch.ones(3))
     similarity = matcher(

@@ -5,7 +5,6 @@ import os
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -13,13 +12,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
 from .base import BlipPreTrainedModel, refuse_unknown
+from .contrastive import BlipContrastiveModel
 from .input_checks import refuse_token_types
 from .nlvr2_text import BlipNlvr2TextModel
 from .outputs import BlipVisualReasoningOutput
-from .pretraining import BlipForPreTraining
 from .projection import with_first_token
-from .retrieval import BlipForImageTextRetrieval
-from .retrieval_training import BlipForRetrievalTraining
+from .retrieval_training import load_matching_model
 from .vision import BlipVisionModel
 
 
@@ -82,7 +80,9 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             **config_fields:
                 Fields of `BlipVisualReasoningConfig`, such as `merge_from_layer`.
         """
-        matcher = _load_matcher(pretrained_model_name_or_path)
+        matcher = load_matching_model(pretrained_model_name_or_path)
+        if isinstance(matcher, BlipContrastiveModel):
+            matcher = matcher.export_retriever()
         if image_size is not None:
             matcher.resize_position_embeddings(image_size)
         config = BlipVisualReasoningConfig(
@@ -159,15 +159,6 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             attentions=vision.attentions,
             cross_attentions=text.cross_attentions,
         )
-
-
-def _load_matcher(path: str | os.PathLike) -> BlipForImageTextRetrieval:
-    settings, _ = BlipVisualReasoningConfig.get_config_dict(path)
-    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
-        if settings.get("model_type") == trained_class.config_class.model_type:
-            return trained_class.from_pretrained(path, dtype=torch.float32).export_retriever()
-    # Raises for a checkpoint of another class.
-    return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
 
 
 def _copy_per_image(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 """Image-text retrieval model: cosine similarity of features (ITC) and matching of pairs (ITM)."""
 
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -44,15 +45,51 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         """Replaces the word embeddings."""
         self.text_encoder.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Projected and normalised image features of shape `(n, d)`; dot products with text features are cosines."""
-        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
-        return pool_and_project(states, self.vision_proj)
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Encodes images for comparison with texts.
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected and normalised features of shape `(m, d)` of texts that start with [CLS]."""
-        states = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
-        return pool_and_project(states, self.text_proj)
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept another image size than the configured one.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` of shape `(n, d)` has the projected and normalised features, whose
+            dot products with those of texts are cosines. `last_hidden_state` has the states of [CLS] and each patch.
+        """
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        vision.pooler_output = pool_and_project(vision.last_hidden_state, self.vision_proj)
+        return vision
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encodes texts for comparison with images.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(m, t)`):
+                Token ids, [CLS] first.
+            cls_only (`bool`, *optional*, defaults to `False`):
+                Whether the last layer computes [CLS] only, which is enough for `pooler_output` and faster.
+                `last_hidden_state` then has `t = 1`.
+
+        Returns:
+            `BaseModelOutputWithPoolingAndCrossAttentions`: `pooler_output` of shape `(m, d)` has the projected and
+            normalised features. `last_hidden_state` has the states of all tokens.
+        """
+        text = self.text_encoder(input_ids, attention_mask, position_ids, cls_only=cls_only, **kwargs)
+        text.pooler_output = pool_and_project(text.last_hidden_state, self.text_proj)
+        return text
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of calls of `get_itm_logits`."""
@@ -148,13 +185,13 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         return BlipMatchingOutput(
             itm_score=itm_logits if use_itm_head else itc_similarity,
             loss=loss,
-            itm_logits=itm_logits,
-            itc_similarity=itc_similarity,
             last_hidden_state=vision.last_hidden_state,
-            question_embeds=text.last_hidden_state,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
-            cross_attentions=text.cross_attentions,
+            question_embeds=text.last_hidden_state,
+            itm_logits=itm_logits,
+            itc_similarity=itc_similarity,
+            cross_attentions=text.cross_attentions or None,
         )
 
     def _grounded_states(

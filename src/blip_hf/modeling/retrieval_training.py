@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
-from ..configuration_blip import BlipRetrievalTrainingConfig
+from ..configuration_blip import BlipConfig, BlipRetrievalTrainingConfig
 from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from ..objectives import matching_pairs
 from .contrastive import BlipContrastiveModel, itm_loss_and_labels
 from .input_checks import refuse_token_types
 from .momentum import image_ids_or_unknown
 from .outputs import BlipContrastiveOutput
-from .pretraining import SHARED_TEXT_PARTS
+from .pretraining import SHARED_TEXT_PARTS, BlipForPreTraining
+from .retrieval import BlipForImageTextRetrieval
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
@@ -181,4 +182,14 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         return itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
-__all__ = ["BlipForRetrievalTraining"]
+def load_matching_model(path: str | os.PathLike) -> BlipForImageTextRetrieval | BlipContrastiveModel:
+    """Loads a checkpoint with an ITM head in fp32, by the class that saved it."""
+    settings, _ = BlipConfig.get_config_dict(path)
+    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
+        if settings.get("model_type") == trained_class.config_class.model_type:
+            return trained_class.from_pretrained(path, dtype=torch.float32)
+    # Raises for a checkpoint of another class.
+    return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
+
+
+__all__ = ["BlipForRetrievalTraining", "load_matching_model"]
