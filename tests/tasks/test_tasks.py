@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from blip_hf import (
     BlipFinetuningArguments,
     BlipForPreTraining,
+    BlipForQuestionAnswering,
     BlipPreTrainingConfig,
     BlipProcessor,
     BlipRetrievalTrainingConfig,
@@ -185,6 +186,31 @@ def test_multi_word_answers_and_the_question_only_baseline(pretrained, tmp_path,
     (tmp_path / "a.png").unlink()
     again = run("evaluate", capsys, "vqa", "--model", tmp_path / "out", "--data", source, *flags, "--no_progress")
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
+
+
+def test_questions_without_answers_need_an_output(pretrained, tmp_path, capsys):
+    write_image(tmp_path / "a.png")
+    source = write_json(tmp_path / "test.json", [{"image": "a.png", "question": "what is it"}])
+    model = BlipForQuestionAnswering.from_pretraining(BlipForPreTraining.from_pretrained(pretrained))
+    model.save_pretrained(tmp_path / "vqa")
+    BlipProcessor.from_pretrained(pretrained).save_pretrained(tmp_path / "vqa")
+    argv = ["evaluate", "vqa", "--model", str(tmp_path / "vqa"), "--data", str(source), "--no_progress"]
+    assert main(argv) == 2
+    assert "None of the 1 questions" in capsys.readouterr().err
+    output = tmp_path / "answers.json"
+    assert run(*argv[:1], capsys, *argv[1:], "--output", output) == {"num_answered": 1, "num_skipped": 0}
+    assert [record["image"] for record in json.loads(output.read_text())] == ["a.png"]
+    # The answered question of this set cannot be used.
+    lost = {"image": "lost.png", "question": "what is it", "answer": "red"}
+    write_json(source, [lost, {"image": "a.png", "question": "what is it"}])
+    assert main(argv) == 2
+    assert "No question" in capsys.readouterr().err
+    for data, eval_data in ((source, source), ("scenes:4", tmp_path / "test2.json")):
+        write_json(tmp_path / "test2.json", [{"image": "a.png", "question": "what"}])
+        write_json(source, [{"image": "a.png", "question": "what"}])
+        train = ["finetune", "vqa", "--model", pretrained, "--data", data, "--eval_data", eval_data]
+        assert main([*map(str, train), "--output_dir", str(tmp_path / "out"), "--use_cpu"]) == 2
+        assert "None of the 1 questions" in capsys.readouterr().err
 
 
 def test_vqa_recipe_does_not_evaluate_on_training_data():
