@@ -220,6 +220,20 @@ def test_vqa_recipe_does_not_evaluate_on_training_data():
     assert options.eval_data is None
 
 
+def test_the_best_model_by_the_metric_of_the_task_is_saved_and_evaluated(pretrained, tmp_path, capsys):
+    argv = ["nlvr2", "--model", pretrained, *TRAINING, "--max_steps", 3, "--learning_rate", "1e-2"]
+    argv += ["--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1]
+    argv += ["--load_best_model_at_end", "--metric_for_best_model"]
+    metrics = run("finetune", capsys, *argv, "accuracy", "--output_dir", tmp_path / "out")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert metrics["eval_accuracy"] == state["best_metric"]
+    best = load_file(f"{state['best_model_checkpoint']}/model.safetensors")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(best[name], saved[name]) for name in saved)
+    assert main(["finetune", *map(str, argv), "accuracies", "--output_dir", str(tmp_path / "other")]) == 2
+    assert "metric_for_best_model='accuracies' is unknown. Pass one of loss, accuracy" in capsys.readouterr().err
+
+
 LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'
 
 
