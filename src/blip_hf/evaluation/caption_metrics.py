@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from transformers.utils import logging
 
+from ..cjk import split_cjk
+
 
 logger = logging.get_logger(__name__)
 
@@ -52,8 +54,8 @@ def caption_metrics(
         references (mapping of id to sequence of `str`):
             One or more reference captions of each of these images.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            `"ptb"` is COCO's own and needs Java; `"treebank"` is NLTK's. Both lower-case and drop punctuation. Their tokens
-            differ for about 25 in 10,000 captions of COCO, and 3 of Flickr8k.
+            `"ptb"` is COCO's own and needs Java; `"treebank"` is NLTK's. Both lower-case and drop punctuation; each Chinese
+            or Japanese character is a word. Their tokens differ for about 25 in 10,000 captions of COCO, and 3 of Flickr8k.
         metrics (sequence of `str`, *optional*):
             Any of `"bleu"`, `"rouge_l"`, `"cider"`, `"meteor"` and `"spice"`. Defaults to the first three, and METEOR if
             Java is installed. SPICE downloads models on first use.
@@ -161,7 +163,7 @@ def _has_java() -> bool:
 def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
     """Returns the captions of each image as space-separated tokens."""
     # The Java programs read one caption per line, and METEOR separates captions by bars.
-    rows = [[" ".join(caption.replace("|||", " ").split()) for caption in own] for own in captions]
+    rows = [[" ".join(split_cjk(caption.replace("|||", " ")).split()) for caption in own] for own in captions]
     ptb = _ptb_tokenizer()
     if tokenizer == "ptb":
         records = {number: [{"caption": caption} for caption in own] for number, own in enumerate(rows)}

@@ -199,12 +199,13 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["P
     import torch
 
     from ..checkpoints import require_checkpoint
+    from ..devices import pick_device
     from ..modeling.cpu import optimize_for_cpu
 
     if options.dtype not in get_args(DType):
         raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(get_args(DType))}.")
     require_checkpoint(options.model)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(options.device)
     model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
     if device.type == "cpu":
         optimize_for_cpu(model)
