@@ -179,6 +179,16 @@ def test_sets_that_cannot_be_evaluated_are_refused_before_training(tmp_path):
         )
 
 
+def test_a_trainer_without_processor_is_refused(tmp_path):
+    captioner, processor, *_ = tiny_capfilt()
+    collator = BlipCaptioningCollator(processor)
+    arguments = make_arguments(tmp_path, metric_for_best_model="cider")
+    with pytest.raises(ValueError, match=r"needs the processor of the model\. Pass `processing_class=processor`"):
+        BlipTrainer(
+            captioner, arguments, eval_dataset=make_records(2), data_collator=lambda records: collator(records)
+        )
+
+
 def test_a_metric_without_evaluations_during_training_warns(tmp_path, caplog):
     make_captioning_trainer(tmp_path, evaluate=make_records(2), metric_for_best_model="cider")
     assert "chooses no checkpoint" in caplog.text
