@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "answer_questions": "evaluation.answering",
     "BlipCaptioner": "captioner",
     "BlipConfig": "configuration_blip",
     "BlipContrastiveTrainer": "training.contrastive_trainer",
@@ -47,6 +48,7 @@ _HOME_OF = {
     "evaluate_vqa": "evaluation.vqa",
     "find_shards": "data.readers",
     "load_pairs": "data.readers",
+    "match_texts": "evaluation.matching",
     "optimize_for_cpu": "modeling.cpu",
     "refilter": "capfilt.refilter",
     "register_auto_classes": "auto",

@@ -13,8 +13,8 @@ import pytest
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.cli import main
 from blip_hf.cli.caption_formats import format_of, write_records
-from blip_hf.cli.caption_sources import find_images
 from blip_hf.cli.errors import UsageError
+from blip_hf.cli.image_sources import find_images
 from blip_hf.cli.output import open_output
 from tests.support.files import write_json, write_tar
 from tests.support.images import encode_image, plain_image, write_image, write_images

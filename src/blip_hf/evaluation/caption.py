@@ -2,8 +2,10 @@
 """Captioning evaluation (BLIP, section 5.2): captions by beam search, compared with reference captions."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -54,6 +56,7 @@ def evaluate_captions(
     batch_size: int = BATCH_SIZE,
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
+    num_workers: int = 0,
     show_progress: bool = False,
 ) -> CaptionResult:
     """Captions each image and compares the caption with the references. Unreadable images are skipped with a warning.
@@ -85,6 +88,8 @@ def evaluate_captions(
             As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
         metrics (sequence of `str`, *optional*):
             As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
+        num_workers (`int`, *optional*, defaults to 0):
+            Threads that read images ahead of the model.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -118,6 +123,7 @@ def evaluate_captions(
             processor,
             prompt=settings.prompt,
             batch_size=batch_size,
+            num_workers=num_workers,
             num_beams=settings.num_beams,
             max_length=settings.max_length,
             min_length=settings.min_length,
@@ -144,18 +150,23 @@ def _write(
     """Captions the readable images, by id."""
     written: dict[int | str, _Written] = {}
     skips = SkipReporter()
-    starts = range(0, len(groups), captioner.batch_size)
-    for start in tqdm(starts, desc="Captioning", disable=not show_progress):
-        batch = [groups[number] for number in range(start, min(start + captioner.batch_size, len(groups)))]
-        captions = captioner.caption([group["image"] for group in batch], on_error="skip")
-        for group, caption in zip(batch, captions, strict=True):
-            image_id = group["image_id"]
-            if caption.error is not None:
-                skips.report(caption.error)
-                continue
-            if image_id in written:
-                raise ValueError(f"Two images have the id {image_id!r}. Join their captions with `group_captions`.")
-            written[image_id] = _Written(caption.text, group["captions"], group.get("domain"))
+    described: deque[dict[str, Any]] = deque()  # what is known of the images that the captioner has taken
+
+    def images() -> Iterator[Any]:
+        for group in groups:
+            described.append({name: value for name, value in group.items() if name != "image"})
+            yield group["image"]
+
+    captions = captioner.iter_captions(images(), on_error="skip")
+    for caption in tqdm(captions, desc="Captioning", total=len(groups), disable=not show_progress):
+        group = described.popleft()
+        if caption.error is not None:
+            skips.report(caption.error)
+            continue
+        image_id = group["image_id"]
+        if image_id in written:
+            raise ValueError(f"Two images have the id {image_id!r}. Join their captions with `group_captions`.")
+        written[image_id] = _Written(caption.text, group["captions"], group.get("domain"))
     if not written:
         raise ValueError(
             f"None of {len(groups)} images could be read. Check that their paths start from the right folder"

@@ -3,11 +3,13 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
 from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset
+from ..data.read_ahead import read_ahead
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE
@@ -78,10 +80,11 @@ def evaluate_nlvr2(
     dataset: Nlvr2Dataset | Sequence[Mapping[str, Any]],
     *,
     batch_size: int = BATCH_SIZE,
+    num_workers: int = 0,
 ) -> Nlvr2Result:
     """Predicts the label of each record `{"images", "sentence", "label"}`, with an optional `sentence_id`.
 
-    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept.
+    Unreadable records are skipped with a warning. `num_workers` threads read images ahead of the model. Mode, device and dtype of the model are kept.
 
     Raises:
         ValueError: If the data set has a transform, or no record can be used.
@@ -98,10 +101,11 @@ def evaluate_nlvr2(
     collator = BlipNlvr2Collator(processor)
     predictions: list[bool | None] = [None] * len(dataset)
     labels, sentence_ids = [], []
+    read = read_ahead(range(len(dataset)), dataset.get, num_workers=num_workers, depth=2 * batch_size)
+    numbered = enumerate(read)
     with evaluating(model):
-        for start in range(0, len(dataset), batch_size):
-            numbers = range(start, min(start + batch_size, len(dataset)))
-            pairs = {number: pair for number in numbers if (pair := dataset.get(number)) is not None}
+        while batch := list(islice(numbered, batch_size)):
+            pairs = {number: pair for number, pair in batch if pair is not None}
             if not pairs:
                 continue
             labels += [pair["label"] for pair in pairs.values()]

@@ -120,6 +120,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         options.evaluation_source().read_pairs(base.image_size_of(model)),
         options,
         options.batch_size,
+        num_workers=options.workers,
         repetition_penalty=options.repetition_penalty,
         show_progress=not options.no_progress,
     )

@@ -125,6 +125,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         options.evaluation_source().read_pairs(base.image_size_of(model)),
         k=options.k_test,
         image_batch_size=options.batch_size,
+        num_workers=options.workers,
         show_progress=not options.no_progress,
     )
     if options.output is not None:
