@@ -113,6 +113,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
     except Exception as error:
         # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
         if is_machine_error(error):
+            error.filename = error.filename or name
             raise
         unreadable = UnreadableImageError(
             f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A run of `blip-hf caption` that is stopped at any moment is resumed by the same command, with the same result."""
 
+import errno
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from blip_hf import BlipForConditionalGeneration
 from blip_hf.captioner import BlipCaptioner
 from blip_hf.cli import main
 from blip_hf.cli.caption_journal import Journal, keys_of, open_journal
@@ -160,32 +162,38 @@ def test_skip_existing_captions_only_what_the_file_lacks(name, captioner_folder,
     assert output.read_bytes() == whole.read_bytes()
 
 
+def in_second_batch(act):
+    """A method that generates captions, and does something before the second batch."""
+    generate, calls = BlipForConditionalGeneration.generate, []
+
+    def counted(self, **kwargs):
+        calls.append(kwargs)
+        if len(calls) == 2:
+            act()
+        return generate(self, **kwargs)
+
+    return counted
+
+
+def raise_machine_error():
+    raise OSError(errno.EIO, "Input/output error", "04.png")
+
+
 def test_an_error_keeps_what_was_captioned(captioner_folder, photos, tmp_path, monkeypatch, capsys):
     output = tmp_path / "captions.jsonl"
     with monkeypatch.context() as patch:
-        describe = BlipCaptioner._describe
-
-        def fail(self, batch, *arguments):
-            if 4 in batch.indices:
-                raise OSError(5, "Input/output error")
-            return describe(self, batch, *arguments)
-
-        patch.setattr(BlipCaptioner, "_describe", fail)
+        patch.setattr(BlipForConditionalGeneration, "generate", in_second_batch(raise_machine_error))
         assert caption(captioner_folder, photos, "--output", output, "--batch_size", "4") == 2
-    assert "interrupted after 4 of 11 images" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "interrupted after 4 of 11 images" in error
+    assert "Input/output error: '04.png'" in error
     assert caption(captioner_folder, photos, "--output", output, "--batch_size", "4") == 0
     assert "resuming after 4 of 11" in capsys.readouterr().err
 
 
 def test_stdout_says_how_far_it_came(captioner_folder, photos, capsys, monkeypatch):
-    generate = BlipCaptioner._describe
-
-    def stop(self, batch, *arguments):
-        if 4 in batch.indices:
-            os.kill(os.getpid(), signal.SIGINT)
-        return generate(self, batch, *arguments)
-
-    monkeypatch.setattr(BlipCaptioner, "_describe", stop)
+    stop = in_second_batch(lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(BlipForConditionalGeneration, "generate", stop)
     assert caption(captioner_folder, photos, "--batch_size", "4") == 130
     output, error = capsys.readouterr()
     assert len(output.splitlines()) == 4
@@ -229,25 +237,37 @@ def num_lines(path):
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
-def test_real_signals_at_random_moments_lose_nothing(name, captioner_folder, tmp_path):
-    photos = tmp_path / "photos"
+@pytest.fixture
+def drawn_images(tmp_path):
+    folder = tmp_path / "photos"
     for number in range(600):
-        write_image(photos / f"{number:03d}.png", (number % 256, number // 3, 90))
+        write_image(folder / f"{number:03d}.png", (number % 256, number // 3, 90))
+    return folder
+
+
+@pytest.fixture
+def flickr8k(data_root):
+    return data_root / "flickr8k" / "images"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "name"), [("drawn_images", "captions.csv"), ("flickr8k", "captions.jsonl")])
+def test_real_signals_at_random_moments_lose_nothing(images, name, captioner_folder, tmp_path, request):
+    folder = request.getfixturevalue(images)
+    num_images = len(list(folder.iterdir()))
     whole, resumed = tmp_path / f"whole-{name}", tmp_path / name
-    assert start(captioner_folder, photos, "--output", whole).wait() == 0
+    assert start(captioner_folder, folder, "--scores", "--output", whole).wait() == 0
     journal, rng = tmp_path / f"{name}.part", random.Random(0)
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        wanted = num_lines(journal) + rng.randrange(30, 90)
-        process = start(captioner_folder, photos, "--output", resumed)
+        wanted = num_lines(journal) + rng.randrange(num_images // 20, num_images // 7)
+        process = start(captioner_folder, folder, "--scores", "--output", resumed)
         while num_lines(journal) < wanted and process.poll() is None:
-            time.sleep(0.002)
+            time.sleep(0.01)
         process.send_signal(number)
         _, error = process.communicate()
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), error
         assert "Traceback" not in error
         assert not resumed.exists()
-    process = start(captioner_folder, photos, "--output", resumed)
+    process = start(captioner_folder, folder, "--scores", "--output", resumed)
     assert "resuming after" in process.communicate()[1]
     assert resumed.read_bytes() == whole.read_bytes()

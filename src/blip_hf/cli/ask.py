@@ -10,6 +10,7 @@ from .errors import UsageError
 from .image_options import ImageOptions, is_path
 from .output import open_output
 from .parser import Command
+from .skipped import report_skipped
 from .stop_signals import stop_signals
 from .tables import TableFormat, write_table
 
@@ -59,8 +60,6 @@ class AskOptions(ImageOptions):
 
 
 def _run(options: AskOptions) -> int:
-    from .skipped import report_skipped
-
     with stop_signals():
         images = options.find_images()
         check_device(options.device)

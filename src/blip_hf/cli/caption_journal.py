@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,8 @@ def open_journal(path: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
             yield journal
         finally:
             journal.close()
-            path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows refuses to remove a file that is open
+                path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def _start_or_continue(journal: Journal, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -168,9 +169,9 @@ def _start_or_continue(journal: Journal, settings: Mapping[str, Any], *, overwri
 
 
 def _option(name: str, value: Any) -> str:
-    if name in ("model", "matcher"):  # a fingerprint says nothing to the user
-        return f"no --{name}" if value is None else f"--{name} with weights {value}"
-    return f"no --{name}" if value in (None, False) else f"--{name} {value!r}"
+    if value is None or value is False or value == "":
+        return f"no --{name}"
+    return f"--{name} with weights {value}" if name in ("model", "matcher") else f"--{name} {value!r}"
 
 
 __all__ = ["ImageKey", "Journal", "Outcome", "keys_of", "open_journal"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import remove_partial
 from .caption_formats import name_in_file, read_records, write_records
 from .caption_journal import ImageKey, Journal, Outcome
 from .caption_sidecars import checked_extension, sidecar_exists, sidecar_paths, write_sidecar
@@ -34,7 +35,7 @@ class CaptionFile:
         if options.skip_existing and self.path.is_file():
             self.kept = self._existing()
         elif not (options.overwrite or self.journal_path.is_file()):
-            refuse_existing(self.path, remedy="pass --overwrite or --skip_existing (captions only what it lacks)")
+            refuse_existing(self.path, remedy="pass --overwrite or --skip_existing")
 
     def resume(self, keys: Sequence[ImageKey], journal: Journal) -> None:
         """Nothing to repair: the journal has all that the run wrote."""
@@ -45,6 +46,7 @@ class CaptionFile:
 
     def finish(self, keys: Sequence[ImageKey], journal: Journal) -> None:
         """Writes the file."""
+        remove_partial(self.path)  # of a process that was killed here
         with open_output(self.path) as stream:
             write_records(
                 self._records(keys, journal),

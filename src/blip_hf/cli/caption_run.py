@@ -95,7 +95,8 @@ def _caption(
     from tqdm import tqdm
 
     # Captions that appear on the same terminal show the progress themselves.
-    is_shown = len(images) > 1 and sys.stderr.isatty() and (options.output is not None or not sys.stdout.isatty())
+    is_on_terminal = options.output is None and options.format != "sidecar" and sys.stdout.isatty()
+    is_shown = len(images) > 1 and sys.stderr.isatty() and not is_on_terminal
     num_done = len(images) - sum(index not in is_done for index in todo)
     with tqdm(total=len(images), initial=num_done, unit="image", disable=not is_shown) as bar:
         for start, stop in _unfinished([index in is_done for index in todo], captioner.batch_size):

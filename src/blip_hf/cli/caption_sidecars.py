@@ -58,8 +58,9 @@ def write_sidecar(path: Path, text: str, *, append: bool) -> None:
             return
         text = f"{old}{SEPARATOR}{text}" if old else text
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A short name, because that of the image may be as long as the file system allows.
-    part = path.with_name(f".blip-hf-{os.getpid()}.part")
+    # A short name, because that of the image may be as long as the file system allows; and always the same one, so that
+    # a killed process leaves nothing that its next run does not replace.
+    part = path.with_name(".blip-hf-sidecar.part")
     part.write_text(f"{text}\n", encoding="utf-8", newline="\n")
     part.replace(path)
 

@@ -9,6 +9,7 @@ from .errors import UsageError
 from .image_options import ImageOptions, is_path
 from .output import open_output
 from .parser import Command
+from .skipped import report_skipped
 from .stop_signals import stop_signals
 from .tables import TableFormat, write_table
 
@@ -59,8 +60,6 @@ def split_images_and_texts(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(options: MatchOptions) -> int:
-    from .skipped import report_skipped
-
     with stop_signals():
         images = options.find_images()
         check_device(options.device)
