@@ -24,14 +24,24 @@ class AskOptions(ImageOptions):
             "help": "Images or folders, then the question, in quotes",
             "positional": True,
             "metavar": "IMAGE",
+            "usage": "IMAGE... QUESTION",
         }
     )
     question: list[str] | None = field(
         default=None,
-        metadata={"help": "Question(s) to ask about each image, in place of the last word", "metavar": "QUESTION"},
+        metadata={
+            "help": "Question(s) to ask about each image, in place of the last word",
+            "metavar": "QUESTION",
+            "repeatable": True,
+        },
     )
     answers: list[str] | None = field(
-        default=None, metadata={"help": "Answers to choose from (default: generate an answer)", "metavar": "ANSWER"}
+        default=None,
+        metadata={
+            "help": "Answers to choose from (default: generate an answer)",
+            "metavar": "ANSWER",
+            "repeatable": True,
+        },
     )
     answer_list: Path | None = field(
         default=None, metadata={"help": "JSON list of answers to choose from, for a long list", "metavar": "FILE"}

@@ -23,11 +23,16 @@ class MatchOptions(ImageOptions):
             "help": "Images or folders, then texts in quotes: words that are no paths",
             "positional": True,
             "metavar": "IMAGE",
+            "usage": "IMAGE... TEXT...",
         }
     )
     text: list[str] | None = field(
         default=None,
-        metadata={"help": "Text(s) to compare with each image; all other words are then images", "metavar": "TEXT"},
+        metadata={
+            "help": "Text(s) to compare with each image; all other words are then images",
+            "metavar": "TEXT",
+            "repeatable": True,
+        },
     )
     format: TableFormat = field(default="table", metadata={"help": "Format of the scores"})
     output: Path | None = field(default=None, metadata={"help": "File to write to (default: stdout)"})

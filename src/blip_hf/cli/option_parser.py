@@ -50,7 +50,7 @@ class OptionParser(argparse.ArgumentParser):
         group = self.arguments if option.metadata.get("positional") else self.options
         group.add_argument(
             f"--{option.name}",
-            action="extend" if nargs == "+" else "store",  # a repeated option adds to its list
+            action="extend" if option.metadata.get("repeatable") else "store",
             type=option_type.convert,
             choices=choices,
             nargs=nargs,
@@ -143,6 +143,7 @@ class OptionParser(argparse.ArgumentParser):
         option, option_type = self.fields[name], self.option_types[name]
         metavar = metavar_of(option, option_type)
         several = f"{metavar} [{metavar} ...]" if option_type.is_list else metavar
+        several = option.metadata.get("usage", several)
         return several if option.metadata.get("positional") else f"--{name} {several}"
 
     def format_usage_line(self) -> str:
