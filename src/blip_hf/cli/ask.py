@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..evaluation.defaults import NUM_CANDIDATES
-from .devices import check_device
 from .errors import UsageError
 from .image_options import ImageOptions, is_path
 from .output import open_output
@@ -71,15 +70,12 @@ class AskOptions(ImageOptions):
 
 def _run(options: AskOptions) -> int:
     with stop_signals():
-        images = options.find_images()
-        check_device(options.device)
-
         from ..evaluation.answering import answer_questions
         from ..modeling.vqa import BlipForQuestionAnswering
-        from ..tasks.base import load_for_evaluation
 
+        images = options.find_images()
         answer_list = _answer_list(options)
-        model, processor = load_for_evaluation(BlipForQuestionAnswering, options)
+        model, processor = options.load(BlipForQuestionAnswering)
         answers = answer_questions(
             model,
             processor,

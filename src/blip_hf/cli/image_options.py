@@ -3,9 +3,10 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..tasks.base import DType
+from .devices import check_device
 from .errors import UsageError
 
 
@@ -50,6 +51,16 @@ class ImageOptions:
         value = getattr(self, name)
         if value is not None and value < minimum:
             raise UsageError(f"--{name} is {value}, expected {minimum} or more.")
+
+    def load(self, model_class: type) -> tuple[Any, Any]:
+        """The model and its processor, on the device of the options."""
+        from transformers.utils import logging
+
+        from ..tasks.base import load_for_evaluation
+
+        check_device(self.device)
+        logging.disable_progress_bar()
+        return load_for_evaluation(model_class, self)
 
     def find_images(self) -> "FoundImages":
         """The images."""

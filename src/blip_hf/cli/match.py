@@ -4,7 +4,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .devices import check_device
 from .errors import UsageError
 from .image_options import ImageOptions, is_path
 from .output import open_output
@@ -66,14 +65,11 @@ def split_images_and_texts(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _run(options: MatchOptions) -> int:
     with stop_signals():
-        images = options.find_images()
-        check_device(options.device)
-
         from ..evaluation.matching import match_texts
         from ..modeling.retrieval import BlipForImageTextRetrieval
-        from ..tasks.base import load_for_evaluation
 
-        model, processor = load_for_evaluation(BlipForImageTextRetrieval, options)
+        images = options.find_images()
+        model, processor = options.load(BlipForImageTextRetrieval)
         matches = match_texts(
             model,
             processor,
