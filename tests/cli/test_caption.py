@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 
+import datasets
 import pytest
+from datasets import Dataset
 
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.cli import main
@@ -256,3 +258,17 @@ def test_a_list_with_a_name_that_is_no_unicode_is_captioned_without_it(captioner
     assert caption(captioner_folder, tmp_path / "list.json") == 0
     assert capsys.readouterr().out.startswith("red.png\t")
     assert "skipped 1 bad_record" in caplog.text
+
+
+def test_a_broken_image_inside_a_file_or_a_data_set_is_skipped_by_name(captioner_folder, tmp_path, capsys):
+    broken = {"bytes": b"not an image", "path": None}
+    images = [{"bytes": encode_image(plain_image("red")), "path": None}, broken]
+    records = Dataset.from_dict({"image": images, "image_id": ["right", "wrong"]})
+    records.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    write_tar(tmp_path / "a.tar", [("t1.png", encode_image(plain_image("blue"))), ("t2.png", b"not an image")])
+    assert caption(captioner_folder, tmp_path / "saved", tmp_path / "a.tar") == 0
+    output, error = capsys.readouterr()
+    assert [line.split("\t")[0] for line in output.splitlines()] == ["right", "t1"]
+    assert "skipped: wrong: Cannot read the image" in error
+    assert "skipped: t2: Cannot read the image" in error
+    assert "skipped 2 of 4 images (2 not_an_image)" in error

@@ -255,12 +255,13 @@ def flickr8k(data_root):
 def test_real_signals_at_random_moments_lose_nothing(images, name, captioner_folder, tmp_path, request):
     folder = request.getfixturevalue(images)
     num_images = len(list(folder.iterdir()))
+    argv = [captioner_folder, folder, "--scores", "--batch_size", "32", "--output"]
     whole, resumed = tmp_path / f"whole-{name}", tmp_path / name
-    assert start(captioner_folder, folder, "--scores", "--output", whole).wait() == 0
+    assert start(*argv, whole).wait() == 0
     journal, rng = tmp_path / f"{name}.part", random.Random(0)
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
         wanted = num_lines(journal) + rng.randrange(num_images // 20, num_images // 7)
-        process = start(captioner_folder, folder, "--scores", "--output", resumed)
+        process = start(*argv, resumed)
         while num_lines(journal) < wanted and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
@@ -268,6 +269,6 @@ def test_real_signals_at_random_moments_lose_nothing(images, name, captioner_fol
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), error
         assert "Traceback" not in error
         assert not resumed.exists()
-    process = start(captioner_folder, folder, "--scores", "--output", resumed)
+    process = start(*argv, resumed)
     assert "resuming after" in process.communicate()[1]
     assert resumed.read_bytes() == whole.read_bytes()

@@ -101,7 +101,7 @@ def _run(options: AskOptions) -> int:
         ]
         with open_output(options.output) as stream:
             write_table(rows, stream, options.format)
-        return report_skipped("blip-hf ask", [answer for answer in answers if answer.error], len(images))
+        return report_skipped("blip-hf ask", [answer for answer in answers if answer.error], images.names)
 
 
 def _answer_list(options: AskOptions) -> list[str] | None:

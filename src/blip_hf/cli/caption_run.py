@@ -3,14 +3,14 @@
 
 import sys
 from collections.abc import Container, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from .caption_formats import write_records
 from .caption_journal import ImageKey, Journal, Outcome, keys_of, open_journal
 from .caption_outputs import CaptionFile, CaptionSidecars
 from .image_sources import FoundImages
-from .skipped import count_skipped, say
+from .skipped import count_skipped, named_error, say
 from .stop_signals import Stopped
 
 
@@ -23,11 +23,11 @@ _PROG = "blip-hf caption"
 
 def caption_to_stdout(captioner: "BlipCaptioner", images: FoundImages, options: "CaptionOptions") -> int:
     """Captions all images, and writes each caption as it comes. Returns the exit status."""
-    outcomes: list[Outcome] = []
+    kinds: list[str | None] = []  # why each image was skipped, or None
 
     def records() -> Iterator[dict[str, Any]]:
         for _, outcome in _caption(captioner, images, range(len(images)), set(), options):
-            outcomes.append({key: value for key, value in outcome.items() if key != "captions"})
+            kinds.append(outcome.get("skipped"))
             yield from ({**caption, "image": outcome["image"]} for caption in outcome.get("captions", []))
 
     try:
@@ -35,10 +35,10 @@ def caption_to_stdout(captioner: "BlipCaptioner", images: FoundImages, options: 
     except Stopped as stop:
         say(
             _PROG,
-            f"interrupted after {len(outcomes)} of {len(images)} images. With --output FILE a run can be resumed.",
+            f"interrupted after {len(kinds)} of {len(images)} images. With --output FILE a run can be resumed.",
         )
         return stop.status
-    return count_skipped(_PROG, (own["skipped"] for own in outcomes if "skipped" in own), len(images))
+    return count_skipped(_PROG, filter(None, kinds), len(images))
 
 
 def caption_to_files(
@@ -71,13 +71,15 @@ def caption_to_files(
             if isinstance(error, Stopped):
                 return error.status
             raise
-        outcomes = [output.refused.get(index) or _outcome(journal, keys[index]) for index in range(len(images))]
+        status = count_skipped(_PROG, _kinds(output, keys, journal), len(images))
         journal.remove()
-    return count_skipped(_PROG, (own["skipped"] for own in outcomes if "skipped" in own), len(images))
+    return status
 
 
-def _outcome(journal: Journal, key: ImageKey) -> Outcome:
-    return journal[key] if key in journal else {"image": key[0]}
+def _kinds(output: CaptionFile | CaptionSidecars, keys: Sequence[ImageKey], journal: Journal) -> Iterator[str]:
+    """Why images were skipped, also in earlier parts of the run."""
+    outcomes = (journal[key] for key in keys if key in journal)
+    return (own["skipped"] for own in chain(output.refused.values(), outcomes) if "skipped" in own)
 
 
 def _caption(
@@ -112,9 +114,10 @@ def _caption(
                 own = [first] if first.error else [first, *islice(captions, options.num_captions - 1)]
                 if index in is_done:
                     continue
+                outcome = _as_outcome(images.names[index], own, options)
                 if first.error:
-                    say(_PROG, f"skipped: {first.error}")
-                yield index, _as_outcome(images.names[index], own, options)
+                    say(_PROG, f"skipped: {outcome['error']}")
+                yield index, outcome
                 bar.update()
 
 
@@ -133,8 +136,8 @@ def _unfinished(is_done: Sequence[bool], batch_size: int) -> Iterator[tuple[int,
 
 
 def _as_outcome(name: str, captions: "list[Caption]", options: "CaptionOptions") -> Outcome:
-    if captions[0].error is not None:
-        return {"image": name, "skipped": captions[0].error_kind, "error": captions[0].error}
+    if (error := captions[0].error) is not None:
+        return {"image": name, "skipped": captions[0].error_kind, "error": named_error(error, name)}
     values = [
         {
             "caption": f"{options.prefix}{caption.text}{options.suffix}",

@@ -10,6 +10,8 @@ from .errors import UsageError
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ..image_utils import ImageSource
 
 
@@ -37,7 +39,7 @@ class FoundImages(Sequence):
         """Appends image files of a folder."""
         self._add(paths, map(str, paths), folder)
 
-    def add_records(self, records: Sequence[Any]) -> None:
+    def add_records(self, records: "Dataset") -> None:
         """Appends the images of a data set."""
         self._add(records, map(str, records["source_id"]), None)
 
@@ -75,8 +77,17 @@ def find_images(
         elif is_image(source):
             found.add_files([path], path.parent)
         else:
-            found.add_records(load_images(source, image_root=image_root, split=split))
+            found.add_records(_undecoded(load_images(source, image_root=image_root, split=split)))
     return found
+
+
+def _undecoded(records: "Dataset") -> "Dataset":
+    """The same records with encoded images: workers decode them, and a broken one ends nothing here."""
+    import datasets
+
+    if isinstance(records.features["image"], datasets.Image):
+        return records.cast_column("image", datasets.Image(decode=False))
+    return records
 
 
 def is_image(source: str) -> bool:

@@ -91,7 +91,7 @@ def _run(options: MatchOptions) -> int:
         ]
         with open_output(options.output) as stream:
             write_table(rows, stream, options.format)
-        return report_skipped("blip-hf match", [match for match in matches if match.error], len(images))
+        return report_skipped("blip-hf match", [match for match in matches if match.error], images.names)
 
 
 COMMAND = Command(

@@ -8,15 +8,21 @@ from typing import Protocol
 
 
 class _Failure(Protocol):
+    image_index: int
     error: str | None
     error_kind: str | None
 
 
-def report_skipped(prog: str, failures: Sequence[_Failure], num_images: int) -> int:
+def report_skipped(prog: str, failures: Sequence[_Failure], names: Sequence[str]) -> int:
     """Names images that could not be read on stderr. Returns the exit status, 1 if none could."""
     for failure in failures:
-        say(prog, f"skipped: {failure.error}")
-    return count_skipped(prog, [failure.error_kind for failure in failures], num_images)
+        say(prog, f"skipped: {named_error(failure.error, names[failure.image_index])}")
+    return count_skipped(prog, [failure.error_kind for failure in failures], len(names))
+
+
+def named_error(error: str, name: str) -> str:
+    """An error with the name of its image. One inside a file of records is not named by the error itself."""
+    return error if name in error else f"{name}: {error}"
 
 
 def count_skipped(prog: str, kinds: Iterable[str], num_images: int) -> int:
@@ -33,4 +39,4 @@ def say(prog: str, message: str) -> None:
     print(f"{prog}: {message}", file=sys.stderr)
 
 
-__all__ = ["count_skipped", "report_skipped", "say"]
+__all__ = ["count_skipped", "named_error", "report_skipped", "say"]
