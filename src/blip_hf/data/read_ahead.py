@@ -16,8 +16,8 @@ def read_ahead(
 ) -> Iterator[_Result]:
     """Maps `read` over items in order, with threads that are at most `depth` items ahead.
 
-    Threads suffice for images, because Pillow decodes and resizes without the lock of the interpreter. An error of
-    `read` is raised in the place of its item.
+    Threads suffice for images: Pillow and NumPy release the interpreter lock, and no pixels are copied between processes.
+    An error of `read` is raised in the place of its item.
 
     Example:
         >>> list(read_ahead(range(4), lambda number: number**2, num_workers=2, depth=2))
