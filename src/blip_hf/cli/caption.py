@@ -10,7 +10,6 @@ from ..checkpoints import require_checkpoint
 from .caption_formats import Format, format_of
 from .caption_outputs import CaptionFile, CaptionSidecars
 from .caption_run import caption_to_files, caption_to_stdout
-from .devices import check_device
 from .errors import UsageError
 from .image_options import ImageOptions
 from .parser import Command
@@ -153,7 +152,6 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
     """The models that the options name. Options that are `None` are left to the checkpoint."""
     for name in filter(None, (options.model, options.matcher)):
         require_checkpoint(name)
-    check_device(options.device)
 
     from transformers.utils import logging
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..tasks.base import DType
-from .devices import check_device
 from .errors import UsageError
 
 
@@ -58,7 +57,6 @@ class ImageOptions:
 
         from ..tasks.base import load_for_evaluation
 
-        check_device(self.device)
         logging.disable_progress_bar()
         return load_for_evaluation(model_class, self)
 

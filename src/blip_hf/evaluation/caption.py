@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -14,6 +15,7 @@ from ..captioner import BlipCaptioner
 from ..data.pairs import SkipReporter
 from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
+from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
 from ..modeling.caption import BlipForConditionalGeneration
 from ..processing_blip import BlipProcessor
@@ -62,7 +64,8 @@ def evaluate_captions(
     """Captions each image and compares the caption with the references. Unreadable images are skipped with a warning.
 
     Prompt and search settings default to those of the checkpoint (`processor.caption_settings`). For NoCaps,
-    salesforce/BLIP `configs/nocaps.yaml` sets `repetition_penalty=1.1`.
+    salesforce/BLIP `configs/nocaps.yaml` sets `repetition_penalty=1.1`. Under `torch.distributed` each process captions
+    a share of the images, and all return the same result.
 
     Args:
         model (`BlipForConditionalGeneration`):
@@ -147,26 +150,31 @@ class _Written:
 def _write(
     captioner: BlipCaptioner, groups: Sequence[CaptionGroup | NoCapsImage], show_progress: bool
 ) -> dict[int | str, _Written]:
-    """Captions the readable images, by id."""
-    written: dict[int | str, _Written] = {}
+    """Captions the readable images, by id, in the order of `groups`."""
+    own: list[tuple[int, int | str, _Written]] = []
     skips = SkipReporter()
-    described: deque[dict[str, Any]] = deque()  # what is known of the images that the captioner has taken
+    numbers = range(rank(), len(groups), world_size())
+    described: deque[tuple[int, dict[str, Any]]] = deque()  # of the images that the captioner has taken
 
     def images() -> Iterator[Any]:
-        for group in groups:
-            described.append({name: value for name, value in group.items() if name != "image"})
+        for number in numbers:
+            group = groups[number]
+            described.append((number, {name: value for name, value in group.items() if name != "image"}))
             yield group["image"]
 
     captions = captioner.iter_captions(images(), on_error="skip")
-    for caption in tqdm(captions, desc="Captioning", total=len(groups), disable=not show_progress):
-        group = described.popleft()
+    is_shown = show_progress and rank() == 0
+    for caption in tqdm(captions, desc="Captioning", total=len(numbers), disable=not is_shown):
+        number, group = described.popleft()
         if caption.error is not None:
             skips.report(caption.error)
             continue
-        image_id = group["image_id"]
+        own.append((number, group["image_id"], _Written(caption.text, group["captions"], group.get("domain"))))
+    written: dict[int | str, _Written] = {}
+    for _, image_id, caption in sorted(gather_objects(own), key=itemgetter(0)):
         if image_id in written:
             raise ValueError(f"Two images have the id {image_id!r}. Join their captions with `group_captions`.")
-        written[image_id] = _Written(caption.text, group["captions"], group.get("domain"))
+        written[image_id] = caption
     if not written:
         raise ValueError(
             f"None of {len(groups)} images could be read. Check that their paths start from the right folder"

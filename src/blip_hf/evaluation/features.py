@@ -70,7 +70,7 @@ def image_features(
     """
     with evaluating(model):
         batches = [
-            model.get_image_features(batch.pixel_values.to(model.device, model.dtype))
+            model.get_image_features(batch.pixel_values.to(model.device, model.dtype)).pooler_output
             for batch in image_batches(processor, images, batch_size=batch_size, num_workers=num_workers)
         ]
     return torch.cat(batches)
@@ -93,7 +93,8 @@ def encode_texts(model: BlipForImageTextRetrieval, rows: TokenizedTexts, index: 
     width = model.config.image_text_hidden_size
     features = torch.empty(len(index), width, device=model.device, dtype=torch.float32)
     for position in rows.by_length(index, batch_size):
-        features[position.to(model.device)] = model.get_text_features(*rows.batch(index[position]))
+        texts = model.get_text_features(*rows.batch(index[position]), cls_only=True)
+        features[position.to(model.device)] = texts.pooler_output
     return features
 
 
