@@ -76,7 +76,7 @@ def test_an_existing_text_is_kept_unless_told(options, result, captioner_folder,
     texts = texts_of(photos)
     assert texts["1.txt"] == result.format(expected["1"])
     assert texts["0.txt"] == f"{expected['0']}\n"
-    assert ("kept 1 existing captions" in capsys.readouterr().err) == (result == "mine")
+    assert ("existing captions kept: 1" in capsys.readouterr().err) == (result == "mine")
 
 
 def test_appending_twice_changes_nothing(captioner_folder, photos):

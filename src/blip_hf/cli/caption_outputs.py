@@ -2,7 +2,6 @@
 """Where `blip-hf caption` writes and how it goes on: one file, or a text file for each image."""
 
 import errno
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from .caption_journal import ImageKey, Journal, Outcome
 from .caption_sidecars import checked_extension, sidecar_exists, sidecar_paths, write_sidecar
 from .image_sources import FoundImages
 from .output import open_output, refuse_existing
+from .skipped import say
 
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class CaptionSidecars:
     def finish(self, keys: Sequence[ImageKey], journal: Journal) -> None:
         """Says how many files were there before."""
         if self.kept:
-            print(f"blip-hf caption: kept {len(self.kept)} existing captions", file=sys.stderr)
+            say("blip-hf caption", f"existing captions kept: {len(self.kept)}")
 
     def _write(self, index: int, outcome: Outcome) -> None:
         for caption in outcome.get("captions", []):
