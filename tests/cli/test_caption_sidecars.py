@@ -167,3 +167,14 @@ def test_options_that_do_not_fit_are_refused(options, message, captioner_folder,
 def test_options_of_sidecars_need_their_format(option, captioner_folder, photos, capsys):
     assert main(["caption", str(captioner_folder), str(photos), *option]) == 2
     assert f"{option[0]} does not go without --format sidecar" in capsys.readouterr().err
+
+
+def test_text_files_of_an_interrupted_run_are_kept_without_its_journal(captioner_folder, photos, capsys):
+    with signal_after(2, signal.SIGINT):
+        assert caption(captioner_folder, photos) == 130
+    assert caption(captioner_folder, photos, "--prefix", "sks, ") == 2
+    journal = photos / ".blip-hf-caption.part"
+    assert f"Or remove {journal}: then its text files are kept like others." in capsys.readouterr().err
+    journal.unlink()
+    assert caption(captioner_folder, photos, "--prefix", "sks, ") == 0
+    assert [text.startswith("sks, ") for text in texts_of(photos).values()] == [False, True, True, True]

@@ -161,10 +161,12 @@ def _start_or_continue(journal: Journal, settings: Mapping[str, Any], *, overwri
         journal.start({"settings": settings, "overwrite": overwrite})
     elif changed:
         was = journal.head["settings"].get(changed[0])
+        is_sidecar = settings.get("format") == "sidecar"
+        keeping = f" Or remove {journal.path}: then its text files are kept like others." if is_sidecar else ""
         raise UsageError(
             f"{journal.path} holds {len(journal)} images of an interrupted run with {_option(changed[0], was)}, now"
             f" {_option(changed[0], settings[changed[0]])}. Pass the options of that run to go on, or --overwrite to"
-            " start again."
+            f" start again.{keeping}"
         )
 
 
