@@ -99,10 +99,16 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         self.cls.predictions.bias = new_embeddings.bias
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        *,
+        inputs_embeds: Tensor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of generation."""
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # `generate` takes `inputs_embeds` only if this signature has it.
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -172,10 +178,11 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
-            use_cache=use_cache and labels is None,
+            use_cache=use_cache if labels is None else False,
             is_decoder=is_decoder,
             image_memory=image_memory,
             image_index=image_index,
+            return_dict=True,  # both models have one configuration
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
