@@ -74,19 +74,26 @@ def tensor_records(case, num_records=3):
 
 
 @for_cases(cases_except("vision", "text", "text_decoder"))
-def test_a_plain_trainer_trains_evaluates_and_resumes(case, tmp_path):
+def test_a_plain_trainer_lowers_the_loss(case, tmp_path):
     records = tensor_records(case)
-    options = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 3}
-    options |= {"per_device_eval_batch_size": 3, "learning_rate": 1e-2, "eval_strategy": "steps", "eval_steps": 2}
-    arguments = TrainingArguments(str(tmp_path), max_steps=4, save_steps=2, **options)
+    options = {"per_device_train_batch_size": 3, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, learning_rate=1e-2, use_cpu=True, **options)
     trainer = Trainer(case.build(), arguments, train_dataset=records, eval_dataset=records)
+    before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    metrics = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert metrics[1] < metrics[0]
+    assert trainer.evaluate()["eval_loss"] < before
 
-    other = Trainer(case.build(), arguments, train_dataset=records, eval_dataset=records)
-    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert other.state.global_step == 4
+
+def test_a_plain_trainer_resumes_with_the_same_weights(tmp_path):
+    case = MODEL_CASES["captioning"]
+    records = tensor_records(case)
+    options = {"per_device_train_batch_size": 3, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, save_steps=2, learning_rate=1e-2, **options)
+    whole, resumed = (Trainer(case.build(), arguments, train_dataset=records) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+    assert_close(resumed.model.state_dict(), whole.model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["captioning", "vqa"])
@@ -236,4 +243,4 @@ def test_answers_are_decoded_by_the_processor(captioner):
     inputs = processor(noise_images(2), ["a b", "c d"], return_tensors="pt")
     answers = processor.batch_decode(model.generate(**inputs, max_new_tokens=3), skip_special_tokens=True)
     assert len(answers) == 2
-    assert_close(model.generate(**inputs, max_new_tokens=3), model.generate(**inputs, max_new_tokens=3))
+    assert not any("[" in answer for answer in answers)

@@ -207,10 +207,25 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module", params=["captioning", "vqa"])
+def twins(request, tmp_path_factory):
+    """Our model and that of transformers with the same weights."""
+    case, folder = MODEL_CASES[request.param], tmp_path_factory.mktemp(request.param)
+    config = case.make_config()
+    if request.param == "vqa":
+        # transformers projects the states of questions from the width of images, and reads questions from [CLS].
+        config.vision_config.hidden_size = config.text_config.hidden_size
+        config.text_config.encoder_hidden_size = config.text_config.hidden_size
+        config.question_start_token = "cls"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = case.model_class(config).eval()
+    model.save_pretrained(folder)
+    return model, getattr(transformers, case.model_class.__name__).from_pretrained(folder)
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("name", ["captioning", "vqa"])
-def test_tokens_of_all_settings_equal_those_of_transformers(name, settings, tmp_path):
-    ours, theirs = twins(name, tmp_path)
+def test_tokens_of_all_settings_equal_those_of_transformers(twins, settings):
     batch = tiny_batch(lengths=(5, 5, 5))
     settings = {"max_new_tokens": 6, **settings} if "max_length" not in settings else settings
 
@@ -218,18 +233,5 @@ def test_tokens_of_all_settings_equal_those_of_transformers(name, settings, tmp_
         torch.manual_seed(0)
         return model.generate(**{key: value.clone() for key, value in batch.items()}, **settings)
 
-    assert torch.equal(generate(ours), generate(theirs))
-
-
-def twins(name, folder):
-    """Our model and that of transformers with the same weights, which read questions from [CLS]."""
-    case = MODEL_CASES[name]
-    model = case.build()
-    if name == "vqa":  # transformers projects the states of questions from the width of images
-        config = case.make_config()
-        config.vision_config.hidden_size = config.text_config.hidden_size
-        config.text_config.encoder_hidden_size = config.text_config.hidden_size
-        config.question_start_token = "cls"
-        model = case.model_class(config).eval()
-    model.save_pretrained(folder)
-    return model, getattr(transformers, case.model_class.__name__).from_pretrained(folder)
+    ours, theirs = (generate(model) for model in twins)
+    assert torch.equal(ours, theirs)

@@ -49,11 +49,9 @@ def text_config_of(config):
 # ---- Files
 
 
-@pytest.mark.parametrize("max_shard_size", ["5GB", "4KB"])
-def test_a_saved_model_loads_without_a_report_and_with_equal_outputs(case, tmp_path, max_shard_size):
+def test_a_saved_model_loads_without_a_report_and_with_equal_outputs(case, tmp_path):
     model = case.build()
-    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "4KB")
+    model.save_pretrained(tmp_path)
     assert (tmp_path / "generation_config.json").exists() == model.can_generate()
     loaded, info = load(case, tmp_path)
     assert not any(info.values()), info
@@ -65,6 +63,16 @@ def test_a_saved_model_loads_without_a_report_and_with_equal_outputs(case, tmp_p
     again, info = load(case, tmp_path / "again")
     assert not any(info.values()), info
     assert again.config.to_dict().keys() == loaded.config.to_dict().keys()
+
+
+@for_cases(["captioning", "pretraining"])
+def test_shards_load_as_one_file(case, tmp_path):
+    model = case.build()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded, info = load(case, tmp_path)
+    assert not any(info.values()), info
+    assert_same_outputs(loaded, read(model, case), case)
 
 
 def test_tied_weights_are_saved_once_and_tied_after_loading(case, tmp_path):
@@ -92,11 +100,10 @@ def test_untied_embeddings_are_saved_and_loaded_apart(case, tmp_path):
     assert_same_outputs(loaded, read(model, case), case)
 
 
-@pytest.mark.parametrize("saved_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_load_in_the_saved_dtype_or_the_given_one(case, tmp_path, saved_dtype):
-    case.build().to(saved_dtype).save_pretrained(tmp_path)
-    for option, expected in [(None, saved_dtype), ("bfloat16", torch.bfloat16), (torch.float32, torch.float32)]:
-        model, info = load(case, tmp_path, **({} if option is None else {"dtype": option}))
+def test_weights_load_in_the_saved_dtype_or_the_given_one(case, tmp_path):
+    case.build().to(torch.bfloat16).save_pretrained(tmp_path)
+    for options, expected in [({}, torch.bfloat16), ({"dtype": "float32"}, torch.float32)]:
+        model, info = load(case, tmp_path, **options)
         assert {value.dtype for value in model.parameters()} == {expected}
         assert model.dtype == expected
         assert not any(info.values()), info
@@ -252,11 +259,10 @@ def test_vocabulary_is_padded_to_a_multiple(case):
 # ---- Placement
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
-def test_a_device_map_places_the_model(case, tmp_path, device_map):
+def test_a_device_map_places_the_model(case, tmp_path):
     model = case.build()
     model.save_pretrained(tmp_path)
-    loaded, info = load(case, tmp_path, device_map=device_map)
+    loaded, info = load(case, tmp_path, device_map={"": "cpu"})
     assert not any(info.values()), info
     assert_same_outputs(loaded, read(model, case), case)
 
