@@ -47,7 +47,7 @@ def cases(options: Options) -> Iterator[Case]:
     @torch.no_grad()
     def theirs() -> tuple[Tensor, Tensor]:
         states = model.vision_model(pixels).last_hidden_state
-        model.get_text_features(padded[:own_texts], padded_mask[:own_texts])
+        model.get_text_features(padded[:own_texts], padded_mask[:own_texts], cls_only=True)
         # Encodes only some images and reuses them as candidates, because any images will do.
         all_states = states.repeat(-(-num_images // own_images), 1, 1)[:num_images]
         return original.rerank(model, all_states, padded, padded_mask, similarity, k, (own_images, own_texts))

@@ -173,7 +173,7 @@ def all_positions() -> AbstractContextManager:
 
 def attend_copies(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """Cross-attention with a copy of the image's keys and values for each row."""
     count = len(query) // len(key)
     copied = (None if states is None else states.repeat_interleave(count, dim=0) for states in (key, value, mask))

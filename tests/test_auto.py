@@ -1,31 +1,100 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Auto classes return the classes of this package only after registration."""
+"""The Auto classes return the classes of this package only after registration.
 
+Registration is permanent, so it runs in subprocesses.
+"""
+
+import pytest
 import transformers
+from transformers import AutoModel
 
-from blip_hf import BlipForVisualReasoning
+from blip_hf import BlipForQuestionAnswering, BlipForVisualReasoning, auto
 from tests.support.processes import run_code
-from tests.support.tiny_models import TEXT, VISION, tiny_nlvr2_config
+from tests.support.tiny_models import TEXT, tiny_batch, tiny_config, tiny_nlvr2_config
+from tests.support.vocabularies import make_processor
 
 
-def test_auto_classes_are_registered_on_request(tmp_path):
-    text_config = {key: value for key, value in TEXT.items() if key not in ("cls_token_id", "enc_token_id")}
-    config = transformers.BlipConfig(text_config=text_config, vision_config=dict(VISION))
-    transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
-    BlipForVisualReasoning(tiny_nlvr2_config()).save_pretrained(tmp_path / "reasoner")
-    # In a subprocess, since registration is permanent.
+@pytest.fixture
+def folder(tmp_path):
+    """A VQA model with its processor."""
+    config = tiny_config()
+    config.vision_config.hidden_size = config.text_config.encoder_hidden_size = TEXT["hidden_size"]
+    BlipForQuestionAnswering(config).save_pretrained(tmp_path / "vqa")
+    make_processor(image_size=32).save_pretrained(tmp_path / "vqa")
+    return tmp_path / "vqa"
+
+
+def test_all_auto_classes_with_a_class_for_blip_are_registered(folder, tmp_path):
+    BlipForVisualReasoning(tiny_nlvr2_config()).save_pretrained(tmp_path / "nlvr2")
+    image_processor = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
+    theirs = transformers.BlipProcessor(image_processor, make_processor().tokenizer)
+    theirs.save_pretrained(tmp_path / "transformers")
     code = f"""
-        import blip_hf
-        from transformers import AutoModel, AutoModelForImageTextToText
+        import transformers, blip_hf
+        from transformers.models.auto import configuration_auto, modeling_auto
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-        print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
+
+        # Read from the tables of names, which registration does not use.
+        tables = {{name: table for name, table in vars(modeling_auto).items() if name.startswith("MODEL_")}}
+        expected = {{
+            name.removesuffix("_NAMES"): table["blip"]
+            for name, table in tables.items()
+            if name.endswith("_MAPPING_NAMES") and "blip" in table
+        }}
         blip_hf.register_auto_classes()
-        print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__module__)
-        print(type(AutoModel.from_pretrained({str(tmp_path / "reasoner")!r})).__module__)
-        print(len(PROCESSOR_MAPPING._extra_content))
+        blip_hf.register_auto_classes()  # may be repeated
+        for mapping, name in expected.items():
+            for config_class in (blip_hf.BlipConfig, transformers.BlipConfig):
+                assert tables[mapping][config_class] is getattr(blip_hf, name), (mapping, config_class)
+        for model_type, name in configuration_auto.CONFIG_MAPPING_NAMES.items():
+            if configuration_auto.model_type_to_module_name(model_type) == "blip":
+                assert transformers.CONFIG_MAPPING[model_type] is getattr(blip_hf, name), name
+        assert type(transformers.AutoModel.from_pretrained({str(tmp_path / "nlvr2")!r})) is blip_hf.BlipForVisualReasoning
+
+        for folder in ({str(folder)!r}, {str(tmp_path / "transformers")!r}):
+            images = transformers.AutoImageProcessor.from_pretrained(folder)
+            assert type(images) is blip_hf.BlipImageProcessor, type(images)
+            assert images.size["height"] == 32
+            assert transformers.AutoTokenizer.from_pretrained(folder).cls_token == "[CLS]"
+            assert type(transformers.AutoProcessor.from_pretrained(folder)) is transformers.BlipProcessor
+        assert PROCESSOR_MAPPING[blip_hf.BlipConfig] is blip_hf.BlipProcessor
+        print(*sorted(expected))
     """
-    before, after, nlvr2, num_processors = run_code(code).split()
-    assert before.startswith("transformers.")
-    assert after == "blip_hf.modeling.caption"
-    assert num_processors == "0"  # registered processors have no effect
-    assert nlvr2 == "blip_hf.modeling.nlvr2"
+    assert run_code(code).split() == [
+        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+        "MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING",
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING",
+        "MODEL_MAPPING",
+    ]
+
+
+def test_a_vqa_model_of_auto_reads_questions_with_enc(folder):
+    batch = {name: value.tolist() for name, value in tiny_batch(lengths=(6, 6)).items()}
+    code = f"""
+        import torch, blip_hf
+        from transformers import AutoConfig, AutoModelForVisualQuestionAnswering
+        batch = {{name: torch.tensor(value) for name, value in {batch}.items()}}
+        labels = batch["input_ids"][:, :4]
+        before = AutoModelForVisualQuestionAnswering.from_pretrained({str(folder)!r})
+        assert type(before).__module__.startswith("transformers."), type(before)
+        old_config = AutoConfig.from_pretrained({str(folder)!r})
+        blip_hf.register_auto_classes()
+        ours = blip_hf.BlipForQuestionAnswering.from_pretrained({str(folder)!r})
+        expected = ours(**batch, labels=labels).loss
+        assert not torch.allclose(expected, before(**batch, labels=labels).loss)
+        for options in ({{}}, {{"config": old_config}}):  # also with a configuration from before
+            model = AutoModelForVisualQuestionAnswering.from_pretrained({str(folder)!r}, **options)
+            assert type(model) is blip_hf.BlipForQuestionAnswering, type(model)
+            assert type(model.config) is blip_hf.BlipConfig
+            torch.testing.assert_close(model(**batch, labels=labels).loss, expected)
+    """
+    run_code(code)
+
+
+def test_a_model_that_this_package_lacks_is_named(monkeypatch):
+    messages = []
+    monkeypatch.delitem(auto._MODELS_OF_BOTH, "BlipModel")
+    monkeypatch.setattr(auto.logger, "warning", messages.append)
+    assert AutoModel not in dict(auto._models_by_auto_class())
+    assert messages[0] == "AutoModel still loads transformers.BlipModel: blip_hf has no such class."

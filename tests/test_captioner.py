@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The captioner: batches, order, settings, scores and broken images."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -69,6 +70,25 @@ def test_all_image_types_give_the_same_caption(model, processor, images, tmp_pat
         assert captioner(image) == expected
     with path.open("rb") as file:
         assert captioner(file) == expected
+
+
+def test_tensors_and_arrays_of_either_layout_and_range_give_the_same_captions(model, processor, images):
+    captioner = BlipCaptioner(model, processor, batch_size=2)
+    expected = captioner(images)
+    levels = torch.stack([torch.from_numpy(np.array(image)) for image in images])  # (n, h, w, 3)
+    floats = levels.permute(0, 3, 1, 2) / 255  # (n, 3, h, w)
+    for batch in (levels, floats, levels.numpy(), floats.numpy(), list(floats), [floats[:2], floats[2:]]):
+        assert captioner(batch) == expected
+    for image in (levels[0], floats[0], floats[0].double(), levels.numpy()[0]):
+        assert captioner(image) == expected[:1]
+
+
+def test_a_chinese_captioner_writes_without_spaces(images):
+    processor = make_processor(tuple("一只狗在沙滩上跑图片"))
+    model = tiny_model_for(BlipForConditionalGeneration, processor, initializer_range=0.5)
+    settings = {"max_new_tokens": 8, "suppress_tokens": processor.tokenizer.all_special_ids}
+    captions = BlipCaptioner(model, processor, prompt="图片", **settings)(images)
+    assert all(re.fullmatch("[一只狗在沙滩上跑图片]{2,8}", caption) for caption in captions), captions
 
 
 def test_no_images_give_no_captions(model, processor):

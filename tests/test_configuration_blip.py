@@ -4,9 +4,17 @@
 import logging
 
 import pytest
+import transformers
 
-from blip_hf import BlipConfig, BlipForConditionalGeneration, BlipTextConfig
-from tests.support.tiny_models import TEXT, tiny_config
+import blip_hf
+from blip_hf import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForQuestionAnswering,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
+from tests.support.tiny_models import TEXT, VISION, tiny_batch, tiny_config
 
 
 def test_defaults_equal_those_of_blip_and_are_saved(tmp_path):
@@ -50,3 +58,82 @@ def test_a_config_without_heads_warns(caplog):
     logger.removeHandler(caplog.handler)
     logging.getLogger("blip_hf").removeHandler(caplog.handler)
     assert "text_config.num_attention_heads" in caplog.text
+
+
+def upstream_config(**fields):
+    text = {name: value for name, value in TEXT.items() if name not in ("cls_token_id", "enc_token_id")}
+    return transformers.BlipConfig(text_config=text, vision_config=dict(VISION), image_text_hidden_size=8, **fields)
+
+
+def assert_converted(config):
+    """The values are those given to transformers; new fields have our defaults."""
+    text, vision = config.text_config, config.vision_config
+    assert (type(text), type(vision)) == (BlipTextConfig, BlipVisionConfig)
+    assert (text.hidden_size, text.num_attention_heads, text.hidden_dropout_prob) == (16, 2, 0.0)
+    assert (vision.hidden_size, vision.layer_norm_eps) == (24, 1e-5)
+    assert (text.enc_token_id, text.cls_token_id, text.encoder_hidden_size) == (TEXT["bos_token_id"] + 1, 101, 24)
+    assert vision.drop_path_rate == 0.0
+
+
+def test_sub_configurations_of_transformers_are_converted(tmp_path):
+    theirs = upstream_config()
+    text, vision = theirs.text_config, theirs.vision_config
+    text_values = text.to_dict()
+    config = BlipConfig(text_config=text, vision_config=vision)
+    assert_converted(config)
+    assert text.to_dict() == text_values
+    assert_converted(BlipConfig(text_config=text, vision_config=dict(VISION, layer_norm_eps=1e-5)))
+
+    tiny_config().save_pretrained(tmp_path)
+    assert_converted(BlipConfig.from_pretrained(tmp_path, text_config=text, vision_config=vision))
+    assigned = tiny_config()
+    assigned.text_config, assigned.vision_config = text, vision
+    model = BlipForQuestionAnswering(assigned)
+    assert_converted(model.config)
+    batch = tiny_batch()
+    assert model(**batch, labels=batch["input_ids"]).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BlipForConditionalGeneration",
+        "BlipForImageTextRetrieval",
+        "BlipForPreTraining",
+        "BlipForQuestionAnswering",
+        "BlipForRetrievalTraining",
+        "BlipForVisualReasoning",
+        "BlipModel",
+    ],
+)
+def test_a_configuration_of_transformers_fits_each_model(name):
+    model_class = getattr(blip_hf, name)
+    theirs = upstream_config(label_smoothing=0.3)  # which transformers ignores
+    theirs.text_config.label_smoothing = 0.2
+    theirs._attn_implementation = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    config = model_class(theirs).config
+    assert type(config) is model_class.config_class
+    assert_converted(config)
+    assert (config.label_smoothing, config.image_text_hidden_size) == (0.2, 8)
+    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == ("eager", "sdpa")
+    assert type(theirs) is transformers.BlipConfig
+    assert type(theirs.text_config) is transformers.BlipTextConfig
+
+
+def test_our_configuration_fits_models_with_more_fields():
+    config = blip_hf.BlipForRetrievalTraining(tiny_config(itm_start_token="cls")).config
+    assert type(config) is blip_hf.BlipRetrievalTrainingConfig
+    assert (config.itm_start_token, config.queue_size) == ("cls", 57600)
+
+
+def test_configurations_of_other_models_are_refused():
+    with pytest.raises(
+        TypeError, match=r"BertConfig of model type 'bert', expected a BlipTextConfig or .* blip_text_model"
+    ):
+        BlipConfig(text_config=transformers.BertConfig())
+    with pytest.raises(TypeError, match=r"BlipVisionConfig of model type 'blip_vision_model', expected a BlipConfig"):
+        BlipForConditionalGeneration(BlipVisionConfig())
+    with pytest.raises(
+        TypeError, match=r"expected a BlipRetrievalTrainingConfig or .* blip or blip_retrieval_training"
+    ):
+        blip_hf.BlipForRetrievalTraining(blip_hf.BlipPreTrainingConfig())

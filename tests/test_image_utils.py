@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 from blip_hf.image_utils import UnreadableImageError, open_image
@@ -43,7 +44,9 @@ def grey(levels: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, axis=-1)
 
 
-@pytest.mark.parametrize("kind", ["path", "string", "bytes", "file", "pil", "array", "dict bytes", "dict path"])
+@pytest.mark.parametrize(
+    "kind", ["path", "string", "bytes", "bytearray", "memoryview", "file", "pil", "array", "dict bytes", "dict path"]
+)
 def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
     path = tmp_path / "image.png"
     content = encode_image(Image.fromarray(COLOURS))
@@ -52,6 +55,8 @@ def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
         "path": path,
         "string": str(path),
         "bytes": content,
+        "bytearray": bytearray(content),
+        "memoryview": memoryview(content),
         "file": io.BytesIO(content),
         "pil": Image.fromarray(COLOURS),
         "array": COLOURS,
@@ -63,8 +68,16 @@ def test_all_input_types_give_the_same_image(tmp_path: Path, kind: str):
 
 def test_grey_and_rgba_arrays_are_accepted():
     assert_pixels(open_image(LEVELS), grey(LEVELS))
+    assert_pixels(open_image(LEVELS[..., None]), grey(LEVELS))
     transparent = np.dstack([COLOURS, np.zeros((6, 4), dtype=np.uint8)])
     assert_pixels(open_image(transparent), np.full((6, 4, 3), 255))
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_float_arrays_and_tensors_in_either_layout_are_accepted(scale: float):
+    floats = COLOURS.astype(np.float32) * scale
+    for image in (floats, torch.from_numpy(floats), torch.from_numpy(floats).permute(2, 0, 1)):
+        assert_pixels(open_image(image), COLOURS)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -147,9 +160,9 @@ def test_mode_f_is_read_as_0_to_1_or_0_to_255(white: int):
     assert_pixels(open_image(Image.fromarray((LEVELS / 255 * white).astype(np.float32))), grey(LEVELS))
 
 
-@pytest.mark.parametrize("level", [-1.0, 300.0, float("nan")])
+@pytest.mark.parametrize("level", [-1.0, 400.0, float("nan")])
 def test_unknown_range_of_levels_raises(level: float):
-    with pytest.raises(UnreadableImageError, match="levels of mode F from"):
+    with pytest.raises(UnreadableImageError, match=r"levels from .* of type float32, expected 0 to 1 or 0 to 255"):
         open_image(Image.fromarray(np.full((2, 2), level, dtype=np.float32)))
 
 
@@ -176,7 +189,10 @@ def test_first_frame_of_an_animation_is_used():
 def test_a_broken_file_raises_an_error_that_names_it(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadableImageError, match=rf"broken\.jpg: .*{reason}.*Accepted is a path"):
+    with pytest.raises(
+        UnreadableImageError,
+        match=rf"broken\.jpg: .*{reason}.*Accepted is a file in a format that Pillow reads; replace",
+    ):
         open_image(path)
 
 
@@ -221,14 +237,19 @@ def test_a_given_name_is_used_in_the_error():
         3,
         ["a.jpg"],
         {"bytes": None, "path": None},
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4, 2), dtype=np.uint8),
+        np.full((4, 4, 3), -1.0),
+        np.zeros((5, 6, 2), dtype=np.uint8),
         np.zeros((0, 4, 3), dtype=np.uint8),
     ],
 )
 def test_non_images_raise(source: object):
     with pytest.raises(UnreadableImageError, match="Accepted is a path"):
         open_image(source)
+
+
+def test_an_image_without_pixels_raises():
+    with pytest.raises(UnreadableImageError, match=r"it has no pixels \(0 x 5\)"):
+        open_image(Image.new("RGB", (0, 5)))
 
 
 def test_the_error_is_a_value_error():

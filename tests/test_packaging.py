@@ -23,8 +23,16 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and lower layers.
 LAYERS = (
-    ("distributed", "files", "locks", "checkpoints", "caption_settings"),
-    ("objectives", "configuration_blip", "image_utils", "image_processing_blip", "processing_blip"),
+    ("devices", "distributed", "files", "locks", "checkpoints", "caption_settings"),
+    (
+        "cjk",
+        "objectives",
+        "configuration_blip",
+        "image_arrays",
+        "image_utils",
+        "image_processing_blip",
+        "processing_blip",
+    ),
     ("modeling", "data"),
     ("training", "evaluation", "conversion", "captioner", "auto"),
     ("tasks",),

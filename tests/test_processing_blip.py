@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import ExifTags, Image
-from transformers import BlipImageProcessorPil
+from transformers import BertTokenizer, BlipImageProcessorPil
 
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.image_utils import UnreadableImageError
@@ -22,6 +22,7 @@ from tests.support.processors import (
     PAD,
     SEP,
     SIZE,
+    WORDS,
     ids_of,
     make_processor,
     make_upstream,
@@ -120,9 +121,32 @@ def test_left_padding_tokenizer_pads_on_the_right(processor, role):
     assert torch.equal(inputs.attention_mask, expected.attention_mask)
 
 
-def test_an_option_given_nested_and_flat_raises(processor):
-    with pytest.raises(TypeError, match="padding"):
-        processor(text="a dog", padding=True, text_kwargs={"padding": False})
+@pytest.mark.parametrize("role", [None, "lm"])
+def test_an_option_given_nested_and_flat_raises(processor, role):
+    with pytest.raises(
+        ValueError, match=r"'padding' was passed two times: as padding=True, and in text_kwargs=\{'padding': False\}"
+    ):
+        processor(text="a dog", role=role, padding=True, text_kwargs={"padding": False})
+    with pytest.raises(ValueError, match="size was passed two times"):
+        processor(random_photo(), size=SIZE, images_kwargs={"size": SIZE})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"common_kwargs": {"return_tensors": "pt"}},
+        {"text_kwargs": {"return_tensors": "pt"}, "images_kwargs": {"return_tensors": "pt"}},
+        {"text_kwargs": {"return_tensors": "pt"}, "images_kwargs": {"size": SIZE}},
+    ],
+)
+@pytest.mark.parametrize("role", [None, "lm"])
+def test_nested_options_give_the_same_inputs(processor, options, role):
+    images = [random_photo(0), random_photo(1)]
+    expected = processor(images, CAPTIONS, role=role, return_tensors="pt")
+    inputs = processor(images, CAPTIONS, role=role, **options)
+    assert set(inputs) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(inputs[name], value)
 
 
 def test_no_input_raises(processor):
@@ -140,8 +164,9 @@ def test_image_files_are_opened(processor, tmp_path: Path):
     undecoded = {"bytes": path.read_bytes(), "path": None}
     for source in (path, str(path), path.read_bytes(), undecoded, [path]):
         assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
-    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    assert torch.equal(processor(data_url, return_tensors="pt").pixel_values, expected)
+    text = base64.b64encode(path.read_bytes()).decode()
+    for source in (text, f"data:image/png;base64,{text}", base64.encodebytes(path.read_bytes()).decode()):
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
     mixed = processor([path, random_photo()], return_tensors="pt").pixel_values
     assert torch.equal(mixed, expected.repeat(2, 1, 1, 1))
 
@@ -176,6 +201,19 @@ def test_transparent_palette_pixels_become_white(processor):
     torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
 
 
+def test_a_transparent_data_url_is_blended_with_white(processor):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (9, 9), (10, 20, 30, 0)).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    torch.testing.assert_close(processor(url, return_tensors="pt").pixel_values[0], one_colour((255, 255, 255)))
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64,A", "A" * 301, "data:,"])
+def test_text_that_is_not_an_image_in_base64_raises(processor, text):
+    with pytest.raises(UnreadableImageError):
+        processor(text, return_tensors="pt")
+
+
 def test_exif_orientation_is_applied(processor):
     upright = random_photo(size=(32, 20))
     exif = Image.Exif()
@@ -199,6 +237,92 @@ def test_broken_image_raises_with_its_name(processor, tmp_path: Path):
     path.write_bytes(b"")
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
         processor([random_photo(), path], return_tensors="pt")
+
+
+LEVELS = np.asarray(random_photo())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        LEVELS / 255,
+        (LEVELS / 255).astype(np.float32).transpose(2, 0, 1),
+        torch.from_numpy(LEVELS / 255).permute(2, 0, 1),
+        [torch.from_numpy(LEVELS / 255)],
+        torch.from_numpy(LEVELS / 255)[None],
+        torch.from_numpy(LEVELS.copy()).float().requires_grad_(),
+        LEVELS.astype(np.uint16) * 257,
+        [[LEVELS]],
+    ],
+)
+def test_arrays_of_every_range_give_the_values_of_the_8_bit_image(processor, image):
+    expected = processor(random_photo(), return_tensors="pt").pixel_values
+    assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+
+
+def test_bfloat16_images_are_read(processor):
+    expected = processor(random_photo(), return_tensors="pt").pixel_values
+    image = torch.from_numpy(LEVELS / 255).bfloat16()
+    torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values, expected, atol=0.02, rtol=0)
+
+
+def test_floats_that_are_not_resized_keep_their_precision(processor):
+    image = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    inputs = processor(image, do_resize=False, do_normalize=False, return_tensors="pt")
+    torch.testing.assert_close(inputs.pixel_values[0], torch.from_numpy(image), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"do_rescale": False}, {"rescale_factor": 1.0}, {"rescale_factor": 1 / 127.5}])
+def test_levels_are_left_alone_unless_they_are_divided_by_255(processor, upstream, options):
+    image = np.round(np.random.default_rng(0).random((3, 32, 32)), 2)
+    ours = processor(image, return_tensors="pt", **options).pixel_values
+    assert torch.equal(ours, upstream(image, return_tensors="pt", **options).pixel_values)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        LEVELS[..., :1] / 255,
+        LEVELS[..., 0] / 255,
+        torch.from_numpy(LEVELS[..., 0].copy()),
+        torch.from_numpy(LEVELS[..., 0].copy())[None],
+        [LEVELS[..., 0], LEVELS[..., 0]],
+    ],
+)
+def test_grey_arrays_and_tensors_become_colour_images(processor, image):
+    expected = processor(Image.fromarray(LEVELS[..., 0]), return_tensors="pt").pixel_values
+    assert torch.equal(processor(image, return_tensors="pt").pixel_values[:1], expected)
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_transparent_arrays_are_blended_with_white_as_images_are(processor, scale):
+    image = random_photo().convert("RGBA")
+    image.putalpha(100)
+    expected = processor(image, return_tensors="pt").pixel_values
+    array = np.asarray(image) * scale if scale < 1 else np.asarray(image)
+    for layout in (array, array.transpose(2, 0, 1), torch.tensor(array)):
+        assert torch.equal(processor(layout, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (3, 9, 3), (9, 1, 3)])
+def test_the_smallest_arrays_are_read_as_images_are(processor, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = processor(Image.fromarray(array), return_tensors="pt").pixel_values
+    assert torch.equal(processor(array, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ((LEVELS / 255 - 0.5) / 0.25, r"levels from -2\.0 to 2\.0 of type float64, expected 0 to 1 or 0 to 255"),
+        (np.zeros(5), r"an array of shape \(5,\)"),
+        (torch.zeros(1, 1, 3, 8, 8), r"an array of shape \(1, 1, 3, 8, 8\)"),
+        (np.zeros((5, 6, 2)), r"an array of shape \(5, 6, 2\) and type float64"),
+    ],
+)
+def test_arrays_that_are_no_images_raise(processor, image, reason):
+    with pytest.raises(UnreadableImageError, match=rf"{reason}.*\. Accepted is a path, .* array or tensor of shape"):
+        processor(image, return_tensors="pt")
 
 
 # ---- Role tokens
@@ -333,6 +457,7 @@ def test_role_does_not_change_pixels(processor):
         ({"text": "a dog", "prompt": "a picture of"}, "`prompt` requires role='captioning', got role=None"),
         ({"text": "a dog", "role": "lm", "prompt": "a"}, "got role='lm'"),
         ({"text": 3, "role": "lm"}, "`text` is a int, expected a str or a list of str"),
+        ({"text": []}, "`text` is an empty list. Pass at least one text"),
         ({"text": ["a dog", None]}, "`text` is a list of NoneType, str"),
         ({"text": "a dog", "role": "lm", "padding_side": "left", "padding": "max_length"}, "padding_side='left'"),
         ({"text": CAPTIONS, "text_kwargs": {"padding_side": "left"}}, "padding_side='left' moves texts away"),
@@ -365,3 +490,35 @@ def test_decode_skips_dec_and_enc(processor):
     row = [DEC, *ids_of("a dog"), SEP, ENC]
     assert processor.decode(row, skip_special_tokens=True) == "a dog"
     assert processor.batch_decode([row], skip_special_tokens=True) == ["a dog"]
+
+
+# ---- Chinese
+
+CHINESE_WORDS = [*WORDS[:5], *"一只狗在沙滩上跑图片", "\uff0c", "\u3002", "dog", "##s", "a", "two", "photo", "of"]
+
+
+@pytest.fixture
+def chinese() -> BlipProcessor:
+    vocab = {word: index for index, word in enumerate(CHINESE_WORDS)}
+    return BlipProcessor.from_bert_tokenizer(BertTokenizer(vocab=vocab), image_size=32)
+
+
+@pytest.mark.parametrize(
+    "text", ["一只狗", "一只 dog 在跑", "狗在沙滩上\uff0c一只狗\u3002", "a photo of two dogs", "dogs\uff0c狗"]
+)
+def test_chinese_text_round_trips_without_spaces(chinese, text):
+    row = chinese(text=text)["input_ids"]
+    assert chinese.decode(row, skip_special_tokens=True) == text
+    assert chinese.batch_decode([row], skip_special_tokens=True) == [text]
+    assert chinese.post_process_image_text_to_text([row]) == [text]
+    assert chinese.post_process_captions([row]) == [text]
+
+
+def test_a_chinese_prompt_is_removed_from_captions(chinese):
+    row = chinese(text="图片一只狗", role="captioning", prompt="一只图片")["input_ids"][0]
+    assert chinese.post_process_captions([row], prompt="一只图片") == ["图片一只狗"]
+
+
+def test_latin_text_is_decoded_as_by_the_tokenizer(processor):
+    rows = processor(text=[*CAPTIONS, "a dog , the cat", "unknown - words"])["input_ids"]
+    assert [processor.decode(row) for row in rows] == [processor.tokenizer.decode(row) for row in rows]

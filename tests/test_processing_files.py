@@ -9,9 +9,20 @@ import pytest
 import torch
 import transformers
 
+from blip_hf.caption_settings import CaptionSettings
 from blip_hf.image_processing_blip import BlipImageProcessor
 from blip_hf.processing_blip import BlipProcessor
-from tests.support.processors import DEC, ENC, SEP, WORDS, ids_of, make_processor, make_upstream, random_photo
+from tests.support.processors import (
+    DEC,
+    ENC,
+    SEP,
+    WORDS,
+    ids_of,
+    make_processor,
+    make_upstream,
+    plain_tokenizer,
+    random_photo,
+)
 
 
 CAPTIONS = ["a dog on the beach", "two dogs"]
@@ -108,3 +119,88 @@ def test_processor_can_be_pickled(processor):
 
 def test_model_input_names_do_not_include_token_types(processor):
     assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask"}
+
+
+# ---- Components and options of `from_pretrained`
+
+
+def test_given_components_replace_the_saved_ones(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    tokenizer = plain_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    image_processor = BlipImageProcessor(size={"height": 16, "width": 16})
+    loaded = BlipProcessor.from_pretrained(tmp_path, tokenizer=tokenizer, image_processor=image_processor)
+    assert loaded.tokenizer is tokenizer
+    assert loaded.image_processor is image_processor
+    inputs = loaded(random_photo(), "zebra", return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 16, 16)
+    assert loaded.decode(inputs.input_ids[0], skip_special_tokens=True) == "zebra"
+    settings = CaptionSettings(prompt="a photo of ")
+    assert BlipProcessor.from_pretrained(tmp_path, caption_settings=settings).caption_settings == settings
+
+
+def test_a_component_that_is_given_is_not_read(processor, tmp_path: Path):
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded = BlipProcessor.from_pretrained(tmp_path / "tokenizer", image_processor=processor.image_processor)
+    assert loaded(text="two dogs") == processor(text="two dogs")
+
+
+def test_a_component_of_another_class_raises(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="BertTokenizer for argument image_processor"):
+        BlipProcessor.from_pretrained(tmp_path, image_processor=processor.tokenizer)
+
+
+def test_options_are_taken_by_position_as_in_transformers(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path / "sub")
+    loaded = BlipProcessor.from_pretrained(tmp_path, None, False, True, None, "main", subfolder="sub")
+    assert loaded(text="two dogs") == processor(text="two dogs")
+
+
+def test_options_reach_the_tokenizer_and_the_image_processor(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    loaded, unused = BlipProcessor.from_pretrained(
+        tmp_path, model_max_length=7, do_resize=False, nonsense=1, return_unused_kwargs=True
+    )
+    assert loaded.tokenizer.model_max_length == 7
+    assert loaded.image_processor.do_resize is False
+    assert unused["nonsense"] == 1
+
+
+# ---- Chat templates
+
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def ask(image, text):
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+def test_a_chat_template_is_taken_saved_and_loaded(processor, tmp_path: Path):
+    templates = {"default": TEMPLATE, "short": "hi"}
+    for number, template in enumerate((TEMPLATE, templates)):
+        given = BlipProcessor(processor.image_processor, processor.tokenizer, chat_template=template)
+        given.save_pretrained(tmp_path / str(number))
+        assert BlipProcessor.from_pretrained(tmp_path / str(number)).chat_template == template
+    processor.save_pretrained(tmp_path / "none")
+    assert BlipProcessor.from_pretrained(tmp_path / "none").chat_template is None
+    assert BlipProcessor.from_pretrained(tmp_path / "none", chat_template=TEMPLATE).chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_a_conversation_gives_the_inputs_of_its_images_and_texts(processor, is_batched):
+    chats = [ask(random_photo(0), "two dogs"), ask(random_photo(1), "a dog on the beach")]
+    if is_batched:
+        expected = processor([random_photo(0), random_photo(1)], CAPTIONS[::-1], return_tensors="pt")
+    else:
+        expected = processor(random_photo(0), "two dogs", return_tensors="pt")
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chats if is_batched else chats[0], chat_template=TEMPLATE, **options)
+    processor.chat_template = TEMPLATE
+    again = processor.apply_chat_template(chats if is_batched else chats[0], **options)
+    for name, value in expected.items():
+        assert torch.equal(inputs[name], value)
+        assert torch.equal(again[name], value)

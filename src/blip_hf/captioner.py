@@ -5,19 +5,19 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
 from .caption_settings import CaptionSettings
+from .devices import pick_device, seeded
+from .image_arrays import is_array
 from .image_utils import ImageSource, UnreadableImageError, open_image
 from .modeling.attention import ImageMemory
 from .modeling.caption import BlipForConditionalGeneration, score_sequences
@@ -28,7 +28,7 @@ from .processing_blip import BlipProcessor
 
 OnError = Literal["raise", "skip"]
 
-_ONE_IMAGE = (str, bytes, os.PathLike, io.IOBase, Image.Image, np.ndarray, dict)
+_ONE_IMAGE = (str, bytes, os.PathLike, io.IOBase, Image.Image, dict)
 _OWN_SETTINGS = ("num_return_sequences", "return_dict_in_generate")
 
 
@@ -159,12 +159,11 @@ class BlipCaptioner:
             matcher (`str` or `os.PathLike`, *optional*):
                 Folder or model id of an image-text retrieval model, for `itm_probability`.
             device (`str` or `torch.device`, *optional*):
-                Defaults to the GPU if there is one. On CPUs, [`optimize_for_cpu`] is applied.
+                Defaults to an accelerator (CUDA, XPU, MPS) if there is one. On CPUs, [`optimize_for_cpu`] is applied.
             **kwargs:
                 `prompt`, `batch_size`, `seed` and settings of `generate`.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         dtype = "auto" if dtype is None else dtype
         model = BlipForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, dtype=dtype).to(device)
         models = [model]
@@ -172,7 +171,7 @@ class BlipCaptioner:
             kwargs["matcher"] = BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device)
             kwargs["matcher_processor"] = BlipProcessor.from_pretrained(matcher)
             models.append(kwargs["matcher"])
-        if torch.device(device).type == "cpu":
+        if device.type == "cpu":
             for each in models:
                 optimize_for_cpu(each)
         return cls(model, BlipProcessor.from_pretrained(pretrained_model_name_or_path), **kwargs)
@@ -196,8 +195,8 @@ class BlipCaptioner:
 
         Args:
             images (`ImageSource` or `Iterable[ImageSource]`):
-                An image or several: paths, PIL images, uint8 arrays, or any other form that
-                [`~blip_hf.image_utils.open_image`] reads.
+                An image or several: paths, PIL images, arrays and tensors of one image or of a batch, or any other form
+                that [`~blip_hf.image_utils.open_image`] reads.
             num_return_sequences (`int`, *optional*, defaults to 1):
                 Captions per image.
             return_scores (`bool`, *optional*, defaults to `False`):
@@ -232,7 +231,7 @@ class BlipCaptioner:
                 yield from captions[index]
 
     def _batches(self, images: ImageSource | Iterable[ImageSource], *, on_error: OnError) -> Iterator["_Batch"]:
-        indexed = enumerate([images] if isinstance(images, _ONE_IMAGE) else images)
+        indexed = enumerate(_single_images(images))
         while sources := list(islice(indexed, self.batch_size)):
             yield _open_batch(sources, on_error)
 
@@ -259,7 +258,7 @@ class BlipCaptioner:
             num_return_sequences,
         )
         # The index of the first image gives each batch its own reproducible seed.
-        with _seeded(None if self.seed is None else self.seed + min(batch.images), device):
+        with seeded(None if self.seed is None else self.seed + min(batch.images), device):
             memory = self.model.get_image_memory(inputs.pop("pixel_values"))
             sequences = self.model.generate(image_memory=memory, **inputs, **settings)  # (n * g, t)
         return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, memory
@@ -280,6 +279,19 @@ class BlipCaptioner:
         memory = self.matcher.get_image_memory(inputs["pixel_values"])
         logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
         return logits.float().softmax(dim=-1)[:, 1].tolist()
+
+
+def _single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """Yields the images one by one; an array or a tensor of shape `(n, ...)` with four axes is several."""
+    is_batch = is_array(images) and images.ndim == 4
+    if isinstance(images, _ONE_IMAGE) or (is_array(images) and not is_batch):
+        yield images
+        return
+    for image in images:
+        if is_array(image) and image.ndim == 4:
+            yield from image
+        else:
+            yield image
 
 
 @dataclass(frozen=True)
@@ -327,15 +339,6 @@ def _generation_settings(
         max_length = given.get("max_length") or config.max_length or defaults.max_length
         added["min_length"] = min(defaults.min_length, max_length)
     return {**added, **given, "num_return_sequences": num_return_sequences, "return_dict_in_generate": False}
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
 
 
 __all__ = ["BlipCaptioner", "Caption"]

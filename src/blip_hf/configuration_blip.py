@@ -13,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import BlipConfig as UpstreamBlipConfig
 from transformers import BlipTextConfig as UpstreamBlipTextConfig
 from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 
@@ -89,7 +90,8 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
 class BlipConfig(UpstreamBlipConfig):
     """Configuration of a BLIP model: an image encoder and a text transformer.
 
-    Has the fields of `transformers.BlipConfig`. New fields and other meanings:
+    Has the fields of `transformers.BlipConfig`. Sub-configurations of transformers are converted; they keep their values.
+    New fields and other meanings:
 
     Args:
         label_smoothing (`float`, *optional*):
@@ -116,6 +118,9 @@ class BlipConfig(UpstreamBlipConfig):
             self.text_config = {"label_smoothing": self.label_smoothing, **self.text_config}
         elif self.text_config is None and self.label_smoothing is not None:
             self.text_config = {"label_smoothing": self.label_smoothing}
+        for name, sub_class in self.sub_configs.items():
+            if isinstance(getattr(self, name), PreTrainedConfig):
+                setattr(self, name, own_config(getattr(self, name), sub_class))
         super().__post_init__(**kwargs)
         text_value = self.text_config.label_smoothing
         if self.label_smoothing not in (None, text_value):
@@ -140,17 +145,19 @@ class BlipConfig(UpstreamBlipConfig):
         """
         config_dict = dict(config_dict)
         _warn_about_guesses(config_dict)
-        text_config = _as_dict(config_dict.get("text_config"))
-        if "label_smoothing" in text_config:
+        sub_configs = cls.sub_configs.items()
+        stored = {name: _as_dict(config_dict.get(name), sub_class) for name, sub_class in sub_configs}
+        if "label_smoothing" in stored["text_config"]:
             # Upstream ignores the top-level value, so existing files may have two values: use that of text_config.
             config_dict.pop("label_smoothing", None)
-        # Upstream sets overrides on the finished configuration, which would change only one of the two values.
-        overrides = _as_dict(kwargs.pop("text_config", None))
+        # Upstream sets overrides on the finished configuration, which would change only one of the two values, and would
+        # not convert sub-configurations of transformers.
+        overrides = {name: _as_dict(kwargs.pop(name, None), sub_class) for name, sub_class in sub_configs}
         label_smoothing = kwargs.pop("label_smoothing", None)
         if label_smoothing is not None:
             config_dict["label_smoothing"] = label_smoothing
-            overrides = {"label_smoothing": label_smoothing, **overrides}
-        config_dict["text_config"] = text_config | overrides
+            overrides["text_config"] = {"label_smoothing": label_smoothing, **overrides["text_config"]}
+        config_dict |= {name: stored[name] | overrides[name] for name in stored}
         return super().from_dict(config_dict, **kwargs)
 
 
@@ -271,10 +278,40 @@ def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
         )
 
 
-def _as_dict(config: dict[str, Any] | UpstreamBlipTextConfig | None) -> dict[str, Any]:
+def own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """Converts a configuration of transformers, also inside one of ours, to `config_class`; it keeps its values.
+
+    A configuration of a whole BLIP model becomes any configuration of such a model: new fields have their defaults.
+
+    Raises:
+        TypeError: If it is the configuration of another kind of model.
+    """
+    if isinstance(config, config_class):
+        for name, sub_class in config_class.sub_configs.items():
+            if not isinstance(getattr(config, name), sub_class):
+                setattr(config, name, own_config(getattr(config, name), sub_class))
+        return config
+    accepted = {config_class.model_type}
+    if issubclass(config_class, BlipConfig):
+        accepted.add(BlipConfig.model_type)
+    if config.model_type not in accepted:
+        raise TypeError(
+            f"Got a {type(config).__name__} of model type {config.model_type!r}, expected a {config_class.__name__} or a"
+            f" configuration of transformers of type {' or '.join(sorted(accepted))}."
+        )
+    fields = config.to_dict()
+    del fields["model_type"]
+    converted = config_class.from_dict(fields)
+    parts = {name: getattr(config, name) for name in config_class.sub_configs}
+    # `to_dict` leaves it out.
+    converted._attn_implementation = {name: part._attn_implementation for name, part in {"": config, **parts}.items()}
+    return converted
+
+
+def _as_dict(config: dict[str, Any] | PreTrainedConfig | None, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     if config is None or isinstance(config, dict):
         return config or {}
-    return config.to_dict()
+    return own_config(config, config_class).to_dict()
 
 
 def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
@@ -299,4 +336,5 @@ __all__ = [
     "BlipTextConfig",
     "BlipVisionConfig",
     "BlipVisualReasoningConfig",
+    "own_config",
 ]

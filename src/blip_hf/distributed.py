@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Collective operations that do nothing on one process, also without `torch.distributed` initialised."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -19,6 +21,15 @@ def rank() -> int:
 def gather(tensor: Tensor) -> Tensor:
     """Concatenates the rows of all processes in rank order, without gradient. Numbers of rows may differ."""
     return tensor if world_size() == 1 else _gather_rows(tensor, _row_counts(tensor))
+
+
+def gather_objects(items: list[Any]) -> list[Any]:
+    """Concatenates the lists of all processes in rank order. Items can be pickled."""
+    if world_size() == 1:
+        return items
+    parts: list[list[Any]] = [[]] * world_size()
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
@@ -75,4 +86,12 @@ def _gather_rows(tensor: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-__all__ = ["first_row", "gather", "gather_with_gradient", "pad_to_longest", "rank", "world_size"]
+__all__ = [
+    "first_row",
+    "gather",
+    "gather_objects",
+    "gather_with_gradient",
+    "pad_to_longest",
+    "rank",
+    "world_size",
+]

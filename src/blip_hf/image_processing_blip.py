@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BlipImageProcessorPil
-from transformers.image_utils import SizeDict, is_valid_image
+from transformers import BlipImageProcessorPil as UpstreamBlipImageProcessorPil
+from transformers.image_utils import ChannelDimension, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
-from .image_utils import open_image, view_image
+from .image_arrays import is_array, scale_to_255, to_channels_last, to_eight_bits
+from .image_utils import decode_base64, image_errors, open_image, view_image
 
 
 class BlipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -19,13 +20,17 @@ class BlipImageProcessorKwargs(ImagesKwargs, total=False):
     reducing_gap: float | None
 
 
-class BlipImageProcessor(BlipImageProcessorPil):
+class BlipImageProcessor(UpstreamBlipImageProcessorPil):
     """Resizes images to a square (bicubic, aspect ratio ignored), rescales to [0, 1] and normalises as CLIP does.
 
     Options are those of `transformers.BlipImageProcessorPil`, and so are the values for upright 8-bit RGB images. Other
-    images are first converted by [`~blip_hf.image_utils.open_image`], so that 16-bit, transparent and EXIF-rotated ones
+    images are first converted as by [`~blip_hf.image_utils.open_image`], so that 16-bit, transparent and EXIF-rotated ones
     come out as a viewer shows them. In addition to what transformers takes, an image may be a `Path`, bytes, a binary file
-    object, a grey uint8 array `(h, w)`, or an undecoded image of `datasets`. torchvision is never needed.
+    object, a grey array or tensor `(h, w)`, or an undecoded image of `datasets`. torchvision is never needed.
+
+    Arrays and tensors of floats from 0 to 1 give the values of the same image in 8 bits, with the default
+    `do_rescale=True`: [`~blip_hf.image_arrays.white_level`] finds their range. `do_rescale=False` and another
+    `rescale_factor` leave the levels of arrays and tensors as they are.
 
     Args:
         reducing_gap (`float`, *optional*):
@@ -54,18 +59,32 @@ class BlipImageProcessor(BlipImageProcessorPil):
     def _fetch(self, source: Any, min_size: int | None) -> Any:
         if isinstance(source, (list, tuple)):
             return [self._fetch(item, min_size) for item in source]
-        if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-            return super().fetch_images(source)
-        is_grey_array = isinstance(source, np.ndarray) and source.ndim == 2
-        return source if is_valid_image(source) and not is_grey_array else open_image(source, min_size=min_size)
+        if isinstance(source, str):
+            if source.startswith(("http://", "https://")):
+                return super().fetch_images(source)
+            source = decode_base64(source) or source
+        if is_array(source) and source.ndim not in (3, 4):  # transformers expects an axis for channels
+            with image_errors(source):
+                return np.repeat(to_channels_last(source), 3, axis=-1)
+        return source if is_valid_image(source) else open_image(source, min_size=min_size)
 
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[np.ndarray]:
         # The options of the call are known here, but not where transformers calls `fetch_images`.
         min_size = _min_size(kwargs["do_resize"], kwargs["size"], kwargs["reducing_gap"])
         return super()._prepare_image_like_inputs(self._fetch(images, min_size), *args, **kwargs)
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
         """Converts one image to an array of shape `(3, h, w)`. A PIL image that is to be resized is resized here."""
+        if is_array(image):
+            with image_errors(image):
+                image = _read_array(image, do_convert_rgb, input_data_format, **kwargs)
+            input_data_format = ChannelDimension.LAST
         if do_convert_rgb and isinstance(image, Image.Image):
             image = view_image(image)
             size = kwargs.get("size")
@@ -74,7 +93,27 @@ class BlipImageProcessor(BlipImageProcessorPil):
                 image = image.resize(
                     (size.width, size.height), kwargs.get("resample"), reducing_gap=kwargs.get("reducing_gap")
                 )
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+
+
+def _read_array(
+    image: Any,
+    do_convert_rgb: bool | None,
+    input_data_format: str | ChannelDimension | None,
+    do_rescale: bool | None = None,
+    rescale_factor: float | None = None,
+    do_resize: bool | None = None,
+    **_: Any,
+) -> np.ndarray | Image.Image:
+    """The levels of an array or tensor as `(h, w, c)`, from 0 to 255 if they are to be rescaled from there, or an image."""
+    levels = to_channels_last(image, input_data_format)
+    if not do_rescale or rescale_factor != BlipImageProcessorPil.rescale_factor:
+        return levels
+    # Pillow resizes and blends in 8 bits.
+    if not do_resize and levels.shape[-1] != 4:
+        return scale_to_255(levels)
+    levels = to_eight_bits(levels)
+    return Image.fromarray(np.ascontiguousarray(levels)) if do_convert_rgb and levels.shape[-1] > 1 else levels
 
 
 def _min_size(do_resize: bool | None, size: SizeDict, reducing_gap: float | None) -> int | None:
@@ -84,4 +123,9 @@ def _min_size(do_resize: bool | None, size: SizeDict, reducing_gap: float | None
     return math.ceil(reducing_gap * max(size.height, size.width))
 
 
-__all__ = ["BlipImageProcessor", "BlipImageProcessorKwargs"]
+# Names of transformers, which has one class for each backend. This package has one class, with Pillow.
+BlipImageProcessorPil = BlipImageProcessor
+BlipImageProcessorFast = BlipImageProcessor
+
+
+__all__ = ["BlipImageProcessor", "BlipImageProcessorFast", "BlipImageProcessorKwargs", "BlipImageProcessorPil"]

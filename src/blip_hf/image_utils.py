@@ -1,34 +1,47 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Finds images and reads them: upright, as 8-bit RGB, from every source and format that Pillow supports."""
 
+import base64
 import errno
+import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Union
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from transformers.utils import logging
 
+from .image_arrays import array_to_image, is_array, to_eight_bits
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 logger = logging.get_logger(__name__)
 
-ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | dict[str, Any]
+# `Union` takes the name of a class, and torch is not imported here.
+ImageSource = Union[str, Path, bytes, BinaryIO, Image.Image, np.ndarray, "Tensor", dict[str, Any]]
 
 MAX_IMAGE_BYTES = 2**28
 """Maximum size in bytes of an encoded image."""
 MAX_IMAGE_PIXELS = 2**26
 """Maximum number of pixels of an image: about 200 MB in RGB, below the limit of Pillow's own warning."""
 
+_ACCEPTED_FILE = "a file in a format that Pillow reads"
 _ACCEPTED = (
-    "a path, bytes, a binary file object, a PIL image, a uint8 array of shape (h, w), (h, w, 3) or (h, w, 4),"
-    ' or a dict with "bytes" or "path"'
+    "a path, bytes, a binary file object, a PIL image, an array or tensor of shape (h, w), (h, w, c) or (c, h, w) with 1, 3"
+    " or 4 channels, or a dict with 'bytes' or 'path'"
 )
+
+# Longer than the name of a file.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}\s*")
 
 # Longer names are truncated in messages, for example images in base64.
 _LONGEST_NAME = 300
@@ -65,15 +78,14 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 
     - A broken EXIF block is ignored.
     - Transparent pixels (alpha channel, palette or key colour) are blended with white.
-    - 16-bit grey levels (`I;16` and similar modes) are scaled by 255 / 65535. Mode `I` is 8-bit if no
-      level exceeds 255, otherwise 16-bit. Mode `F` is 0 to 1 if no level exceeds 1, otherwise 0 to 255. Other ranges
-      raise an error.
+    - Levels of more than 8 bits, floats and booleans are scaled to 8 bits. [`~blip_hf.image_arrays.white_level`] finds
+      their range: floats from 0 to 1 and from 0 to 255 are both read. Other ranges raise an error.
     - Of an animation, the current frame is read (the first one of a file).
 
     Args:
-        source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray` or `dict`):
-            The image. Arrays are uint8 of shape `(h, w)`, `(h, w, 3)` or `(h, w, 4)`. Dicts have the keys `bytes`
-            (read first) and `path`, as in `datasets`.
+        source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+            The image. Arrays and tensors have the shape `(h, w)`, `(h, w, c)` or `(c, h, w)` with 1, 3 or 4 channels.
+            Dicts have the keys `bytes` (read first) and `path`, as in `datasets`.
         name (`str`, *optional*):
             Name of the image in errors. Defaults to its path.
         min_size (`int`, *optional*):
@@ -95,8 +107,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 def view_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
     """Like [`open_image`], but does not copy a PIL image that is already upright 8-bit RGB."""
     source, default_name = _unwrap(source)
-    name = name or default_name
-    try:
+    with image_errors(source, name or default_name):
         if isinstance(source, Image.Image):
             source.load()
             return _to_rgb(_upright(source))
@@ -105,13 +116,21 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
                 image.draft(None, (min_size, min_size))
             image.load()
             return _to_rgb(_upright(image))
+
+
+@contextmanager
+def image_errors(source: Any, name: str | None = None) -> Iterator[None]:
+    """Raises [`UnreadableImageError`] for errors of reading `source`, other than those of the machine."""
+    try:
+        yield
     except Exception as error:
         # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
         if is_machine_error(error):
             raise
+        is_file = isinstance(source, (str, bytes, os.PathLike, io.IOBase, ImageFile.ImageFile))
         raise UnreadableImageError(
-            f"Cannot read the image {name}: {_reason(error)}. Accepted is {_ACCEPTED}, in a format that Pillow reads;"
-            " replace or remove this image."
+            f"Cannot read the image {name or _unwrap(source)[1]}: {_reason(error)}. Accepted is"
+            f" {_ACCEPTED_FILE if is_file else _ACCEPTED}; replace or remove this image."
         ) from error
 
 
@@ -123,7 +142,7 @@ def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "
         num_bytes = os.path.getsize(source) if is_path else len(source)
         if num_bytes > MAX_IMAGE_BYTES:
             return "huge_image", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"
-        with Image.open(source if is_path else BytesIO(source)) as header:
+        with Image.open(source if is_path else io.BytesIO(source)) as header:
             width, height = header.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return "huge_image", str(error)
@@ -134,6 +153,19 @@ def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "
     if width * height > MAX_IMAGE_PIXELS:
         return "huge_image", f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
     return None
+
+
+def decode_base64(source: str) -> bytes | None:
+    """Decodes an image in a `data:` URL or in base64; returns `None` for other text, such as a path.
+
+    Example:
+        >>> decode_base64("data:image/gif;base64,R0lG"), decode_base64("dog.gif")
+        (b'GIF', None)
+    """
+    if not source.startswith("data:") and (not _BASE64.fullmatch(source) or os.path.exists(source)):
+        return None
+    with image_errors(source):
+        return base64.b64decode(source.rpartition(",")[2])
 
 
 def is_machine_error(error: Exception) -> bool:
@@ -226,13 +258,10 @@ def _unwrap(source: ImageSource) -> tuple[Any, str]:
 
 def _open(source: Any) -> Image.Image:
     register_plugins()
-    if isinstance(source, np.ndarray):
-        is_grey_or_colour = source.ndim == 2 or (source.ndim == 3 and source.shape[-1] in (3, 4))
-        if source.dtype != np.uint8 or not is_grey_or_colour or source.size == 0:
-            raise ValueError(f"an array of shape {source.shape} and type {source.dtype}")
-        return Image.fromarray(source)
-    if isinstance(source, bytes):
-        return Image.open(BytesIO(source))
+    if is_array(source):
+        return array_to_image(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Image.open(io.BytesIO(source))
     if source is None or isinstance(source, (list, tuple, int, float)):
         raise ValueError(f"got {type(source).__name__}")
     return Image.open(source)
@@ -248,23 +277,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels ({image.width} x {image.height})")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
+        image = Image.fromarray(to_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image)
-    low, high = levels.min(), levels.max()
-    white_levels = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
-    white = next((level for level in white_levels if high <= level), white_levels[-1])
-    # NaN fails this comparison too.
-    if not (low >= 0 and high <= white):
-        raise ValueError(f"levels of mode {image.mode} from {low} to {high} do not fit 0 to {white}")
-    return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:
@@ -284,7 +304,9 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "ImageSource",
     "UnreadableImageError",
+    "decode_base64",
     "find_image_error",
+    "image_errors",
     "image_suffixes",
     "is_machine_error",
     "is_visible",

@@ -39,6 +39,24 @@ def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
+def image_text_contrastive_loss(logits_per_text: Tensor) -> Tensor:
+    """InfoNCE of `b` pairs, mean of both directions: row `i` and column `i` of the `logits_per_text` `(b, b)` match.
+
+    Example:
+        >>> image_text_contrastive_loss(torch.zeros(4, 4))  # log 4
+        tensor(1.3863)
+    """
+    num_texts, num_images = logits_per_text.shape
+    if num_texts != num_images:
+        raise ValueError(
+            f"The contrastive loss got {num_texts} texts and {num_images} images, expected one text for each image. Pass"
+            " pairs, or leave out return_loss."
+        )
+    labels = torch.arange(num_texts, device=logits_per_text.device)
+    logits = logits_per_text.float()
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
 def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Tensor:
     """Mask `(b, k)` of the keys that match each query: keys of the same image, and the query's own key.
 
@@ -49,8 +67,8 @@ def matching_pairs(image_ids: Tensor, key_ids: Tensor, first_key: int = 0) -> Te
         tensor([[1, 0, 1, 0],
                 [0, 1, 0, 0]], dtype=torch.int32)
     """
-    own = torch.arange(len(image_ids), device=image_ids.device) + first_key
-    columns = torch.arange(len(key_ids), device=image_ids.device)
+    own = torch.arange(image_ids.shape[0], device=image_ids.device) + first_key
+    columns = torch.arange(key_ids.shape[0], device=image_ids.device)
     same_image = (image_ids[:, None] == key_ids) & (image_ids[:, None] >= 0)
     return same_image | (own[:, None] == columns)
 
@@ -105,13 +123,14 @@ def captioning_loss(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
-    return losses.unflatten(0, targets.shape).sum(dim=1) if reduction == "none" else losses
+    return losses.view_as(targets).sum(dim=1) if reduction == "none" else losses
 
 
 __all__ = [
     "captioning_loss",
     "contrastive_loss",
     "contrastive_targets",
+    "image_text_contrastive_loss",
     "matching_loss",
     "matching_pairs",
     "sample_hard_negatives",

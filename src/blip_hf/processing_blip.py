@@ -11,6 +11,7 @@ from transformers import BlipProcessor as UpstreamBlipProcessor
 from transformers.image_utils import ImageInput
 
 from .caption_settings import CaptionSettings
+from .cjk import join_cjk
 from .image_processing_blip import BlipImageProcessor
 
 
@@ -39,6 +40,9 @@ class BlipProcessor(UpstreamBlipProcessor):
             Prompt and lengths that the captioner of this checkpoint was trained with, the defaults of
             [`BlipCaptioner`], CapFilt and evaluation. Saved in `processor_config.json`; transformers ignores them.
             `None` means the package defaults.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            Jinja template of [`~transformers.ProcessorMixin.apply_chat_template`], or several by name. Saved in
+            `chat_template.jinja`.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -60,34 +64,63 @@ class BlipProcessor(UpstreamBlipProcessor):
         self,
         image_processor: BlipImageProcessor,
         tokenizer: PreTrainedTokenizerBase,
-        caption_settings: CaptionSettings | None = None,
+        caption_settings: CaptionSettings | dict[str, Any] | None = None,
+        chat_template: str | dict[str, str] | None = None,
     ) -> None:
         _add_role_tokens(tokenizer)
         _drop_read_lengths(tokenizer)
         super().__init__(image_processor, tokenizer)
+        self.chat_template = chat_template
+        if isinstance(caption_settings, dict):
+            caption_settings = CaptionSettings.from_dict(caption_settings)
         self.caption_settings = caption_settings
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "BlipProcessor":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> "BlipProcessor":
         """Loads a processor that was saved by this package or by transformers.
 
-        `kwargs` are options of loading (`revision`, `token`, `cache_dir`, ...) and of the image processor.
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or model id.
+            *args, **kwargs:
+                Options of `transformers.ProcessorMixin.from_pretrained`: `cache_dir`, `revision`, `token`, `subfolder`,
+                ...; components that replace the saved ones: `tokenizer`, `image_processor`, `chat_template`,
+                `caption_settings`; and options of the tokenizer and of the image processor, such as `size`.
+
+        Raises:
+            ValueError: If `backend` is not `"pil"`: images are read with Pillow.
         """
         backend = kwargs.pop("backend", "pil")
         if backend != "pil":
             raise ValueError(
                 f"backend={backend!r} is not supported: images are read with Pillow. Pass 'pil' or leave it out."
             )
-        # The method of transformers uses the Auto classes, which only find its own image processor.
-        image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        image_options = BlipImageProcessor.valid_kwargs.__annotations__
-        loading_options = {name: value for name, value in kwargs.items() if name not in image_options}
-        # With a config, the tokenizer does not read config.json, which may have a model type that transformers does not know.
-        config = AutoConfig.for_model("blip")
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **loading_options)
-        contents, _ = cls.get_processor_dict(pretrained_model_name_or_path, **loading_options)
-        own = contents.get("caption_settings")
-        return cls(image_processor, tokenizer, None if own is None else CaptionSettings.from_dict(own))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        processor_dict: dict[str, Any] | None = None,
+        *,
+        image_processor: BlipImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Loads the components that are not given. The Auto classes of transformers only find its own image processor."""
+        for name in ("caption_settings", "return_unused_kwargs"):
+            kwargs.pop(name, None)
+        if image_processor is None:
+            image_processor = BlipImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if tokenizer is None:
+            image_options = BlipImageProcessor.valid_kwargs.__annotations__
+            options = {name: value for name, value in kwargs.items() if name not in image_options}
+            # With a config, the tokenizer does not read config.json, whose model type may be unknown to transformers.
+            options.setdefault("config", AutoConfig.for_model("blip"))
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+        return [image_processor, tokenizer]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of `processor_config.json`."""
@@ -95,10 +128,10 @@ class BlipProcessor(UpstreamBlipProcessor):
         settings = contents.pop("caption_settings")
         return contents if settings is None else {**contents, "caption_settings": settings.to_dict()}
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> list[str]:
         """Saves the files of the processor, which this package and transformers load. See `ProcessorMixin`."""
         _forget_last_call(self.tokenizer)
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_bert_tokenizer(
@@ -187,8 +220,7 @@ class BlipProcessor(UpstreamBlipProcessor):
                 f"`prompt` requires role='captioning', got role={role!r}. For generation, pass the prompt as `text`."
             )
         _check_text(text, role)
-        # transformers takes text options nested or flat. An option that is given in both forms is an error.
-        options = dict(**kwargs.pop("text_kwargs", {}), **kwargs)
+        options = _merge_text_options(kwargs)
         # Ignores the padding side of the tokenizer, because models read position 0.
         if options.setdefault("padding_side", "right") != "right":
             raise ValueError(
@@ -262,8 +294,40 @@ class BlipProcessor(UpstreamBlipProcessor):
             token_ids = [token_id for token_id in row if token_id not in special_ids]
             if token_ids[: len(prompt_ids)] == prompt_ids:
                 token_ids = token_ids[len(prompt_ids) :]
-            captions.append(self.tokenizer.decode(token_ids).strip())
+            captions.append(self.decode(token_ids).strip())
         return captions
+
+    def decode(self, *args: Any, **kwargs: Any) -> str | list[str]:
+        """Decodes token ids as the tokenizer does, with Chinese and Japanese text without spaces."""
+        decoded = super().decode(*args, **kwargs)
+        return join_cjk(decoded) if isinstance(decoded, str) else [join_cjk(text) for text in decoded]
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Decodes rows of token ids. See `decode`."""
+        return [join_cjk(text) for text in super().batch_decode(*args, **kwargs)]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Decodes the outputs of `generate`, as pipelines do. See `decode`."""
+        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def _merge_text_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Moves the options in `common_kwargs` and `text_kwargs` to the others."""
+    common, nested = options.pop("common_kwargs", {}), options.pop("text_kwargs", {})
+    twice = sorted(nested.keys() & options.keys())
+    if twice:
+        raise ValueError(
+            f"{twice[0]!r} was passed two times: as {twice[0]}={options[twice[0]]!r}, and in"
+            f" text_kwargs={{{twice[0]!r}: {nested[twice[0]]!r}}}. Pass it once."
+        )
+    merged = {**common, **nested, **options}
+    if "return_tensors" in merged and "return_tensors" not in options and "images_kwargs" in options:
+        # It applies to all outputs, also in transformers.
+        merged["images_kwargs"] = {**options["images_kwargs"]}
+        merged["images_kwargs"].pop("return_tensors", None)
+    return merged
 
 
 def _add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -298,6 +362,8 @@ def _check_text(text: Any, role: Role | None) -> None:
     if text is None:
         if role is not None:
             raise ValueError(f"role={role!r} needs text. Pass `text`, or leave out `role`.")
+    elif isinstance(text, list) and not text:
+        raise ValueError("`text` is an empty list. Pass at least one text, or leave it out.")
     elif not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(item, str) for item in text)):
         kind = type(text).__name__
         if isinstance(text, list):

@@ -200,7 +200,7 @@ def test_recipes_are_valid(recipe):
         ({"evaluation": 3}, "evaluation is 3, expected names with values"),
         ({"data": 3}, "data is 3, expected names with values"),
         ({"rule": 3}, "rule is 3, expected names with values"),
-        ({"device": "gpu"}, "device='gpu' is unknown; pass 'cpu' or 'cuda'"),
+        ({"device": "gpu"}, "device='gpu' is not on this machine; pass 'cpu'"),
     ],
 )
 def test_invalid_settings_raise_before_the_first_stage(values, message):

@@ -9,13 +9,15 @@ from torch.testing import assert_close
 from transformers import LogitsProcessorList, TopPLogitsWarper
 
 from benchmarks import capfilt as benchmark
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from blip_hf.capfilt import engine
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings, fingerprint
 from blip_hf.capfilt.sampling import SeededNucleus, caption_seed, gumbel_noise
 from blip_hf.data.readers.samples import Sample, Shard, Skipped
 from blip_hf.data.text import pre_caption
 from tests.support.images import encode_image, noise_images
-from tests.support.tiny_models import tiny_capfilt
+from tests.support.tiny_models import tiny_capfilt, tiny_model_for
+from tests.support.vocabularies import make_processor
 
 
 NUM_IMAGES = 8
@@ -285,3 +287,17 @@ def test_the_benchmark_compares_scores_in_the_precision_of_the_weights():
     for other, dtype in ((close, "float32"), (far, "bfloat16")):
         with pytest.raises(AssertionError):
             benchmark.check_agreement({"blip_hf": rows, "batched": other, "single": rows}, 1, dtype)
+
+
+def test_chinese_captions_have_no_spaces(samples):
+    processor = make_processor(tuple("一只狗在沙滩上跑图片"))
+    captioner = tiny_model_for(BlipForConditionalGeneration, processor, initializer_range=0.5)
+    captioner.text_decoder.cls.predictions.bias.data[processor.tokenizer.all_special_ids] = -100
+    matcher = tiny_model_for(BlipForImageTextRetrieval, processor, initializer_range=0.5)
+    web = "一只狗\uff0c在跑\u3002"
+    settings = {"prompt": "图片", "max_length": 9, "min_length": 5, "num_captions": 2}
+    rows, _ = run((captioner, processor, matcher, processor), [replace(samples[0], texts=(web,))], **settings)
+    texts = [row["text"] for row in rows]
+    assert texts[0] == web
+    assert [len(text) for text in texts[1:]] == [6, 6]  # without [DEC] and the prompt
+    assert not any(" " in text for text in texts)

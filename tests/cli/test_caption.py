@@ -120,7 +120,7 @@ def test_the_status_is_1_if_every_image_fails(captioner_folder, image_folder, ca
 
 def test_missing_device_raises_with_its_name(captioner_folder, paths, capsys):
     assert main(["caption", str(captioner_folder), str(paths[0]), "--device", "gpu"]) == 2
-    assert "--device gpu cannot be used" in capsys.readouterr().err
+    assert "device='gpu' cannot be used" in capsys.readouterr().err
 
 
 def test_checkpoint_of_another_class_prints_one_line(captioner_folder, matcher_folder, paths):

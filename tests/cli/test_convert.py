@@ -8,8 +8,11 @@ from blip_hf import BlipForImageTextRetrieval, BlipForRetrievalTraining
 from blip_hf.cli import main
 from blip_hf.cli.convert import COMMAND
 from blip_hf.cli.parser import parse
-from tests.support.originals import original_state, save_bert_tokenizer
+from tests.support.originals import HEAD_WIDTH, original_state, save_bert_tokenizer
 from tests.support.paths import ROOT
+
+
+HEADS = ("--head_width", HEAD_WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def convert(*arguments):
 
 
 def test_every_dropped_tensor_is_in_the_table_with_a_reason(folder, tmp_path, capsys):
-    assert convert(folder / "retrieval.pth", "--output_dir", tmp_path, "--tokenizer", folder / "bert") == 0
+    assert convert(folder / "retrieval.pth", "--output_dir", tmp_path, "--tokenizer", folder / "bert", *HEADS) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert "BlipForImageTextRetrieval at 12 px, 92 tensors" in head
     cells = [row.split(maxsplit=2) for row in rows]
@@ -41,7 +44,7 @@ def test_every_dropped_tensor_is_in_the_table_with_a_reason(folder, tmp_path, ca
 
 def test_training_state_round_trips(folder, tmp_path, capsys):
     ours, back = tmp_path / "ours", tmp_path / "back.pth"
-    argv = [folder / "retrieval.pth", "--output_dir", ours, "--tokenizer", folder / "bert", "--training_state"]
+    argv = [folder / "retrieval.pth", "--output_dir", ours, "--tokenizer", folder / "bert", "--training_state", *HEADS]
     assert convert(*argv) == 0
     assert "BlipForRetrievalTraining" in capsys.readouterr().out
     assert BlipForRetrievalTraining.from_pretrained(ours).temp.item() == pytest.approx(0.031)
@@ -63,7 +66,7 @@ def test_parts_and_the_width_of_a_head_reach_the_conversion(folder, tmp_path):
 
 
 def test_an_existing_model_is_replaced_only_with_overwrite(folder, tmp_path, capsys):
-    argv = [folder / "retrieval.pth", "--tokenizer", folder / "bert", "--output_dir", tmp_path]
+    argv = [folder / "retrieval.pth", "--tokenizer", folder / "bert", "--output_dir", tmp_path, *HEADS]
     (tmp_path / "notes.txt").touch()
     assert convert(*argv) == 2
     assert "is not empty" in capsys.readouterr().err
@@ -76,7 +79,7 @@ def test_an_existing_model_is_replaced_only_with_overwrite(folder, tmp_path, cap
 
 
 def test_deprecated_target_argument_works_with_a_warning(folder, tmp_path, capsys):
-    assert convert(folder / "retrieval.pth", tmp_path / "ours", "--tokenizer", folder / "bert") == 0
+    assert convert(folder / "retrieval.pth", tmp_path / "ours", "--tokenizer", folder / "bert", *HEADS) == 0
     assert "warning: name the target with --output_dir" in capsys.readouterr().err
     assert (tmp_path / "ours" / "config.json").is_file()
 

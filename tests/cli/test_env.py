@@ -15,5 +15,15 @@ def test_versions_and_hardware_are_listed(capsys):
     assert rows["blip_hf"].strip() == blip_hf.__version__
     assert rows["torch"].strip() == torch.__version__
     assert rows["transformers"].strip() == transformers.__version__
-    assert {*PACKAGES, "python", "platform", "cpu", "avx512_bf16", "cuda", "mps", "extras"} <= rows.keys()
+    assert {
+        *PACKAGES,
+        "python",
+        "platform",
+        "cpu",
+        "avx512_bf16",
+        "cuda",
+        "mps",
+        "default device",
+        "extras",
+    } <= rows.keys()
     assert environment()["avx512_bf16"] in ("yes", "no", "unknown")

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import blip_hf
 from blip_hf import (
+    BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForRetrievalTraining,
@@ -25,8 +26,18 @@ from blip_hf import (
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
 from blip_hf.conversion.kinds import find_kind, infer_config
 from blip_hf.modeling.momentum import MOMENTUM_STATE_NAME
-from tests.support.originals import IMAGE_SIZE, QUEUE_SIZE, TASKS, VOCAB_SIZE, original_state, save_bert_tokenizer
+from tests.support import tiny_models
+from tests.support.originals import (
+    HEAD_WIDTH,
+    IMAGE_SIZE,
+    QUEUE_SIZE,
+    TASKS,
+    VOCAB_SIZE,
+    original_state,
+    save_bert_tokenizer,
+)
 from tests.support.paths import GOLDENS
+from tests.support.tiny_models import tiny_batch, tiny_config
 from tests.support.vocabularies import make_tokenizer
 
 
@@ -66,10 +77,12 @@ def converted(folder):
 
 
 def convert(folder, task, out_dir, **options):
+    options = {"head_width": HEAD_WIDTH, **options}
     return convert_original_checkpoint(folder / f"{task}.pth", out_dir, tokenizer=folder / "bert", **options)
 
 
 def converted_path(path, out_dir, folder, **options):
+    options = {"head_width": HEAD_WIDTH, **options}
     convert_original_checkpoint(path, out_dir, tokenizer=folder / "bert", **options)
     return out_dir
 
@@ -84,7 +97,7 @@ def assert_equal_states(actual, expected):
 def restored(model_dir, path):
     restore_original_checkpoint(model_dir, path)
     contents = torch.load(path, weights_only=True)
-    assert list(contents) == ["model"]
+    assert list(contents) == ["model", "blip_hf_config"]
     return contents["model"]
 
 
@@ -193,6 +206,82 @@ def test_bare_state_dicts_and_safetensors_are_read(folder, tmp_path):
     for name in ("bare.pth", "old.pth", "tensors.safetensors"):
         converted_path(tmp_path / name, tmp_path / f"from {name}", folder)
         assert_equal_states(restored(tmp_path / f"from {name}", tmp_path / "back.pth"), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize(
+    "entries", [(), ("model",), ("state_dict",), ("model_state_dict",), ("module",), ("model", "state_dict")]
+)
+def test_tensors_of_wrapped_models_are_read(prefix, entries, folder, tmp_path):
+    state = original_state("captioning")
+    contents = {f"{prefix}{name}": value for name, value in state.items()}
+    for entry in reversed(entries):
+        contents = {"epoch": 3, entry: contents}
+    torch.save(contents, tmp_path / "wrapped.pth")
+    converted_path(tmp_path / "wrapped.pth", tmp_path / "ours", folder)
+    assert_equal_states(restored(tmp_path / "ours", tmp_path / "back.pth"), state)
+
+
+def test_compiled_parts_of_a_model_are_read():
+    state = convert_original_state_dict({"visual_encoder._orig_mod.norm.bias": torch.zeros(1)})
+    assert list(state) == ["vision_model.post_layernorm.bias"]
+
+
+def test_a_name_with_and_without_a_prefix_raises():
+    state = {"visual_encoder.norm.bias": torch.zeros(1), "module.visual_encoder.norm.bias": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"visual_encoder\.norm\.bias twice, once as module\.visual_encoder"):
+        convert_original_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("contents", "found"),
+    [
+        (
+            {"epoch": 3, "net": {"a": torch.zeros(1)}},
+            r"the keys 'epoch' \(int\), 'net' \(dict\), not a dict of tensors",
+        ),
+        ({"model": {"width": 3}}, r"the keys 'width' \(int\), .* 'model', 'state_dict', 'model_state_dict', 'module'"),
+        ({f"k{index}": index for index in range(12)}, r".*'k9' \(int\) and 2 more"),
+        ([torch.zeros(1)], "an object of type list"),
+        ({}, "an empty dict"),
+    ],
+)
+def test_a_file_without_tensors_of_a_model_raises_with_its_keys(contents, found, folder, tmp_path):
+    torch.save(contents, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"other\.pth holds {found}"):
+        converted_path(tmp_path / "other.pth", tmp_path / "ours", folder)
+
+
+def test_a_broken_safetensors_file_raises(folder, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="cannot be read as tensors"):
+        converted_path(tmp_path / "broken.safetensors", tmp_path / "ours", folder)
+
+
+def test_heads_epsilons_and_captions_survive_the_way_to_the_original_and_back(tmp_path):
+    config = tiny_config()
+    config.vision_config.layer_norm_eps, config.text_config.hidden_act = 1e-3, "relu"
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "ours")
+    make_tokenizer([f"w{index}" for index in range(tiny_models.VOCAB_SIZE - 7)]).save_pretrained(tmp_path / "bert")
+    restored(tmp_path / "ours", tmp_path / "original.pth")
+    convert_original_checkpoint(tmp_path / "original.pth", tmp_path / "back", tokenizer=tmp_path / "bert")
+    again = BlipForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
+    for part in ("vision_config", "text_config"):
+        for name in ("num_attention_heads", "layer_norm_eps", "hidden_act"):
+            assert getattr(getattr(again.config, part), name) == getattr(getattr(config, part), name)
+    batch = tiny_batch()
+    assert_close(again(**batch).logits, model(**batch).logits, atol=0, rtol=0)
+
+
+def test_unknown_number_of_heads_raises_unless_given(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"vision transformer is unknown.*width 128 .*--head_width"):
+        convert(folder, "captioning", tmp_path / "ours", head_width=None)
+    assert not (tmp_path / "ours").exists()
+    convert(folder, "captioning", tmp_path / "ours", head_width=32)
+    config = blip_hf.BlipConfig.from_pretrained(tmp_path / "ours")
+    assert (config.vision_config.num_attention_heads, config.text_config.num_attention_heads) == (4, 2)
 
 
 def configuration(vision_width, vision_layers, num_patches, task="captioning", vocab_size=30_524):
@@ -316,14 +405,18 @@ def test_options_of_other_tasks_raise(folder, tmp_path):
 def test_tokenizer_of_another_vocabulary_raises(folder, tmp_path):
     make_tokenizer(()).save_pretrained(tmp_path / "few")
     with pytest.raises(ValueError, match=r"has 40 words, the tokenizer .* 7\. .*--tokenizer"):
-        convert_original_checkpoint(folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few")
+        convert_original_checkpoint(
+            folder / "vqa.pth", tmp_path / "ours", tokenizer=tmp_path / "few", head_width=HEAD_WIDTH
+        )
 
 
 def test_a_vocabulary_file_is_accepted_as_tokenizer(folder, converted, tmp_path):
     saved = BlipProcessor.from_pretrained(converted["captioning"][1]).tokenizer
     words = sorted(saved.get_vocab(), key=saved.get_vocab().get)[:-2]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    convert_original_checkpoint(folder / "captioning.pth", tmp_path / "ours", tokenizer=tmp_path)
+    convert_original_checkpoint(
+        folder / "captioning.pth", tmp_path / "ours", tokenizer=tmp_path, head_width=HEAD_WIDTH
+    )
     tokenizer = BlipProcessor.from_pretrained(tmp_path / "ours").tokenizer
     assert tokenizer.get_vocab() == saved.get_vocab()
     assert tokenizer("W5 w7").input_ids == saved("w5 w7").input_ids

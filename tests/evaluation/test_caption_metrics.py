@@ -157,6 +157,14 @@ def test_both_tokenizers_agree_on_real_captions(data_root):
 # Domains and invalid arguments
 
 
+def test_chinese_characters_are_words():
+    scores = caption_metrics({1: "一只狗在跑\u3002"}, {1: ["一只狗在沙滩上"]}, metrics=["bleu"])
+    # Four of five characters match; five are shorter than seven.
+    assert scores["bleu_1"] == pytest.approx(4 / 5 * math.exp(1 - 7 / 5))
+    same = caption_metrics({1: "一只狗 , a dog"}, {1: ["一 只 狗\uff0cA dog."]}, metrics=["bleu"])
+    assert same["bleu_4"] == pytest.approx(1)
+
+
 def test_metrics_are_computed_per_domain():
     domains = {"x": "near-domain", "y": "out-domain", "z": "near-domain"}
     predictions = {**PERFECT, "y": "a bus"}

@@ -39,7 +39,9 @@ def test_videos_are_scored_by_mean_projection_and_all_their_tokens(model, proces
         memory = model.text_encoder.build_image_memory(torch.cat(list(states))[None])
         for place, j in enumerate(result.image_candidates.index[i].tolist()):
             row = processor(text=result.texts[j], role="contrast", return_tensors="pt")["input_ids"]
-            expected = model.get_itm_logits(memory, row)[0, 1] + model.get_text_features(row)[0] @ feature
+            expected = (
+                model.get_itm_logits(memory, row)[0, 1] + model.get_text_features(row).pooler_output[0] @ feature
+            )
             assert_close(result.image_candidates.scores[i, place], expected, **SUMMATION_TOLERANCE)
 
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip_hf import BlipForConditionalGeneration, BlipForQuestionAnswering
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.captioner import BlipCaptioner
 from blip_hf.data.readers.samples import Sample, Shard
+from blip_hf.data.scenes import Scenes
+from blip_hf.demo.evaluate import evaluate as evaluate_demo
 from blip_hf.evaluation.features import multimodal_embeds
 from blip_hf.evaluation.recall import retrieval_recalls
 from blip_hf.evaluation.retrieval import evaluate_retrieval
@@ -18,7 +20,8 @@ from blip_hf.training.metrics import RunningMeans, recalls_in_set
 from tests.support.batches import CONTRASTIVE_TASKS, TASK_MODELS, make_model_and_batch, weighted_vqa_batch
 from tests.support.images import encode_image, noise_images
 from tests.support.pretended_device import DEVICE, on_cpu, pretended_device
-from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_config
+from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_config, tiny_model_for
+from tests.support.vocabularies import make_scene_processor
 
 
 def moved(batch: dict[str, Tensor], device: torch.device = DEVICE) -> dict[str, Tensor]:
@@ -243,3 +246,17 @@ def test_no_tensor_of_an_evaluation_has_the_default_precision(request):
     assert ZeroShotClassifier(matcher, processor, ["a", "b"]).label_features.dtype == torch.float32
     result = evaluate_retrieval(matcher, processor, pairs, k=2)
     assert result.image_candidates.scores.dtype == result.text_candidates.scores.dtype == torch.float32
+
+
+def test_scores_of_the_demo_equal_the_cpus():
+    processor = make_scene_processor()
+    models = [
+        tiny_model_for(model_class, processor, initializer_range=0.5)
+        for model_class in (BlipForConditionalGeneration, BlipForImageTextRetrieval)
+    ]
+
+    def score(device):
+        result = evaluate_demo(*models, processor, Scenes(4, image_size=32), training_captions=["a red ring"])
+        return [score.value for score in result.scores]
+
+    assert_same_there(score, *models)

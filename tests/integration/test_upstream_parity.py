@@ -22,7 +22,7 @@ from tests.support.tiny_models import CLS, DEC, TEXT, VISION, tiny_batch, tiny_c
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 BACKENDS = ["eager", "sdpa"]
-HEADS = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"]
+HEADS = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipModel"]
 # The answer decoder of transformers projects question states from the image width.
 VISION_AS_WIDE_AS_TEXT = VISION | {"hidden_size": TEXT["hidden_size"]}
 
@@ -64,6 +64,12 @@ def assert_same_gradients(ours, theirs):
             assert_close(parameters[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def assert_equal_or_none(actual, expected, name):
+    assert (actual is None) == (expected is None), name
+    if expected is not None:
+        assert_close(actual, expected, **TOLERANCE, msg=name)
+
+
 @pairs("BlipForConditionalGeneration")
 def test_captioner_outputs_and_gradients_equal_transformers(pair):
     theirs, ours = pair
@@ -93,6 +99,63 @@ def test_matcher_outputs_and_gradients_equal_transformers_with_cls(pair, use_itm
     expected.itm_score.square().sum().backward()
     actual.itm_score.square().sum().backward()
     assert_same_gradients(ours, theirs)
+
+
+@pairs("BlipForImageTextRetrieval")
+@pytest.mark.parametrize("use_itm_head", [True, False])
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}, {"output_attentions": True}])
+def test_matcher_output_has_the_fields_and_order_of_transformers(pair, use_itm_head, options):
+    theirs, ours = pair
+    batch = tiny_batch() | {"use_itm_head": use_itm_head} | options
+    expected = theirs(**batch)
+    actual = ours(**batch, itm_start_token="cls")
+    for name in type(expected).__dataclass_fields__:
+        assert_equal_or_none(getattr(actual, name), getattr(expected, name), name)
+    as_tuple = ours(**batch, itm_start_token="cls", return_dict=False)
+    num_extra = 1 if options.get("output_attentions") and use_itm_head else 0  # cross-attentions, which theirs lacks
+    expected = theirs(**batch, return_dict=False)
+    assert len(as_tuple) == len(expected) + num_extra
+    for index, value in enumerate(expected):
+        assert_equal_or_none(as_tuple[index], value, str(index))
+
+
+@pairs("BlipModel")
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}, {"output_attentions": True}])
+def test_dual_encoder_outputs_and_gradients_equal_transformers(pair, options):
+    theirs, ours = pair
+    batch = tiny_batch() | {"return_loss": True} | options
+    batch["position_ids"] = torch.arange(1, 8).expand(3, -1)
+    expected, actual = theirs(**batch), ours(**batch)
+    assert list(actual) == list(expected)
+    for index, value in enumerate(expected.to_tuple()):
+        assert_close(actual.to_tuple()[index], value, **TOLERANCE)
+    assert_close(ours(**batch, return_dict=False), theirs(**batch, return_dict=False), **TOLERANCE)
+
+    expected.loss.backward()
+    actual.loss.backward()
+    assert_same_gradients(ours, theirs)
+
+
+@pairs("BlipModel")
+def test_dual_encoder_features_equal_transformers(pair):
+    theirs, ours = pair
+    ours.config.itm_start_token = "cls"
+    batch = tiny_batch()
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for method, inputs in (
+        ("get_text_features", text),
+        ("get_text_features", text | {"position_ids": torch.arange(1, 8).expand(3, -1), "output_attentions": True}),
+        ("get_image_features", {"pixel_values": batch["pixel_values"], "output_hidden_states": True}),
+        ("get_multimodal_features", batch),
+    ):
+        expected = getattr(theirs, method)(**inputs)
+        actual = getattr(ours, method)(**inputs)
+        assert_close(actual[0], expected[0], **TOLERANCE)
+        if method != "get_multimodal_features":
+            assert list(actual) == list(expected)
+            assert_close(actual.to_tuple(), expected.to_tuple(), **TOLERANCE)
+            as_tuple = getattr(ours, method)(**inputs, return_dict=False)
+            assert_close(as_tuple, getattr(theirs, method)(**inputs, return_dict=False), **TOLERANCE)
 
 
 @pairs("BlipForImageTextRetrieval")
@@ -141,6 +204,18 @@ def test_generated_answers_equal_transformers_with_cls(pair, settings):
     questions = tiny_batch(lengths=(6, 6, 6))
     expected = theirs.generate(**questions, max_new_tokens=8, **settings)
     assert_close(ours.generate(**questions, max_new_tokens=8, **settings), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True}, {"output_attentions": True}])
+@pytest.mark.parametrize("name", ["BlipForConditionalGeneration", "BlipForQuestionAnswering"])
+def test_tuples_of_generating_models_begin_with_those_of_transformers(name, options, tmp_path):
+    theirs = upstream_model(name)
+    theirs.save_pretrained(tmp_path)
+    ours = load_ours(name, tmp_path, question_start_token="cls")
+    batch = tiny_batch(lengths=(6, 6, 6), first=DEC)
+    batch |= {"labels": batch["input_ids"], "return_dict": False, **options}
+    expected = theirs(**batch)
+    assert_close(ours(**batch)[: len(expected)], expected, **TOLERANCE)
 
 
 def test_vqa_checkpoint_opens_in_transformers(tmp_path):
@@ -220,7 +295,7 @@ def test_exported_heads_open_in_transformers_without_momentum(tmp_path):
     batch = tiny_batch(first=DEC)
     model.export_captioner().save_pretrained(tmp_path / "captioner")
     model.export_retriever().save_pretrained(tmp_path / "retriever")
-    for name, folder in zip(HEADS, ("captioner", "retriever"), strict=True):
+    for name, folder in zip(HEADS[:2], ("captioner", "retriever"), strict=True):
         theirs, info = getattr(transformers, name).from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(info.values()), info
         head = getattr(blip_hf, name).from_pretrained(tmp_path / folder)
@@ -234,3 +309,18 @@ def test_exported_captioner_shares_its_weights():
     assert isinstance(captioner, BlipForConditionalGeneration)
     assert captioner.get_input_embeddings().weight is model.get_input_embeddings().weight
     assert captioner.get_output_embeddings().weight is captioner.get_input_embeddings().weight
+
+
+def test_every_class_of_transformers_exists_under_its_name():
+    names = {name for name in dir(transformers.models.blip) if name.startswith("Blip")}
+    assert {"BlipModel", "BlipTextPreTrainedModel", "BlipImageProcessorPil"} <= names
+    assert sorted(name for name in names | {"BlipImageProcessorFast"} if not hasattr(blip_hf, name)) == []
+
+
+@pytest.mark.parametrize("name", ["BlipImageProcessor", "BlipImageProcessorPil", "BlipImageProcessorFast"])
+def test_image_processors_of_all_names_save_the_name_of_transformers(name, tmp_path):
+    getattr(blip_hf, name)(size=32).save_pretrained(tmp_path)
+    assert (
+        json.loads((tmp_path / "preprocessor_config.json").read_text())["image_processor_type"] == "BlipImageProcessor"
+    )
+    assert transformers.BlipImageProcessorPil.from_pretrained(tmp_path).size["height"] == 32

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Encoders and heads: backends, grouping, padding, sizes, dtypes, export."""
 
+from operator import attrgetter
+
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 from transformers.utils.generic import find_labels
@@ -182,8 +185,8 @@ def test_cross_attention_mask_hides_padding():
 
 def test_features_are_unit_vectors_and_give_the_similarity_matrix(matcher):
     batch = tiny_batch(lengths=(7, 5, 6))
-    images = matcher.get_image_features(batch["pixel_values"][:2])
-    texts = matcher.get_text_features(batch["input_ids"], batch["attention_mask"])
+    images = matcher.get_image_features(batch["pixel_values"][:2]).pooler_output
+    texts = matcher.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
     assert_close(images.norm(dim=-1), torch.ones(2))
     assert_close(texts.norm(dim=-1), torch.ones(3))
     similarity = matcher(
@@ -205,8 +208,8 @@ def test_unknown_arguments_raise(captioner, matcher):
     batch = tiny_batch()
     with pytest.raises(TypeError, match="decoder_input_ids"):
         captioner(**batch, decoder_input_ids=batch["input_ids"])
-    with pytest.raises(TypeError, match="token_type_ids"):
-        matcher(**batch, token_type_ids=batch["input_ids"])
+    with pytest.raises(TypeError, match="token_type_id"):
+        matcher(**batch, token_type_id=batch["input_ids"])
 
 
 def test_cls_is_read_as_dec_and_padding_never_counts_in_training(captioner):
@@ -358,3 +361,37 @@ def test_both_encoders_compile_without_graph_breaks(matcher):
     text = torch.compile(matcher.text_encoder, fullgraph=True, backend="aot_eager")
     expected = matcher.text_encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     assert_close(text(batch["input_ids"], batch["attention_mask"]).last_hidden_state, expected)
+
+
+def test_attributes_of_transformers_have_its_values():
+    config = tiny_config()
+    ours = {"captioner": BlipForConditionalGeneration(config), "vqa": BlipForQuestionAnswering(config)}
+    twin_config = transformers.BlipConfig.from_dict(config.to_dict())
+    theirs = {
+        "captioner": transformers.BlipForConditionalGeneration(twin_config),
+        "vqa": transformers.BlipForQuestionAnswering(twin_config),
+    }
+    for name in ours:
+        for path in (
+            *(["decoder_input_ids"] if name == "captioner" else ["decoder_start_token_id"]),
+            *("decoder_pad_token_id", "text_decoder.label_smoothing"),
+            *("vision_model.embeddings.num_patches", "vision_model.embeddings.num_positions"),
+        ):
+            assert attrgetter(path)(ours[name]) == attrgetter(path)(theirs[name]), path
+    embeddings, twin = (models["vqa"].vision_model.embeddings for models in (ours, theirs))
+    twin.load_state_dict(embeddings.state_dict())
+    states = torch.zeros(1, 7, VISION["hidden_size"])
+    expected = twin.interpolate_pos_encoding(states, 48, 32)
+    assert_close(embeddings.interpolate_pos_encoding(states, 48, 32), expected)
+
+
+def test_attributes_follow_the_model(captioner):
+    captioner.resize_position_embeddings(64)
+    assert captioner.vision_model.embeddings.num_patches == 16
+    batch = tiny_batch()
+    losses = []
+    for smoothing in (0.0, 0.2):
+        captioner.text_decoder.label_smoothing = smoothing
+        losses.append(captioner(**batch, labels=batch["input_ids"], interpolate_pos_encoding=True).loss)
+    assert losses[0] != losses[1]
+    assert captioner.text_decoder.config.label_smoothing == 0.2

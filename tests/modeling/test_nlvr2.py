@@ -162,8 +162,8 @@ def test_mismatched_inputs_raise(model):
         model(batch["pixel_values"][:2], batch["input_ids"])
     with pytest.raises(ValueError, match="33 tokens, the model takes at most 32"):
         model(batch["pixel_values"][:1], torch.full((1, 33), CLS))
-    with pytest.raises(TypeError, match="token_type_ids"):
-        model(**batch, token_type_ids=batch["input_ids"])
+    with pytest.raises(TypeError, match="token_type_id"):
+        model(**batch, token_type_id=batch["input_ids"])
     with pytest.raises(StrictDataclassError, match="merge_from_layer is -1"):
         tiny_nlvr2_config(merge_from_layer=-1)
 

@@ -72,7 +72,7 @@ def test_the_last_layer_computes_position_0_only_for_features_and_scores():
     batch = tiny_batch()
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     memory = matcher.get_image_memory(batch["pixel_values"])
-    matcher.get_text_features(**text)
+    matcher.get_text_features(**text, cls_only=True)
     matcher.get_itm_logits(memory, **text)
     assert lengths == [7, 1] * 2
     assert matcher.get_multimodal_embeds(memory, **text).shape == (3, 7, 16)

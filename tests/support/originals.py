@@ -7,7 +7,8 @@ from tests.support.vocabularies import SPECIAL_TOKENS, make_tokenizer
 
 
 VOCAB_SIZE = 40  # with [DEC] and [ENC]
-VISION_WIDTH, TEXT_WIDTH, FEATURE_WIDTH = 128, 64, 8  # heads of width 64, as in all released models
+VISION_WIDTH, TEXT_WIDTH, FEATURE_WIDTH = 128, 64, 8
+HEAD_WIDTH = 64  # as in all released models
 QUEUE_SIZE = 6
 IMAGE_SIZE, PATCH_SIZE = 12, 4
 TASKS = ("pretraining", "captioning", "matching", "retrieval", "vqa", "nlvr2")

@@ -18,8 +18,16 @@ def run_on_ranks(run: Callable[[int, Path], dict[str, Any]], folder: Path) -> li
     """Returns the results of `run(rank, folder)` on two processes with one thread each."""
     if not distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
-    multiprocessing.spawn(_run_rank, args=(run, folder), nprocs=WORLD_SIZE)
+    multiprocessing.start_processes(_run_rank, args=(run, folder), nprocs=WORLD_SIZE, start_method=_start_method())
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+def _start_method() -> str:
+    """Forks a server that has imported the libraries, once for all tests; a spawned process imports them itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.support.trainers"])
+    return "forkserver"
 
 
 def _run_rank(rank: int, run: Callable[[int, Path], dict[str, Any]], folder: Path) -> None:

@@ -23,11 +23,10 @@ from blip_hf import (
 )
 from blip_hf.cli import finetune, main, pretrain
 from blip_hf.cli.parser import parse
-from blip_hf.data.scenes import scene_vocabulary_texts
-from blip_hf.data.vocabulary import train_wordpiece_tokenizer
 from blip_hf.tasks import caption, nlvr2, retrieval, vqa
 from blip_hf.tasks import pretrain as pretrain_task
-from blip_hf.tasks.base import PAIRS_HELP, warn_about_training_data
+from blip_hf.tasks.base import PAIRS_HELP
+from blip_hf.tasks.finetuning import warn_about_training_data
 from blip_hf.tasks.pretrain import PretrainOptions
 from blip_hf.training.arguments import TASK_RECIPES
 from tests.support.files import write_json
@@ -59,24 +58,6 @@ TRAINING = [
     "--save_strategy",
     "no",
 ]
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A pre-training checkpoint of random weights with its processor."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    tokenizer = train_wordpiece_tokenizer([*scene_vocabulary_texts(), "a picture of"])
-    processor = BlipProcessor.from_bert_tokenizer(tokenizer, image_size=32)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BlipPreTrainingConfig(
-        vision_config={**sizes, "image_size": 32, "patch_size": 16},
-        text_config={**sizes, **processor.config_token_ids()},
-        image_text_hidden_size=8,
-        queue_size=8,
-    )
-    BlipForPreTraining(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def run(command, capsys, *argv):

@@ -148,7 +148,7 @@ class LoopSettings:
         with_human (`bool`, *optional*, defaults to `True`):
             Whether all models are also pre-trained on the human pairs, as in the paper.
         device (`str`, *optional*):
-            `"cpu"` or `"cuda"`. Defaults to the GPU if there is one.
+            `"cpu"` or the kind of accelerator of this machine, such as `"cuda"`. Defaults to the accelerator if there is one.
         model (`Mapping`, *optional*):
             For scenes: sizes of the model, fields of [`~blip_hf.demo.settings.DemoSettings`]. For files, sizes are
             options of `pretrain`.
@@ -185,8 +185,6 @@ class LoopSettings:
         is_list = isinstance(self.seeds, (list, tuple)) and all(type(seed) is int for seed in self.seeds)
         if not is_list or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds!r}, expected a list of one or several different numbers, as [0, 1].")
-        if self.device not in (None, "cpu", "cuda"):
-            raise ValueError(f"device={self.device!r} is unknown; pass 'cpu' or 'cuda', or leave it out.")
         object.__setattr__(self, "variants", tuple(name for name in VARIANTS if name in {"noisy", *self.variants}))
         for section in (*TRAINING_SECTIONS, "model", "capfilt", "rule"):
             if not isinstance(getattr(self, section), Mapping):
@@ -225,9 +223,8 @@ class LoopSettings:
 
     def check(self) -> None:
         """Validates all sections before the first stage starts."""
-        import torch
-
         from ..capfilt.filters import Rule
+        from ..devices import pick_device
 
         for section in TRAINING_SECTIONS:
             self.options(section, {"model": "unused", "data": ["unused"], "output_dir": "unused"})
@@ -240,8 +237,9 @@ class LoopSettings:
                 resolve(own)
             except ValueError as error:
                 raise ValueError(f"{section}: {error}") from error
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda', but torch finds no GPU. Pass 'cpu', or leave it out.")
+        if self.device not in (None, "cpu", pick_device().type):
+            usable = " or ".join(sorted({"'cpu'", f"'{pick_device().type}'"}))
+            raise ValueError(f"device={self.device!r} is not on this machine; pass {usable}, or leave it out.")
         _build(Rule, self.rule, "rule")
         if self.is_drawn:
             self.demo_settings(0)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -20,6 +19,7 @@ from ..capfilt.runner import run_capfilt
 from ..capfilt.settings import FREE_SETTINGS
 from ..configuration_blip import BlipPreTrainingConfig
 from ..data.scenes import scene_vocabulary_texts
+from ..devices import pick_device
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
 from .config import RULED, LoopSettings
@@ -70,7 +70,7 @@ class _SeedLoop:
         self.seed = seed
         self.folder = folder
         self.report = report
-        self.device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(settings.device)
         self.rule = Rule(**settings.rule)
         self.stages: list[Stage] = []
 

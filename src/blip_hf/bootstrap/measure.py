@@ -21,7 +21,7 @@ from .sets import Truth, read_scores
 from .stages import Metrics
 
 
-def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, device: str) -> Metrics:
+def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, device: torch.device) -> Metrics:
     """Computes the recalls of a matcher in both directions, by cosine (`itc_...`) and re-ranked."""
     matcher = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).to(device)
     processor = BlipProcessor.from_pretrained(folder)
@@ -31,7 +31,7 @@ def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, d
 
 
 def measure_captions(
-    folder: Path, pairs: Path, settings: EvaluationSettings, device: str, *, is_drawn: bool
+    folder: Path, pairs: Path, settings: EvaluationSettings, device: torch.device, *, is_drawn: bool
 ) -> Metrics:
     """Evaluates a captioner: exact match and word accuracy for scenes, otherwise the metrics of captioning."""
     captioner = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device)

@@ -24,6 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..checkpoints import require_checkpoint
 from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
+from ..devices import pick_device
 from ..evaluation.features import TokenizedTexts, encode_texts, evaluating
 from ..image_utils import UnreadableImageError
 from ..modeling.attention import ImageMemory
@@ -109,7 +110,8 @@ class CapFilt:
             matcher (`str` or `os.PathLike`):
                 Folder or model id of an image-text retrieval model with its processor: the filter.
             device (`str` or `torch.device`, *optional*):
-                Device of the models. Defaults to the GPU if there is one.
+                Device of the models. Defaults to an accelerator (CUDA, XPU, MPS) if there is one, of several to the one of
+                this process.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`):
                 Data type of the weights.
             settings (`CapFiltSettings`, *optional*):
@@ -120,8 +122,7 @@ class CapFilt:
         """
         for source in (captioner, matcher):
             require_checkpoint(str(source))
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         captioner_processor = BlipProcessor.from_pretrained(captioner)
         # Wrong settings fail before the models are loaded.
         settings = (settings or CapFiltSettings()).resolve(captioner_processor.caption_settings)
@@ -129,7 +130,7 @@ class CapFilt:
             BlipForConditionalGeneration.from_pretrained(captioner, dtype=dtype).to(device),
             BlipForImageTextRetrieval.from_pretrained(matcher, dtype=dtype).to(device),
         )
-        if torch.device(device).type == "cpu":
+        if device.type == "cpu":
             # The heads keep torch's kernels, so that scores equal those of earlier versions bit by bit.
             for part in (part for model in models for part in model.children()):
                 if isinstance(part, PreTrainedModel):

@@ -2,7 +2,6 @@
 """`blip-hf capfilt`: captions and filters image-text pairs, filters again by another rule, and writes a report."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -101,7 +100,7 @@ def run(options: RunOptions) -> None:
     engine = CapFilt.from_pretrained(
         options.captioner,
         options.filter,
-        device=options.device or _default_device(),
+        device=options.device,
         dtype=options.dtype,
         settings=CapFiltSettings(**{item.name: getattr(options, item.name) for item in fields(CapFiltSettings)}),
     )
@@ -146,12 +145,6 @@ def report(options: ReportOptions) -> None:
     from ..capfilt.report import write_report
 
     print(write_report(options.run, labels=options.labels))
-
-
-def _default_device() -> str:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 COMMANDS = {

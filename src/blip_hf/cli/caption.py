@@ -120,17 +120,10 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
     for name in filter(None, (options.model, options.matcher)):
         require_checkpoint(name)
 
-    import torch
     from transformers.utils import logging
 
     from ..captioner import BlipCaptioner
 
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        # The rest of a CUDA message is advice about kernels.
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"--device {options.device} cannot be used: {reason}. Leave it out, or pass cpu.") from error
     logging.disable_progress_bar()
     given = {name: getattr(options, name) for name in _GENERATION_OPTIONS if getattr(options, name) is not None}
     if options.sample:

@@ -54,7 +54,11 @@ class ConvertOptions:
         metadata={"help": "Also save the captioner and the retriever of a pre-training checkpoint, in subfolders"},
     )
     head_width: int | None = field(
-        default=None, metadata={"help": "Width of an attention head (default: 64, as in every released model)"}
+        default=None,
+        metadata={
+            "help": "Width of an attention head, which weights do not determine (default: that of the file, or 64 as in all"
+            " released models; needed for other widths than theirs)"
+        },
     )
 
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing model folder or .pth file"})

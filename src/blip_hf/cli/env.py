@@ -47,6 +47,8 @@ def _version(package: str) -> str:
 def _hardware() -> dict[str, str]:
     import torch
 
+    from ..devices import pick_device
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     flags = _cpu_flags()
     return {
@@ -55,6 +57,7 @@ def _hardware() -> dict[str, str]:
         "amx_bf16": "unknown" if flags is None else _yes("amx_bf16" in flags),
         "cuda": f"{torch.version.cuda}: {', '.join(gpus)}" if gpus else "no",
         "mps": _yes(torch.backends.mps.is_available()),
+        "default device": str(pick_device()),
     }
 
 

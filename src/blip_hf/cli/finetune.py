@@ -24,7 +24,7 @@ def _trainer_arguments(task: str) -> tuple[type, Mapping[str, Any]]:
 def _run(task: ModuleType, options: base.FinetuneOptions, arguments: "BlipFinetuningArguments") -> None:
     metrics = task.finetune(options, arguments)
     if arguments.process_index == 0:
-        print(json.dumps(metrics))
+        print(json.dumps(metrics, indent=2 if options.dry_run else None, default=str))
 
 
 def _command(name: str, task: ModuleType, description: str) -> Command:

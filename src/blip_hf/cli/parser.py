@@ -35,6 +35,11 @@ COMMON_TRAINER_OPTIONS = {
     "dataloader_num_workers": ("N", "Processes that read images"),
     "logging_steps": ("N", "Steps between logs"),
     "eval_strategy": ("{no,steps,epoch}", "When to evaluate"),
+    "load_best_model_at_end": (
+        "True|False",
+        "Keep the best checkpoint; --eval_strategy and --save_strategy must agree",
+    ),
+    "metric_for_best_model": ("NAME", "What is best, such as cider, accuracy or r_mean (default: loss)"),
     "save_steps": ("N", "Steps between checkpoints"),
     "seed": ("N", "Random seed"),
     "resume_from_checkpoint": ("CHECKPOINT", "Checkpoint of an interrupted run to resume from"),

@@ -22,7 +22,7 @@ def _trainer_arguments() -> tuple[type, Mapping[str, Any]]:
 def _run(options: PretrainOptions, arguments: "BlipTrainingArguments") -> None:
     metrics = pretrain(options, arguments)
     if arguments.process_index == 0:
-        print(json.dumps(metrics))
+        print(json.dumps(metrics, indent=2 if options.dry_run else None, default=str))
 
 
 COMMAND = Command(

@@ -2,11 +2,9 @@
 """Converts files of original checkpoints to folders for `from_pretrained`, and back."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +17,7 @@ from ..modeling.base import BlipPreTrainedModel
 from ..modeling.momentum import MOMENTUM_STATE_NAME
 from ..modeling.pretraining import BlipForPreTraining
 from ..processing_blip import BlipProcessor
-from .kinds import HEAD_WIDTH, KINDS, find_kind, infer_config, infer_image_size
+from .kinds import KINDS, find_kind, infer_config, infer_image_size
 from .names import (
     MOMENTUM_PREFIX,
     QUEUE_PREFIX,
@@ -27,6 +25,7 @@ from .names import (
     map_original_names,
     restore_original_state_dict,
 )
+from .original_file import read_original_file, write_original_file
 
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -62,7 +61,7 @@ def convert_original_checkpoint(
     tokenizer: str | os.PathLike[str] = DEFAULT_TOKENIZER,
     keep_training_state: bool = False,
     save_parts: bool = False,
-    head_width: int = HEAD_WIDTH,
+    head_width: int | None = None,
 ) -> Conversion:
     """Converts an original checkpoint of any task to a folder with a model and its processor.
 
@@ -71,7 +70,9 @@ def convert_original_checkpoint(
 
     Args:
         path (`str` or `os.PathLike`):
-            A `.pth` of salesforce/BLIP or LAVIS, or the same tensors as `.safetensors`.
+            A `.pth` of salesforce/BLIP or LAVIS, or the same tensors as `.safetensors`. The tensors may be under `model`,
+            `state_dict`, `model_state_dict` or `module`, and their names may start with `module.` (DistributedDataParallel) or
+            `_orig_mod.` (`torch.compile`).
         out_dir (`str` or `os.PathLike`):
             Folder to create. It appears once it is complete.
         tokenizer (`str` or `os.PathLike`, *optional*, defaults to `"bert-base-uncased"`):
@@ -82,19 +83,22 @@ def convert_original_checkpoint(
             `BlipForImageTextRetrieval`.
         save_parts (`bool`, *optional*, defaults to `False`):
             Whether to also save the models inside a pre-training checkpoint, in `captioner/` and `retriever/`.
-        head_width (`int`, *optional*, defaults to 64):
-            Width of an attention head, 64 in all released models. Weights do not determine it.
+        head_width (`int`, *optional*):
+            Width of an attention head, which weights do not determine. Defaults to that of the file if
+            [`restore_original_checkpoint`] wrote it, else to 64 for transformers of width 768 or 1024, as in all released
+            models. Required for other widths.
 
     Returns:
         `Conversion`: Class of the model, and dropped tensors.
 
     Raises:
-        ValueError: If the file holds no tensors, its tensors fit no task, the tokenizer cannot be loaded or does not fit,
-            or the folder is not empty.
+        ValueError: If the file holds no tensors, its tensors fit no task, the number of heads is unknown, the tokenizer cannot be
+            loaded or does not fit, or the folder is not empty.
     """
     path, out_dir = Path(path), Path(out_dir).absolute()
     _refuse_full_folder(out_dir)
-    original = read_original_state_dict(path)
+    file = read_original_file(path)
+    original = file.tensors
     mapped, dropped = map_original_names(original)
     kind = find_kind(mapped.values())
     if keep_training_state and (kind.training_class is None or "temp" not in mapped):
@@ -105,7 +109,12 @@ def convert_original_checkpoint(
     state = convert_original_state_dict(original)
     processor = _load_processor(tokenizer, infer_image_size(state))
     config = infer_config(
-        state, kind, model_class.config_class, token_ids=processor.config_token_ids(), head_width=head_width
+        state,
+        kind,
+        model_class.config_class,
+        token_ids=processor.config_token_ids(),
+        head_width=head_width,
+        config_fields=file.config_fields,
     )
     with torch.device("meta"):
         model = model_class(config)
@@ -133,7 +142,8 @@ def restore_original_checkpoint(
             Folder or Hub id of a BLIP model, saved by this package or by transformers. Includes momentum encoder and queue
             if the folder holds them, as checkpoints of `BlipContrastiveTrainer` do.
         path (`str` or `os.PathLike`):
-            The `.pth` file to write, a dict with one entry `model`.
+            The `.pth` file to write: a dict with the tensors in `model`, and in `blip_hf_config` the number of heads and
+            other fields that shapes do not show, which the original code ignores.
 
     Returns:
         `Conversion`: Class of the model, and dropped tensors.
@@ -150,34 +160,9 @@ def restore_original_checkpoint(
     dropped = {}
     if "queue.image_ids" in state and "idx_queue" not in original:
         dropped["queue.image_ids"] = "the original stores no image ids in pre-training"
-    with atomic_write(path) as beside:
-        torch.save({"model": original}, beside)
+    write_original_file(path, original, model.config)
     image_size = model.config.vision_config.image_size
     return Conversion(type(model).__name__, image_size, len(state) - len(dropped), dropped)
-
-
-def read_original_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of an original checkpoint without executing code from the file."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder. A folder of transformers needs no conversion: pass it to `from_pretrained`. Otherwise"
-            " name the .pth in it, or add --to_original to write one."
-        )
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} cannot be read as tensors. Pass a .pth of tensors or a .safetensors file. If it holds other objects"
-            " and you trust its source, load it with `torch.load(..., weights_only=False)` and save only its 'model'"
-            " entry."
-        ) from error
-    tensors = contents.get("model", contents) if isinstance(contents, Mapping) else contents
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds no dict of tensors, also not under 'model'. Pass a BLIP checkpoint.")
-    return dict(tensors)
 
 
 def _load_processor(tokenizer: str | os.PathLike[str], image_size: int) -> BlipProcessor:
@@ -266,6 +251,5 @@ __all__ = [
     "DEFAULT_TOKENIZER",
     "Conversion",
     "convert_original_checkpoint",
-    "read_original_state_dict",
     "restore_original_checkpoint",
 ]

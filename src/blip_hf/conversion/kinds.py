@@ -17,10 +17,12 @@ from ..modeling.pretraining import BlipForPreTraining
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.retrieval_training import BlipForRetrievalTraining
 from ..modeling.vqa import BlipForQuestionAnswering
+from .original_file import ConfigFields
 
 
-# Width of an attention head in all released models. Weights do not determine it.
+# Width of an attention head, and widths of the transformers, in all released models. Weights do not determine the former.
 HEAD_WIDTH = 64
+RELEASED_WIDTHS = (768, 1024)
 # salesforce/BLIP gives ViT-L, from this width on, this stochastic depth (models/blip.py).
 LARGE_VISION_WIDTH = 1024
 DROP_PATH_RATE = 0.1
@@ -91,13 +93,18 @@ def infer_config(
     config_class: type[BlipConfig],
     *,
     token_ids: Mapping[str, int],
-    head_width: int = HEAD_WIDTH,
+    head_width: int | None = None,
+    config_fields: ConfigFields | None = None,
 ) -> BlipConfig:
-    """Infers the configuration of a checkpoint: sizes from shapes, other fields from the original code."""
-    vision_config = _infer_vision_config(state, head_width)
+    """Infers the configuration of a checkpoint: sizes from shapes, other fields from the file or the original code."""
+    vision_config = _infer_vision_config(state)
     is_large = vision_config["hidden_size"] >= LARGE_VISION_WIDTH
     vision_config["drop_path_rate"] = DROP_PATH_RATE if is_large else kind.drop_path_rate
-    text_config = _infer_text_config(state, head_width)
+    text_config = _infer_text_config(state)
+    for part, values in (("vision", vision_config), ("text", text_config)):
+        values |= (config_fields or {}).get(f"{part}_config", {})
+        if head_width is not None or "num_attention_heads" not in values:
+            values["num_attention_heads"] = _num_heads(part, values["hidden_size"], head_width)
     if text_config["vocab_size"] != token_ids["vocab_size"]:
         raise ValueError(
             f"The checkpoint has {text_config['vocab_size']} words, the tokenizer with [DEC] and [ENC] has"
@@ -114,13 +121,12 @@ def infer_config(
     return config_class(text_config={**text_config, **token_ids}, vision_config=vision_config, **fields)
 
 
-def _infer_vision_config(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
+def _infer_vision_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     width = _shape(state, "vision_model.embeddings.class_embedding")[-1]
     return {
         "hidden_size": width,
         "intermediate_size": _shape(state, "vision_model.encoder.layers.0.mlp.fc1.weight")[0],
         "num_hidden_layers": _count_layers(state, "vision_model.encoder.layers."),
-        "num_attention_heads": _num_heads(width, head_width),
         "image_size": infer_image_size(state),
         "patch_size": _shape(state, "vision_model.embeddings.patch_embedding.weight")[-1],
         "layer_norm_eps": VISION_LAYER_NORM_EPS,
@@ -128,7 +134,7 @@ def _infer_vision_config(state: Mapping[str, Tensor], head_width: int) -> dict[s
     }
 
 
-def _infer_text_config(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
+def _infer_text_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     # Both text transformers of a checkpoint have the same sizes.
     root = "text_decoder.bert." if any(name.startswith("text_decoder.") for name in state) else "text_encoder."
     vocab_size, width = _shape(state, f"{root}embeddings.word_embeddings.weight")
@@ -137,7 +143,6 @@ def _infer_text_config(state: Mapping[str, Tensor], head_width: int) -> dict[str
         "hidden_size": width,
         "intermediate_size": _shape(state, f"{root}encoder.layer.0.intermediate.dense.weight")[0],
         "num_hidden_layers": _count_layers(state, f"{root}encoder.layer."),
-        "num_attention_heads": _num_heads(width, head_width),
         "max_position_embeddings": _shape(state, f"{root}embeddings.position_embeddings.weight")[0],
         "layer_norm_eps": TEXT_LAYER_NORM_EPS,
         "hidden_dropout_prob": DROPOUT,
@@ -161,7 +166,15 @@ def _first_merging_layer(state: Mapping[str, Tensor], num_layers: int) -> int:
     return min((int(match[1]) for match in merging if match), default=num_layers)
 
 
-def _num_heads(width: int, head_width: int) -> int:
+def _num_heads(part: str, width: int, head_width: int | None) -> int:
+    if head_width is None:
+        if width not in RELEASED_WIDTHS:
+            raise ValueError(
+                f"The number of attention heads of the {part} transformer is unknown: it is not in the file, and weights of"
+                f" width {width} do not determine it. Pass the width of a head that the checkpoint was trained with"
+                f" (--head_width); released models have {HEAD_WIDTH}."
+            )
+        head_width = HEAD_WIDTH
     if width % head_width:
         raise ValueError(
             f"A width of {width} is not a multiple of the head width {head_width}. Pass the head width that the checkpoint"

@@ -37,11 +37,30 @@ _MOMENTUM_PARTS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
 MOMENTUM_PREFIX = "momentum_towers."
 QUEUE_PREFIX = "queue."
 
+# Parts that wrappers add to names: data parallelism, `torch.compile`, FSDP, activation checkpointing and Lightning.
+_WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "model"})
+
 # Known tensors that are dropped, with reasons.
 _DROPPED = {
     r"\.position_ids$": "a constant that the model creates",
     r"^text_encoder_m\..*\.crossattention\.": "unused: the momentum text encoder reads no image",
 }
+
+
+def unwrap_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes the parts that wrappers of a model add to the names of its tensors.
+
+    Example:
+        >>> list(unwrap_names({"module._orig_mod.temp": None}))
+        ['temp']
+    """
+    unwrapped: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        new_name = ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+        if new_name in unwrapped:
+            raise ValueError(f"The checkpoint holds {new_name} twice, once as {name}. Save the tensors of one model.")
+        unwrapped[new_name] = tensor
+    return unwrapped
 
 
 def map_original_names(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -80,7 +99,7 @@ def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         state_dict (mapping of `str` to `torch.Tensor`):
-            Contents of the `model` entry of an original `.pth`.
+            Contents of the `model` entry of an original `.pth`. Prefixes of wrappers, such as `module.`, are removed.
 
     Returns:
         `dict`: Tensors with our names (docs/checkpoints.md). Queues are transposed to one row per pair.
@@ -93,6 +112,7 @@ def convert_original_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
         >>> list(convert_original_state_dict({"visual_encoder.norm.bias": torch.zeros(1)}))
         ['vision_model.post_layernorm.bias']
     """
+    state_dict = unwrap_names(state_dict)
     mapped, _ = map_original_names(state_dict)
     converted = {new_name: _reshaped(new_name, state_dict[name]) for name, new_name in mapped.items()}
     if "queue.image_features" in converted and "queue.image_ids" not in converted:
@@ -213,4 +233,5 @@ __all__ = [
     "convert_original_state_dict",
     "map_original_names",
     "restore_original_state_dict",
+    "unwrap_names",
 ]

@@ -47,14 +47,17 @@ def evaluate(
     *,
     training_captions: Sequence[str],
 ) -> Evaluation:
-    """Captions scenes and matches them with their captions. Both models are in evaluation mode."""
+    """Captions scenes and matches them with their captions. Both models are in evaluation mode and on one device."""
     pairs = EncodedPairs(PairDataset(scenes), BlipPretrainingCollator(processor))
-    pixel_values, input_ids = pairs.columns["pixel_values"], pairs.columns["input_ids"]
+    columns = {
+        name: pairs.columns[name].to(captioner.device) for name in ("pixel_values", "input_ids", "attention_mask")
+    }
+    pixel_values, input_ids = columns["pixel_values"], columns["input_ids"]
     # In pre-training captions have no prompt.
     sequences = captioner.generate(pixel_values, do_sample=False, num_beams=1, max_new_tokens=input_ids.shape[1])
     captions = processor.post_process_captions(sequences)
-    image_features = retriever.get_image_features(pixel_values)  # (n, d)
-    text_features = retriever.get_text_features(input_ids, pairs.columns["attention_mask"])  # (n, d)
+    image_features = retriever.get_image_features(pixel_values).pooler_output  # (n, d)
+    text_features = retriever.get_text_features(input_ids, columns["attention_mask"]).pooler_output  # (n, d)
     blind_caption = Counter(training_captions).most_common(1)[0][0]
     scores = [
         *caption_scores(captions, pairs.captions, blind_caption, known=set(training_captions)),

@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from ..data.scenes import Scenes
+from ..devices import pick_device
 from ..files import atomic_write, write_json
 from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
@@ -46,10 +47,10 @@ def run_demo(settings: DemoSettings, output_dir: Path, console: Console) -> dict
     with LossProgress(settings.steps, console) as progress:
         pretrain(settings.pretrain_options(), settings.training_arguments(output_dir), callbacks=[progress])
     console.print("Captioning and matching the held-out scenes.")
-    held_out = settings.held_out_scenes()
+    held_out, device = settings.held_out_scenes(), pick_device()
     evaluation = evaluate(
-        BlipForConditionalGeneration.from_pretrained(output_dir / "captioner").eval(),
-        BlipForImageTextRetrieval.from_pretrained(output_dir / "retriever").eval(),
+        BlipForConditionalGeneration.from_pretrained(output_dir / "captioner").to(device).eval(),
+        BlipForImageTextRetrieval.from_pretrained(output_dir / "retriever").to(device).eval(),
         BlipProcessor.from_pretrained(output_dir),
         held_out,
         training_captions=Scenes(settings.num_scenes, image_size=settings.image_size).captions(),

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from tqdm.auto import tqdm
 
@@ -12,6 +13,7 @@ from ..captioner import BlipCaptioner
 from ..data.pairs import SkipReporter
 from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
+from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
 from ..modeling.caption import BlipForConditionalGeneration
 from ..processing_blip import BlipProcessor
@@ -59,7 +61,8 @@ def evaluate_captions(
     """Captions each image and compares the caption with the references. Unreadable images are skipped with a warning.
 
     Prompt and search settings default to those of the checkpoint (`processor.caption_settings`). For NoCaps,
-    salesforce/BLIP `configs/nocaps.yaml` sets `repetition_penalty=1.1`.
+    salesforce/BLIP `configs/nocaps.yaml` sets `repetition_penalty=1.1`. Under `torch.distributed` each process captions
+    a share of the images, and all return the same result.
 
     Args:
         model (`BlipForConditionalGeneration`):
@@ -141,21 +144,24 @@ class _Written:
 def _write(
     captioner: BlipCaptioner, groups: Sequence[CaptionGroup | NoCapsImage], show_progress: bool
 ) -> dict[int | str, _Written]:
-    """Captions the readable images, by id."""
-    written: dict[int | str, _Written] = {}
+    """Captions the readable images, by id, in the order of `groups`."""
+    own: list[tuple[int, int | str, _Written]] = []
     skips = SkipReporter()
-    starts = range(0, len(groups), captioner.batch_size)
-    for start in tqdm(starts, desc="Captioning", disable=not show_progress):
-        batch = [groups[number] for number in range(start, min(start + captioner.batch_size, len(groups)))]
-        captions = captioner.caption([group["image"] for group in batch], on_error="skip")
-        for group, caption in zip(batch, captions, strict=True):
-            image_id = group["image_id"]
+    numbers = range(rank(), len(groups), world_size())
+    starts = range(0, len(numbers), captioner.batch_size)
+    for start in tqdm(starts, desc="Captioning", disable=not show_progress or rank() > 0):
+        batch = {number: groups[number] for number in numbers[start : start + captioner.batch_size]}
+        captions = captioner.caption([group["image"] for group in batch.values()], on_error="skip")
+        for (number, group), caption in zip(batch.items(), captions, strict=True):
             if caption.error is not None:
                 skips.report(caption.error)
                 continue
-            if image_id in written:
-                raise ValueError(f"Two images have the id {image_id!r}. Join their captions with `group_captions`.")
-            written[image_id] = _Written(caption.text, group["captions"], group.get("domain"))
+            own.append((number, group["image_id"], _Written(caption.text, group["captions"], group.get("domain"))))
+    written: dict[int | str, _Written] = {}
+    for _, image_id, caption in sorted(gather_objects(own), key=itemgetter(0)):
+        if image_id in written:
+            raise ValueError(f"Two images have the id {image_id!r}. Join their captions with `group_captions`.")
+        written[image_id] = caption
     if not written:
         raise ValueError(
             f"None of {len(groups)} images could be read. Check that their paths start from the right folder"

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from transformers.utils import logging
 
+from ..cjk import split_cjk
+
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +25,7 @@ METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 TOKENIZERS = ("treebank", "ptb")
 
 _DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "meteor")
-_JAVA_METRICS = ("meteor", "spice")
+JAVA_METRICS = ("meteor", "spice")
 _SCORERS = {
     "bleu": ("bleu.bleu", "Bleu"),
     "rouge_l": ("rouge.rouge", "Rouge"),
@@ -52,8 +54,8 @@ def caption_metrics(
         references (mapping of id to sequence of `str`):
             One or more reference captions of each of these images.
         tokenizer (`"treebank"` or `"ptb"`, *optional*, defaults to `"treebank"`):
-            `"ptb"` is COCO's own and needs Java; `"treebank"` is NLTK's. Both lower-case and drop punctuation. Their tokens
-            differ for about 25 in 10,000 captions of COCO, and 3 of Flickr8k.
+            `"ptb"` is COCO's own and needs Java; `"treebank"` is NLTK's. Both lower-case and drop punctuation; each Chinese
+            or Japanese character is a word. Their tokens differ for about 25 in 10,000 captions of COCO, and 3 of Flickr8k.
         metrics (sequence of `str`, *optional*):
             Any of `"bleu"`, `"rouge_l"`, `"cider"`, `"meteor"` and `"spice"`. Defaults to the first three, and METEOR if
             Java is installed. SPICE downloads models on first use.
@@ -114,15 +116,21 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     unknown = [metric for metric in chosen if metric not in METRICS]
     if unknown or isinstance(chosen, str):
         raise ValueError(f"metrics={metrics!r} is unknown. Pass a list with any of {', '.join(map(repr, METRICS))}.")
-    needing_java = [metric for metric in chosen if metric in _JAVA_METRICS] if metrics is not None else []
+    needing_java = [metric for metric in chosen if metric in JAVA_METRICS] if metrics is not None else []
     needing_java += ["ptb"] if tokenizer == "ptb" else []
     if needing_java and not _has_java():
         raise ValueError(f"{needing_java[0]!r} needs Java, but `java` does not run. Install Java, or choose another.")
     if metrics is None and not _has_java():
         logger.warning_once("METEOR is left out: it needs Java, but `java` does not run.")
-        chosen = [metric for metric in chosen if metric not in _JAVA_METRICS]
+        chosen = [metric for metric in chosen if metric not in JAVA_METRICS]
     _ptb_tokenizer(), _treebank_tokenizer()
     return tuple(chosen)
+
+
+def metric_names(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Returns the keys of `caption_metrics` for the given metrics."""
+    names = {"bleu": tuple(f"bleu_{n}" for n in range(1, 5))}
+    return tuple(name for metric in metrics for name in names.get(metric, (metric,)))
 
 
 def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
@@ -155,7 +163,7 @@ def _has_java() -> bool:
 def _tokenize(captions: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Rows:
     """Returns the captions of each image as space-separated tokens."""
     # The Java programs read one caption per line, and METEOR separates captions by bars.
-    rows = [[" ".join(caption.replace("|||", " ").split()) for caption in own] for own in captions]
+    rows = [[" ".join(split_cjk(caption.replace("|||", " ")).split()) for caption in own] for own in captions]
     ptb = _ptb_tokenizer()
     if tokenizer == "ptb":
         records = {number: [{"caption": caption} for caption in own] for number, own in enumerate(rows)}
@@ -215,11 +223,13 @@ def _import(module: str) -> Any:
 
 
 __all__ = [
+    "JAVA_METRICS",
     "METRICS",
     "TOKENIZERS",
     "Metric",
     "Tokenizer",
     "caption_metrics",
     "caption_metrics_by_domain",
+    "metric_names",
     "resolve_metrics",
 ]

@@ -69,7 +69,7 @@ def image_features(
         batches = [
             model.get_image_features(
                 read_pixels(processor, images[start : start + batch_size]).to(model.device, model.dtype)
-            )
+            ).pooler_output
             for start in range(0, len(images), batch_size)
         ]
     return torch.cat(batches)
@@ -92,7 +92,8 @@ def encode_texts(model: BlipForImageTextRetrieval, rows: TokenizedTexts, index: 
     width = model.config.image_text_hidden_size
     features = torch.empty(len(index), width, device=model.device, dtype=torch.float32)
     for position in rows.by_length(index, batch_size):
-        features[position.to(model.device)] = model.get_text_features(*rows.batch(index[position]))
+        texts = model.get_text_features(*rows.batch(index[position]), cls_only=True)
+        features[position.to(model.device)] = texts.pooler_output
     return features
 
 

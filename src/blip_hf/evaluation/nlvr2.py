@@ -3,11 +3,13 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
 from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset
+from ..distributed import gather_objects, rank, world_size
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE
@@ -81,7 +83,8 @@ def evaluate_nlvr2(
 ) -> Nlvr2Result:
     """Predicts the label of each record `{"images", "sentence", "label"}`, with an optional `sentence_id`.
 
-    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept.
+    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept. Under
+    `torch.distributed` each process takes a share of the records, and all return the same result.
 
     Raises:
         ValueError: If the data set has a transform, or no record can be used.
@@ -96,26 +99,29 @@ def evaluate_nlvr2(
     if dataset.transform is not None:
         raise ValueError("The data set has a transform, which would change the metrics. Build it without one.")
     collator = BlipNlvr2Collator(processor)
-    predictions: list[bool | None] = [None] * len(dataset)
-    labels, sentence_ids = [], []
+    numbers = range(rank(), len(dataset), world_size())
+    own: list[tuple[int, bool, bool, Hashable]] = []
     with evaluating(model):
-        for start in range(0, len(dataset), batch_size):
-            numbers = range(start, min(start + batch_size, len(dataset)))
-            pairs = {number: pair for number in numbers if (pair := dataset.get(number)) is not None}
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            pairs = {number: pair for number in batch if (pair := dataset.get(number)) is not None}
             if not pairs:
                 continue
-            labels += [pair["label"] for pair in pairs.values()]
-            sentence_ids += [pair["sentence_id"] for pair in pairs.values()]
-            for number, verdict in zip(pairs, _judge(model, collator(list(pairs.values()))), strict=True):
-                predictions[number] = verdict
-    if not labels:
+            verdicts = _judge(model, collator(list(pairs.values())))
+            own += [
+                (number, verdict, pair["label"], pair["sentence_id"])
+                for (number, pair), verdict in zip(pairs.items(), verdicts, strict=True)
+            ]
+    judged = sorted(gather_objects(own), key=itemgetter(0))
+    if not judged:
         raise ValueError(f"None of the {len(dataset)} records can be used. The warnings above name the reasons.")
-    judged = [prediction for prediction in predictions if prediction is not None]
+    numbers_judged, predictions, labels, sentence_ids = zip(*judged, strict=True)
+    prediction_of = dict(zip(numbers_judged, predictions, strict=True))
     return Nlvr2Result(
-        **reasoning_metrics(judged, labels, sentence_ids),
+        **reasoning_metrics(predictions, labels, sentence_ids),
         num_pairs=len(judged),
         num_skipped=len(dataset) - len(judged),
-        predictions=predictions,
+        predictions=[prediction_of.get(number) for number in range(len(dataset))],
     )
 
 

@@ -171,6 +171,7 @@ def _chance(relevance: Tensor, k: int) -> float:
 
 
 def _recalls(ranks: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    ranks = ranks.cpu()  # MPS has no float64
     return {k: (ranks < k).double().mean().item() for k in ks}
 
 

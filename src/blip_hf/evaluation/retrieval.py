@@ -18,7 +18,8 @@ from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE, K_TEST
 from .features import TokenizedTexts, encode_texts, evaluating, read_pixels
-from .recall import best_ranks, listed_ranks, rank_metrics, relevance_matrix
+from .recall import best_ranks, listed_ranks, rank_metrics
+from .relevance import Equality, Relevance, check_relevance
 from .two_stage import Candidates, PixelDataset, encode_images, matching_scores, rerank
 
 
@@ -35,6 +36,10 @@ class RetrievalResult:
             Images left out with their captions: unreadable, or without usable captions.
         num_pairs (`int`):
             Distinct pairs that the ITM head scored.
+        num_equal_images (`int`):
+            Images that the model sees as equal to another one: their pixels after preprocessing are the same.
+        num_equal_texts (`int`):
+            Captions that equal, once normalised, a caption of another image.
         image_ids (`list[int | str]`):
             Id of each image; its `source_id` if the pairs have one.
         texts (`list[str]`):
@@ -51,6 +56,8 @@ class RetrievalResult:
     reranked: dict[str, float]
     num_skipped: int
     num_pairs: int
+    num_equal_images: int
+    num_equal_texts: int
     image_ids: list[int | str] = field(repr=False)
     texts: list[str] = field(repr=False)
     text_to_image: Tensor = field(repr=False)
@@ -66,6 +73,8 @@ class RetrievalResult:
             "num_texts": len(self.texts),
             "num_skipped": self.num_skipped,
             "num_pairs": self.num_pairs,
+            "num_equal_images": self.num_equal_images,
+            "num_equal_texts": self.num_equal_texts,
         }
 
 
@@ -82,6 +91,7 @@ def evaluate_retrieval(
     num_workers: int = 0,
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
+    relevance: Relevance = "equal",
 ) -> RetrievalResult:
     """Ranks all captions for each image, and all images for each caption.
 
@@ -97,8 +107,7 @@ def evaluate_retrieval(
         processor (`BlipProcessor`):
             The processor it was trained with.
         pairs (`datasets.Dataset` or sequence of records):
-            Records `{"image", "caption", "image_id"}` from [`~blip_hf.data.readers.load_pairs`]. A caption is relevant
-            only for the image with its `image_id`, even if another image has the same caption.
+            Records `{"image", "caption", "image_id"}` from [`~blip_hf.data.readers.load_pairs`].
         k (`int`, *optional*, defaults to 128):
             Candidates per query that are re-ranked. BLIP uses 128 for Flickr30k and 256 for COCO.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
@@ -115,12 +124,17 @@ def evaluate_retrieval(
             Data type of the stored vision states. `torch.bfloat16` halves their memory and lowers their precision.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether to show progress bars.
+        relevance (`str`, *optional*, defaults to `"equal"`):
+            Which captions are right for an image, and which images for a caption. `"own"`: those with the same
+            `image_id` alone, the protocol of the published numbers, in which a caption is wrong for an image whose own
+            caption equals it. `"equal"`: also captions equal to a right one, and those of an equal image, because no
+            model can tell equal inputs apart.
 
     Returns:
         `RetrievalResult`: metrics of both stages, and the ranked candidates.
 
     Raises:
-        ValueError: If there are no pairs, none can be used, a score is NaN, or `k` is below one.
+        ValueError: If there are no pairs, none can be used, a score is NaN, `k` is below one, or `relevance` is unknown.
 
     Example:
         >>> result = evaluate_retrieval(model, processor, load_pairs("test.json"), k=256)  # doctest: +SKIP
@@ -142,6 +156,7 @@ def evaluate_retrieval(
         num_workers=num_workers,
         states_dtype=states_dtype,
         show_progress=show_progress,
+        relevance=relevance,
     )
 
 
@@ -159,13 +174,14 @@ def evaluate_two_stages(
     num_workers: int,
     states_dtype: torch.dtype | None,
     show_progress: bool,
+    relevance: Relevance,
 ) -> RetrievalResult:
     """Evaluates images or videos; `read` maps a position in `captions` to pixels `(f, 3, height, width)`.
 
     Ids without captions are left out. See `evaluate_retrieval` for the options.
     """
     check_num_candidates(k)
-    ids = list(captions)
+    check_relevance(relevance)
     with evaluating(model):
         images = encode_images(
             model,
@@ -175,34 +191,41 @@ def evaluate_two_stages(
             states_dtype=states_dtype,
             show_progress=show_progress,
         )
-        image_ids = [ids[position] for position in images.numbers.tolist()]
-        texts = [text for image_id in image_ids for text in captions[image_id]]
-        counts = torch.tensor([len(captions[image_id]) for image_id in image_ids])
-        text_to_image = torch.arange(len(image_ids)).repeat_interleave(counts)  # (m,)
+        image_ids, texts, text_to_image = _flatten(captions, images.numbers)
+        equality = Equality.of(text_to_image, images.content, texts)
+        is_right = equality.relevance(relevance)  # (n, m)
         rows = TokenizedTexts.from_texts(processor, texts, model.device)
         similarity = _cosines(images.features, _shared_text_features(model, rows, text_batch_size))
-        cosine_ranks = _cosine_ranks(similarity, text_to_image.to(similarity.device))
+        cosine_ranks = _cosine_ranks(similarity, is_right.to(similarity.device))
         scorer = matching_scores(model, images, rows, batch_size=text_batch_size, show_progress=show_progress)
         of_images, of_texts, num_pairs = rerank(similarity, k, scorer)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
-    itc, reranked = (
-        rank_metrics(dict(zip(direction_names, ranks, strict=True)), ks=ks)
-        for ranks in (
-            cosine_ranks,
-            _listed_ranks(of_images, of_texts, text_to_image, counts),
-        )
-    )
     return RetrievalResult(
-        itc=itc,
-        reranked=reranked,
+        itc=rank_metrics(dict(zip(direction_names, cosine_ranks, strict=True)), ks=ks),
+        reranked=rank_metrics(
+            dict(zip(direction_names, _listed_ranks(of_images, of_texts, is_right), strict=True)), ks=ks
+        ),
         num_skipped=len(captions) - len(image_ids),
         num_pairs=num_pairs,
+        num_equal_images=equality.num_equal_images,
+        num_equal_texts=equality.num_equal_texts,
         image_ids=image_ids,
         texts=texts,
         text_to_image=text_to_image,
         image_candidates=of_images,
         text_candidates=of_texts,
     )
+
+
+def _flatten(
+    captions: Mapping[int | str, Sequence[str]], positions: Tensor
+) -> tuple[list[int | str], list[str], Tensor]:
+    """Returns the ids at the given positions, `(n,)`, their texts, and the number of the image of each text, `(m,)`."""
+    ids = list(captions)
+    image_ids = [ids[position] for position in positions.tolist()]
+    texts = [text for image_id in image_ids for text in captions[image_id]]
+    counts = torch.tensor([len(captions[image_id]) for image_id in image_ids])
+    return image_ids, texts, torch.arange(len(image_ids)).repeat_interleave(counts)
 
 
 def check_num_candidates(k: int) -> None:
@@ -234,20 +257,17 @@ def _cosines(image_features: Tensor, text_features: Tensor) -> Tensor:
         return image_features @ text_features.T
 
 
-def _cosine_ranks(similarity: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor]:
-    relevance = relevance_matrix(text_to_image, len(similarity))  # (n, m)
-    return best_ranks(similarity, relevance), best_ranks(similarity.T, relevance.T)
+def _cosine_ranks(similarity: Tensor, is_right: Tensor) -> tuple[Tensor, Tensor]:
+    return best_ranks(similarity, is_right), best_ranks(similarity.T, is_right.T)
 
 
-def _listed_ranks(
-    of_images: Candidates, of_texts: Candidates, text_to_image: Tensor, counts: Tensor
-) -> tuple[Tensor, Tensor]:
-    is_own_text = text_to_image[of_images.index] == torch.arange(len(counts))[:, None]  # (n, k)
-    is_own_image = of_texts.index == text_to_image[:, None]  # (m, k)
-    return (
-        listed_ranks(of_images.scores, is_own_text, len(text_to_image) - counts),
-        listed_ranks(of_texts.scores, is_own_image, len(counts) - 1),
-    )
+def _listed_ranks(of_images: Candidates, of_texts: Candidates, is_right: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks of the images, `(n,)`, and of the texts, `(m,)`, in the candidates of the other kind."""
+    ranks = []
+    for candidates, right in ((of_images, is_right), (of_texts, is_right.T)):
+        num_wrong = right.shape[1] - right.sum(dim=1)
+        ranks.append(listed_ranks(candidates.scores, right.gather(1, candidates.index), num_wrong))
+    return ranks[0], ranks[1]
 
 
 __all__ = [

@@ -7,8 +7,10 @@ are projected once, and freed before those of the next image.
 Letters: `n` images, `m` texts, `k` candidates per query, `u` distinct pairs, `f` frames, `p` image tokens.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -76,7 +78,8 @@ def _best_first(index: Tensor, scores: Tensor) -> Candidates:
 class PixelDataset(Dataset):
     """Reads images or videos by number with `read`, which returns `(f, 3, height, width)`; `f` is 1 for an image.
 
-    Items are `(number, pixels, "")`, or `(number, None, reason)` for an unreadable one.
+    Items are `(number, pixels, content, "")` with a hash of the pixels, or `(number, None, 0, reason)` for an unreadable
+    one.
     """
 
     def __init__(self, numbers: Sequence[int], read: Callable[[int], Tensor]) -> None:
@@ -86,12 +89,19 @@ class PixelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | None, str]:
+    def __getitem__(self, i: int) -> tuple[int, Tensor | None, int, str]:
         number = self.numbers[i]
         try:
-            return number, self.read(number), ""
+            pixels = self.read(number)
         except UnreadableImageError as error:
-            return number, None, str(error)
+            return number, None, 0, str(error)
+        return number, pixels, _hash(pixels), ""
+
+
+def _hash(pixels: Tensor) -> int:
+    """64 bits, so that `gather` can send it."""
+    digest = blake2b(pixels.contiguous().numpy(), digest_size=8).digest()
+    return int.from_bytes(digest, sys.byteorder, signed=True)
 
 
 @dataclass
@@ -103,12 +113,15 @@ class EncodedImages:
             Numbers of the readable images over all processes, sorted.
         features (`torch.Tensor` of shape `(n, d)`):
             Their features, on the model's device.
+        content (`torch.Tensor` of shape `(n,)`):
+            Hashes of their pixels, equal for equal images.
         states (`dict[int, torch.Tensor]`):
             Vision states of this process's images, `(f * p, vision width)`, on the CPU, by position in `numbers`.
     """
 
     numbers: Tensor
     features: Tensor
+    content: Tensor
     states: dict[int, Tensor] = field(repr=False)
 
 
@@ -130,31 +143,36 @@ def encode_images(
         ValueError: If no image can be read.
     """
     width = model.config.image_text_hidden_size
-    numbers, states, skips = [], [], SkipReporter()
+    numbers, content, states, skips = [], [], [], SkipReporter()
     features = [torch.empty(0, width, device=model.device, dtype=torch.float32)]
     own = Subset(items, range(rank(), len(items), world_size()))
     loader = DataLoader(own, batch_size, num_workers=num_workers, collate_fn=list)
     for batch in logging.tqdm(loader, desc="Encoding images", disable=not show_progress):
-        for _, pixels, reason in batch:
+        for _, pixels, _, reason in batch:
             if pixels is None:
                 skips.report(reason)
-        readable = [(number, pixels) for number, pixels, _ in batch if pixels is not None]
+        readable = [item for item in batch if item[1] is not None]
         if not readable:
             continue
-        numbers += [number for number, _ in readable]
-        batch_features, batch_states = _encode_frames(model, torch.stack([pixels for _, pixels in readable]))
+        numbers += [number for number, *_ in readable]
+        content += [hashed for _, _, hashed, _ in readable]
+        batch_features, batch_states = _encode_frames(model, torch.stack([pixels for _, pixels, *_ in readable]))
         features.append(batch_features)
         states += batch_states.to("cpu", states_dtype).unbind(0)
-    own_numbers = torch.tensor(numbers, dtype=torch.long)
-    all_numbers = gather(own_numbers.to(model.device))
-    if len(all_numbers) == 0:
+    columns = torch.tensor([numbers, content], dtype=torch.long).T  # (n of this process, 2)
+    all_columns = gather(columns.to(model.device))
+    if len(all_columns) == 0:
         raise ValueError(
             f"None of the {len(items)} images or videos can be read. The warnings above name the reasons."
         )
-    all_numbers, order = all_numbers.sort()
-    positions = torch.searchsorted(all_numbers.cpu(), own_numbers).tolist()
+    order = all_columns[:, 0].argsort()
+    all_numbers, all_content = all_columns[order].cpu().unbind(dim=1)
+    positions = torch.searchsorted(all_numbers.contiguous(), columns[:, 0].contiguous()).tolist()
     return EncodedImages(
-        all_numbers.cpu(), gather(torch.cat(features))[order], dict(zip(positions, states, strict=True))
+        numbers=all_numbers,
+        features=gather(torch.cat(features))[order],
+        content=all_content,
+        states=dict(zip(positions, states, strict=True)),
     )
 
 

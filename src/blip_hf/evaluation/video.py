@@ -13,6 +13,7 @@ from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .defaults import K_TEST
 from .features import read_pixels
+from .relevance import Relevance
 from .retrieval import RetrievalResult, evaluate_two_stages, usable_captions
 
 
@@ -29,6 +30,7 @@ def evaluate_video_retrieval(
     num_workers: int = 0,
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
+    relevance: Relevance = "equal",
 ) -> RetrievalResult:
     """Ranks all captions for each video, and all videos for each caption, without training on videos.
 
@@ -60,6 +62,8 @@ def evaluate_video_retrieval(
             Data type of the stored vision states. `torch.bfloat16` halves their memory and lowers their precision.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether to show progress bars.
+        relevance (`str`, *optional*, defaults to `"equal"`):
+            Which captions are right for a video, as in [`~blip_hf.evaluation.retrieval.evaluate_retrieval`].
 
     Returns:
         `RetrievalResult`: metrics named `video_to_text_...` and `text_to_video_...`; its images are the videos.
@@ -86,6 +90,7 @@ def evaluate_video_retrieval(
         num_workers=num_workers,
         states_dtype=states_dtype,
         show_progress=show_progress,
+        relevance=relevance,
     )
 
 

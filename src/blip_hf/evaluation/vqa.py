@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from tqdm.auto import tqdm
 
 from ..data.readers.vqa import VqaRecord
 from ..data.vqa import MAX_ANSWER_LENGTH, BlipVqaCollator, VqaDataset
+from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
+from ..image_utils import image_suffixes
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
 from .defaults import BATCH_SIZE, NUM_CANDIDATES
@@ -41,6 +45,9 @@ _CONTRACTED = {
     "'am": "ma",
     "'clock": "o",
 }
+
+# Number, id, answer and accuracy of a question; the accuracy is `None` without ground truth.
+_Answered = tuple[int, int | str, str, float | None]
 
 # Decoded BERT tokens have spaces around every mark. These marks rarely have any in an answer.
 _SPLIT_MARK = re.compile(r"(?<=\w) ' (?=\w)|(?<=\d) [.,:] (?=\d)")
@@ -122,6 +129,12 @@ class VqaResult:
     num_scored: int
     num_skipped: int
 
+    def metrics(self) -> dict[str, float]:
+        """Returns the accuracy, if there is one, and the counts as one flat dictionary."""
+        if self.accuracy is None:
+            return {"num_answered": len(self.predictions), "num_skipped": self.num_skipped}
+        return {"accuracy": self.accuracy, "num_scored": self.num_scored, "num_skipped": self.num_skipped}
+
 
 def evaluate_vqa(
     model: BlipForQuestionAnswering,
@@ -140,7 +153,8 @@ def evaluate_vqa(
 ) -> VqaResult:
     """Answers questions and computes the VQA accuracy. Answers are ranked if a list is given, else generated.
 
-    The defaults are those of salesforce/BLIP, `models/blip_vqa.py` and `configs/vqa.yaml`.
+    The defaults are those of salesforce/BLIP, `models/blip_vqa.py` and `configs/vqa.yaml`. Under `torch.distributed` each
+    process answers a share of the questions, and all return the same result.
 
     Args:
         model (`BlipForQuestionAnswering`):
@@ -180,7 +194,8 @@ def evaluate_vqa(
         check_choice(answer_list, num_candidates)
     dataset = VqaDataset(questions, normalize_questions=normalize_questions)
     collate = _EvaluationCollator(dataset, BlipVqaCollator(processor))
-    batches = DataLoader(range(len(dataset)), batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    own = range(rank(), len(dataset), world_size())
+    batches = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     if answer_list is None:
         settings = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
         answer = partial(_write, model=model, processor=processor, **settings)
@@ -188,16 +203,20 @@ def evaluate_vqa(
         rows = _tokenize(processor, answer_list, model.device)
         answer = partial(_choose, model=model, answer_list=answer_list, rows=rows, num_candidates=num_candidates)
     with evaluating(model):
-        predictions, accuracies = _answer_all(
-            answer, tqdm(batches, desc="Answering", disable=not show_progress), model
-        )
-    if not predictions:
+        batches = tqdm(batches, desc="Answering", disable=not show_progress or rank() > 0)
+        answered = sorted(gather_objects(_answer_all(answer, batches, model)), key=itemgetter(0))
+    if not answered:
         raise ValueError(
             f"None of {len(dataset)} questions can be used. Check that image paths start from the right folder"
             " (`image_root` of `load_vqa`)."
         )
-    accuracy = sum(accuracies) / len(accuracies) if accuracies else None
-    return VqaResult(accuracy, predictions, num_scored=len(accuracies), num_skipped=dataset.num_skipped)
+    accuracies = [accuracy for *_, accuracy in answered if accuracy is not None]
+    return VqaResult(
+        accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
+        predictions=_by_question(answered),
+        num_scored=len(accuracies),
+        num_skipped=len(dataset) - len(answered),
+    )
 
 
 def check_choice(answer_list: Sequence[str], num_candidates: int) -> None:
@@ -216,7 +235,9 @@ def check_choice(answer_list: Sequence[str], num_candidates: int) -> None:
 
 
 def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathLike[str]) -> None:
-    """Writes answers in the format of the VQA server. The file appears only when it is complete.
+    """Writes answers in the format of the VQA server, or of VizWiz's if the questions are named after images.
+
+    The file appears only when it is complete.
 
     Example:
         >>> import tempfile
@@ -226,7 +247,9 @@ def write_vqa_results(predictions: Mapping[int | str, str], path: str | os.PathL
         ...     Path(folder, "results.json").read_text()
         '[{"question_id": 42, "answer": "a dog"}]'
     """
-    write_json([{"question_id": question_id, "answer": answer} for question_id, answer in predictions.items()], path)
+    names_images = all(Path(str(question_id)).suffix.lower() in image_suffixes() for question_id in predictions)
+    field = "image" if names_images else "question_id"
+    write_json([{field: question_id, "answer": answer} for question_id, answer in predictions.items()], path)
 
 
 class _EvaluationCollator:
@@ -237,11 +260,13 @@ class _EvaluationCollator:
         self.collator = collator
 
     def __call__(self, indices: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        usable = [item for i in indices if (item := self.dataset.get(i)) is not None]
-        asked = [{"question_id": item["question_id"], "answers": item["answers"]} for item in usable]
+        usable = {i: item for i in indices if (item := self.dataset.get(i)) is not None}
+        asked = [
+            {"number": i, "question_id": item["question_id"], "answers": item["answers"]} for i, item in usable.items()
+        ]
         if not usable:
             return asked, {}
-        features = self.collator(usable)
+        features = self.collator(list(usable.values()))
         return asked, {name: features[name] for name in ("pixel_values", "input_ids", "attention_mask")}
 
 
@@ -249,23 +274,27 @@ def _answer_all(
     answer: Callable[[dict[str, Tensor]], list[str]],
     batches: Iterable[tuple[list[dict[str, Any]], dict[str, Tensor]]],
     model: BlipForQuestionAnswering,
-) -> tuple[dict[int | str, str], list[float]]:
-    """Returns answers by question id, and the accuracies of questions with ground truth."""
-    predictions: dict[int | str, str] = {}
-    accuracies = []
+) -> list[_Answered]:
+    """Answers the questions of this process."""
+    answered = []
     for asked, features in batches:
         if not asked:
             continue
         inputs = {name: value.to(model.device) for name, value in features.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         for question, own in zip(asked, answer(inputs), strict=True):
-            question_id = question["question_id"]
-            if question_id in predictions:
-                raise ValueError(f"Two questions have the id {question_id!r}. Evaluate their files one by one.")
-            predictions[question_id] = own
-            if question["answers"]:
-                accuracies.append(vqa_accuracy(own, question["answers"]))
-    return predictions, accuracies
+            accuracy = vqa_accuracy(own, question["answers"]) if question["answers"] else None
+            answered.append((question["number"], question["question_id"], own, accuracy))
+    return answered
+
+
+def _by_question(answered: Sequence[_Answered]) -> dict[int | str, str]:
+    predictions: dict[int | str, str] = {}
+    for _, question_id, answer, _ in answered:
+        if question_id in predictions:
+            raise ValueError(f"Two questions have the id {question_id!r}. Evaluate their files one by one.")
+        predictions[question_id] = answer
+    return predictions
 
 
 def _write(

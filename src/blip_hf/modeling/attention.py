@@ -43,7 +43,7 @@ class ImageMemory:
 
 def expand_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
     """Expands tensors of one text, `(1, t)`, to `(num_images, t)`; returns other tensors unchanged."""
-    return tuple(row if row is None or len(row) != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
+    return tuple(row if row is None or row.shape[0] != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
 
 
 def eager_attention(
@@ -57,14 +57,19 @@ def eager_attention(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain tensor operations, which also returns the probabilities of shape `(b, h, t, p)`."""
-    scores = query @ key.transpose(-1, -2) * scaling  # (b, h, t, p)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = attention_probabilities(query, key, attention_mask, scaling)
     dropped = nn.functional.dropout(probabilities, dropout, training=module.training)
     return (dropped @ value).transpose(1, 2), probabilities
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Softmax of scaled dot products in fp32, `(b, h, t, p)` in the dtype of `query`."""
+    scores = query @ key.transpose(-1, -2) * scaling  # (b, h, t, p)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
 
 
 def attend(
@@ -111,12 +116,11 @@ def attend_grouped(
     *,
     num_heads: int,
     dropout: float,
-    output_attentions: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention of `n * g` query rows to `n` images, `g` consecutive rows per image: `(n * g, t, d)`, and probabilities."""
-    rows, length, _ = query.shape
-    folded = query.reshape(key.shape[0], -1, query.shape[-1])  # (n * g, t, d) -> (n, g * t, d)
-    context, probabilities = attend(
+) -> Tensor:
+    """Cross-attention of `n * g` query rows to `n` images, `g` consecutive rows per image: `(n * g, t, d)`."""
+    rows, length, width = query.shape
+    folded = query.reshape(key.shape[0], -1, width)  # (n * g, t, d) -> (n, g * t, d)
+    context, _ = attend(
         module,
         split_heads(folded, num_heads),
         key,
@@ -124,11 +128,25 @@ def attend_grouped(
         mask,
         dropout=dropout,
         is_causal=False,
-        output_attentions=output_attentions,
+        output_attentions=False,
     )
-    if probabilities is not None:  # (n, h, g * t, p) -> (n * g, h, t, p)
-        probabilities = probabilities.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
-    return context.reshape(rows, length, -1), probabilities
+    return context.reshape(rows, length, width)
+
+
+def grouped_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, *, num_heads: int) -> Tensor:
+    """Probabilities of `attend_grouped`, of shape `(n * g, h, t, p)`."""
+    rows, length, width = query.shape
+    folded = split_heads(query.reshape(key.shape[0], -1, width), num_heads)  # (n, h, g * t, head_dim)
+    probabilities = attention_probabilities(folded, key, mask, folded.shape[-1] ** -0.5)
+    return probabilities.unflatten(2, (-1, length)).transpose(1, 2).reshape(rows, num_heads, length, key.shape[2])
+
+
+def grouped_context(probabilities: Tensor, value: Tensor) -> Tensor:
+    """Context of `attend_grouped` from its probabilities: `(n * g, h, t, p)` -> `(n * g, t, d)`."""
+    rows, num_heads, length, num_keys = probabilities.shape
+    grouped = probabilities.reshape(value.shape[0], -1, num_heads, length, num_keys).transpose(1, 2)
+    context = grouped.flatten(2, 3) @ value  # (n, h, g * t, head_dim)
+    return context.transpose(1, 2).reshape(rows, length, -1)
 
 
 def self_attention_mask(
@@ -152,7 +170,9 @@ def self_attention_mask(
     num_keys = length if cache is None else cache.get_mask_sizes(length, 0)[0]
     visible = None
     if attention_mask is not None:
-        visible = nn.functional.pad(attention_mask.bool(), (0, num_keys - attention_mask.shape[1]))[:, None, None]
+        visible = attention_mask.bool()[:, None, None]
+        if cache is not None:
+            visible = nn.functional.pad(visible, (0, num_keys - attention_mask.shape[1]))
     if not is_causal:
         return visible  # (b, 1, 1, keys)
     num_past = 0 if cache is None else cache.get_seq_length()
@@ -166,20 +186,23 @@ def self_attention_mask(
     return allowed | ((key_position == query_position) & ~allowed.any(dim=-1, keepdim=True))
 
 
-def memory_mask(memory: ImageMemory, *, implementation: str) -> Tensor | None:
+def cross_attention_mask(padding_mask: Tensor | None, *, implementation: str) -> Tensor | None:
     """Mask of cross-attention: boolean of shape `(n, 1, 1, p)`, `(n, p)` for flash kernels, `None` without padding."""
-    if memory.mask is None or implementation.startswith("flash"):
-        return memory.mask
-    return memory.mask.bool()[:, None, None]
+    if padding_mask is None or implementation.startswith("flash"):
+        return padding_mask
+    return padding_mask.bool()[:, None, None]
 
 
 __all__ = [
     "ImageMemory",
     "attend",
     "attend_grouped",
+    "attention_probabilities",
+    "cross_attention_mask",
     "eager_attention",
     "expand_text",
-    "memory_mask",
+    "grouped_context",
+    "grouped_probabilities",
     "self_attention_mask",
     "split_heads",
 ]

@@ -11,7 +11,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from ..checkpoints import WrongCheckpointError
-from ..configuration_blip import BlipConfig
+from ..configuration_blip import BlipConfig, own_config
 from .prompts import unset_library_defaults
 
 
@@ -31,6 +31,7 @@ _CLASS_PARTS = {
         "temp",
     },
     "BlipForVisualReasoning": {"vision_model", "text_encoder", "cls_head"},
+    "BlipModel": {"vision_model", "text_model", "visual_projection", "text_projection", "logit_scale"},
 }
 # Keyword arguments that transformers may pass to any `forward`.
 _MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "use_cache"}
@@ -56,7 +57,7 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(_own_config(config, self.config_class))
+        super().__init__(own_config(config, self.config_class))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -99,15 +100,6 @@ class BlipPreTrainedModel(PreTrainedModel):
     def get_position_embeddings(self) -> Any:
         """The image encoder's position embeddings, of shape `(1, p, d)`."""
         return self.vision_model.get_position_embeddings()
-
-
-def _own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
-    """Converts a configuration of transformers, for example from `AutoConfig`, to ours."""
-    if isinstance(config, config_class) or getattr(config, "model_type", None) != config_class.model_type:
-        return config
-    converted = config_class.from_dict(config.to_dict())
-    converted._attn_implementation = config._attn_implementation
-    return converted
 
 
 def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:

@@ -14,9 +14,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipConfig
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
+from .input_checks import refuse_token_types
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipCaptioningOutput
-from .prompts import align_prompts, limit_each_row, resolve_settings, start_tokens
+from .projection import with_first_token
+from .prompts import align_prompts, limit_each_row, refuse_long_generation, resolve_settings, start_tokens
 from .vision import BlipVisionModel
 
 
@@ -59,6 +61,16 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         """Replaces the vocabulary projection and its bias."""
         self.text_decoder.set_output_embeddings(new_embeddings)
 
+    @property
+    def decoder_input_ids(self) -> int:
+        """[DEC], the first token of a caption, under the name of transformers."""
+        return self.config.text_config.bos_token_id
+
+    @property
+    def decoder_pad_token_id(self) -> int:
+        """The padding token of captions."""
+        return self.config.text_config.pad_token_id
+
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of calls of `forward` and `generate`.
 
@@ -79,6 +91,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         image_memory: ImageMemory | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipCaptioningOutput:
         """Computes the logits of captions, and the loss if labels are given.
@@ -99,6 +112,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Labelled tokens of the whole optimiser step; Trainer passes it with gradient accumulation.
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, instead of `pixel_values`. The output then has no image states.
+            token_type_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(n * g, t)`: labels
                 already aligned with the logits.
@@ -106,23 +121,25 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         # Not in the signature: Trainer would expect it as a label in every batch.
         shift_labels = kwargs.pop("shift_labels", None)
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         text_config = self.config.text_config
         _require_one_image_source(pixel_values, image_memory)
         vision = BaseModelOutputWithPooling()
         if image_memory is None:
             vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            image_memory = self.text_decoder.bert.build_image_memory(vision.last_hidden_state)
+        images = vision.last_hidden_state if image_memory is None else image_memory.keys[0]  # (n, ...)
         if input_ids is None:
-            input_ids = start_tokens(image_memory, text_config)
-        input_ids, attention_mask, labels = expand_text(image_memory.num_images, input_ids, attention_mask, labels)
+            input_ids = start_tokens(images, text_config)
+        input_ids, attention_mask, labels = expand_text(images.shape[0], input_ids, attention_mask, labels)
         if labels is not None:
             first = input_ids[:, :1]
             first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
-            input_ids = torch.cat([first, input_ids[:, 1:]], dim=1)
+            input_ids = with_first_token(input_ids, first)
             labels = labels.masked_fill(labels == text_config.pad_token_id, -100)
         outputs = self.text_decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            encoder_hidden_states=vision.last_hidden_state,
             image_memory=image_memory,
             labels=labels,
             logits_to_keep=logits_to_keep,
@@ -151,6 +168,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
         image_memory: ImageMemory | None = None,
+        token_type_ids: Tensor | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generates captions.
@@ -165,6 +183,8 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 Prompts from the processor: `g` consecutive rows per image, or one row for all images.
             image_memory (`ImageMemory`, *optional*):
                 Result of `get_image_memory`, instead of `pixel_values`.
+            token_type_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
             **generate_kwargs:
                 Options that override `generation_config`, such as `num_beams`, `do_sample`, `top_p`, `max_new_tokens`. A
                 caption ends with [SEP] unless `eos_token_id` names other tokens.
@@ -172,24 +192,34 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         Returns:
             `torch.Tensor` of shape `(rows, t)`: Prompts and captions, or a `ModelOutput` with
             `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If a prompt, or what the settings allow after it, exceeds `max_position_embeddings`.
         """
         _require_one_image_source(pixel_values, image_memory)
-        if image_memory is None:
-            image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
+        refuse_token_types(token_type_ids, self)
+        text_config = self.config.text_config
+        settings, decoder_kwargs = resolve_settings(
+            generation_config or self.generation_config, generate_kwargs, text_config
+        )
+        device = pixel_values.device if image_memory is None else image_memory.keys[0].device
         if input_ids is None:
-            input_ids = start_tokens(image_memory, self.config.text_config)
+            input_ids = torch.tensor([[text_config.bos_token_id]], device=device)
             attention_mask = torch.ones_like(input_ids)
         else:
-            input_ids = torch.as_tensor(input_ids, device=image_memory.keys[0].device)
-            input_ids, attention_mask = expand_text(
-                image_memory.num_images, *align_prompts(input_ids, attention_mask, self.config.text_config)
-            )
-        settings, decoder_kwargs = resolve_settings(
-            generation_config or self.generation_config, generate_kwargs, self.config.text_config
-        )
+            input_ids = torch.as_tensor(input_ids, device=device)
+            input_ids, attention_mask = align_prompts(input_ids, attention_mask, text_config)
         processors, criteria = limit_each_row(settings, (attention_mask == 0).sum(dim=1))
         processors.extend(decoder_kwargs.pop("logits_processor", None) or [])
         criteria.extend(decoder_kwargs.pop("stopping_criteria", None) or [])
+        refuse_long_generation(settings, input_ids.shape[1], text_config)
+
+        if image_memory is None:
+            image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
+        device = image_memory.keys[0].device
+        input_ids, attention_mask = expand_text(
+            image_memory.num_images, input_ids.to(device), attention_mask.to(device)
+        )
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

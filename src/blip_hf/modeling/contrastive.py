@@ -173,8 +173,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             with torch.no_grad():
                 targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
             losses.append(contrastive_loss(logits, targets))
-            batch_logits.append(logits[:, : len(queries)])
-        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : len(image_ids)]
+            batch_logits.append(logits[:, : queries.shape[0]])
+        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : image_ids.shape[0]]
 
     def _match(
         self,
@@ -186,7 +186,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """ITM of each image with its text and a hard text, and of each text with a hard image, in one pass of `3b` rows."""
-        num_pairs = len(words)
+        num_pairs = words.shape[0]
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=words.device)

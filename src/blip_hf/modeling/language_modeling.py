@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipTextConfig
 from ..objectives import captioning_loss
@@ -75,6 +75,15 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         self.cls = BlipTextOnlyMLMHead(config)
         self.post_init()
 
+    @property
+    def label_smoothing(self) -> float:
+        """Label smoothing of the loss, stored in the configuration."""
+        return self.config.label_smoothing
+
+    @label_smoothing.setter
+    def label_smoothing(self, value: float) -> None:
+        self.config.label_smoothing = value
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -98,12 +107,37 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generates texts as in `GenerationMixin`.
+
+        Returns:
+            As in `GenerationMixin`. With `output_attentions` and `return_dict_in_generate`, the output also has
+            `cross_attentions`: for each new token, those of each layer, of shape `(rows, h, t, p)`.
+        """
+        cross_attentions: list[tuple[Tensor, ...]] = []
+        # The assistant of assisted generation gets a copy of its target's options, including this list.
+        output = super().generate(*args, **{**kwargs, "collected_cross_attentions": cross_attentions})
+        if cross_attentions and isinstance(output, ModelOutput):
+            # On CUDA, transformers may run a step too many and drop it.
+            output["cross_attentions"] = tuple(cross_attentions[: len(output.attentions)])
+        return output
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        """Collects the cross-attentions of a step, which transformers does for encoder-decoder configurations only."""
+        if outputs.cross_attentions is not None:
+            model_kwargs["collected_cross_attentions"].append(outputs.cross_attentions)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         *,
         inputs_embeds: Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        collected_cross_attentions: list[tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of generation."""
@@ -130,6 +164,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         image_index: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         skip_last: bool = False,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """Computes the next-token logits of each position, and the loss if labels are given.
@@ -162,6 +197,8 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             skip_last (`bool`, *optional*, defaults to `False`):
                 Whether to skip the last token if labels are given, as it predicts no label. Logits then have the shape
                 `(b, t - 1, v)`. Not supported with `position_ids`, `inputs_embeds` or `shift_labels`.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
             **kwargs:
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(b, t)`: labels
                 already aligned with the logits.
@@ -182,6 +219,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             is_decoder=is_decoder,
             image_memory=image_memory,
             image_index=image_index,
+            token_type_ids=token_type_ids,
             return_dict=True,  # both models have one configuration
             **kwargs,
         )
@@ -196,7 +234,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             loss = captioning_loss(
                 logits,
                 shifted if shift_labels is None else shift_labels,
-                label_smoothing=self.config.label_smoothing,
+                label_smoothing=self.label_smoothing,
                 reduction=reduction,
                 num_items=num_items_in_batch,
             )

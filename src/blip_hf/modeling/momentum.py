@@ -23,7 +23,7 @@ def image_ids_or_unknown(image_ids: Tensor | None, rows: Tensor) -> Tensor:
     """The given image ids, or `UNKNOWN_IMAGE` for each row."""
     if image_ids is not None:
         return image_ids
-    return torch.full((len(rows),), UNKNOWN_IMAGE, device=rows.device)
+    return torch.full((rows.shape[0],), UNKNOWN_IMAGE, device=rows.device)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import os
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -13,12 +12,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
 from .base import BlipPreTrainedModel, refuse_unknown
+from .contrastive import BlipContrastiveModel
+from .input_checks import refuse_token_types
 from .nlvr2_text import BlipNlvr2TextModel
 from .outputs import BlipVisualReasoningOutput
-from .pretraining import BlipForPreTraining
 from .projection import with_first_token
-from .retrieval import BlipForImageTextRetrieval
-from .retrieval_training import BlipForRetrievalTraining
+from .retrieval_training import load_matching_model
 from .vision import BlipVisionModel
 
 
@@ -81,7 +80,9 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             **config_fields:
                 Fields of `BlipVisualReasoningConfig`, such as `merge_from_layer`.
         """
-        matcher = _load_matcher(pretrained_model_name_or_path)
+        matcher = load_matching_model(pretrained_model_name_or_path)
+        if isinstance(matcher, BlipContrastiveModel):
+            matcher = matcher.export_retriever()
         if image_size is not None:
             matcher.resize_position_embeddings(image_size)
         config = BlipVisualReasoningConfig(
@@ -113,6 +114,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipVisualReasoningOutput:
         """Classifies sentences about pairs of images.
@@ -126,8 +128,11 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
                 1 for true sentences, 0 for false ones. Adds the loss to the output.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept another image size than the configured one.
+            token_type_ids (`torch.Tensor` of shape `(n * g, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (pairs, 2, 3, height, width). Stack the"
@@ -141,7 +146,8 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         text = self.text_encoder(
             with_first_token(input_ids, self.config.text_config.enc_token_id),
             attention_mask,
-            self.text_encoder.build_image_memories(first, second),
+            first,
+            second,
             cls_only=not kwargs.get("output_attentions"),  # requested attentions cover all tokens
             **kwargs,
         )
@@ -151,17 +157,8 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             logits=logits,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
-            cross_attentions=_paired(text.cross_attentions),
+            cross_attentions=text.cross_attentions,
         )
-
-
-def _load_matcher(path: str | os.PathLike) -> BlipForImageTextRetrieval:
-    settings, _ = BlipVisualReasoningConfig.get_config_dict(path)
-    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
-        if settings.get("model_type") == trained_class.config_class.model_type:
-            return trained_class.from_pretrained(path, dtype=torch.float32).export_retriever()
-    # Raises for a checkpoint of another class.
-    return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
 
 
 def _copy_per_image(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,14 +168,6 @@ def _copy_per_image(state: dict[str, Tensor]) -> dict[str, Tensor]:
         names = {re.sub(_PARTS_PER_IMAGE, rf".crossattention.\g<1>{image}.", name) for image in (0, 1)}
         copied |= dict.fromkeys(names, value)
     return copied
-
-
-def _paired(cross_attentions: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    """Stacks alternating probabilities of both images, `(b, h, t, p)`, to one `(b, 2, h, t, p)` per layer."""
-    if not cross_attentions:
-        return None
-    pairs = zip(cross_attentions[::2], cross_attentions[1::2], strict=True)
-    return tuple(torch.stack(pair, dim=1) for pair in pairs)
 
 
 __all__ = ["BlipForVisualReasoning"]

@@ -18,8 +18,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
-from .attention import ImageMemory, self_attention_mask
+from .attention import self_attention_mask
 from .base import refuse_unknown
+from .input_checks import refuse_long_text
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
     BlipTextAttention,
@@ -29,9 +30,6 @@ from .text_layers import (
     BlipTextResidualOutput,
     BlipTextSelfAttention,
 )
-
-
-ImageMemoryPair = tuple[ImageMemory, ImageMemory]
 
 
 class BlipNlvr2Output(nn.Module):
@@ -66,20 +64,21 @@ class BlipNlvr2CrossAttention(nn.Module):
         self.output = BlipNlvr2Output(config, has_merge_layer=has_merge_layer)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        first_key: Tensor,
-        first_value: Tensor,
-        second_key: Tensor,
-        second_value: Tensor,
-        *,
-        output_attentions: bool,
-    ) -> Tensor:
-        """`(b, t, d)`, and keys and values of shape `(n, h, p, head_dim)` -> `(b, t, d)`."""
-        options = {"mask": None, "image_index": None, "output_attentions": output_attentions}
-        first, _ = self.self0(hidden_states, first_key, first_value, **options)
-        second, _ = self.self1(hidden_states, second_key, second_value, **options)
-        return self.output(first, second, hidden_states)
+        self, hidden_states: Tensor, first_states: Tensor, second_states: Tensor, *, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Text and the states of both images -> `(b, t, d)` and optional probabilities of shape `(b, 2, h, t, p)`."""
+        attentions = (self.self0, self.self1)
+        first, second = self.self0.project(first_states), self.self1.project(second_states)
+        keys, values = zip(first, second, strict=True)
+        if output_attentions:
+            parts = zip(attentions, keys, strict=True)
+            probabilities = torch.stack([part.probabilities(hidden_states, key, None) for part, key in parts], dim=1)
+            parts = zip(attentions, probabilities.unbind(1), values, strict=True)
+            contexts = [part.context(weights, value) for part, weights, value in parts]
+            return self.output(*contexts, hidden_states), probabilities
+        parts = zip(attentions, keys, values, strict=True)
+        contexts = [part(hidden_states, key, value)[0] for part, key, value in parts]
+        return self.output(*contexts, hidden_states), None
 
 
 class BlipNlvr2TextLayer(GradientCheckpointingLayer):
@@ -92,15 +91,13 @@ class BlipNlvr2TextLayer(GradientCheckpointingLayer):
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
-    # Memory tensors are positional because re-entrant checkpointing finds gradients only there.
+    # Image states are positional because re-entrant checkpointing finds gradients only there.
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        first_key: Tensor,
-        first_value: Tensor,
-        second_key: Tensor,
-        second_value: Tensor,
+        first_states: Tensor,
+        second_states: Tensor,
         *,
         output_attentions: bool,
         cls_only: bool,
@@ -114,8 +111,8 @@ class BlipNlvr2TextLayer(GradientCheckpointingLayer):
             output_attentions=output_attentions,
             cls_only=cls_only,
         )
-        hidden_states = self.crossattention(
-            hidden_states, first_key, first_value, second_key, second_value, output_attentions=output_attentions
+        hidden_states, _ = self.crossattention(
+            hidden_states, first_states, second_states, output_attentions=output_attentions
         )
         return self.output(self.intermediate(hidden_states), hidden_states)
 
@@ -138,7 +135,7 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
     _can_record_outputs = {
         "hidden_states": BlipNlvr2TextLayer,
         "attentions": OutputRecorder(BlipTextSelfAttention, index=1),
-        "cross_attentions": OutputRecorder(BlipTextCrossAttention, index=1),
+        "cross_attentions": OutputRecorder(BlipNlvr2CrossAttention, index=1),
     }
 
     def __init__(self, config: BlipTextConfig, merge_from_layer: int) -> None:
@@ -156,39 +153,25 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         """Replaces the word embeddings."""
         self.embeddings.word_embeddings = value
 
-    def build_image_memories(self, first_states: Tensor, second_states: Tensor) -> ImageMemoryPair:
-        """Projects the states of both images, each `(n, p, encoder_d)`, to keys and values of every layer."""
-        attentions = [layer.crossattention for layer in self.encoder.layer]
-        first = [attention.self0.project(first_states) for attention in attentions]
-        second = [attention.self1.project(second_states) for attention in attentions]
-        return ImageMemory(*zip(*first, strict=True)), ImageMemory(*zip(*second, strict=True))
-
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        image_memories: ImageMemoryPair,
+        first_states: Tensor,
+        second_states: Tensor,
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes texts grounded in pairs of images: `(n * g, t)` -> `(n * g, t, d)`, `g` consecutive texts per pair.
 
-        `image_memories` come from `build_image_memories` for `n` pairs. `cross_attentions` alternate between both
-        images.
+        `first_states` and `second_states` are the states of both images, each `(n, p, encoder_d)`.
         """
         refuse_unknown(kwargs, self)
-        (num_texts, length), num_pairs = input_ids.shape, image_memories[0].num_images
-        if length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"text has {length} tokens, the model takes at most {self.config.max_position_embeddings}. Truncate it."
-            )
-        if num_texts % num_pairs:
-            raise ValueError(
-                f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text per pair, or the same"
-                " number of consecutive texts for each pair."
-            )
+        num_texts, length = input_ids.shape
+        refuse_long_text(length, self.config)
+        _check_texts(num_texts, first_states.shape[0])
         positions = torch.arange(length, device=input_ids.device)[None]
         hidden_states = self.embeddings(self.embeddings.word_embeddings(input_ids), positions)
         output_attentions = bool(kwargs.get("output_attentions"))
@@ -199,18 +182,27 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
             is_causal=False,
             implementation="eager" if output_attentions else self.config._attn_implementation,
         )
-        first, second = image_memories
-        memory_tensors = zip(first.keys, first.values, second.keys, second.values, strict=True)
         last = len(self.encoder.layer) - 1
-        for idx, (layer, tensors) in enumerate(zip(self.encoder.layer, memory_tensors, strict=True)):
+        for idx, layer in enumerate(self.encoder.layer):
             hidden_states = layer(
                 hidden_states,
                 mask,
-                *tensors,
+                first_states,
+                second_states,
                 output_attentions=output_attentions,
                 cls_only=cls_only and idx == last,
             )
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states)
 
 
-__all__ = ["BlipNlvr2TextModel", "ImageMemoryPair"]
+def _check_texts(num_texts: int, num_pairs: int) -> None:
+    if torch.jit.is_tracing():  # a trace has no branches
+        return
+    if num_texts % num_pairs:
+        raise ValueError(
+            f"{num_texts} texts do not divide among {num_pairs} pairs of images. Pass one text per pair, or the same"
+            " number of consecutive texts for each pair."
+        )
+
+
+__all__ = ["BlipNlvr2TextModel"]

@@ -2,8 +2,10 @@
 """Output classes of the models. Fields that were not computed are `None`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 
@@ -24,17 +26,44 @@ class BlipCaptioningOutput(ModelOutput):
 
 @dataclass
 class BlipMatchingOutput(ModelOutput):
-    """Output of `BlipForImageTextRetrieval`, for `n` images and `m` texts."""
+    """Output of `BlipForImageTextRetrieval`, for `n` images and `m` texts.
+
+    The fields of transformers come first, in its order. As a tuple, the output has `itm_score` once, without its other
+    names, so that it has the elements of transformers.
+    """
 
     itm_score: Tensor | None = None  # `itm_logits` or `itc_similarity`, under the name of transformers
     loss: Tensor | None = None  # matching loss, if labels are given
+    image_embeds: Tensor | None = None  # always `None`, as in transformers
+    last_hidden_state: Tensor | None = None  # (n, p, d) of the image encoder
+    hidden_states: tuple[Tensor, ...] | None = None  # of each vision layer
+    vision_pooler_output: Tensor | None = None  # always `None`, as in transformers
+    attentions: tuple[Tensor, ...] | None = None  # of each vision layer
+    question_embeds: Tensor | None = None  # (m, t, d) of the text encoder, under the name of transformers
     itm_logits: Tensor | None = None  # (m, 2): unmatched, matched
     itc_similarity: Tensor | None = None  # (n, m) cosines
-    last_hidden_state: Tensor | None = None  # (n, p, d) of the image encoder
-    question_embeds: Tensor | None = None  # (m, t, d) of the text encoder, under the name of transformers
-    hidden_states: tuple[Tensor, ...] | None = None  # of each vision layer
-    attentions: tuple[Tensor, ...] | None = None  # of each vision layer
     cross_attentions: tuple[Tensor, ...] | None = None  # (m, h, t, p) of each text layer
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Fields that were computed, without the two other names of `itm_score`."""
+        return tuple(value for name, value in self.items() if name not in ("itm_logits", "itc_similarity"))
+
+
+@dataclass
+class BlipOutput(ModelOutput):
+    """Output of `BlipModel`, for `n` images and `m` texts; fields and order are those of transformers."""
+
+    loss: Tensor | None = None  # contrastive loss, with `return_loss=True`
+    logits_per_image: Tensor | None = None  # (n, m) cosines, multiplied by the exponential of `logit_scale`
+    logits_per_text: Tensor | None = None  # (m, n)
+    text_embeds: Tensor | None = None  # (m, d), projected and normalised
+    image_embeds: Tensor | None = None  # (n, d), projected and normalised
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Fields that were computed; the outputs of both encoders are tuples too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 @dataclass
@@ -106,6 +135,7 @@ __all__ = [
     "BlipCaptioningOutput",
     "BlipContrastiveOutput",
     "BlipMatchingOutput",
+    "BlipOutput",
     "BlipPreTrainingOutput",
     "BlipQuestionAnsweringOutput",
     "BlipVisualReasoningOutput",

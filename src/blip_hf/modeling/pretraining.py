@@ -12,6 +12,7 @@ from ..configuration_blip import BlipPreTrainingConfig
 from .attention import ImageMemory
 from .caption import BlipForConditionalGeneration
 from .contrastive import BlipContrastiveModel
+from .input_checks import refuse_token_types
 from .language_modeling import BlipTextLMHeadModel
 from .momentum import image_ids_or_unknown
 from .outputs import BlipPreTrainingOutput
@@ -140,6 +141,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         image_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
         return_loss: bool = True,
+        token_type_ids: Tensor | None = None,
     ) -> BlipPreTrainingOutput:
         """Computes the three losses of a batch of pairs.
 
@@ -156,7 +158,10 @@ class BlipForPreTraining(BlipContrastiveModel):
                 Samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Makes Trainer compute the loss without labels. Must be true.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
+        refuse_token_types(token_type_ids, self)
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         config = self.config
         tokens = config.text_config

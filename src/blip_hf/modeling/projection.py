@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 
-def with_first_token(input_ids: Tensor, token_id: int) -> Tensor:
-    """Copies `input_ids` of shape `(b, t)` with another token ([CLS], [ENC] or [DEC]) at position 0."""
-    first = torch.full_like(input_ids[:, :1], token_id)
-    return torch.cat([first, input_ids[:, 1:]], dim=1)
+def with_first_token(input_ids: Tensor, token_id: int | Tensor) -> Tensor:
+    """Copies `input_ids` of shape `(b, t)` with another token ([CLS], [ENC] or [DEC], or one per row) at position 0."""
+    is_first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
+    return torch.where(is_first, token_id, input_ids)
 
 
 def pool_and_project(states: Tensor, projection: nn.Module) -> Tensor:

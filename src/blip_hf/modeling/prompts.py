@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..configuration_blip import BlipTextConfig
-from .attention import ImageMemory
+from .input_checks import refuse_long_text
 
 
 def resolve_settings(
@@ -69,9 +69,27 @@ def align_prompts(input_ids: Tensor, attention_mask: Tensor | None, config: Blip
     return prompts.masked_fill(is_first, config.bos_token_id), keep.long()
 
 
-def start_tokens(memory: ImageMemory, config: BlipTextConfig) -> Tensor:
-    """Returns [DEC] for each image (or question) of a memory: `(n, 1)`."""
-    return torch.full((memory.num_images, 1), config.bos_token_id, device=memory.keys[0].device)
+def start_tokens(images: Tensor, config: BlipTextConfig) -> Tensor:
+    """Returns [DEC] for each image or question, given a tensor of shape `(n, ...)`: `(n, 1)`."""
+    return torch.full((images.shape[0], 1), config.bos_token_id, device=images.device)
+
+
+def refuse_long_generation(settings: GenerationConfig, num_prompt: int, config: BlipTextConfig) -> None:
+    """Raises `ValueError` if a prompt, or what `settings` allow after it, is longer than the position embeddings.
+
+    Call it after `limit_each_row`: rows that end early still run with the others.
+    """
+    refuse_long_text(num_prompt, config)
+    if settings.max_new_tokens is None:
+        option, length = "max_length", settings.max_length
+    else:
+        option, length = "max_new_tokens", num_prompt + settings.max_new_tokens
+    limit = config.max_position_embeddings
+    if length - 1 > limit:  # the last token is not read
+        raise ValueError(
+            f"text has up to {length - 1} tokens (a prompt of {num_prompt} and those that {option} allows), the model takes"
+            f" at most {limit}. Truncate the prompt, or lower {option}."
+        )
 
 
 def limit_each_row(
@@ -124,7 +142,7 @@ class MinLengthOfRows(LogitsProcessor):
 
 
 def _for_beams(lengths: Tensor, input_ids: Tensor) -> Tensor:
-    return lengths.repeat_interleave(len(input_ids) // len(lengths))
+    return lengths.to(input_ids.device).repeat_interleave(input_ids.shape[0] // lengths.shape[0])
 
 
 __all__ = [
@@ -132,6 +150,7 @@ __all__ = [
     "MinLengthOfRows",
     "align_prompts",
     "limit_each_row",
+    "refuse_long_generation",
     "resolve_settings",
     "start_tokens",
     "unset_library_defaults",

@@ -2,6 +2,7 @@
 """Image-text retrieval model: cosine similarity of features (ITC) and matching of pairs (ITM)."""
 
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -9,6 +10,7 @@ from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
+from .input_checks import refuse_token_types
 from .outputs import BlipMatchingOutput
 from .projection import pool_and_project, with_first_token
 from .text import BlipTextModel
@@ -43,15 +45,51 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         """Replaces the word embeddings."""
         self.text_encoder.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Projected and normalised image features of shape `(n, d)`; dot products with text features are cosines."""
-        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
-        return pool_and_project(states, self.vision_proj)
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Encodes images for comparison with texts.
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected and normalised features of shape `(m, d)` of texts that start with [CLS]."""
-        states = self.text_encoder(input_ids, attention_mask, cls_only=True).last_hidden_state
-        return pool_and_project(states, self.text_proj)
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+                Normalised pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to accept another image size than the configured one.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` of shape `(n, d)` has the projected and normalised features, whose
+            dot products with those of texts are cosines. `last_hidden_state` has the states of [CLS] and each patch.
+        """
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        vision.pooler_output = pool_and_project(vision.last_hidden_state, self.vision_proj)
+        return vision
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encodes texts for comparison with images.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(m, t)`):
+                Token ids, [CLS] first.
+            cls_only (`bool`, *optional*, defaults to `False`):
+                Whether the last layer computes [CLS] only, which is enough for `pooler_output` and faster.
+                `last_hidden_state` then has `t = 1`.
+
+        Returns:
+            `BaseModelOutputWithPoolingAndCrossAttentions`: `pooler_output` of shape `(m, d)` has the projected and
+            normalised features. `last_hidden_state` has the states of all tokens.
+        """
+        text = self.text_encoder(input_ids, attention_mask, position_ids, cls_only=cls_only, **kwargs)
+        text.pooler_output = pool_and_project(text.last_hidden_state, self.text_proj)
+        return text
 
     def get_image_memory(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> ImageMemory:
         """Encodes images once, for any number of calls of `get_itm_logits`."""
@@ -108,6 +146,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
         itm_start_token: str | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipMatchingOutput:
         """Compares images and texts by the matching head or by the cosine of their features.
@@ -125,13 +164,16 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
                 1 for matched pairs, 0 for others. Adds the matching loss to the output.
             itm_start_token (`str`, *optional*, defaults to the configuration's):
                 `"enc"` or `"cls"`.
+            token_type_ids (`torch.Tensor` of shape `(m, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         itm_logits = itc_similarity = loss = None
         if use_itm_head:
-            memory = self.text_encoder.build_image_memory(vision.last_hidden_state)
-            text = self._grounded_states(memory, input_ids, attention_mask, None, itm_start_token, **kwargs)
+            images = vision.last_hidden_state
+            text = self._grounded_states(images, input_ids, attention_mask, None, itm_start_token, **kwargs)
             itm_logits = self.itm_head(text.last_hidden_state[:, 0])
             loss = None if labels is None else matching_loss(itm_logits, labels)
         elif labels is not None:
@@ -143,18 +185,18 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         return BlipMatchingOutput(
             itm_score=itm_logits if use_itm_head else itc_similarity,
             loss=loss,
-            itm_logits=itm_logits,
-            itc_similarity=itc_similarity,
             last_hidden_state=vision.last_hidden_state,
-            question_embeds=text.last_hidden_state,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
-            cross_attentions=text.cross_attentions,
+            question_embeds=text.last_hidden_state,
+            itm_logits=itm_logits,
+            itc_similarity=itc_similarity,
+            cross_attentions=text.cross_attentions or None,
         )
 
     def _grounded_states(
         self,
-        memory: ImageMemory,
+        images: ImageMemory | Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         image_index: Tensor | None,
@@ -168,10 +210,14 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
+        if isinstance(images, ImageMemory):
+            num_images, source = images.num_images, {"image_memory": images}
+        else:
+            num_images, source = images.shape[0], {"encoder_hidden_states": images}
         if image_index is None:
-            input_ids, attention_mask = expand_text(memory.num_images, input_ids, attention_mask)
+            input_ids, attention_mask = expand_text(num_images, input_ids, attention_mask)
         return self.text_encoder(
-            input_ids, attention_mask, image_memory=memory, image_index=image_index, cls_only=cls_only, **kwargs
+            input_ids, attention_mask, image_index=image_index, cls_only=cls_only, **source, **kwargs
         )
 
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
-from ..configuration_blip import BlipRetrievalTrainingConfig
+from ..configuration_blip import BlipConfig, BlipRetrievalTrainingConfig
 from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
 from ..objectives import matching_pairs
 from .contrastive import BlipContrastiveModel, itm_loss_and_labels
+from .input_checks import refuse_token_types
 from .momentum import image_ids_or_unknown
 from .outputs import BlipContrastiveOutput
-from .pretraining import SHARED_TEXT_PARTS
+from .pretraining import SHARED_TEXT_PARTS, BlipForPreTraining
+from .retrieval import BlipForImageTextRetrieval
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
@@ -91,6 +93,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         image_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
         return_loss: bool = True,
+        token_type_ids: Tensor | None = None,
     ) -> BlipContrastiveOutput:
         """Computes ITC and ITM for a batch of pairs.
 
@@ -107,7 +110,10 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
                 Samples the hard negatives.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Makes Trainer compute the loss without labels. Must be true.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
+        refuse_token_types(token_type_ids, self)
         attention_mask = self._check_inputs(input_ids, attention_mask, return_loss)
         words, encoder_words = self._embed_words(input_ids, self.config.text_config.enc_token_id)
         image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask, words)
@@ -169,7 +175,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         # Project only the images in use. Each text reads its own image and then a hard one; hard texts read this
         # process's images.
         memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
-        own = torch.arange(len(input_ids), device=input_ids.device)
+        own = torch.arange(input_ids.shape[0], device=input_ids.device)
         texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
         _, words = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)
         matched, with_hard_image, with_hard_text = self._score_pairs(memory, words, all_masks[texts], own).chunk(3)
@@ -177,4 +183,14 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         return itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
-__all__ = ["BlipForRetrievalTraining"]
+def load_matching_model(path: str | os.PathLike) -> BlipForImageTextRetrieval | BlipContrastiveModel:
+    """Loads a checkpoint with an ITM head in fp32, by the class that saved it."""
+    settings, _ = BlipConfig.get_config_dict(path)
+    for trained_class in (BlipForPreTraining, BlipForRetrievalTraining):
+        if settings.get("model_type") == trained_class.config_class.model_type:
+            return trained_class.from_pretrained(path, dtype=torch.float32)
+    # Raises for a checkpoint of another class.
+    return BlipForImageTextRetrieval.from_pretrained(path, dtype=torch.float32)
+
+
+__all__ = ["BlipForRetrievalTraining", "load_matching_model"]

@@ -15,8 +15,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
-from .attention import ImageMemory, memory_mask, self_attention_mask
+from .attention import ImageMemory, cross_attention_mask, self_attention_mask
 from .base import BlipPreTrainedModel, refuse_unknown
+from .input_checks import refuse_long_text, refuse_token_types
 from .text_layers import (
     BlipTextCrossAttention,
     BlipTextEmbeddings,
@@ -77,13 +78,16 @@ class BlipTextModel(BlipTextPreTrainedModel):
 
         `for_decoding` stores the keys and values of each head contiguously, which makes decoding steps faster.
         """
-        if not self.config.is_decoder:
-            raise ValueError("This text model has no cross-attention. Build it with text_config.is_decoder=True.")
-        pairs = [
-            layer.crossattention.self.project(encoder_hidden_states, for_decoding) for layer in self.encoder.layer
-        ]
+        self._require_cross_attention()
+        pairs = [layer.project_images(encoder_hidden_states) for layer in self.encoder.layer]
+        if for_decoding:
+            pairs = [(key.contiguous(), value.contiguous()) for key, value in pairs]
         keys, values = zip(*pairs, strict=True)
         return ImageMemory(keys, values, encoder_attention_mask)
+
+    def _require_cross_attention(self) -> None:
+        if not self.config.is_decoder:
+            raise ValueError("This text model has no cross-attention. Build it with text_config.is_decoder=True.")
 
     @merge_with_config_defaults
     @capture_outputs
@@ -102,6 +106,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         image_memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
         cls_only: bool = False,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Runs the text transformer.
@@ -116,41 +121,49 @@ class BlipTextModel(BlipTextPreTrainedModel):
             encoder_embeds (`torch.Tensor` of shape `(b, t, d)`, *optional*):
                 Output of the embedding layer, instead of `input_ids`.
             encoder_hidden_states (`torch.Tensor` of shape `(n, p, encoder_d)`, *optional*):
-                Encoded images: `b / n` consecutive text rows read each image.
+                Encoded images: `b / n` consecutive text rows read each image. Each layer projects them in its own forward,
+                as FSDP needs.
             use_cache (`bool`, *optional*):
                 Whether to return a cache; requires `is_decoder`.
             is_decoder (`bool`, *optional*, defaults to `False`):
                 Whether self-attention is causal.
             image_memory (`ImageMemory`, *optional*):
-                Result of `build_image_memory`, instead of `encoder_hidden_states`.
+                Result of `build_image_memory`, instead of `encoder_hidden_states`, for more than one call.
             image_index (`torch.Tensor` of shape `(r,)`, *optional*):
                 Indices of the images that the last `r` rows read. The rows before them read all images in order.
             cls_only (`bool`, *optional*, defaults to `False`):
                 Whether the last layer computes position 0 only, which is enough for features and matching scores. The
                 output then has `t = 1`. Not supported with `is_decoder`.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         if cls_only and is_decoder:
             raise ValueError("cls_only is not supported with is_decoder=True. Remove one of them.")
         use_cache = bool(use_cache and is_decoder and not self.training)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         hidden_states = self._embed(input_ids, position_ids, inputs_embeds, encoder_embeds, past_key_values)
-        if image_memory is None and encoder_hidden_states is not None:
-            image_memory = self.build_image_memory(encoder_hidden_states, encoder_attention_mask)
-        _check_rows(hidden_states, image_memory, image_index)
+        if image_memory is not None:
+            encoder_hidden_states, encoder_attention_mask = None, image_memory.mask
+            _check_rows(hidden_states, image_memory.num_images, image_index)
+        elif encoder_hidden_states is not None:
+            self._require_cross_attention()
+            _check_rows(hidden_states, encoder_hidden_states.shape[0], image_index)
 
         output_attentions = bool(kwargs.get("output_attentions"))
         implementation = "eager" if output_attentions else self.config._attn_implementation
         mask = self_attention_mask(
             attention_mask, hidden_states, past_key_values, is_causal=is_decoder, implementation=implementation
         )
-        image_mask = None if image_memory is None else memory_mask(image_memory, implementation=implementation)
+        image_mask = cross_attention_mask(encoder_attention_mask, implementation=implementation)
         for idx, layer in enumerate(self.encoder.layer):
             is_cut = cls_only and idx == len(self.encoder.layer) - 1
             hidden_states = layer(
                 hidden_states,
                 mask,
+                encoder_hidden_states,
                 None if image_memory is None else image_memory.keys[idx],
                 None if image_memory is None else image_memory.values[idx],
                 image_mask,
@@ -181,22 +194,21 @@ class BlipTextModel(BlipTextPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
         if position_ids is None:
-            length, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
-            if length > limit:
-                raise ValueError(f"text has {length} tokens, the model takes at most {limit}. Truncate it.")
+            length = inputs_embeds.shape[1]
+            refuse_long_text(length, self.config)
             position_ids = torch.arange(length, device=inputs_embeds.device)[None]
             if past_key_values is not None:
                 position_ids = position_ids + past_key_values.get_seq_length()
         return self.embeddings(inputs_embeds, position_ids)
 
 
-def _check_rows(hidden_states: Tensor, image_memory: ImageMemory | None, image_index: Tensor | None) -> None:
-    if image_memory is None:
+def _check_rows(hidden_states: Tensor, num_images: int, image_index: Tensor | None) -> None:
+    if torch.jit.is_tracing():  # a trace has no branches
         return
-    num_grouped = len(hidden_states) - (0 if image_index is None else len(image_index))
-    if num_grouped < 0 or num_grouped % image_memory.num_images:
+    num_grouped = hidden_states.shape[0] - (0 if image_index is None else image_index.shape[0])
+    if num_grouped < 0 or num_grouped % num_images:
         raise ValueError(
-            f"{num_grouped} text rows do not divide among {image_memory.num_images} images. Pass one text per image, the"
+            f"{num_grouped} text rows do not divide among {num_images} images. Pass one text per image, the"
             " same number of consecutive texts for each image, or one text for all images."
         )
 

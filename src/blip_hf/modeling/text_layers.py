@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Layers of the text transformer, with BERT's names: self-attention, cross-attention, feed-forward."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -11,7 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_blip import BlipTextConfig
-from .attention import attend, attend_grouped, split_heads
+from .attention import attend, attend_grouped, grouped_context, grouped_probabilities, split_heads
 from .recompute import recompute_in_backward
 
 
@@ -84,51 +81,68 @@ class BlipTextCrossAttention(nn.Module):
         self.key = nn.Linear(config.encoder_hidden_size, config.hidden_size)
         self.value = nn.Linear(config.encoder_hidden_size, config.hidden_size)
 
-    def project(self, encoder_hidden_states: Tensor, is_contiguous: bool = False) -> tuple[Tensor, Tensor]:
+    def project(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Image states `(n, p, encoder_d)` -> keys and values of shape `(n, h, p, head_dim)`."""
         num_heads = self.config.num_attention_heads
-        key, value = (split_heads(project(encoder_hidden_states), num_heads) for project in (self.key, self.value))
-        return (key.contiguous(), value.contiguous()) if is_contiguous else (key, value)
+        key, value = self.key(encoder_hidden_states), self.value(encoder_hidden_states)
+        return split_heads(key, num_heads), split_heads(value, num_heads)
 
     def forward(
         self,
         hidden_states: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None,
-        image_index: Tensor | None,
+        mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         *,
-        output_attentions: bool,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`(b, t, d)` -> `(b, t, d)` and optional probabilities of shape `(b, h, t, p)`."""
+        if output_attentions:
+            if image_index is not None:
+                index = _image_of_each_row(image_index, key.shape[0], hidden_states.shape[0])
+                key, value, mask = _pick((key, value, mask), index)
+            probabilities = self.probabilities(hidden_states, key, mask)
+            return self.context(probabilities, value), probabilities
         query = self.query(hidden_states)
-        options = {
-            "num_heads": self.config.num_attention_heads,
-            "dropout": self.config.attention_probs_dropout_prob,
-            "output_attentions": output_attentions,
-        }
-        num_grouped = len(query) - (0 if image_index is None else len(image_index))
-        parts = []
+        if image_index is None:
+            return self._attend(query, key, value, mask), None
+        # Recompute in backward, which would keep a copy of keys and values for each layer.
+        num_grouped = query.shape[0] - image_index.shape[0]
+        context = recompute_in_backward(self, self._attend_picked, query[num_grouped:], key, value, mask, image_index)
         if num_grouped:
-            parts.append(attend_grouped(self, query[:num_grouped], key, value, mask, **options))
-        if image_index is not None:
-            # Recompute in backward, which would keep a copy of keys and values for each layer.
-            parts.append(
-                recompute_in_backward(
-                    self, partial(self._attend_picked, **options), query[num_grouped:], key, value, mask, image_index
-                )
-            )
-        if len(parts) == 1:
-            return parts[0]
-        contexts, probabilities = zip(*parts, strict=True)
-        return torch.cat(contexts), torch.cat(probabilities) if output_attentions else None
+            context = torch.cat([self._attend(query[:num_grouped], key, value, mask), context])
+        return context, None
+
+    def probabilities(self, hidden_states: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention probabilities `(b, h, t, p)`, for `context`: their gradient is that of the output (Grad-CAM)."""
+        return grouped_probabilities(self.query(hidden_states), key, mask, num_heads=self.config.num_attention_heads)
+
+    def context(self, probabilities: Tensor, value: Tensor) -> Tensor:
+        """Values weighted by probabilities: `(b, h, t, p)` -> `(b, t, d)`."""
+        dropout = self.config.attention_probs_dropout_prob
+        return grouped_context(nn.functional.dropout(probabilities, dropout, training=self.training), value)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        num_heads, dropout = self.config.num_attention_heads, self.config.attention_probs_dropout_prob
+        return attend_grouped(self, query, key, value, mask, num_heads=num_heads, dropout=dropout)
 
     def _attend_picked(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor
+    ) -> Tensor:
         """Cross-attention of text rows to the images at `image_index`."""
-        picked = (None if states is None else states.index_select(0, image_index) for states in (key, value, mask))
-        return attend_grouped(self, query, *picked, **options)
+        return self._attend(query, *_pick((key, value, mask), image_index))
+
+
+def _image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Tensor:
+    """Images that all rows read, of which the last ones are given: `(r,)` -> `(num_rows,)`."""
+    group = (num_rows - image_index.shape[0]) // num_images
+    in_order = torch.arange(num_images, device=image_index.device).repeat_interleave(group)
+    return torch.cat([in_order, image_index])
+
+
+def _pick(memory: tuple[Tensor | None, ...], image_index: Tensor) -> list[Tensor | None]:
+    return [None if states is None else states.index_select(0, image_index) for states in memory]
 
 
 class BlipTextResidualOutput(nn.Module):
@@ -183,22 +197,38 @@ class BlipTextLayer(GradientCheckpointingLayer):
         self.intermediate = BlipTextIntermediate(config)
         self.output = BlipTextResidualOutput(config, config.intermediate_size)
 
-    # Memory tensors are positional because re-entrant checkpointing finds gradients only there.
+    def project_images(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of images for `forward`, which may be shared by several calls."""
+        if self.training:
+            # Gradient checkpointing, which is part of `__call__`, would keep the result and still compute it twice.
+            return self.crossattention.self.project(encoder_hidden_states)
+        # FSDP gathers the weights of a layer in its `__call__`.
+        return self(None, None, encoder_hidden_states, None, None, None, None)
+
+    # Image tensors are positional because re-entrant checkpointing finds gradients only there.
     def forward(
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | None,
         attention_mask: Tensor | None,
+        encoder_hidden_states: Tensor | None,
         memory_key: Tensor | None,
         memory_value: Tensor | None,
         image_mask: Tensor | None,
         image_index: Tensor | None,
         *,
-        past_key_values: Cache | None,
-        is_causal: bool,
-        output_attentions: bool,
-        cls_only: bool,
-    ) -> Tensor:
-        """`(b, t, d)` -> `(b, t, d)`, with `cls_only` -> `(b, 1, d)`."""
+        past_key_values: Cache | None = None,
+        is_causal: bool = False,
+        output_attentions: bool = False,
+        cls_only: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`(b, t, d)` -> `(b, t, d)`, with `cls_only` -> `(b, 1, d)`.
+
+        Reads images from their states `(n, p, encoder_d)` or from projected keys and values. Without text, projects.
+        """
+        if encoder_hidden_states is not None:
+            memory_key, memory_value = self.crossattention.self.project(encoder_hidden_states)
+        if hidden_states is None:
+            return memory_key, memory_value
         hidden_states = self.attention(
             hidden_states,
             attention_mask,

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, is_torchdynamo_exporting
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -32,12 +32,27 @@ class BlipVisionEmbeddings(nn.Module):
         num_patches = (config.image_size // patch) ** 2
         self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, width))
 
+    @property
+    def num_positions(self) -> int:
+        """Number of position embeddings: one per patch, and [CLS]."""
+        return self.position_embedding.shape[1]
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches of an image of the configured size."""
+        return self.num_positions - 1
+
+    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Position embeddings for images of `height` x `width` pixels, `(1, p, d)`; `embeddings` are not used."""
+        patch = self.config.patch_size
+        return resize_position_grid(self.position_embedding, height // patch, width // patch)
+
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """`(n, 3, height, width)` -> `(n, p, d)`."""
         height, width = pixel_values.shape[-2:]
-        size, patch = self.config.image_size, self.config.patch_size
+        size = self.config.image_size
         if interpolate_pos_encoding:
-            positions = resize_position_grid(self.position_embedding, height // patch, width // patch)
+            positions = self.interpolate_pos_encoding(self.position_embedding, height, width)
         elif (height, width) != (size, size):
             raise ValueError(
                 f"pixel_values has {height} x {width} pixels, the model expects {size} x {size}. Resize the images"
@@ -48,14 +63,16 @@ class BlipVisionEmbeddings(nn.Module):
             positions = self.position_embedding
         weight = self.patch_embedding.weight
         patches = self.patch_embedding(pixel_values.to(weight.dtype)).flatten(2).transpose(1, 2)
-        classes = self.class_embedding.expand(len(patches), -1, -1)
+        classes = self.class_embedding.expand(patches.shape[0], -1, -1)
         return torch.cat([classes, patches], dim=1) + positions.to(weight.dtype)
 
 
 def resize_position_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
     """Resizes position embeddings `(1, 1 + side * side, d)` to another patch grid (bicubic); [CLS] is kept."""
     side = int((positions.shape[1] - 1) ** 0.5)
-    if (rows, columns) == (side, side):
+    # A graph for images of any size always interpolates, which changes nothing at the same size.
+    is_general = torch.jit.is_tracing() or is_torchdynamo_exporting()
+    if not is_general and (rows, columns) == (side, side):
         return positions
     grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, d, side, side)
     grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
@@ -130,7 +147,7 @@ class BlipVisionLayer(GradientCheckpointingLayer):
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
+        return branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep).div_(keep)
 
 
 class BlipVisionEncoder(nn.Module):

@@ -14,11 +14,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from ..configuration_blip import BlipConfig, BlipTextConfig
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
+from .input_checks import refuse_long_text, refuse_token_types
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
 from .pretraining import BlipForPreTraining
 from .projection import with_first_token
-from .prompts import resolve_settings, start_tokens
+from .prompts import refuse_long_generation, resolve_settings, start_tokens
 from .text import BlipTextModel
 from .vision import BlipVisionModel
 
@@ -95,6 +96,16 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         self.text_decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
+    @property
+    def decoder_start_token_id(self) -> int:
+        """[DEC], the first token of an answer."""
+        return self.config.text_config.bos_token_id
+
+    @property
+    def decoder_pad_token_id(self) -> int:
+        """The padding token of answers."""
+        return self.config.text_config.pad_token_id
+
     def get_question_memory(
         self,
         input_ids: Tensor,
@@ -103,7 +114,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
     ) -> ImageMemory:
         """Encodes `b` questions once, for any number of calls of `text_decoder`. Arguments as in `forward`."""
-        input_ids, attention_mask = expand_text(len(pixel_values), input_ids, attention_mask)
+        refuse_long_text(input_ids.shape[1], self.config.text_config)
+        input_ids, attention_mask = expand_text(pixel_values.shape[0], input_ids, attention_mask)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         question = self._read_questions(vision.last_hidden_state, input_ids, attention_mask)
         return self.text_decoder.bert.build_image_memory(question.last_hidden_state, attention_mask)
@@ -120,6 +132,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         answer_weights: Tensor | None = None,
         answers_per_question: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipQuestionAnsweringOutput:
         """Computes the logits of answers, and the loss if labels are given.
@@ -142,8 +155,11 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
                 (salesforce/BLIP). By default it is the mean over all answer tokens (transformers).
             answers_per_question (`torch.Tensor` of shape `(b,)`, *optional*):
                 Number of answers of each question, `m` in total. Defaults to `m / b` for each.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
         refuse_unknown(kwargs, self)
+        refuse_token_types(token_type_ids, self)
         pad_token_id = self.config.text_config.pad_token_id
         if labels is not None:
             labels = labels.masked_fill(labels == pad_token_id, -100)
@@ -151,15 +167,16 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
         if decoder_input_ids is None:
             decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
-        input_ids, attention_mask = expand_text(len(pixel_values), input_ids, attention_mask)
-        answer_owner = _answer_owner(answers_per_question, len(input_ids), len(decoder_input_ids))
+        input_ids, attention_mask = expand_text(pixel_values.shape[0], input_ids, attention_mask)
+        answer_owner = _answer_owner(answers_per_question, input_ids.shape[0], decoder_input_ids.shape[0])
 
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         question = self._read_questions(vision.last_hidden_state, input_ids, attention_mask, **kwargs)
         answers = self.text_decoder(
             input_ids=self._with_dec(decoder_input_ids),
             attention_mask=decoder_attention_mask,
-            image_memory=self.text_decoder.bert.build_image_memory(question.last_hidden_state, attention_mask),
+            encoder_hidden_states=question.last_hidden_state,
+            encoder_attention_mask=attention_mask,
             image_index=answer_owner,
             labels=labels,
             reduction="none",
@@ -167,7 +184,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         return BlipQuestionAnsweringOutput(
-            loss=None if labels is None else _answer_loss(answers.loss, labels, answer_weights, len(input_ids)),
+            loss=None if labels is None else _answer_loss(answers.loss, labels, answer_weights, input_ids.shape[0]),
             image_embeds=vision.last_hidden_state,
             last_hidden_state=vision.last_hidden_state,
             hidden_states=vision.hidden_states,
@@ -188,11 +205,14 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
+        token_type_ids: Tensor | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generates answers to questions as in `forward`, which are encoded once for all beams and returned sequences.
 
         Args:
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
             **generate_kwargs:
                 Options that override `generation_config`. salesforce/BLIP uses `num_beams=3`, `max_length=10`,
                 `min_length=1`.
@@ -200,12 +220,17 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Returns:
             `torch.Tensor` of shape `(rows, t)`: Answers, [DEC] first, or a `ModelOutput` with
             `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If a question, or the answer that the settings allow, exceeds `max_position_embeddings`.
         """
-        memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        refuse_token_types(token_type_ids, self)
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
-        start = start_tokens(memory, self.config.text_config)
+        refuse_long_generation(settings, 1, self.config.text_config)
+        memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        start = start_tokens(memory.keys[0], self.config.text_config)
         return self.text_decoder.generate(
             input_ids=start,
             attention_mask=torch.ones_like(start),
@@ -245,7 +270,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             )
         num_candidates = min(num_candidates, num_answers)
         memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
-        start = start_tokens(memory, self.config.text_config)
+        start = start_tokens(memory.keys[0], self.config.text_config)
         first_logits = self.text_decoder(start, image_memory=memory).logits[:, 0]  # (b, v)
         # Logits suffice: a softmax would not change the order of the first tokens.
         candidates = first_logits[:, answer_ids[:, 1]].topk(num_candidates, dim=1).indices  # (b, k)
@@ -261,8 +286,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Losses of candidates, `(b, k)` -> `(b, k)`, one length at a time, without padding."""
         answers = candidates.flatten()  # (b * k,)
-        owners = torch.arange(len(candidates), device=answers.device).repeat_interleave(candidates.shape[1])
-        losses = torch.zeros(len(answers), device=answers.device, dtype=torch.float32)
+        owners = torch.arange(candidates.shape[0], device=answers.device).repeat_interleave(candidates.shape[1])
+        losses = torch.zeros(answers.shape[0], device=answers.device, dtype=torch.float32)
         options = {"image_memory": memory, "reduction": "none", "skip_last": True}
         for length in lengths[answers].unique().tolist():
             for rows in (lengths[answers] == length).nonzero()[:, 0].split(_CANDIDATES_AT_ONCE):
@@ -280,15 +305,14 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         if self.config.question_start_token == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
-        memory = self.text_encoder.build_image_memory(image_states)
-        return self.text_encoder(input_ids, attention_mask, image_memory=memory, **kwargs)
+        return self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image_states, **kwargs)
 
     def _with_dec(self, answer_ids: Tensor) -> Tensor:
         """Copies answers, and replaces a [CLS] or an ignored label at position 0 by [DEC]."""
         config = self.config.text_config
         first = answer_ids[:, :1]
         is_start = (first == config.cls_token_id) | (first == config.pad_token_id)
-        return torch.cat([first.masked_fill(is_start, config.bos_token_id), answer_ids[:, 1:]], dim=1)
+        return with_first_token(answer_ids, first.masked_fill(is_start, config.bos_token_id))
 
 
 def _decoder_config(text_config: BlipTextConfig) -> BlipTextConfig:
@@ -319,7 +343,7 @@ def _answer_loss(losses: Tensor, labels: Tensor, weights: Tensor | None, num_que
         return losses.sum() / (labels[:, 1:] != -100).sum()
     if weights.shape != losses.shape:
         raise ValueError(
-            f"answer_weights has shape {tuple(weights.shape)}, expected one for each of {len(losses)} answers."
+            f"answer_weights has shape {tuple(weights.shape)}, expected one for each of {losses.shape[0]} answers."
         )
     return (weights * losses).sum() / num_questions
 

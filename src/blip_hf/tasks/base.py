@@ -1,42 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tasks share: the bases of their options, checkpoints, and the course of a fine-tuning.
+"""What the tasks share: the bases of their options, and checkpoints. `finetuning.py` has the course of a fine-tuning.
 
 A task module has `FinetuneOptions`, `EvaluateOptions`, `finetune` and `evaluate`. Task modules import heavy libraries inside
 functions, so that `--help` is quick.
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..evaluation.defaults import BATCH_SIZE
-from .source import Source, count_scenes, is_scenes
+from .lora import LoraOptions
+from .options import option
+from .source import Source, count_scenes
 
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
 
     from ..configuration_blip import BlipConfig
-    from ..data.pairs import PairDataset
     from ..processing_blip import BlipProcessor
-    from ..training import BlipFinetuningArguments, BlipTrainer
 
-
-Records = Sequence[Mapping[str, Any]]
 
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
 PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-def option(default: Any, help_text: str, metavar: str | None = None) -> Any:
-    """Returns the dataclass field of an option."""
-    metadata = {"help": help_text} if metavar is None else {"help": help_text, "metavar": metavar}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -51,6 +41,9 @@ class TrainingOptions:
     freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
     num_scenes: int = option(10_000, "Number of scenes to train on", "N")
     num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
+    dry_run: bool = option(
+        False, "Print the counts and first records of the data, the steps and an estimate of the memory, and stop"
+    )
 
     def training_source(self) -> Source:
         """Returns the source of the training set."""
@@ -82,7 +75,7 @@ class PairTrainingOptions(TrainingOptions):
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(TrainingOptions):
+class FinetuneOptions(LoraOptions, TrainingOptions):
     """Options of every fine-tuning."""
 
     model: str = field(
@@ -206,12 +199,13 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["P
     import torch
 
     from ..checkpoints import require_checkpoint
+    from ..devices import pick_device
     from ..modeling.cpu import optimize_for_cpu
 
     if options.dtype not in get_args(DType):
         raise ValueError(f"dtype={options.dtype!r} is unknown. Pass one of {', '.join(get_args(DType))}.")
     require_checkpoint(options.model)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(options.device)
     model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
     if device.type == "cpu":
         optimize_for_cpu(model)
@@ -223,115 +217,6 @@ def image_size_of(model: "PreTrainedModel") -> int:
     return model.config.vision_config.image_size
 
 
-# Data
-
-
-def warn_about_training_data(options: FinetuneOptions) -> None:
-    """Warns about sources to evaluate on that are trained on too. Two splits of a source are different data."""
-    from transformers.utils import logging
-
-    trained_on = set(map(os.path.realpath, options.data))
-    evaluated_on = [source for source in options.eval_data if not is_scenes(source)]
-    shared = [source for source in evaluated_on if os.path.realpath(source) in trained_on]
-    if options.training_source().split != options.evaluation_source().split:
-        shared = [source for source in shared if not _has_splits(source)]
-    if shared:
-        logging.get_logger(__name__).warning(
-            f"The model is evaluated on {', '.join(shared)}, which it is also trained on, so the metrics say nothing about"
-            " new data. Remove it from `data` or from `eval_data`."
-        )
-
-
-def _has_splits(source: str) -> bool:
-    """Returns whether a source may have splits: a list of records has none."""
-    from ..data.readers.records import first_character
-
-    return not source.endswith(".jsonl") and first_character(Path(source)) != "["
-
-
-# Course
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """A fine-tuned model, with what its evaluation needs."""
-
-    model: "PreTrainedModel"
-    processor: "BlipProcessor"
-    train_records: Records
-    eval_records: Records
-    batch_size: int
-
-
-def run_finetuning(
-    options: FinetuneOptions,
-    arguments: "BlipFinetuningArguments",
-    *,
-    model: "PreTrainedModel",
-    processor: "BlipProcessor",
-    read_records: Callable[[Source, int], Records],
-    dataset_class: "type[PairDataset]",
-    collator: Callable[[Sequence[Any]], dict[str, Any]],
-    evaluate: Callable[[Finetuned], Mapping[str, float]],
-    transform_class: type | None = None,
-    trainer_class: "type[BlipTrainer] | None" = None,
-    export: Callable[["PreTrainedModel"], "PreTrainedModel"] | None = None,
-    evaluates_on_all_processes: bool = False,
-) -> dict[str, float]:
-    """Trains (or resumes), saves model, processor and log, and evaluates if the options name a set for that.
-
-    The keyword arguments are the steps in which the tasks differ. `export` makes the model to save and to evaluate from
-    the trained one. Returns the metrics of training, and of evaluation as `eval_...`.
-    """
-    from ..training import BlipTrainer
-
-    image_size = image_size_of(model)
-    train_records = read_records(options.training_source(), image_size)
-    source = options.evaluation_source()
-    eval_records = None if source is None else read_records(source, image_size)
-    transform = training_transform(options, image_size, transform_class)
-    trainer = (trainer_class or BlipTrainer)(
-        model,
-        arguments,
-        train_dataset=dataset_class(train_records, transform, seed=arguments.seed),
-        eval_dataset=None if eval_records is None else dataset_class(eval_records),
-        data_collator=collator,
-        processing_class=processor,
-    )
-    metrics = train_and_save(trainer)
-    is_main_process = trainer.is_world_process_zero()
-    if export is not None:
-        model = export(model)
-        if is_main_process:
-            model.save_pretrained(arguments.output_dir)
-    if eval_records is not None and (is_main_process or evaluates_on_all_processes):
-        batch_size = arguments.per_device_eval_batch_size
-        finetuned = Finetuned(model, processor, train_records, eval_records, batch_size)
-        metrics |= {f"eval_{name}": value for name, value in evaluate(finetuned).items()}
-    return metrics
-
-
-def training_transform(options: TrainingOptions, image_size: int, transform_class: type | None = None) -> Any | None:
-    """Returns the augmentation of the options. Scenes are not augmented: crops would cut off what texts are about."""
-    from ..data.transforms import TrainTransform
-
-    if not options.augment or options.training_source().is_scenes:
-        return None
-    return (transform_class or TrainTransform)(image_size, min_scale=options.min_scale)
-
-
-def train_and_save(trainer: "BlipTrainer") -> dict[str, float]:
-    """Trains (or resumes), saves model, processor and log, and returns the metrics of training."""
-    from ..modeling.cpu import optimize_for_cpu
-
-    if trainer.args.device.type == "cpu":
-        optimize_for_cpu(trainer.model)  # for the momentum encoder and for evaluation, which need no gradient
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
-    trainer.save_model()
-    trainer.save_state()
-    return metrics
-
-
 __all__ = [
     "FILES_HELP",
     "PAIRS_HELP",
@@ -339,7 +224,6 @@ __all__ = [
     "DType",
     "EvaluateOptions",
     "FinetuneOptions",
-    "Finetuned",
     "PairEvaluateOptions",
     "PairFinetuneOptions",
     "PairTrainingOptions",
@@ -353,8 +237,4 @@ __all__ = [
     "option",
     "prepare_for_training",
     "read_config",
-    "run_finetuning",
-    "train_and_save",
-    "training_transform",
-    "warn_about_training_data",
 ]

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import CaptionSettings, caption_option
-from . import base
-from .base import PairEvaluateOptions, PairFinetuneOptions, option
+from . import base, finetuning
+from .base import PairEvaluateOptions, PairFinetuneOptions
+from .options import option
 from .source import Source
 
 
 if TYPE_CHECKING:
-    from ..evaluation.caption import CaptionResult
     from ..modeling.caption import BlipForConditionalGeneration
-    from ..processing_blip import BlipProcessor
     from ..training import BlipFinetuningArguments
 
 
@@ -75,20 +74,20 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     """
     from ..data.collators import BlipCaptioningCollator
     from ..data.pairs import PairDataset
-    from ..evaluation.caption_metrics import resolve_metrics
+    from ..training.task_metrics import caption_evaluation
 
+    finetuning.check_options(options, arguments)
+    evaluation = None
     if options.eval_data is not None:
-        base.warn_about_training_data(options)
-        resolve_metrics(options.metrics, options.tokenizer_of_metrics)  # fails here rather than after training
+        evaluation = caption_evaluation(  # fails here rather than after training
+            metrics=options.metrics, tokenizer=options.tokenizer_of_metrics, **options.caption_settings()
+        )
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
     processor.caption_settings = CaptionSettings.for_finetuning(
         processor.caption_settings, **options.caption_settings()
     )
 
-    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
-        return _metrics(_evaluate(run.model, run.processor, run.eval_records, options, run.batch_size))
-
-    return base.run_finetuning(
+    return finetuning.run_finetuning(
         options,
         arguments,
         model=model,
@@ -96,7 +95,7 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
         read_records=Source.read_pairs,
         dataset_class=PairDataset,
         collator=BlipCaptioningCollator(processor),
-        evaluate=evaluate_finetuned,
+        evaluation=evaluation,
     )
 
 
@@ -110,48 +109,25 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     Returns:
         `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, METEOR if Java is installed, and `num_skipped`.
     """
-    from ..evaluation.caption import write_caption_results
+    from ..data.readers import group_captions
+    from ..evaluation.caption import evaluate_captions, write_caption_results
     from ..modeling.caption import BlipForConditionalGeneration
 
     model, processor = base.load_for_evaluation(BlipForConditionalGeneration, options)
-    result = _evaluate(
-        model,
-        processor,
-        options.evaluation_source().read_pairs(base.image_size_of(model)),
-        options,
-        options.batch_size,
-        repetition_penalty=options.repetition_penalty,
-        show_progress=not options.no_progress,
-    )
-    if options.output is not None:
-        write_caption_results(result.predictions, options.output)
-    return _metrics(result)
-
-
-def _evaluate(
-    model: "BlipForConditionalGeneration",
-    processor: "BlipProcessor",
-    pairs: Any,
-    options: CaptionOptions,
-    batch_size: int,
-    **settings: Any,
-) -> "CaptionResult":
-    from ..data.readers import group_captions
-    from ..evaluation.caption import evaluate_captions
-
-    return evaluate_captions(
+    pairs = options.evaluation_source().read_pairs(base.image_size_of(model))
+    result = evaluate_captions(
         model,
         processor,
         group_captions(pairs),
         **options.caption_settings(),
-        batch_size=batch_size,
+        repetition_penalty=options.repetition_penalty,
+        batch_size=options.batch_size,
         tokenizer=options.tokenizer_of_metrics,
         metrics=options.metrics,
-        **settings,
+        show_progress=not options.no_progress,
     )
-
-
-def _metrics(result: "CaptionResult") -> dict[str, float]:
+    if options.output is not None:
+        write_caption_results(result.predictions, options.output)
     return {**result.metrics, "num_skipped": result.num_skipped}
 
 

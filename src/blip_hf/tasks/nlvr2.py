@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import base
+from . import base, finetuning
 from .source import Source
 
 
 if TYPE_CHECKING:
     from ..modeling.nlvr2 import BlipForVisualReasoning
     from ..training import BlipFinetuningArguments
+
+
+# Parts that start from random weights.
+HEADS = ("cls_head", "merge_layer")
 
 
 @dataclass(kw_only=True)
@@ -49,16 +53,11 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
         `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
     """
     from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset, Nlvr2TrainTransform
-    from ..evaluation.nlvr2 import evaluate_nlvr2
+    from ..training.task_metrics import nlvr2_evaluation
 
-    if options.eval_data is not None:
-        base.warn_about_training_data(options)
+    finetuning.check_options(options, arguments)
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-
-    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
-        return evaluate_nlvr2(run.model, run.processor, run.eval_records, batch_size=run.batch_size).metrics()
-
-    return base.run_finetuning(
+    return finetuning.run_finetuning(
         options,
         arguments,
         model=model,
@@ -66,8 +65,9 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
         read_records=_read_records,
         dataset_class=Nlvr2Dataset,
         collator=BlipNlvr2Collator(processor),
-        evaluate=evaluate_finetuned,
+        evaluation=nlvr2_evaluation(),
         transform_class=Nlvr2TrainTransform,
+        heads=HEADS,
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
-from . import base
-from .base import option
+from . import base, finetuning
+from .options import option
 
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class PretrainOptions(base.PairTrainingOptions):
 
 def pretrain(
     options: PretrainOptions, arguments: "BlipTrainingArguments", *, callbacks: Sequence["TrainerCallback"] = ()
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Pre-trains a model, saves it with its processor, and evaluates it if there is a set for that.
 
     The output folder also gets `captioner/` and `retriever/`, the two models inside, which plain transformers opens.
@@ -118,7 +118,7 @@ def pretrain(
             Callbacks that report progress instead of the printed logs.
 
     Returns:
-        `dict[str, float]`: metrics of training, and of evaluation as `eval_...`.
+        `dict[str, Any]`: metrics of training, and of evaluation as `eval_...`; with `dry_run`, a description of the run.
 
     Raises:
         ValueError: If options contradict each other or a source cannot be read.
@@ -128,13 +128,15 @@ def pretrain(
     from ..data.collators import BlipPretrainingCollator
     from ..data.encoded import EncodedPairs
     from ..training import BlipContrastiveTrainer
+    from .dry_run import describe_run
 
     set_seed(arguments.seed)
     train_pairs, train_dataset = read_training_set(options, arguments.seed)
     processor = make_processor(options, train_pairs)
     eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
-    if options.in_memory:
+    is_encoded = options.in_memory and not options.dry_run
+    if is_encoded:
         # A caption of a scene is true of all scenes that have the same one.
         is_drawn = options.training_source().is_scenes
         train_dataset = EncodedPairs(train_dataset, collator, equal_captions_share_id=is_drawn)
@@ -144,13 +146,16 @@ def pretrain(
         arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=EncodedPairs.collate if options.in_memory else collator,
+        data_collator=EncodedPairs.collate if is_encoded else collator,
         processing_class=processor,
         callbacks=list(callbacks),
     )
     if callbacks:
         trainer.pop_callback(PrinterCallback)
-    metrics = base.train_and_save(trainer)
+    if options.dry_run:
+        return describe_run(trainer)
+    metrics = finetuning.train(trainer)
+    trainer.save_model()
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
     return metrics if eval_dataset is None else metrics | trainer.evaluate()
@@ -182,7 +187,7 @@ def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, "PairDa
         raise ValueError("in_memory=True keeps one view of each image, but augment=True makes many. Set one to False.")
     image_size = image_size_of_run(options)
     pairs = source.read_pairs(image_size)
-    return pairs, PairDataset(pairs, base.training_transform(options, image_size), seed=seed)
+    return pairs, PairDataset(pairs, finetuning.training_transform(options, image_size), seed=seed)
 
 
 def read_evaluation_set(options: PretrainOptions) -> "PairDataset | None":

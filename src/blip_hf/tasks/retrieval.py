@@ -2,11 +2,12 @@
 """Image-text retrieval (paper, section 5.1): fine-tunes with ITC and ITM, and ranks in two stages."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..evaluation.defaults import K_TEST
-from . import base
-from .base import PairEvaluateOptions, PairFinetuneOptions, option
+from . import base, finetuning
+from .base import PairEvaluateOptions, PairFinetuneOptions
+from .options import option
 from .source import Source
 
 
@@ -26,6 +27,9 @@ class RankingOptions:
     """How candidates are ranked."""
 
     k_test: int = option(K_TEST, "Candidates that the matching head re-ranks (paper: COCO 256, Flickr30k 128)", "N")
+    relevance: Literal["equal", "own"] = option(
+        "equal", "Right captions of an image: its own, as in published numbers, or also those equal to them"
+    )
 
 
 @dataclass(kw_only=True)
@@ -75,21 +79,19 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     """
     from ..data.collators import BlipPretrainingCollator
     from ..data.pairs import PairDataset
-    from ..evaluation.retrieval import check_num_candidates, evaluate_retrieval
     from ..modeling.retrieval_training import BlipForRetrievalTraining
     from ..training import BlipContrastiveTrainer
+    from ..training.task_metrics import retrieval_evaluation
 
+    finetuning.check_options(options, arguments)
+    evaluation = None
     if options.eval_data is not None:
-        base.warn_about_training_data(options)
-        check_num_candidates(options.k_test)  # fails here rather than after training
+        # Fails here rather than after training.
+        evaluation = retrieval_evaluation(k=options.k_test, relevance=options.relevance)
+    if options.lora:
+        arguments.learn_temperature = False  # an adapter has no temperature
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-
-    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
-        return evaluate_retrieval(
-            run.model, run.processor, run.eval_records, k=options.k_test, image_batch_size=run.batch_size
-        ).metrics()
-
-    return base.run_finetuning(
+    return finetuning.run_finetuning(
         options,
         arguments,
         model=model,
@@ -97,10 +99,10 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
         read_records=Source.read_pairs,
         dataset_class=PairDataset,
         collator=BlipPretrainingCollator(processor, max_length=MAX_LENGTH),
-        evaluate=evaluate_finetuned,
+        evaluation=evaluation,
         trainer_class=BlipContrastiveTrainer,
         export=BlipForRetrievalTraining.export_retriever,
-        evaluates_on_all_processes=True,
+        heads=("itm_head",),
     )
 
 
@@ -124,6 +126,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         processor,
         options.evaluation_source().read_pairs(base.image_size_of(model)),
         k=options.k_test,
+        relevance=options.relevance,
         image_batch_size=options.batch_size,
         show_progress=not options.no_progress,
     )

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.defaults import NUM_CANDIDATES
-from . import base
-from .base import option
+from . import base, finetuning
+from .options import option
 from .source import Source, one_or_several
 
 
 if TYPE_CHECKING:
-    from ..evaluation.vqa import VqaResult
     from ..modeling.vqa import BlipForQuestionAnswering
     from ..training import BlipFinetuningArguments
 
@@ -106,34 +105,24 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
         common answer of the training set.
     """
     from ..data.vqa import BlipVqaCollator, VqaDataset
-    from ..evaluation.vqa import evaluate_vqa
+    from ..training.task_metrics import vqa_evaluation
 
-    answer_list = None
+    finetuning.check_options(options, arguments)
+    evaluation = None
     if options.eval_data is not None:
-        base.warn_about_training_data(options)
         answer_list = read_answer_list(options)  # fails here rather than after training
+        evaluation = vqa_evaluation(answer_list=answer_list, num_candidates=options.num_candidates)
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
-
-    def evaluate_finetuned(run: base.Finetuned) -> dict[str, float]:
-        result = evaluate_vqa(
-            run.model,
-            run.processor,
-            run.eval_records,
-            answer_list=answer_list,
-            num_candidates=options.num_candidates,
-            batch_size=run.batch_size,
-        )
-        return {**_metrics(result), **_most_common_answer_baseline(run.train_records, run.eval_records)}
-
-    return base.run_finetuning(
+    return finetuning.run_finetuning(
         options,
         arguments,
         model=model,
         processor=processor,
-        read_records=partial(_read_questions, options),
+        read_records=partial(_read_answered_questions, options),
         dataset_class=VqaDataset,
         collator=BlipVqaCollator(processor),
-        evaluate=evaluate_finetuned,
+        evaluation=evaluation,
+        baseline=_most_common_answer_baseline,
     )
 
 
@@ -146,16 +135,22 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: the accuracy, if the questions have answers, `num_scored` and `num_skipped`.
+
+    Raises:
+        ValueError: If no question has an answer and the options name no file to write answers to.
     """
     from ..evaluation.vqa import evaluate_vqa, write_vqa_results
     from ..modeling.vqa import BlipForQuestionAnswering
 
     answer_list = read_answer_list(options)
     model, processor = base.load_for_evaluation(BlipForQuestionAnswering, options)
+    questions = _read_questions(options, options.evaluation_source(), base.image_size_of(model))
+    if options.output is None:
+        _check_answers(questions, options)
     result = evaluate_vqa(
         model,
         processor,
-        _read_questions(options, options.evaluation_source(), base.image_size_of(model)),
+        questions,
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
@@ -163,7 +158,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_vqa_results(result.predictions, options.output)
-    return _metrics(result)
+    elif result.accuracy is None:
+        raise ValueError(
+            f"No question of {', '.join(options.data)} that has an answer could be used. See the warnings."
+        )
+    return result.metrics()
 
 
 def read_answer_list(options: AnswerOptions) -> list[str] | None:
@@ -197,9 +196,26 @@ def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> 
     return BlindQuestions(questions) if options.blind else questions
 
 
-def _metrics(result: "VqaResult") -> dict[str, float]:
-    accuracy = {} if result.accuracy is None else {"accuracy": result.accuracy}
-    return {**accuracy, "num_scored": result.num_scored, "num_skipped": result.num_skipped}
+def _read_answered_questions(options: FinetuneOptions, source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from ..data.readers.vqa import has_answers
+
+    questions = _read_questions(options, source, image_size)
+    if not has_answers(questions):
+        raise ValueError(
+            f"None of the {len(questions)} questions of {', '.join(source.data)} has an answer. Pass questions with answers;"
+            " those of VQA's own files are in a file of annotations (`annotations`, `eval_annotations`)."
+        )
+    return questions
+
+
+def _check_answers(questions: Sequence[Mapping[str, Any]], options: EvaluateOptions) -> None:
+    from ..data.readers.vqa import has_answers
+
+    if not has_answers(questions):
+        raise ValueError(
+            f"None of the {len(questions)} questions of {', '.join(options.data)} has an answer, so there is no accuracy."
+            " Pass the answers of VQA's own files as `annotations`, or a file for the predictions as `output`."
+        )
 
 
 def _most_common_answer_baseline(

@@ -33,6 +33,7 @@ class BlipTrainingArguments(TrainingArguments):
     - `ddp_broadcast_buffers=False`: the queue is the same on each process.
     - `ddp_find_unused_parameters=False`: the trainer freezes unused parameters.
     - `logging_nan_inf_filter=False`: the filter synchronises with the device at each step.
+    - `greater_is_better=False` also for losses such as `"loss_itm"` and for median ranks.
 
     Example:
         >>> args = BlipTrainingArguments("runs/blip", per_device_train_batch_size=75)
@@ -101,11 +102,23 @@ class BlipTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without gradient at each step."}
     )
+    max_eval_samples: int | None = field(
+        default=5000,
+        metadata={
+            "help": "Images, questions or image pairs for the metrics of the task in evaluations during training, at equal"
+            " distances in the evaluation set. They are computed if `metric_for_best_model` names one of them."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Exclude NaN and infinity from the logged loss (slower)."}
     )
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # transformers only knows names that end with "loss".
+            self.greater_is_better = not any(name in self.metric_for_best_model for name in ("loss", "median_rank"))
+        if self.max_eval_samples is not None and self.max_eval_samples < 1:
+            raise ValueError(f"max_eval_samples is {self.max_eval_samples}, expected 1 or more, or None for all.")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but Trainer smooths unshifted labels, from"

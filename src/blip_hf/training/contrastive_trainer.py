@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..configuration_blip import BlipPreTrainingConfig
 from ..data.encoded import EncodedPairs
 from ..data.pairs import PairDataset
 from ..distributed import gather
@@ -21,9 +22,9 @@ from ..modeling.contrastive import BlipContrastiveModel
 from ..modeling.momentum import MOMENTUM_STATE_NAME, image_ids_or_unknown
 from ..modeling.outputs import BlipContrastiveOutput
 from .arguments import BlipTrainingArguments
-from .metrics import RunningMeans, recalls_in_set
+from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
 from .schedules import linear_ramp
-from .trainer import BlipTrainer
+from .trainer import BlipTrainer, base_model
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,8 @@ class BlipContrastiveTrainer(BlipTrainer):
     Extends [`BlipTrainer`]: updates the momentum encoder after each optimiser step, adds each training batch to the
     queue, and ramps up `alpha`. Logs the means of each loss and of the ITM accuracy since the last log, the
     temperature, `alpha` and the fill of the queue. Evaluation uses the configuration's full `alpha`, adds the recalls
-    of the contrastive features within the set, and changes no state. Checkpoints include the momentum encoder and the
+    of the contrastive features within the set, and changes no state. If `metric_for_best_model` names a recall, that of
+    retrieval fine-tuning comes from two-stage ranking, as in the paper. Checkpoints include the momentum encoder and the
     queue; `save_model` does not save them.
 
     Args:
@@ -79,6 +81,14 @@ class BlipContrastiveTrainer(BlipTrainer):
         """Weight of the momentum encoder in the contrastive targets at the current optimiser step."""
         ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
         return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
+
+    def _metric_names(self) -> tuple[str, ...]:
+        names = ["loss", "loss_itc"]
+        if not isinstance(self.model.config, BlipPreTrainingConfig) or self.model.config.itm_weight:
+            names += ["loss_itm", "itm_accuracy"]
+        if isinstance(self.model.config, BlipPreTrainingConfig) and self.model.config.lm_weight:
+            names.append("loss_lm")
+        return (*names, *RECALL_NAMES)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -130,7 +140,9 @@ class BlipContrastiveTrainer(BlipTrainer):
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         columns = [gather(torch.cat(column)) for column in zip(*self._eval_features, strict=True)]
         recalls = recalls_in_set(*columns)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in recalls.items()})
+        for name, value in recalls.items():
+            # Those of the task, re-ranked by the ITM head, have the same names.
+            output.metrics.setdefault(f"{metric_key_prefix}_{name}", value)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -165,7 +177,7 @@ class BlipContrastiveTrainer(BlipTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME
         if path.is_file():
-            self.model.load_state_dict(load_file(path), strict=False)
+            base_model(self.model).load_state_dict(load_file(path), strict=False)
         else:
             self.model.reset_momentum()
             logger.warning(

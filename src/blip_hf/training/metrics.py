@@ -9,6 +9,10 @@ from ..evaluation.recall import retrieval_recalls
 from ..modeling.outputs import BlipContrastiveOutput
 
 
+# Names of the recalls of `recalls_in_set`.
+RECALL_NAMES = (*(f"{way}_r@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)), "r_mean")
+
+
 class RunningMeans:
     """Weighted means by name. Only `pop` synchronises with the device."""
 
@@ -61,4 +65,4 @@ def recalls_in_set(image_features: Tensor, text_features: Tensor, image_ids: Ten
     return retrieval_recalls(image_features[images] @ text_features.T, text_to_image)
 
 
-__all__ = ["RunningMeans", "recalls_in_set"]
+__all__ = ["RECALL_NAMES", "RunningMeans", "recalls_in_set"]

@@ -18,14 +18,18 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ..data.collators import PairCollator
 from ..data.encoded import EncodedPairs
 from ..data.pairs import PairDataset
 from ..modeling.contrastive import BlipContrastiveModel
+from ..processing_blip import BlipProcessor
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
+from .best_metric import find_evaluation
 from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_subset
 from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
+from .task_metrics import TaskEvaluation, evaluation_of, records_of
 
 
 logger = logging.get_logger(__name__)
@@ -54,12 +58,15 @@ class BlipTrainer(Trainer):
 
     Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
     similar length with `train_sampling_strategy="group_by_length"`; `num_skipped` in the logs; an evaluation that
-    skips unusable records and counts each other record once; and an error for half-precision weights. A plain
-    `Trainer` works too.
+    skips unusable records and counts each other record once; the metrics of the task, if `metric_for_best_model` names
+    one, such as `"cider"`, `"accuracy"` or `"r_mean"`; and an error for half-precision weights. A plain `Trainer` works
+    too.
 
     Args:
-        model (`PreTrainedModel`):
+        model (`PreTrainedModel` or `peft.PeftModel`):
             Model with float32 weights. Pass `bf16=True` in the arguments for mixed precision.
+        task_evaluation ([`~blip_hf.training.task_metrics.TaskEvaluation`], *optional*):
+            How the task is evaluated. Defaults to the evaluation of the model's class with its default settings.
         **kwargs:
             Arguments of `transformers.Trainer`.
     """
@@ -68,7 +75,7 @@ class BlipTrainer(Trainer):
 
     def __new__(cls, model: PreTrainedModel | None = None, *args: Any, **kwargs: Any) -> "BlipTrainer":
         """Returns a [`BlipContrastiveTrainer`] for a contrastive model, as in version 0.1."""
-        if not isinstance(model, BlipContrastiveModel):
+        if model is None or not isinstance(base_model(model), BlipContrastiveModel):
             return super().__new__(cls)
         from .contrastive_trainer import BlipContrastiveTrainer
 
@@ -87,13 +94,53 @@ class BlipTrainer(Trainer):
         )
         return super().__new__(BlipContrastiveTrainer)
 
-    def __init__(self, model: PreTrainedModel, args: BlipTrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: BlipTrainingArguments,
+        *,
+        task_evaluation: TaskEvaluation | None = None,
+        **kwargs: Any,
+    ) -> None:
         _check_precision(model)
         super().__init__(model, args, **kwargs)
+        self._task_evaluation = self._find_task_evaluation(task_evaluation)
         self._epoch_callback = EpochCallback()
         self.add_callback(self._epoch_callback)
         self._steps_per_epoch = 1
         self._usable_subsets: dict[PairDataset, Dataset] = {}
+
+    def _find_task_evaluation(self, given: TaskEvaluation | None) -> TaskEvaluation | None:
+        """The evaluation that computes `metric_for_best_model`, if the trainer does not compute it anyway."""
+        metric = self.args.metric_for_best_model
+        if metric is None or self.compute_metrics is not None:
+            return None
+        default = None if "loss" in metric else evaluation_of(base_model(self.model), self.data_collator, metric)
+        evaluation = find_evaluation(self.args, self._metric_names(), given or default, self.eval_dataset)
+        if evaluation is not None:
+            self._check_can_generate(metric)
+        return evaluation
+
+    def _metric_names(self) -> tuple[str, ...]:
+        """The metrics of each evaluation."""
+        return ("loss",)
+
+    def _check_can_generate(self, metric: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"metric_for_best_model={metric!r} needs the whole model on each process, which FSDP and DeepSpeed split."
+                " Set it to 'loss', or evaluate the checkpoints with `blip-hf evaluate`."
+            )
+        if self._processor is None:
+            raise ValueError(
+                f"metric_for_best_model={metric!r} needs the processor of the model. Pass `processing_class=processor`."
+            )
+
+    @property
+    def _processor(self) -> BlipProcessor | None:
+        if isinstance(self.processing_class, BlipProcessor):
+            return self.processing_class
+        return self.data_collator.processor if isinstance(self.data_collator, PairCollator) else None
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple[Any, ...]:
         """Stores the number of steps per epoch for the schedules."""
@@ -237,11 +284,30 @@ class BlipTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Reports the mean loss over records; Trainer reports the mean over batches."""
+        """Reports the mean loss over records, and the metrics of the task; Trainer reports the mean over batches."""
         self._eval_means = RunningMeans()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_means.pop().items()})
+        metrics = self._eval_means.pop() | self._evaluate_task(dataloader.dataset)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def _evaluate_task(self, dataset: Dataset) -> dict[str, float]:
+        """The metrics of the task on at most `max_eval_samples` records, if they are asked for."""
+        evaluation, records = self._task_evaluation, records_of(dataset)
+        if evaluation is None or records is None:
+            return {}
+        if self.args.max_eval_samples is not None:
+            records = evaluation.select(records, self.args.max_eval_samples)
+        # The loaders of the evaluation draw a seed; the random state of training does not change.
+        with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
+            return dict(
+                evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
+            )
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The model inside a wrapper of peft, or the model itself."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 def _check_precision(model: nn.Module) -> None:
@@ -253,4 +319,4 @@ def _check_precision(model: nn.Module) -> None:
             )
 
 
-__all__ = ["BlipTrainer", "EpochCallback"]
+__all__ = ["BlipTrainer", "EpochCallback", "base_model"]

@@ -177,6 +177,81 @@ def test_visual_genome_is_found_in_both_of_its_folders(tmp_path):
         load_vqa(write(tmp_path, [{"id": 1, "qas": [{"qa_id": 1, "question": "?"}]}]))
 
 
+# VizWiz, TextVQA and other lists
+
+
+VIZWIZ = [
+    {
+        "image": f"VizWiz_val_{i:08d}.jpg",
+        "question": "What is it?",
+        "answers": [{"answer": answer, "answer_confidence": "yes"} for answer in ("can", "can", "tin")],
+        "answer_type": "other",
+        "answerable": 1,
+    }
+    for i in range(2)
+]
+
+
+def test_vizwiz_is_read_in_its_published_format(tmp_path, caplog):
+    path = write(tmp_path, VIZWIZ, "val.json")
+    questions = load_vqa(path, image_root="/vizwiz/val")
+    assert questions[1] == {
+        "image": "/vizwiz/val/VizWiz_val_00000001.jpg",
+        "question": "What is it?",
+        "question_id": "VizWiz_val_00000001.jpg",
+        "answers": ["can", "can", "tin"],
+        "weights": [1 / 3] * 3,
+    }
+    assert caplog.text.count("not read") == 1
+    assert "val.json: not read: answer_type, answerable, answers.answer_confidence." in caplog.text
+    unanswered = [{"image": record["image"], "question": record["question"]} for record in VIZWIZ]
+    assert load_vqa(write(tmp_path, unanswered))["answers"][:] == [[], []]
+
+
+def test_questions_without_ids_about_one_image_are_numbered(tmp_path):
+    record = {"image": "a.jpg", "question": "What?", "answer": "a"}
+    assert load_vqa(write(tmp_path, [record, record]))["question_id"][:] == [0, 1]
+    with pytest.raises(ValueError, match="record 1: field 'question_id' is missing"):
+        load_vqa(write(tmp_path, [{**record, "question_id": 1}, record]))
+
+
+def test_image_ids_that_are_text_name_files(tmp_path):
+    (tmp_path / "0054c9.png").touch()
+    records = [
+        {"image_id": image_id, "question": "What?", "question_id": i, "answers": ["a", "b"]}
+        for i, image_id in enumerate(("0054c9", "0ab3f1", "x.webp"))
+    ]
+    images = [str(tmp_path / name) for name in ("0054c9.png", "0ab3f1.jpg", "x.webp")]
+    assert load_vqa(write(tmp_path, {"dataset_name": "textvqa", "data": records}))["image"][:] == images
+    official = {"data_subtype": "val2014", "questions": records}
+    assert load_vqa(write(tmp_path, official), image_root=tmp_path)["image"][:] == images
+    del official["data_subtype"]
+    assert load_vqa(write(tmp_path, official))["image"][:] == images
+
+
+def test_abstract_scenes_have_their_published_file_names(tmp_path):
+    path = write(tmp_path, {**VQA_QUESTIONS, "data_type": "abstract_v002", "data_subtype": "val2015"})
+    assert load_vqa(path, image_root="/scenes")["image"][:] == [
+        "/scenes/abstract_v002_val2015_000000000042.png",
+        "/scenes/abstract_v002_val2015_000000000009.png",
+    ]
+
+
+def test_fields_that_are_not_read_are_named_once_for_a_file(tmp_path, caplog):
+    load_vqa(write(tmp_path, [{**RECORD, "rationale": "because", "source": "x"}] * 3))
+    assert caplog.text.count("not read: rationale, source.") == 1
+    caplog.clear()
+    annotations = [
+        {**record, "answer_type": "other", "question_type": "why"} for record in VQA_ANNOTATIONS["annotations"]
+    ]
+    load_vqa(write(tmp_path, VQA_QUESTIONS), annotations=write(tmp_path, {"annotations": annotations}, "a.json"))
+    load_vqa(write(tmp_path, [RECORD, VG_RECORD]))
+    assert "not read" not in caplog.text  # all fields of these formats are known
+    with_note = {**VQA_QUESTIONS, "questions": [{**question, "note": ""} for question in VQA_QUESTIONS["questions"]]}
+    load_vqa(write(tmp_path, with_note))
+    assert "not read: note." in caplog.text
+
+
 # Scenes, and real photos
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions with answers: BLIP's lists, VQA v2, Visual Genome and drawn scenes.
+"""Questions with answers: lists as of BLIP, VizWiz or TextVQA, VQA's own files, Visual Genome and drawn scenes.
 
 A record is `{"image", "question", "question_id", "answers", "weights"}`. `answers` has one entry for each annotator,
 with its weight in the training loss.
@@ -7,35 +7,24 @@ with its weight in the training loss.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
 
 from datasets import Dataset
 
 from ..scenes import Scenes, SceneVqa
-from .records import PathLike, Record, check_record, field_error, read_id, read_json, read_path, read_text
+from .records import PathLike, read_json
 from .scenes import is_scenes, parse_scenes
+from .visual_genome import read_visual_genome
+from .vqa_fields import AnswerLists, ImageRoots, VqaRecord, kind_of
+from .vqa_lists import read_question_list
+from .vqa_official import is_official, read_official
 
 
-AnswerLists = Literal["votes", "set"]
-
-# salesforce/BLIP, data/vqa_dataset.py: the sum of the weights of a question's answers. Those of VQA sum to 1.
-VISUAL_GENOME_WEIGHT = 0.2
 SHAPES = (
-    'a list of {"image", "question", "question_id", "answer"}, Visual Genome\'s list of {"qas": [...]}, or VQA\'s'
-    ' {"questions": [...]}'
+    'a list of {"image", "question", "answer"} (or {"data": [...]} of it), Visual Genome\'s list of {"qas": [...]}, or'
+    ' VQA\'s {"questions": [...]}'
 )
-
-
-class VqaRecord(TypedDict):
-    """A question about an image. `answers` is empty if the source has none, as in test sets."""
-
-    image: Any
-    question: str
-    question_id: int | str
-    answers: list[str]
-    weights: list[float]
 
 
 def load_vqa(
@@ -49,13 +38,17 @@ def load_vqa(
 
     | source                          | its fields                                                                |
     |---------------------------------|---------------------------------------------------------------------------|
-    | lists, such as BLIP's           | `image`, `question`, `question_id`, `answer`: a text, a list of texts, or |
-    | `vqa_train.json`, `vg_qa.json`  | none; optional `dataset`: `"vqa"` or `"vg"`                               |
-    | VQA v2                          | `questions`: `image_id`, `question`, `question_id`, and `data_subtype`;   |
+    | lists, or `{"data": [...]}`:    | `image` (path) or `image_id` (name without suffix), `question`;           |
+    | BLIP's `vqa_train.json`,        | `answer` or `answers`: a text, a list of texts or of `{"answer": ...}`,   |
+    | `vg_qa.json`; VizWiz, TextVQA   | or none; optional `question_id`, `dataset`: `"vqa"` or `"vg"`             |
+    | VQA v1, v2 and abstract scenes  | `questions`: `image_id`, `question`, `question_id`, and `data_subtype`;   |
     |                                 | in `annotations`, `annotations`: `question_id`, `answers`: `answer`       |
     | Visual Genome's                 | `id`, `qas`: `qa_id`, `question`, `answer`                                |
     | `question_answers.json`         |                                                                           |
     | [`Scenes`], `scenes:NUMBER`     | their questions, with ids from 0                                          |
+
+    Other fields, such as VizWiz's `answer_confidence`, are named in one warning for each file. Questions without a
+    `question_id` are named after their images, as VizWiz does, or numbered if an image has several.
 
     Weights are those of BLIP's code: `1 / n` for each of the `n` answers to a question, and `0.2 / n` for Visual
     Genome.
@@ -64,17 +57,21 @@ def load_vqa(
         source (`str`, `Path`, a list of them, or [`Scenes`]):
             One or several files, or drawn scenes.
         annotations (`str` or `Path`, *optional*):
-            VQA v2's answer file. Without it, its questions have no answers.
+            VQA's answer file. Without it, its questions have no answers.
         image_root (`str`, `Path` or a mapping of them, *optional*):
             Folder of relative image paths, or one for each `dataset`: `{"vqa": ..., "vg": ...}`. Defaults to the
-            folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., Visual Genome one with
-            `42.jpg`, ..., directly or in `VG_100K` and `VG_100K_2`.
+            folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., abstract scenes one
+            with `abstract_v002_val2015_000000000042.png`, ..., and Visual Genome one with `42.jpg`, ..., directly or in
+            `VG_100K` and `VG_100K_2`.
         answer_lists (`str`, *optional*, defaults to `"votes"`):
             Meaning of a list of answers: `"votes"` of several annotators, as in VQA, or a `"set"` of parts of one
             answer, as in DAQUAR, to join by `", "` in alphabetical order.
 
     Returns:
         Sequence of [`VqaRecord`]: in the order of the source; a `datasets.Dataset` for files.
+
+    Raises:
+        ValueError: If a file or a record does not have one of these forms.
     """
     if is_scenes(source):
         source = parse_scenes(source)
@@ -88,12 +85,17 @@ def load_vqa(
     questions = [
         question
         for path in paths
-        for question in _read_file(path, annotations, _Roots(path, image_root), answer_lists)
+        for question in _read_file(path, annotations, ImageRoots(path, image_root), answer_lists)
     ]
     columns = {field: [question[field] for question in questions] for field in VqaRecord.__annotations__}
     if not all(isinstance(question_id, int) for question_id in columns["question_id"]):
         columns["question_id"] = list(map(str, columns["question_id"]))
     return Dataset.from_dict(columns)
+
+
+def has_answers(questions: Sequence[VqaRecord]) -> bool:
+    """Whether at least one question has an answer. Opens no image."""
+    return any(_answer_lists(questions))
 
 
 def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None = None) -> list[str]:
@@ -103,166 +105,34 @@ def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None 
         >>> most_common_answers([{"answers": ["2", "red"]}, {"answers": ["red"]}])
         ['red', '2']
     """
-    if isinstance(questions, Dataset):
-        answer_lists = questions["answers"][:]
-    elif isinstance(questions, SceneVqa):
-        answer_lists = questions.answers()
-    else:
-        answer_lists = [question["answers"] for question in questions]
-    counts = Counter(answer for answers in answer_lists for answer in answers)
+    counts = Counter(answer for answers in _answer_lists(questions) for answer in answers)
     return [answer for answer, _ in counts.most_common(num_answers)]
 
 
-class _Roots:
-    """The image folders of a file."""
-
-    def __init__(self, path: Path, image_root: PathLike | Mapping[str, PathLike] | None) -> None:
-        self.default = path.parent if image_root is None else image_root
-
-    def of(self, dataset: str | None, where: str) -> PathLike:
-        """The folder of a data set."""
-        if not isinstance(self.default, Mapping):
-            return self.default
-        if dataset not in self.default:
-            raise ValueError(
-                f"{where}: its data set is {dataset!r}, and image_root has {', '.join(map(repr, self.default))}. Add its"
-                " folder."
-            )
-        return self.default[dataset]
+def _answer_lists(questions: Sequence[VqaRecord]) -> Sequence[Sequence[str]]:
+    if isinstance(questions, Dataset):
+        return questions["answers"][:]
+    if isinstance(questions, SceneVqa):
+        return questions.answers()
+    return [question["answers"] for question in questions]
 
 
 def _read_file(
-    path: Path, annotations: PathLike | None, roots: _Roots, answer_lists: AnswerLists
+    path: Path, annotations: PathLike | None, roots: ImageRoots, answer_lists: AnswerLists
 ) -> Iterable[VqaRecord]:
     content = read_json(path)
-    is_official = isinstance(content, Mapping) and isinstance(content.get("questions"), list)
-    if annotations is not None and not is_official:
+    if annotations is not None and not is_official(content):
         raise ValueError(
             f'annotations require VQA\'s {{"questions": [...]}}, but {path} is another file. Remove annotations.'
         )
-    if is_official:
-        return _read_official(content, path, annotations, roots)
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} contains {_kind(content)}, expected {SHAPES}.")
-    if isinstance(content[0], Mapping) and "qas" in content[0]:
-        return _read_visual_genome(content, path, roots)
-    return [_read_record(record, f"{path}, record {i}", roots, answer_lists) for i, record in enumerate(content)]
+    if is_official(content):
+        return read_official(content, path, annotations, roots)
+    records = content.get("data") if isinstance(content, Mapping) else content  # TextVQA has {"data": [...]}
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{path} contains {kind_of(content)}, expected {SHAPES}.")
+    if isinstance(records[0], Mapping) and "qas" in records[0]:
+        return read_visual_genome(records, path, roots)
+    return read_question_list(records, path, roots, answer_lists)
 
 
-def _kind(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"an object with {', '.join(map(str, content)) or 'nothing'}"
-    return "an empty list" if content == [] else f"a {type(content).__name__}"
-
-
-def _weights(answers: Sequence[str], total: float = 1.0) -> list[float]:
-    """Equal weights that sum to `total`."""
-    return [total / len(answers) for _ in answers]
-
-
-# BLIP's lists
-
-
-def _read_record(record: Any, where: str, roots: _Roots, answer_lists: AnswerLists) -> VqaRecord:
-    check_record(record, where, "question")
-    dataset = record.get("dataset")
-    answers = _read_answer(record, where, answer_lists)
-    return {
-        "image": os.path.join(roots.of(dataset, where), read_path(record, "image", where)),
-        "question": read_text(record, "question", where),
-        "question_id": read_id(record, "question_id", where),
-        "answers": answers,
-        "weights": _weights(answers, VISUAL_GENOME_WEIGHT if dataset == "vg" else 1.0),
-    }
-
-
-def _read_answer(record: Record, where: str, answer_lists: AnswerLists) -> list[str]:
-    if "answer" not in record:
-        return []
-    answer = record["answer"]
-    answers = [answer] if isinstance(answer, str) else answer
-    if not isinstance(answers, list) or not answers or not all(isinstance(item, str) for item in answers):
-        raise field_error(record, "answer", where, "str or list of str")
-    if answer_lists == "set":
-        answers = [", ".join(sorted(set(answers)))]
-    return answers
-
-
-# VQA v2
-
-
-def _read_official(
-    content: Mapping[str, Any], path: Path, annotations: PathLike | None, roots: _Roots
-) -> Iterator[VqaRecord]:
-    answers_of = None if annotations is None else _read_annotations(Path(annotations))
-    # Both test sets use the images of test2015.
-    subset = read_text(content, "data_subtype", str(path)).replace("-dev", "")
-    for number, record in enumerate(content["questions"]):
-        where = f"{path}, question {number}"
-        check_record(record, where, "question")
-        question_id = read_id(record, "question_id", where)
-        if answers_of is not None and question_id not in answers_of:
-            raise ValueError(
-                f"{where}: {annotations} has no answers to question_id {question_id}. Pass the file of its split."
-            )
-        answers = [] if answers_of is None else answers_of[question_id]
-        name = f"COCO_{subset}_{int(read_id(record, 'image_id', where)):012d}.jpg"
-        yield {
-            "image": os.path.join(roots.of("vqa", where), name),
-            "question": read_text(record, "question", where),
-            "question_id": question_id,
-            "answers": answers,
-            "weights": _weights(answers),
-        }
-
-
-def _read_annotations(path: Path) -> dict[int | str, list[str]]:
-    content = read_json(path)
-    if not isinstance(content, Mapping) or not isinstance(content.get("annotations"), list):
-        raise ValueError(f'{path} contains {_kind(content)}, expected VQA\'s {{"annotations": [...]}}.')
-    answers_of = {}
-    for number, record in enumerate(content["annotations"]):
-        where = f"{path}, annotation {number}"
-        check_record(record, where, "answers")
-        answers = record.get("answers")
-        if not isinstance(answers, list) or not answers:
-            raise field_error(record, "answers", where, 'a list of {"answer": str}')
-        answers_of[read_id(record, "question_id", where)] = [
-            read_text(check_record(answer, f"{where}, answer {i}", "answer"), "answer", f"{where}, answer {i}")
-            for i, answer in enumerate(answers)
-        ]
-    return answers_of
-
-
-# Visual Genome
-
-
-def _read_visual_genome(content: list[Any], path: Path, roots: _Roots) -> Iterator[VqaRecord]:
-    find = _image_finder(Path(roots.of("vg", str(path))))
-    for number, record in enumerate(content):
-        where = f"{path}, record {number}"
-        check_record(record, where, "qas")
-        pairs = record.get("qas")
-        if not isinstance(pairs, list):
-            raise field_error(record, "qas", where, "a list of questions")
-        image = find(f"{read_id(record, 'id', where)}.jpg")
-        for i, pair in enumerate(pairs):
-            which = f"{where}, qas {i}"
-            check_record(pair, which, "question")
-            answers = [read_text(pair, "answer", which)]
-            yield {
-                "image": image,
-                "question": read_text(pair, "question", which),
-                "question_id": read_id(pair, "qa_id", which),
-                "answers": answers,
-                "weights": _weights(answers, VISUAL_GENOME_WEIGHT),
-            }
-
-
-def _image_finder(root: Path) -> Callable[[str], str]:
-    """Finds images by name in the two folders of the download."""
-    folder_of = {name: folder for folder in sorted(root.glob("VG_100K*")) for name in os.listdir(folder)}
-    return lambda name: os.path.join(folder_of.get(name, root), name)
-
-
-__all__ = ["AnswerLists", "VqaRecord", "load_vqa", "most_common_answers"]
+__all__ = ["AnswerLists", "VqaRecord", "has_answers", "load_vqa", "most_common_answers"]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Lists of questions with answers: BLIP's `vqa_train.json` and `vg_qa.json`, VizWiz, TextVQA, DAQUAR."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .records import Record, check_record, read_id, read_path, read_text
+from .vqa_fields import AnswerLists, ImageRoots, UnreadFields, VqaRecord, equal_weights, image_finder, read_answers
+
+
+# salesforce/BLIP, data/vqa_dataset.py: the sum of the weights of a question's answers. Those of VQA sum to 1.
+VISUAL_GENOME_WEIGHT = 0.2
+# The fields of a record. Of `image` and `image_id`, and of `answer` and `answers`, the first one that it has is read.
+FIELDS = ("image", "image_id", "question", "question_id", "answer", "answers", "dataset")
+
+
+def read_question_list(
+    records: Sequence[Any], path: Path, roots: ImageRoots, answer_lists: AnswerLists
+) -> list[VqaRecord]:
+    """Reads a list of questions."""
+    reader = _ListReader(path, roots, answer_lists)
+    questions = [reader.read(record, f"{path}, record {number}") for number, record in enumerate(records)]
+    reader.unread.warn()
+    if any("question_id" in record for record in records):
+        ids = [read_id(record, "question_id", f"{path}, record {number}") for number, record in enumerate(records)]
+    else:
+        ids = _ids_of_images(records)
+    return [{**question, "question_id": own} for question, own in zip(questions, ids, strict=True)]
+
+
+class _ListReader:
+    def __init__(self, path: Path, roots: ImageRoots, answer_lists: AnswerLists) -> None:
+        self.roots = roots
+        self.answer_lists = answer_lists
+        self.unread = UnreadFields(path, [*FIELDS, "answer.answer", "answers.answer"])
+        self.find_in = cache(image_finder)
+
+    def read(self, record: Any, where: str) -> dict[str, Any]:
+        """Reads all of a question but its id."""
+        self.unread.note(check_record(record, where, "question"))
+        dataset = record.get("dataset")
+        answers = self._read_answers(record, where)
+        return {
+            "image": self._read_image(record, where, self.roots.of(dataset, where)),
+            "question": read_text(record, "question", where),
+            "answers": answers,
+            "weights": equal_weights(answers, VISUAL_GENOME_WEIGHT if dataset == "vg" else 1.0),
+        }
+
+    def _read_image(self, record: Record, where: str, root: Any) -> str:
+        if "image" in record or "image_id" not in record:
+            return os.path.join(root, read_path(record, "image", where))
+        return self.find_in(root)(str(read_id(record, "image_id", where)))
+
+    def _read_answers(self, record: Record, where: str) -> list[str]:
+        field = next((field for field in ("answer", "answers") if field in record), None)
+        if field is None:
+            return []
+        answers = read_answers(record, field, where, self.unread)
+        return [", ".join(sorted(set(answers)))] if self.answer_lists == "set" else answers
+
+
+def _ids_of_images(records: Sequence[Mapping[str, Any]]) -> Sequence[int | str]:
+    """The names of the images, as VizWiz identifies its questions, or numbers if an image has several questions."""
+    names = [str(record.get("image", record.get("image_id"))) for record in records]
+    return names if len(set(names)) == len(names) else range(len(names))
+
+
+__all__ = ["FIELDS", "VISUAL_GENOME_WEIGHT", "read_question_list"]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What computes `metric_for_best_model`, decided before training."""
+
+from collections.abc import Collection
+from typing import Any
+
+from transformers import IntervalStrategy
+from transformers.utils import logging
+
+from .arguments import BlipTrainingArguments
+from .task_metrics import TaskEvaluation, records_of
+
+
+logger = logging.get_logger(__name__)
+
+
+def find_evaluation(
+    arguments: BlipTrainingArguments, loss_names: Collection[str], evaluation: TaskEvaluation | None, eval_dataset: Any
+) -> TaskEvaluation | None:
+    """The evaluation that computes `metric_for_best_model`, or `None` if the trainer itself does.
+
+    Raises:
+        ValueError: If nothing computes it, or the evaluation set has no records for it.
+    """
+    metric = arguments.metric_for_best_model
+    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    prefixes = [f"{name}_" if name else "" for name in datasets]
+    name = metric.removeprefix("eval_")
+    known = [*loss_names, *(() if evaluation is None else evaluation.metric_names)]
+    if name not in {f"{prefix}{own}" for prefix in prefixes for own in known}:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is unknown. Pass one of"
+            f" {', '.join(f'{prefix}{own}' for prefix in prefixes for own in known)}."
+        )
+    if arguments.eval_strategy == IntervalStrategy.NO:
+        logger.warning(
+            f"metric_for_best_model={metric!r} chooses no checkpoint, because there is no evaluation during training. Set"
+            " `eval_strategy` to 'epoch' or 'steps'."
+        )
+    if evaluation is None or not any(
+        name == f"{prefix}{own}" for prefix in prefixes for own in evaluation.metric_names
+    ):
+        return None
+    for dataset in datasets.values():
+        _check_records(metric, evaluation, dataset)
+    return evaluation
+
+
+def _check_records(metric: str, evaluation: TaskEvaluation, dataset: Any) -> None:
+    if dataset is None:
+        return
+    records = records_of(dataset)
+    if records is None:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} needs the records of the evaluation set, which is a"
+            f" {type(dataset).__name__}. Pass a PairDataset, VqaDataset or Nlvr2Dataset, or a sequence of records."
+        )
+    evaluation.check(records)
+
+
+__all__ = ["find_evaluation"]
