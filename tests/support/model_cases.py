@@ -16,6 +16,7 @@ from blip_hf import (
     BlipForQuestionAnswering,
     BlipForRetrievalTraining,
     BlipForVisualReasoning,
+    BlipModel,
     BlipTextLMHeadModel,
     BlipTextModel,
     BlipVisionModel,
@@ -56,6 +57,10 @@ def pairs_batch() -> dict[str, Any]:
     return tiny_batch() | {"generator": seeded_generator()}
 
 
+def compared_batch() -> dict[str, Any]:
+    return tiny_batch() | {"return_loss": True}
+
+
 def pixel_batch() -> dict[str, Tensor]:
     return {"pixel_values": tiny_batch()["pixel_values"]}
 
@@ -79,6 +84,7 @@ MODEL_CASES = {
     "nlvr2": ModelCase(BlipForVisualReasoning, tiny_nlvr2_config, nlvr2_batch),
     "pretraining": ModelCase(BlipForPreTraining, lambda: tiny_pretraining_config(queue_size=0), pairs_batch),
     "retrieval": ModelCase(BlipForRetrievalTraining, lambda: tiny_retrieval_config(queue_size=0), pairs_batch),
+    "dual_encoder": ModelCase(BlipModel, tiny_config, compared_batch),
     "vision": ModelCase(BlipVisionModel, lambda: tiny_config().vision_config, pixel_batch),
     "text": ModelCase(BlipTextModel, lambda: tiny_config().text_config, grounded_text_batch),
     "text_decoder": ModelCase(BlipTextLMHeadModel, lambda: tiny_config().text_config, grounded_caption_batch),
