@@ -223,3 +223,24 @@ def test_class_attributes_are_those_of_transformers(name):
     assert ours.main_input_name == theirs.main_input_name
     assert ours.can_generate() == theirs.can_generate()
     assert issubclass(ours.config_class, theirs.config_class)
+
+
+@pytest.mark.parametrize("name", SHARED_CLASSES)
+def test_attributes_of_a_model_of_transformers_exist(name):
+    (case,) = (case for case in MODEL_CASES.values() if case.model_class is getattr(blip_hf, name))
+    ours = case.build()
+    theirs = getattr(transformers, name)(
+        getattr(transformers, type(ours.config).__name__)(**shared_fields(ours.config))
+    )
+    # The matcher has no decoder.
+    expected = {attribute for attribute in vars(theirs) if not attribute.startswith(("_", "decoder_"))}
+    assert not {attribute for attribute in expected if not hasattr(ours, attribute)}
+
+
+def shared_fields(config):
+    """Fields that the configuration of transformers has too."""
+    known = type(config).__mro__[1]().to_dict().keys()
+    fields = {name: value for name, value in config.to_dict().items() if name in known}
+    for name in config.sub_configs:
+        fields[name] = shared_fields(getattr(config, name))
+    return fields
