@@ -40,7 +40,8 @@ def cases(options: Options) -> Iterator[Case]:
     def ours() -> Tensor:
         states = model.vision_model(pixels).last_hidden_state
         encode_texts(model, rows, torch.arange(own_texts), batch_size=256)
-        images = EncodedImages(torch.arange(own_images), torch.empty(0), dict(enumerate(states)))
+        numbers = torch.arange(own_images)
+        images = EncodedImages(numbers, torch.empty(0), content=numbers, states=dict(enumerate(states)))
         score = matching_scores(model, images, rows, batch_size=256, show_progress=False)
         return score(wanted_images, wanted_texts)
 

@@ -106,7 +106,7 @@ def test_original_reranking_has_our_scores():
     states = model.vision_model(batch["pixel_values"][:4]).last_hidden_state
     similarity = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     rows = TokenizedTexts(batch["input_ids"], torch.full((6,), 7))
-    images = EncodedImages(torch.arange(4), torch.empty(0), dict(enumerate(states)))
+    images = EncodedImages(torch.arange(4), torch.empty(0), torch.arange(4), dict(enumerate(states)))
     score = matching_scores(model, images, rows, batch_size=4, show_progress=False)
     of_images, of_texts, _ = rerank(similarity, 2, score)
     texts = padded(batch, 12)

@@ -119,6 +119,8 @@ def test_a_checkpoint_of_another_class_is_refused(matcher, tmp_path):
     BlipForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "captioner")
     with pytest.raises(ValueError, match=r"no weights for .*Load it with BlipForConditionalGeneration"):
         BlipModel.from_matcher_pretrained(tmp_path / "captioner")
+    with pytest.raises(TypeError, match=r"matcher is a .*BlipForConditionalGeneration, expected a BlipForImageText"):
+        BlipModel.from_matcher(BlipForConditionalGeneration(tiny_config()))
 
 
 def test_the_loss_needs_pairs():

@@ -42,12 +42,12 @@ def make_batch(name):
     return batch | {"labels": labels.get(name, batch["input_ids"])}
 
 
-def shard(model):
+def shard(model, mesh):
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
     for module in (*layers, model):
-        fully_shard(module, mesh=torch.distributed.init_device_mesh("cpu", (WORLD_SIZE,)))
+        fully_shard(module, mesh=mesh)
     if model.can_generate():
         register_fsdp_forward_method(model, "generate")
     return model
@@ -66,9 +66,9 @@ def generate(model, batch):
 
 
 def run_rank(rank, folder):
-    results = {}
+    mesh, results = torch.distributed.init_device_mesh("cpu", (WORLD_SIZE,)), {}
     for name in HEADS:
-        model = shard(make_model(name))
+        model = shard(make_model(name), mesh)
         own = {key: value.chunk(WORLD_SIZE)[rank] for key, value in make_batch(name).items()}
         results[name] = learn(model, own)
         gradients = results[name]["gradients"]

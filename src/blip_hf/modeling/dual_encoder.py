@@ -79,11 +79,17 @@ class BlipModel(BlipPreTrainedModel):
             `BlipModel`: The dual encoder, in evaluation mode.
 
         Raises:
+            TypeError: If the model is of another class.
             ValueError: If the temperature is not positive, or the features are wider than the text transformer.
         """
         if isinstance(matcher, BlipContrastiveModel):
             temperature = matcher.temp.item() if temperature is None else temperature
             matcher = matcher.export_retriever()
+        if not isinstance(matcher, BlipForImageTextRetrieval):
+            raise TypeError(
+                f"matcher is a {type(matcher).__module__}.{type(matcher).__name__}, expected a BlipForImageTextRetrieval,"
+                " BlipForRetrievalTraining or BlipForPreTraining of blip_hf. Load its checkpoint with from_matcher_pretrained."
+            )
         if temperature is None:
             temperature = BlipContrastiveConfig.temperature_init_value
         if not temperature > 0:
