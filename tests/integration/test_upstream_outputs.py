@@ -210,15 +210,17 @@ SHARED_CLASSES = [
 ]
 
 
-@pytest.mark.parametrize("name", SHARED_CLASSES)
-@pytest.mark.parametrize("method", ["forward", "generate"])
+METHODS = [
+    *((name, "forward") for name in SHARED_CLASSES),
+    ("BlipForConditionalGeneration", "generate"),
+    ("BlipForQuestionAnswering", "generate"),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS)
 def test_arguments_have_the_order_and_defaults_of_transformers(name, method):
-    theirs = getattr(getattr(transformers, name), method, None)
-    if theirs is None:
-        pytest.skip(f"{name} has no {method}")
-    theirs, ours = (
-        inspect.signature(function).parameters for function in (theirs, getattr(blip_hf, name).__dict__[method])
-    )
+    functions = (getattr(getattr(library, name), method) for library in (transformers, blip_hf))
+    theirs, ours = (inspect.signature(function).parameters for function in functions)
     named = [parameter for parameter in theirs.values() if parameter.kind is not parameter.VAR_KEYWORD]
     for expected, actual in zip(named, ours.values(), strict=False):
         assert actual.name == expected.name
