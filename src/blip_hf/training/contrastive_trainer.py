@@ -109,13 +109,13 @@ class BlipContrastiveTrainer(BlipTrainer):
         """The sum of the losses of a micro-batch."""
         if model.training:
             output = model(**inputs, alpha=self.alpha)
-            self._train_means.add_output(output)
+            self._train_means.add_output(output, weight=1)  # each process computes an equal part of the mean
             self._trained_output = output
         else:
             if inputs.get("image_ids") is not None:
                 inputs = {**inputs, "image_ids": _ids_of_other_images(inputs["image_ids"], self.model.queue.image_ids)}
             output = model(**inputs, generator=self._eval_generator)
-            self._eval_means.add_output(output, weight=int(self._is_counted))
+            self._eval_means.add_output(output, weight=self._is_counted * len(output.image_features))
             image_ids = image_ids_or_unknown(output.image_ids, output.image_features)
             features = (output.image_features.float(), output.text_features.float(), image_ids)
             num_rows = len(image_ids) if self._is_counted else 0
