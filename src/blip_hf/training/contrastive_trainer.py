@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
@@ -23,6 +23,7 @@ from ..modeling.momentum import MOMENTUM_STATE_NAME, image_ids_or_unknown
 from ..modeling.outputs import BlipContrastiveOutput
 from .arguments import BlipTrainingArguments
 from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
+from .resharding import is_sharded, load_whole_weights
 from .schedules import linear_ramp
 from .trainer import BlipTrainer, base_model
 
@@ -169,15 +170,18 @@ class BlipContrastiveTrainer(BlipTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # Trainer only calls this for checkpoints to resume from.
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
+        # A checkpoint of FSDP2 includes all state.
+        if self.args.should_save and not self.is_fsdp_enabled:
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
                 save_file(self.model.training_state_dict(), path, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_sharded(resume_from_checkpoint):
+            return  # it includes all state
         path = Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME
         if path.is_file():
-            base_model(self.model).load_state_dict(load_file(path), strict=False)
+            load_whole_weights(base_model(self.model), path)
         else:
             self.model.reset_momentum()
             logger.warning(
