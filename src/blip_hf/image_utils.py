@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -86,6 +87,8 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
     - Levels of more than 8 bits, floats and booleans are scaled to 8 bits. [`~blip_hf.image_arrays.white_level`] finds
       their range: floats from 0 to 1 and from 0 to 255 are both read. Other ranges raise an error.
     - Of an animation, the current frame is read (the first one of a file).
+    - Of a file or bytes, at most `MAX_IMAGE_BYTES` and `MAX_IMAGE_PIXELS` are accepted. A path must be that of a regular
+      file, since a pipe or a device may never end.
 
     Args:
         source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
@@ -117,6 +120,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             source.load()
             return _to_rgb(_upright(source))
         with _open(source) as image:
+            _check_pixels(image)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             image.load()
@@ -144,22 +148,14 @@ def image_errors(source: Any, name: str | None = None) -> Iterator[None]:
 
 def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "huge_image"], str] | None:
     """Reads only the header of an image (path or encoded bytes) and returns the reason and details if it is unusable."""
-    register_plugins()
-    is_path = isinstance(source, str)
     try:
-        num_bytes = os.path.getsize(source) if is_path else len(source)
-        if num_bytes > MAX_IMAGE_BYTES:
-            return "huge_image", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"
-        with Image.open(source if is_path else io.BytesIO(source)) as header:
-            width, height = header.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return "huge_image", str(error)
+        with _open(source) as header:
+            _check_pixels(header)
     except Exception as error:
         if is_machine_error(error):
             raise
-        return "unreadable_image", f"{type(error).__name__}: {error}"
-    if width * height > MAX_IMAGE_PIXELS:
-        return "huge_image", f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
+        is_huge = _error_kind(error) == "too_large"
+        return "huge_image" if is_huge else "unreadable_image", f"{type(error).__name__}: {error}"
     return None
 
 
@@ -204,10 +200,16 @@ def register_plugins() -> None:
 
 
 @cache
+def _used_formats() -> list[str]:
+    """Formats that are decoded, also for files with the suffix of another one."""
+    register_plugins()
+    return [name for name in Image.OPEN if name not in _UNUSED_FORMATS]
+
+
+@cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow and its installed plug-ins decode, in lower case with the dot."""
-    register_plugins()
-    formats = Image.OPEN.keys() - _UNUSED_FORMATS
+    formats = _used_formats()
     return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
@@ -278,14 +280,38 @@ def _unwrap(source: ImageSource) -> tuple[Any, str]:
 
 
 def _open(source: Any) -> Image.Image:
-    register_plugins()
     if is_array(source):
         return array_to_image(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(source))
     if source is None or isinstance(source, (list, tuple, int, float)):
         raise ValueError(f"got {type(source).__name__}")
-    return Image.open(source)
+    if isinstance(source, (str, os.PathLike)):
+        _check_file(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        _check_bytes(len(source))
+        source = io.BytesIO(source)
+    return Image.open(source, formats=_used_formats())
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Raises for a file that is too large, or that may never end."""
+    state = os.stat(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is a pipe, socket or device, and a regular file is expected")
+    _check_bytes(state.st_size)
+
+
+def _check_bytes(number: int) -> None:
+    if number > MAX_IMAGE_BYTES:
+        raise Image.DecompressionBombError(f"it has {number} bytes, at most {MAX_IMAGE_BYTES} are accepted")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"it has {image.width} x {image.height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

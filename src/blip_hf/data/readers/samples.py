@@ -16,7 +16,9 @@ from ...image_utils import find_image_error, open_image
 from ..text import pre_caption
 
 
-Reason = Literal["unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record"]
+Reason = Literal[
+    "unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record", "outside_folder"
+]
 
 MAX_TEXT_LENGTH = 4096
 """Maximum number of characters of a text."""
