@@ -124,6 +124,7 @@ def train(trainer: "BlipTrainer", options: TrainingOptions) -> dict[str, float]:
         optimize_for_cpu(base_model(trainer.model))  # for the momentum encoder and for evaluation, without gradients
     start_run(options, trainer.args)
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    trainer.gather_model()
     trainer.save_state()
     return metrics
 

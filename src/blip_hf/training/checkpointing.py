@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, distributed, nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
@@ -30,6 +29,7 @@ from .checkpoint_files import (
     publish,
     require_whole,
 )
+from .distributed_trainer import DistributedTrainer
 from .interruption import StopOnSignal, TrainingInterrupted
 from .loss_guard import RECORD_IDS, LossGuard, NamingCollator
 
@@ -40,7 +40,7 @@ logger = logging.get_logger(__name__)
 _LOADING_ERRORS = (SafetensorError, RuntimeError, pickle.UnpicklingError, ValueError, KeyError, EOFError, OSError)
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(DistributedTrainer):
     """Extends `transformers.Trainer` by what keeps a run safe; [`BlipTrainer`] documents it."""
 
     args: BlipTrainingArguments
