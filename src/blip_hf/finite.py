@@ -61,9 +61,9 @@ def require_finite_results(are_finite: Sequence[bool], ids: Sequence[Any], **mod
     for role, model in models.items():
         name = first_not_finite(model.named_parameters())
         if name is not None:
-            source = getattr(getattr(model, "config", None), "name_or_path", "")
+            source = f" {model.config.name_or_path}" if model.config.name_or_path else ""
             raise NotFiniteError(
-                f"The weights of the {role} {source} hold NaN or infinity, first in {name}. Its training diverged or its file"
+                f"The weights of the {role}{source} hold NaN or infinity, first in {name}. Its training diverged or its file"
                 " is damaged: use another checkpoint."
             )
     bad = [image for image, is_finite in zip(ids, are_finite, strict=True) if not is_finite]

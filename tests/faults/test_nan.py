@@ -78,13 +78,17 @@ def test_a_nan_weight_is_named(tool, model_class, weight):
 
 
 def with_infinite_pixels(processor, number):
-    """Makes the pixels of the n-th image of each call infinite."""
+    """Makes the pixels of the n-th image infinite."""
+    num_read = 0
 
     class Broken(type(processor)):
         def __call__(self, *args, **kwargs):
+            nonlocal num_read
             inputs = super().__call__(*args, **kwargs)
-            if "pixel_values" in inputs and len(inputs["pixel_values"]) > number:
-                inputs["pixel_values"][number] = float("inf")
+            for pixels in inputs.get("pixel_values", []):
+                if num_read == number:
+                    pixels.fill_(float("inf"))
+                num_read += 1
             return inputs
 
     processor.__class__ = Broken
@@ -107,11 +111,11 @@ def test_an_image_with_infinite_pixels_is_named(tool, model_class, name):
         tool(model, with_infinite_pixels(processor, 1))
 
 
-def test_retrieval_names_the_images(monkeypatch):
+def test_retrieval_names_the_images():
     processor = make_processor()
     model = tiny_model_for(BlipForImageTextRetrieval, processor)
-    with pytest.raises(NotFiniteError, match="images image-0, image-1, image-2 are NaN"):
-        retrieve(model, with_infinite_pixels(processor, 0))  # which takes them one by one
+    with pytest.raises(NotFiniteError, match="images image-2 are NaN"):
+        retrieve(model, with_infinite_pixels(processor, 2))
 
 
 def test_nlvr2_names_the_weight():
@@ -142,7 +146,7 @@ def test_capfilt_names_the_model(role, strategy):
     )
     models[role].vision_model.post_layernorm.weight.data[0] = torch.nan
     with pytest.raises(
-        NotFiniteError, match=rf"weights of the {role} .*first in vision_model\.post_layernorm\.weight"
+        NotFiniteError, match=rf"weights of the {role} hold NaN or infinity, first in vision_model\.post_layernorm\.weight"
     ):
         engine.score_shard(find_shards("scenes:4:0.5")[0])
 
