@@ -146,7 +146,8 @@ def test_capfilt_names_the_model(role, strategy):
     )
     models[role].vision_model.post_layernorm.weight.data[0] = torch.nan
     with pytest.raises(
-        NotFiniteError, match=rf"weights of the {role} hold NaN or infinity, first in vision_model\.post_layernorm\.weight"
+        NotFiniteError,
+        match=rf"weights of the {role} hold NaN or infinity, first in vision_model\.post_layernorm\.weight",
     ):
         engine.score_shard(find_shards("scenes:4:0.5")[0])
 

@@ -94,6 +94,11 @@ def test_runs_that_are_killed_at_random_points_end_as_if_undisturbed(kind, tmp_p
         shutil.rmtree(folder)
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_further(tmp_path):
+    expected = undisturbed(pretraining, tmp_path)
+    assert_equal_end(resume(pretraining, tmp_path), expected)
+
+
 # Damaged files
 
 

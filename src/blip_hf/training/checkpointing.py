@@ -98,6 +98,13 @@ class CheckpointingTrainer(DistributedTrainer):
                 f" again, or pass `resume_from_checkpoint=True`, to {goes_on}."
             )
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # From the last checkpoint of a run, `Trainer` (5.23) would train one step too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
     # NaN
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
