@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .errors import UsageError, message_of
-from .output import escape_unprintable, silence_closed_streams
+from .output import escape_controls, escape_unprintable, silence_closed_streams
 from .parser import Command, CommandGroup, choose, format_commands, run
 from .stop_signals import Stopped
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = message_of(error)
         if is_debugging or message is None:
             raise
-        print(f"{prog}: error: {message}", file=sys.stderr)
+        print(f"{prog}: error: {escape_controls(message)}", file=sys.stderr)
         silence_closed_streams()
         return 2
     return status
