@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
 PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
+GATHER_KEYS_HELP = (
+    "Contrast with the batches of all processes and the queue; False: the own batch and the queue, as salesforce/BLIP"
+    " (default: True)"
+)
+NEGATIVE_ALL_RANK_HELP = "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
 ALLOW_OUTSIDE_HELP = "Open images outside the folder of their list, or outside --image_root"
 DType = Literal["float32", "bfloat16", "float16"]
@@ -228,6 +233,8 @@ def image_size_of(model: "PreTrainedModel") -> int:
 
 __all__ = [
     "FILES_HELP",
+    "GATHER_KEYS_HELP",
+    "NEGATIVE_ALL_RANK_HELP",
     "PAIRS_HELP",
     "SPLIT_HELP",
     "DType",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
@@ -25,6 +25,7 @@ from ..modeling.contrastive import BlipContrastiveModel
 from ..processing_blip import BlipProcessor
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
 from .best_metric import find_evaluation
+from .distributed_trainer import DistributedTrainer
 from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_subset
 from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
@@ -53,7 +54,7 @@ class EpochCallback(TrainerCallback):
                 part.set_epoch(int(state.epoch))
 
 
-class BlipTrainer(Trainer):
+class BlipTrainer(DistributedTrainer):
     """Trains a model for captioning, VQA or NLVR2 as [BLIP](https://huggingface.co/papers/2201.12086) does.
 
     Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
