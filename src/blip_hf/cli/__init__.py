@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
+    "plan": "Estimates memory, time and data rates of a pre-training",
     "env": "Prints the versions and hardware that a bug report needs",
     "completion": "Prints a completion script for bash, zsh or fish",
 }
