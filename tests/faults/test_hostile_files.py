@@ -5,12 +5,15 @@ import gzip
 import json
 import os
 import tarfile
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageFile
 
+from blip_hf import image_utils
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import find_shards, load_pairs, tar_stream
 from blip_hf.image_utils import MAX_IMAGE_PIXELS, UnreadableImageError, find_image_error, open_image
@@ -118,6 +121,32 @@ def test_pipe_or_device_is_no_image(pipe):
         assert find_image_error(str(path))[0] == "unreadable_image"
         with pytest.raises(UnreadableImageError, match=f"{path}: it is a pipe, socket or device"):
             open_image(path)
+
+
+class SlowFormat(ImageFile.ImageFile):
+    """An image whose header takes for ever."""
+
+    def _open(self) -> None:
+        time.sleep(600)
+
+
+class SlowImages(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> str:
+        image_utils.MAX_IMAGE_SECONDS = 0.5
+        Image.register_open("SLOW", SlowFormat, lambda prefix: prefix.startswith(b"SLOW"))
+        image_utils._used_formats.cache_clear()
+        try:
+            open_image(b"SLOW image")
+        except UnreadableImageError as error:
+            return str(error)
+
+
+def test_slow_image_is_skipped_in_a_loader_worker():
+    (batch,) = torch.utils.data.DataLoader(SlowImages(), num_workers=1)
+    assert "reading it takes more than 0.5 seconds" in batch[0]
 
 
 def test_pipe_in_a_list_is_skipped_in_training(pipe, tmp_path):
