@@ -9,13 +9,15 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageFile
 
 from blip_hf import image_utils
 from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers import find_shards, load_pairs, tar_stream
+from blip_hf.data.readers import find_shards, load_pairs, parquet, tar_stream
 from blip_hf.image_utils import MAX_IMAGE_PIXELS, UnreadableImageError, find_image_error, open_image
 from tests.support.files import write_json
 from tests.support.images import encoded_image, write_images
@@ -193,3 +195,13 @@ def test_list_with_a_huge_record_is_refused(tmp_path):
     (tmp_path / "l.json").write_text(f'[{good}, {{"image": "{"x" * 40 * MEBIBYTE}')
     with pytest.raises(ValueError, match=r"l.json cannot be parsed after byte 39 .a record has more than 16777216"):
         read(tmp_path / "l.json")
+
+
+def test_parquet_that_expands_too_much_loses_that_row_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "FREE_BYTES", MEBIBYTE)
+    images = [bytes(8 * MEBIBYTE), encoded_image()]
+    table = pa.table({"image": images, "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1, compression="zstd")
+    items = read(tmp_path / "a.parquet")
+    assert summary(items) == [("a/00000000", "bad_record"), ("a/00000001", ("b",))]
+    assert "column 'image' expands from" in items[0].detail

@@ -20,6 +20,7 @@ from .records import (
     read_optional_id,
 )
 from .samples import Shard, Skipped, Stream
+from .tar_stream import FREE_BYTES, MAX_EXPANSION
 from .usable import skipped_record
 
 
@@ -81,6 +82,7 @@ class ParquetFile:
             for group in range(file.num_row_groups):
                 next_group = row + file.metadata.row_group(group).num_rows
                 try:
+                    _check_expansion(file, group)
                     for raw in _rows(file, group, list(columns.values())):
                         where = f"{self.path}, record {row}" if strict else None
                         named = {name: raw[column] for name, column in columns.items()}
@@ -144,6 +146,15 @@ def _read_image(raw: Record, where: str, root: ImageRoot) -> bytes | str:
     if isinstance(value, str) and value:
         return root.join(value, where)
     raise field_error(raw, "image", where, "encoded bytes, a path, or a struct of bytes and path")
+
+
+def _check_expansion(file: pq.ParquetFile, group: int) -> None:
+    """Raises for a row group that declares to expand to far more than its size."""
+    metadata = file.metadata.row_group(group)
+    for column in map(metadata.column, range(metadata.num_columns)):
+        size, stored = column.total_uncompressed_size, column.total_compressed_size
+        if size > FREE_BYTES + MAX_EXPANSION * max(stored, 0):
+            raise pa.ArrowInvalid(f"column {column.path_in_schema!r} expands from {stored} to {size} bytes")
 
 
 def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
