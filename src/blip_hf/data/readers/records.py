@@ -115,7 +115,7 @@ def read_id(record: Record, field: str, where: str) -> int | str:
         raise field_error(record, field, where, "int or str")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(
-            f"{where}: field {field!r} is {str(value)[:30]}, expected an integer of 64 bits or a text. Correct or remove this record."
+            f"{where}: field {field!r} is {str(value)[:8]}... ({len(str(value))} characters), expected an integer of 64 bits or a text. Correct or remove this record."
         )
     return value
 
