@@ -34,7 +34,7 @@ LAYERS = (
         "processing_blip",
     ),
     ("modeling", "data"),
-    ("training", "evaluation", "conversion", "captioner", "auto"),
+    ("training", "evaluation", "conversion", "captioner", "auto", "planning"),
     ("tasks",),
     ("bootstrap", "capfilt", "demo", "pages"),
     ("cli", "__main__"),

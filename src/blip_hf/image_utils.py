@@ -4,9 +4,13 @@
 import base64
 import errno
 import io
+import multiprocessing
 import os
 import re
+import signal
 import stat
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -36,6 +40,8 @@ MAX_IMAGE_BYTES = 2**28
 """Maximum size in bytes of an encoded image."""
 MAX_IMAGE_PIXELS = 2**26
 """Maximum number of pixels of an image: about 200 MB in RGB, below the limit of Pillow's own warning."""
+MAX_IMAGE_SECONDS = 60
+"""Maximum time to read an image in a worker process."""
 
 _ACCEPTED_FILE = "a file in a format that Pillow reads"
 _ACCEPTED = (
@@ -115,7 +121,7 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
 def view_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
     """Like [`open_image`], but does not copy a PIL image that is already upright 8-bit RGB."""
     source, default_name = _unwrap(source)
-    with image_errors(source, name or default_name):
+    with image_errors(source, name or default_name), _time_limit():
         if isinstance(source, Image.Image):
             source.load()
             return _to_rgb(_upright(source))
@@ -125,6 +131,29 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
                 image.draft(None, (min_size, min_size))
             image.load()
             return _to_rgb(_upright(image))
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raises `TimeoutError` after `MAX_IMAGE_SECONDS` in worker processes, such as those of a loader.
+
+    A thread cannot be interrupted, and the main process may use the alarm itself; there, only sizes are bounded.
+    """
+    is_worker = multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread()
+    if not is_worker or sys.platform == "win32":
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, MAX_IMAGE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _stop(*_: Any) -> None:
+    raise TimeoutError(f"reading it takes more than {MAX_IMAGE_SECONDS} seconds")
 
 
 @contextmanager

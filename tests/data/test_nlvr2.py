@@ -91,8 +91,8 @@ def test_paths_of_blip_lists_are_relative_to_the_list(tmp_path):
 )
 def test_invalid_records_raise_with_record_and_field(tmp_path, record, message):
     path = tmp_path / "list.json"
-    write_json(path, [OURS, record])
-    with pytest.raises(ValueError, match=re.escape(f"{path}, record 1") + ".*" + re.escape(message)):
+    write_json(path, [record])
+    with pytest.raises(ValueError, match=re.escape(f"{path}, record 0") + ".*" + re.escape(message)):
         load_nlvr2(path)
 
 

@@ -32,7 +32,9 @@ VARIANTS = MappingProxyType(
 RULED = frozenset({"repeated", "filtered", "bootstrapped"})
 TRAINING_SECTIONS = ("pretrain", "captioner", "filter")
 # Options that the loop sets itself
-OWN_OPTIONS = frozenset({"model", "data", "eval_data", "output_dir", "seed", "use_cpu", "resume_from_checkpoint"})
+OWN_OPTIONS = frozenset(
+    {"model", "data", "allow_outside", "eval_data", "output_dir", "seed", "use_cpu", "resume_from_checkpoint"}
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class FileData:
             Pairs to evaluate on.
         image_root (`str`, *optional*):
             Folder that relative image paths start from. Defaults to the folder of each file.
+        allow_outside (`bool`, *optional*, defaults to `False`):
+            Whether to open images outside this folder.
         human_share (`float`, *optional*, defaults to 1.0):
             Fraction of the images of `human` to use. If below 1, a random subset (seeded), and `web` is used without
             these images.
@@ -91,6 +95,7 @@ class FileData:
     human: str
     eval: str
     image_root: str | None = None
+    allow_outside: bool = False
     human_share: float = 1.0
     web_labels: str | None = None
     eval_split: str = "val"

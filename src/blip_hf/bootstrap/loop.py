@@ -179,7 +179,7 @@ class _SeedLoop:
 
         def action(work: Path) -> Metrics:
             engine = CapFilt.from_pretrained(captioner.folder, matcher.folder, device=self.device, settings=settings)
-            run_capfilt(engine, sets.folder / images, work, show_progress=sys.stderr.isatty())
+            run_capfilt(engine, sets.folder / images, work, allow_outside=True, show_progress=sys.stderr.isatty())
             return {}
 
         known = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
@@ -223,6 +223,7 @@ class _SeedLoop:
         return {
             "model": str(model.folder),
             "data": [str(pairs)],
+            "allow_outside": True,  # the loop's own sets name images by full paths
             "output_dir": str(work),
             "seed": self.seed,
             "resume_from_checkpoint": None if checkpoint is None else str(checkpoint),

@@ -26,7 +26,11 @@ def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, d
     matcher = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).to(device)
     processor = BlipProcessor.from_pretrained(folder)
     return evaluate_retrieval(
-        matcher, processor, load_pairs(pairs), k=settings.k_test, image_batch_size=settings.batch_size
+        matcher,
+        processor,
+        load_pairs(pairs, allow_outside=True),
+        k=settings.k_test,
+        image_batch_size=settings.batch_size,
     ).metrics()
 
 
@@ -37,7 +41,7 @@ def measure_captions(
     captioner = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device)
     processor = BlipProcessor.from_pretrained(folder)
     chosen = settings.caption_settings(processor.caption_settings)
-    groups = group_captions(load_pairs(pairs))
+    groups = group_captions(load_pairs(pairs, allow_outside=True))
     if is_drawn:
         references = {group["image_id"]: group["captions"][0] for group in groups}
         # Without references, no package of metrics is needed.

@@ -91,7 +91,8 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Metrics:
 
 def write_file_sets(data: FileData, seed: int, folder: Path) -> Metrics:
     """Reads all sets, and removes the images of a partial human set from the web set."""
-    web, human = (list(load_pairs(source, image_root=data.image_root)) for source in (data.web, data.human))
+    roots = {"image_root": data.image_root, "allow_outside": data.allow_outside}
+    web, human = (list(load_pairs(source, **roots)) for source in (data.web, data.human))
     labels = None if data.web_labels is None else read_json(Path(data.web_labels))
     if labels is not None and len(labels) != len(web):
         raise ValueError(
@@ -110,7 +111,7 @@ def write_file_sets(data: FileData, seed: int, folder: Path) -> Metrics:
         web = [record for record in web if record["image_path"] not in chosen]
     if not web:
         raise ValueError(f"human_share={data.human_share} leaves no web pairs. Pass a smaller share.")
-    evaluation = load_pairs(data.eval, image_root=data.image_root, split=data.eval_split)
+    evaluation = load_pairs(data.eval, split=data.eval_split, **roots)
     # Image ids are common to both sets.
     numbers = {path: number for number, path in enumerate(dict.fromkeys(r["image_path"] for r in [*web, *human]))}
     web, human = ([{**record, "image_id": numbers[record["image_path"]]} for record in own] for own in (web, human))

@@ -52,7 +52,12 @@ def write_kept(
 ) -> dict[str, int]:
     """Same as [`refilter`], into any folder. No other process may write there."""
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
-    shards = find_shards(settings["source"], image_root=settings["image_root"], shard_size=settings["shard_size"])
+    shards = find_shards(
+        settings["source"],
+        image_root=settings["image_root"],
+        allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
+        shard_size=settings["shard_size"],
+    )
     missing = [shard.name for shard in shards if not run.scores(shard.name).is_file()]
     if missing:
         raise ValueError(

@@ -228,7 +228,12 @@ def _count_skipped(run: RunFolder) -> dict[str, int]:
 
 
 def _shards(settings: Mapping[str, Any]) -> list[Shard]:
-    return find_shards(settings["source"], image_root=settings["image_root"], shard_size=settings["shard_size"])
+    return find_shards(
+        settings["source"],
+        image_root=settings["image_root"],
+        allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
+        shard_size=settings["shard_size"],
+    )
 
 
 __all__ = ["build_report", "write_report"]

@@ -45,6 +45,7 @@ def run_capfilt(
     out_dir: PathLike,
     *,
     image_root: PathLike | None = None,
+    allow_outside: bool = False,
     shard_size: int = 1000,
     rule: Rule | None = None,
     format: PairFormat = "parquet",
@@ -67,6 +68,8 @@ def run_capfilt(
             Output folder, the same for all processes.
         image_root (`str` or `Path`, *optional*):
             Folder that relative image paths start from.
+        allow_outside (`bool`, *optional*, defaults to `False`):
+            As in [`~blip_hf.data.readers.find_shards`].
         shard_size (`int`, *optional*, defaults to 1000):
             Records per shard, for sources that are not split into files.
         rule (`Rule`, *optional*):
@@ -91,9 +94,10 @@ def run_capfilt(
     run = _Run(engine, RunFolder(out_dir), rule, format)
     # Scores hold paths, which must not depend on the working directory.
     locations = _locations(source, image_root)
-    shards = find_shards(locations["source"], image_root=locations["image_root"], shard_size=shard_size)
+    shards = find_shards(**locations, allow_outside=allow_outside, shard_size=shard_size)
     settings = {
         **locations,
+        "allow_outside": allow_outside,
         "shard_size": shard_size,
         "num_shards": len(shards),
         "models": engine.identities(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .errors import UsageError, message_of
-from .output import escape_unprintable, silence_closed_streams
+from .output import escape_controls, escape_unprintable, silence_closed_streams
 from .parser import Command, CommandGroup, choose, format_commands, run
 from .stop_signals import Stopped
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
+    "plan": "Estimates memory, time and data rates of a pre-training",
     "env": "Prints the versions and hardware that a bug report needs",
     "completion": "Prints a completion script for bash, zsh or fish",
 }
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = message_of(error)
         if is_debugging or message is None:
             raise
-        print(f"{prog}: error: {message}", file=sys.stderr)
+        print(f"{prog}: error: {escape_controls(message)}", file=sys.stderr)
         silence_closed_streams()
         return 2
     return status

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..capfilt.settings import CapFiltSettings
 from ..files import format_json
-from ..tasks.base import PAIRS_HELP
+from ..tasks.base import ALLOW_OUTSIDE_HELP, PAIRS_HELP
 from .launcher import launched_process
 from .parser import Command, CommandGroup
 
@@ -60,6 +60,7 @@ class RunOptions(RuleOptions, CapFiltSettings):
         metadata={"help": "Folder of the run; one that was interrupted is resumed", "old_names": ["output"]}
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from"})
+    allow_outside: bool = field(default=False, metadata={"help": ALLOW_OUTSIDE_HELP})
     shard_size: int = field(default=1000, metadata={"help": "Records per shard, for sources without shards"})
     device: str | None = field(
         default=None, metadata={"help": "Device, such as cuda:1 (default: a GPU if there is one)"}
@@ -110,6 +111,7 @@ def run(options: RunOptions) -> None:
         options.source[0] if len(options.source) == 1 else options.source,
         options.output_dir,
         image_root=options.image_root,
+        allow_outside=options.allow_outside,
         shard_size=options.shard_size,
         rule=options.rule(),
         format=options.format,

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from .errors import UsageError
+from .output import escape_controls, escape_formula
 
 
 Format = Literal["text", "jsonl", "json", "csv", "sidecar"]
 _FORMATS_OF_SUFFIXES = {".txt": "text", ".tsv": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv"}
-# A name with a tab or a new line in it would break the columns of text.
-_TEXT_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 Record = dict[str, Any]
 
@@ -63,7 +62,7 @@ def name_in_file(name: str, output_format: Format) -> str:
     """The name of an image as `read_records` returns it."""
     if output_format in ("json", "jsonl"):
         return name
-    name = name.translate(_TEXT_ESCAPES) if output_format == "text" else name
+    name = escape_controls(name) if output_format == "text" else escape_formula(name)
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -81,7 +80,7 @@ def _read(stream: TextIO, columns: Sequence[str], output_format: Format) -> list
 def _text_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
     for row in rows:
         cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values())
-        yield "\t".join(cell.translate(_TEXT_ESCAPES) for cell in cells) + "\n"
+        yield "\t".join(escape_controls(cell) for cell in cells) + "\n"
 
 
 def _jsonl_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
@@ -100,7 +99,7 @@ def _csv_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(columns)
     for row in rows:
-        table.writerow(row.values())
+        table.writerow(map(escape_formula, row.values()))
         yield ""  # flushes
 
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..tasks.base import DType
+from ..tasks.base import ALLOW_OUTSIDE_HELP, DType
 from .errors import UsageError
 
 
@@ -30,6 +30,7 @@ class ImageOptions:
     recursive: bool = field(default=False, metadata={"help": "Also take the images in subfolders"})
     follow_links: bool = field(default=False, metadata={"help": "With --recursive, also enter linked folders"})
     image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from"})
+    allow_outside: bool = field(default=False, metadata={"help": ALLOW_OUTSIDE_HELP})
     split: str = field(default="train", metadata={"help": "Split of a data set that has several"})
     batch_size: int = field(default=8, metadata={"help": "Images per batch"})
     workers: int = field(
@@ -69,6 +70,7 @@ class ImageOptions:
             recursive=self.recursive,
             follow_links=self.follow_links,
             image_root=self.image_root,
+            allow_outside=self.allow_outside,
             split=self.split,
         )
 

@@ -56,6 +56,7 @@ def find_images(
     recursive: bool = False,
     follow_links: bool = False,
     image_root: str | None = None,
+    allow_outside: bool = False,
     split: str = "train",
 ) -> FoundImages:
     """Replaces each folder by its images, sorted by path, and each file of records by the images it names or holds.
@@ -77,7 +78,8 @@ def find_images(
         elif is_image(source):
             found.add_files([path], path.parent)
         else:
-            found.add_records(_undecoded(load_images(source, image_root=image_root, split=split)))
+            images = load_images(source, image_root=image_root, allow_outside=allow_outside, split=split)
+            found.add_records(_undecoded(images))
     return found
 
 

@@ -3,15 +3,53 @@
 
 import io
 import os
+import re
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..files import atomic_write
 from .errors import UsageError
+
+
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Formulas of spreadsheets start with these, also after white space.
+_FORMULA_STARTS = ("=", "+", "-", "@")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+def escape_controls(text: str) -> str:
+    r"""Escapes control characters of names and texts, which could drive a terminal or break lines and columns.
+
+    Example:
+        >>> escape_controls("a\tb\x1b[2J.png")
+        'a\\tb\\x1b[2J.png'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def escape_formula(value: Any) -> Any:
+    """Puts an apostrophe before a text that a spreadsheet would run as a formula, without control characters.
+
+    Example:
+        >>> escape_formula("=1+1"), escape_formula("a=1"), escape_formula(-0.5)
+        ("'=1+1", 'a=1', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = escape_controls(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text) else text
+
+
+def _is_harmless(character: str) -> bool:
+    # Cc: control characters; Zl, Zp: other line ends; and marks that reverse the direction of a name.
+    return unicodedata.category(character) not in ("Cc", "Zl", "Zp") and character not in _DIRECTIONS
 
 
 def escape_unprintable() -> None:
@@ -70,4 +108,11 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         yield stream
 
 
-__all__ = ["escape_unprintable", "open_output", "refuse_existing", "silence_closed_streams"]
+__all__ = [
+    "escape_controls",
+    "escape_formula",
+    "escape_unprintable",
+    "open_output",
+    "refuse_existing",
+    "silence_closed_streams",
+]

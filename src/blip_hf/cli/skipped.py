@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from .output import escape_controls
+
 
 class _Failure(Protocol):
     image_index: int
@@ -36,7 +38,7 @@ def count_skipped(prog: str, kinds: Iterable[str], num_images: int) -> int:
 
 def say(prog: str, message: str) -> None:
     """Prints a message of a command on stderr."""
-    print(f"{prog}: {message}", file=sys.stderr)
+    print(f"{prog}: {escape_controls(message)}", file=sys.stderr)
 
 
 __all__ = ["count_skipped", "named_error", "report_skipped", "say"]

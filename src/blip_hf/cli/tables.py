@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
+from .output import escape_controls, escape_formula
+
 
 TableFormat = Literal["table", "json", "csv"]
-
-# A name with a new line in it would break the lines of the table.
-_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], stream: TextIO, table_format: TableFormat) -> None:
@@ -20,7 +19,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], stream: TextIO, table_format:
     elif rows and table_format == "csv":
         writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: escape_formula(value) for name, value in row.items()} for row in rows)
     elif rows:
         stream.writelines(_lines(rows))
 
@@ -37,7 +36,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value).translate(_ESCAPES)
+    return f"{value:.4f}" if isinstance(value, float) else escape_controls(str(value))
 
 
 __all__ = ["TableFormat", "write_table"]

@@ -31,6 +31,7 @@ GATHER_KEYS_HELP = (
 )
 NEGATIVE_ALL_RANK_HELP = "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
+ALLOW_OUTSIDE_HELP = "Open images outside the folder of their list, or outside --image_root"
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -41,6 +42,7 @@ class TrainingOptions:
     data: list[str] = field(metadata={"help": f"Training set: {PAIRS_HELP}", "metavar": "SOURCE"})
     eval_data: list[str] | None = option(None, "Set to evaluate on after training, as --data", "SOURCE")
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    allow_outside: bool = option(False, ALLOW_OUTSIDE_HELP)
     augment: bool = option(True, "Crop, flip and warp the training images")
     min_scale: float = option(0.5, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
     freeze_vision_layers: int = option(0, "Number of first layers of the image encoder to freeze", "N")
@@ -55,14 +57,16 @@ class TrainingOptions:
 
     def training_source(self) -> Source:
         """Returns the source of the training set."""
-        return Source(self.data, self.image_root, 0, self.num_scenes)
+        return Source(self.data, self.image_root, 0, self.num_scenes, allow_outside=self.allow_outside)
 
     def evaluation_source(self) -> Source | None:
         """Returns the source of the evaluation set, if there is one. Its scenes follow those of training."""
         if self.eval_data is None:
             return None
         first_scene = count_scenes(self.data, self.num_scenes)
-        return Source(self.eval_data, self.image_root, first_scene, self.num_eval_scenes)
+        return Source(
+            self.eval_data, self.image_root, first_scene, self.num_eval_scenes, allow_outside=self.allow_outside
+        )
 
 
 @dataclass(kw_only=True)
@@ -113,6 +117,7 @@ class EvaluateOptions:
     model: str = field(metadata={"help": "Checkpoint with its processor", "metavar": "CHECKPOINT"})
     data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}", "metavar": "SOURCE"})
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
+    allow_outside: bool = option(False, ALLOW_OUTSIDE_HELP)
     batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
     workers: int = field(
         default=0,
@@ -127,7 +132,7 @@ class EvaluateOptions:
 
     def evaluation_source(self) -> Source:
         """Returns the source of the evaluation set."""
-        return Source(self.data, self.image_root, self.first_scene, self.num_scenes)
+        return Source(self.data, self.image_root, self.first_scene, self.num_scenes, allow_outside=self.allow_outside)
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ class Source:
     num_scenes: int
     split: str | None = None
     annotations: str | None = None
+    allow_outside: bool = False
 
     @property
     def is_scenes(self) -> bool:
@@ -44,7 +45,12 @@ class Source:
 
         if self.is_scenes:
             return self.scenes(image_size)
-        return load_pairs(one_or_several(self.data), image_root=self.image_root, split=self.split)
+        return load_pairs(
+            one_or_several(self.data),
+            image_root=self.image_root,
+            allow_outside=self.allow_outside,
+            split=self.split,
+        )
 
 
 def is_scenes(source: str) -> bool:

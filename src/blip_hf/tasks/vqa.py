@@ -192,6 +192,7 @@ def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> 
             one_or_several(source.data),
             annotations=source.annotations,
             image_root=source.image_root,
+            allow_outside=source.allow_outside,
             answer_lists="set" if options.answer_sets else "votes",
         )
     return BlindQuestions(questions) if options.blind else questions

@@ -281,8 +281,8 @@ def test_a_name_on_the_hub_is_loaded_by_datasets(tmp_path, monkeypatch):
         return dataset(tmp_path)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert load_pairs("owner/photos-1.5", split="test")["caption"][:] == list(CAPTIONS.values())
-    (shard,) = find_shards("owner/photos-1.5", split="test")
+    assert load_pairs("hf://datasets/owner/photos-1.5", split="test")["caption"][:] == list(CAPTIONS.values())
+    (shard,) = find_shards("hf://datasets/owner/photos-1.5", split="test")
     assert (shard.name, next(shard.samples()).sample_id) == ("owner_photos-1.5-00000", "owner_photos-1.5/00000000")
     assert asked == [("owner/photos-1.5", "test")] * 2
 

@@ -43,31 +43,24 @@ def test_a_source_that_does_not_exist_is_named_without_asking_the_hub(read_sourc
         read_source(source)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("owner/name", True),
-        ("mnist", True),
-        ("owner/name-1.5", True),
-        ("owner/photos.json", False),
-        ("tests/lost", False),
-        ("a/b/c", False),
-        ("./a", False),
-        ("~/a", False),
-        ("/a", False),
-        ("a b", False),
-    ],
-)
-def test_paths_are_not_taken_for_names_on_the_hub(name, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["owner/name", "mnist", "owner/name-1.5"])
+def test_name_without_prefix_is_not_sent_but_the_prefix_is_named(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    assert not is_hub_name(name)
+    assert is_hub_name(f"hf://datasets/{name}")
+    assert make_absolute(f"hf://datasets/{name}") == f"hf://datasets/{name}"
+    with pytest.raises(ValueError, match=f"{name} does not exist. If it is .*, pass hf://datasets/{name}. Pass JSON"):
+        load_pairs(name)
+
+
+@pytest.mark.parametrize("name", ["owner/photos.json", "tests/lost", "a/b/c", "./a", "~/a", "/a", "a b"])
+def test_paths_are_not_taken_for_names_on_the_hub(name, tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert is_hub_name(name) == expected
-    assert make_absolute(name) == (name if expected else make_absolute(make_absolute(name)))
-
-
-def test_unreachable_name_and_missing_file_have_different_errors():
-    with pytest.raises(ValueError, match=r"'somebody/photos' is not an existing file or folder, and cannot be loaded"):
-        load_pairs("somebody/photos")
+    assert not is_hub_name(f"hf://datasets/{name}")
+    assert make_absolute(name) == make_absolute(make_absolute(name))
+    with pytest.raises(ValueError, match=f"{name} does not exist. Pass JSON"):
+        load_pairs(name)
 
 
 @ENTRY_POINTS

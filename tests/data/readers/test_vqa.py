@@ -85,13 +85,13 @@ def test_ids_of_mixed_types_become_strings(tmp_path):
     ("content", "message"),
     [
         (
-            [RECORD, {**RECORD, "answer": []}],
-            r"questions.json, record 1: field 'answer' is \[\], expected str or list",
+            [{**RECORD, "answer": []}],
+            r"questions.json, record 0: field 'answer' is \[\], expected str or list",
         ),
         ([{**RECORD, "answer": [1]}], "record 0: field 'answer' is list of int, expected str or list of str"),
         ([{**RECORD, "question": None}], "record 0: field 'question' is None, expected str"),
         ([{"question": "?"}], r"record 0: field 'image' is missing \(there are: question\)"),
-        ([RECORD, 5], "record 1 is a int, expected an object with 'question'"),
+        ([5], "record 0 is a int, expected an object with 'question'"),
         ([], "contains an empty list, expected a list of .*Visual Genome"),
         ({"annotations": []}, "contains an object with annotations, expected a list of"),
     ],
@@ -208,11 +208,12 @@ def test_vizwiz_is_read_in_its_published_format(tmp_path, caplog):
     assert load_vqa(write(tmp_path, unanswered))["answers"][:] == [[], []]
 
 
-def test_questions_without_ids_about_one_image_are_numbered(tmp_path):
+def test_questions_without_ids_about_one_image_are_numbered(tmp_path, caplog):
     record = {"image": "a.jpg", "question": "What?", "answer": "a"}
     assert load_vqa(write(tmp_path, [record, record]))["question_id"][:] == [0, 1]
-    with pytest.raises(ValueError, match="record 1: field 'question_id' is missing"):
-        load_vqa(write(tmp_path, [{**record, "question_id": 1}, record]))
+    assert load_vqa(write(tmp_path, [{**record, "question_id": 1}, record]))["question_id"][:] == [1]
+    assert "skipped 1 bad_record, the first record 1 (" in caplog.text
+    assert "record 1: field 'question_id' is missing" in caplog.text
 
 
 def test_image_ids_that_are_text_name_files(tmp_path):

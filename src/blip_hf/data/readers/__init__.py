@@ -29,7 +29,9 @@ from .sources import Source, as_list, open_source, refuse_equal_names
 from .vqa import load_vqa, most_common_answers
 
 
-def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
+def load_pairs(
+    source: Source, *, image_root: PathLike | None = None, allow_outside: bool = False, split: str = "train"
+) -> Dataset:
     """Reads image-text pairs with random access, without opening an image.
 
     Captions of the same image have equal `image_id`s: the source's ids if these are non-negative integers, otherwise
@@ -38,13 +40,17 @@ def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str
     `source_id`s name the images in results: the source's id, else COCO's number in the file name, else the path, key
     or row. If these are not unique, full paths are used.
 
-    An invalid record raises an error. In tars and folders of images, it is skipped with a warning instead.
+    Invalid records are skipped. One warning counts them by reason and names the first. If no record of a source is
+    usable, the error of the first is raised.
 
     Args:
         source (`str`, `Path`, `Dataset`, `DatasetDict`, [`Scenes`], or a list of them):
             Any source in the table of [`~blip_hf.data.readers`].
         image_root (`str` or `Path`, *optional*):
             Folder of relative image paths. Defaults to the folder of the file.
+        allow_outside (`bool`, *optional*, defaults to `False`):
+            Whether to open images outside this folder, such as `/etc/a.png` or `../a.png`. Off, since a list from the
+            web may name any file. Links inside the folder are followed.
         split (`str`, *optional*, defaults to `"train"`):
             Split to read, if the source has several: a `DatasetDict`, a data set on the Hub, a folder with one
             subfolder per split, or a Karpathy file, where `"train"` includes `restval`.
@@ -60,28 +66,37 @@ def load_pairs(source: Source, *, image_root: PathLike | None = None, split: str
         >>> load_pairs(source, image_root=".")[:]["caption"]
         ['a cat', 'an animal', 'a dog']
     """
-    readers = open_source(source, image_root=image_root, split=split)
+    readers = open_source(source, image_root=image_root, allow_outside=allow_outside, split=split)
     return read_images(readers, is_joined=len(as_list(source)) > 1).with_captions()
 
 
-def load_images(source: Source, *, image_root: PathLike | None = None, split: str = "train") -> Dataset:
+def load_images(
+    source: Source, *, image_root: PathLike | None = None, allow_outside: bool = False, split: str = "train"
+) -> Dataset:
     """Reads images with random access, also from sources without captions, without opening an image.
 
     Arguments as in [`load_pairs`]; also takes an image file or a folder of images alone. Returns one row per image,
     with the columns `image`, `image_id` and `source_id`.
     """
-    readers = open_source(source, image_root=image_root, split=split, needs_captions=False)
+    readers = open_source(
+        source, image_root=image_root, allow_outside=allow_outside, split=split, needs_captions=False
+    )
     return read_images(readers, is_joined=len(as_list(source)) > 1).without_captions()
 
 
 def find_shards(
-    source: Source, *, image_root: PathLike | None = None, shard_size: int = 1000, split: str = "train"
+    source: Source,
+    *,
+    image_root: PathLike | None = None,
+    allow_outside: bool = False,
+    shard_size: int = 1000,
+    split: str = "train",
 ) -> list[Shard]:
     """Splits a source into shards, each of which streams its samples.
 
     Consecutive records with the same image and `image_id` are one sample with several texts. The id of a sample is
     `<file>/<key, id or number>`, so it does not depend on `shard_size`. An unreadable file raises an error, here or
-    during reading. An invalid record is skipped and counted. `source`, `image_root` and `split` are as in
+    during reading. An invalid record is skipped and counted. `source`, `image_root`, `allow_outside` and `split` are as in
     [`load_pairs`].
 
     Args:
@@ -97,7 +112,7 @@ def find_shards(
     """
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size} is too small; pass 1 or more.")
-    readers = open_source(source, image_root=image_root, split=split)
+    readers = open_source(source, image_root=image_root, allow_outside=allow_outside, split=split)
     shards = [shard for reader in readers for shard in reader.shards(shard_size)]
     refuse_equal_names([shard.name for shard in shards])  # web.jsonl has a part that is called as web-00000.parquet
     return shards

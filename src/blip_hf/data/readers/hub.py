@@ -10,11 +10,14 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict
 
+from .image_root import ImageRoot
 from .parquet import ROWS_PER_READ, find_columns, read_row
-from .records import PathLike, RecordStream
+from .records import RecordStream
 from .samples import Shard, Skipped, Stream
 
 
+HUB_PREFIX = "hf://datasets/"
+"""Starts the name of a data set on the Hub. Other text is never sent there, since it may be a mistyped path."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")  # of a file; `.5` in `owner/name-1.5` is a version
 
@@ -25,15 +28,12 @@ class Table:
 
     dataset: Dataset
     name: str
-    root: PathLike
+    root: ImageRoot
     needs_captions: bool = True
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for an invalid one."""
-        for item in self._read(0, len(self.dataset), strict=True):
-            if isinstance(item, Skipped):
-                raise ValueError(item.detail)
-            yield item
+        """Records and skipped ones, in order."""
+        return self._read(0, len(self.dataset), strict=True)
 
     def shards(self, shard_size: int) -> list[Shard]:
         """Shards of `shard_size` rows."""
@@ -71,20 +71,28 @@ class Table:
                 yield read_row(raw, row, self.name, self.root, self.needs_captions, where)
 
 
-def is_hub_name(source: str) -> bool:
-    """Whether a source can be the name of a data set on the Hub, and does not look like a path."""
+def is_hub_name(source: object) -> bool:
+    """Whether a source is `hf://datasets/OWNER/NAME`."""
+    return (
+        isinstance(source, str)
+        and source.startswith(HUB_PREFIX)
+        and could_be_hub_name(source.removeprefix(HUB_PREFIX))
+    )
+
+
+def could_be_hub_name(source: str) -> bool:
+    """Whether a text can be the name of a data set on the Hub, and does not look like a path."""
     is_name = _HUB_NAME.fullmatch(source) and not _FILE_SUFFIX.fullmatch(Path(source).suffix)
     return bool(is_name) and not ("/" in source and Path(source).parts[0] and Path(source).parent.exists())
 
 
-def load_from_hub(name: str, split: str) -> Dataset:
-    """Loads a data set by its name."""
+def load_from_hub(source: str, split: str) -> Dataset:
+    """Loads a data set by its name with `hf://datasets/`."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # counts are sent to s3.amazonaws.com, for local data too
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(source.removeprefix(HUB_PREFIX), split=split)
     except (FileNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"{name!r} is not an existing file or folder, and cannot be loaded from the Hub ({error})."
-        ) from error
+        raise ValueError(f"{source} cannot be loaded from the Hub ({error}).") from error
 
 
 def is_saved(folder: Path) -> bool:
@@ -120,4 +128,13 @@ def _is_image_or_path(feature: object) -> bool:
     )
 
 
-__all__ = ["Table", "is_hub_name", "is_saved", "load_from_hub", "paths_or_rows", "pick_split"]
+__all__ = [
+    "HUB_PREFIX",
+    "Table",
+    "could_be_hub_name",
+    "is_hub_name",
+    "is_saved",
+    "load_from_hub",
+    "paths_or_rows",
+    "pick_split",
+]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+MAX_RECORD_BYTES = 2**24
+"""Maximum size in bytes of a record."""
 _CHUNK = 1 << 20  # bytes
 _DECODER = json.JSONDecoder()
 _BEHIND_VALUES = frozenset(" \t\n\r,]")
@@ -44,14 +46,19 @@ def iterate_json_lines(path: Path, start: int | None = None) -> Iterator[tuple[i
     with path.open("rb") as file:
         offset = _start_of_text(file) if start is None else start
         file.seek(offset)
-        for line in file:
+        while line := file.readline(MAX_RECORD_BYTES + 1):
             if text := line.decode("utf-8", errors="replace").strip():
                 yield offset, _parse_line(text)
             offset += len(line)
+            while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):  # the rest of a huge line
+                line = file.readline(MAX_RECORD_BYTES + 1)
+                offset += len(line)
 
 
 def _parse_line(text: str) -> Any:
     try:
+        if len(text) > MAX_RECORD_BYTES:
+            raise ValueError(f"the record has more than {MAX_RECORD_BYTES} bytes")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
@@ -109,6 +116,8 @@ class _Window:
 
     def _read_more(self) -> None:
         left = self.text[self.position :]
+        if len(left) > MAX_RECORD_BYTES:
+            raise ValueError(f"a record has more than {MAX_RECORD_BYTES} bytes")
         # Doubles the window, so a long value is not parsed again for each chunk.
         content = self.file.read(max(_CHUNK, len(left)))
         self.text, self.position = left + self.decoder.decode(content, final=not content), 0

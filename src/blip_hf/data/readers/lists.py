@@ -2,7 +2,6 @@
 """Lists of records with image paths: JSON lists and lines, COCO, Karpathy, and the metadata of image folders."""
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .coco import coco_records
+from .image_root import ImageRoot
 from .json_files import iterate_json_lines, iterate_json_list
 from .karpathy import karpathy_records
 from .records import (
     ImageRecord,
-    PathLike,
     Record,
     RecordStream,
     check_record,
@@ -26,6 +25,7 @@ from .records import (
     read_path,
 )
 from .samples import Shard, Skipped, Stream
+from .usable import skipped_record
 
 
 # Yields rows, each with the offset to start from to read it again. `None` starts at the first one.
@@ -44,17 +44,14 @@ class ListFile:
 
     path: Path
     name: str
-    root: PathLike
+    root: ImageRoot
     split: str = "train"
     needs_captions: bool = True
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for an invalid one."""
+        """Records and skipped ones, in order."""
         for row, raw in enumerate(self._read_all()):
-            where = f"{self.path}, record {row}"
-            if isinstance(raw, Exception):
-                raise ValueError(str(raw)) from raw
-            yield self._parse(raw, row, where)
+            yield self._parse_or_skip(raw, row, f"{self.path}, record {row}")
 
     def shards(self, shard_size: int) -> list[Shard]:
         """Shards of `shard_size` records, or more to keep the records of one image together."""
@@ -96,13 +93,21 @@ class ListFile:
             return coco_records(content, name, needs_captions=self.needs_captions)
         return karpathy_records(content, name, self.split)
 
+    def _parse_or_skip(self, raw: Any, row: int, where: str) -> ImageRecord | Skipped:
+        try:
+            if isinstance(raw, Exception):
+                raise ValueError(str(raw))
+            return self._parse(raw, row, where)
+        except ValueError as error:
+            return skipped_record(f"{self.name}/{row:08d}", error)
+
     def _parse(self, raw: Any, row: int, where: str) -> ImageRecord:
         check_record(raw, where, self._image_field)
         path = read_path(raw, self._image_field, where)
         return ImageRecord(
             sample_id=f"{self.name}/{row:08d}",
             key=row,
-            image=os.path.join(self.root, path),
+            image=self.root.join(path, where),
             captions=read_captions(raw, where, required=self.needs_captions),
             image_id=read_optional_id(raw, "image_id", where),
             path=path,
@@ -110,15 +115,8 @@ class ListFile:
 
     def _stream(self, rows: RowReader, start: int | None, first_row: int, stop: int) -> Stream:
         for row, (_, raw) in enumerate(islice(rows(start), stop - first_row), first_row):
-            sample_id = f"{self.name}/{row:08d}"
-            try:
-                if isinstance(raw, Exception):
-                    raise ValueError(str(raw))
-                record = self._parse(raw, row, where=sample_id)
-            except ValueError as error:
-                yield Skipped(sample_id, "bad_record", str(error))
-                continue
-            yield from record.samples()
+            item = self._parse_or_skip(raw, row, where=f"{self.name}/{row:08d}")
+            yield from [item] if isinstance(item, Skipped) else item.samples()
 
 
 def _read_csv(path: Path, errors: str) -> Iterator[Any]:

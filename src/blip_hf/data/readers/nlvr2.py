@@ -2,16 +2,21 @@
 """NLVR2: sentences about two images, in its own files and in BLIP's lists."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .image_root import ImageRoot
 from .records import PathLike, Record, check_record, field_error, first_character, read_json, read_text
+from .usable import read_usable
 
 
 LABELS = {"true": True, "false": False}
 
 
-def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[dict[str, Any]]:
+def load_nlvr2(
+    path: PathLike, *, image_root: PathLike | None = None, allow_outside: bool = False
+) -> list[dict[str, Any]]:
     """Reads the sentences of NLVR2 from a JSON list or JSON lines, without opening an image.
 
     | file                               | its fields                                                             |
@@ -20,24 +25,25 @@ def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None) -> list[di
     | BLIP's `nlvr_dev.json`             | `images` (two paths), `sentence`, `label`                              |
 
     NLVR2's own files do not name the images: those of `dev-850-0-1` are `dev-850-0-img0.png` and `dev-850-0-img1.png`.
-    Relative paths start from `image_root`, by default the folder of the file.
+    Relative paths start from `image_root`, by default the folder of the file. `allow_outside` and invalid records are as
+    in [`~blip_hf.data.readers.load_pairs`].
 
     Returns:
         `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
         `sentence_id` is NLVR2's identifier without the number of the pair, or the sentence in BLIP's lists.
     """
     path = Path(path)
-    root = path.parent if image_root is None else Path(image_root)
+    root = ImageRoot(path.parent if image_root is None else image_root, allow_outside)
     content = read_json(path, is_lines=first_character(path) == "{")
     if not isinstance(content, list) or not content:
         raise ValueError(
             f"{path} contains {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
             " 'identifier' or 'images', 'sentence' and 'label'."
         )
-    return [_read_record(record, f"{path}, record {number}", root) for number, record in enumerate(content)]
+    return read_usable(content, partial(_read_record, root=root), str(path))
 
 
-def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:
+def _read_record(record: Any, where: str, root: ImageRoot) -> dict[str, Any]:
     check_record(record, where, "sentence")
     sentence = read_text(record, "sentence", where)
     if "identifier" in record:
@@ -45,7 +51,7 @@ def _read_record(record: Any, where: str, root: Path) -> dict[str, Any]:
     else:
         images, sentence_id = _read_images(record, where), sentence
     return {
-        "images": [os.path.join(root, image) for image in images],
+        "images": [root.join(image, where) for image in images],
         "sentence": sentence,
         "label": _read_label(record, where),
         "sentence_id": sentence_id,

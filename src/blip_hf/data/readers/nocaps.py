@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """NoCaps' annotation files, with the domains of its images."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from .coco import coco_captions, coco_images
+from .image_root import ImageRoot
 from .records import CaptionGroup, PathLike, check_record, read_id, read_json, read_path, read_text
+from .usable import read_usable
 
 
 class NoCapsImage(CaptionGroup):
@@ -15,19 +16,27 @@ class NoCapsImage(CaptionGroup):
     domain: str | None
 
 
-def load_nocaps(path: PathLike, *, image_root: PathLike | None = None) -> list[NoCapsImage]:
+def load_nocaps(
+    path: PathLike, *, image_root: PathLike | None = None, allow_outside: bool = False
+) -> list[NoCapsImage]:
     """Reads the images of [NoCaps](https://nocaps.org), with captions and domains if the file has them.
 
     Args:
         path (`str` or `Path`):
             NoCaps' own `nocaps_val_4500_captions.json` or `nocaps_{val,test}_image_info.json`, or BLIP's
             `nocaps_{val,test}.json`, a list of `{"image": path, "img_id": id}`.
+        image_root, allow_outside (*optional*):
+            As in [`~blip_hf.data.readers.load_pairs`].
     """
     path = Path(path)
     content = read_json(path)
     items = _read_list(content, str(path)) if isinstance(content, list) else _read_object(content, str(path))
-    root = path.parent if image_root is None else image_root
-    return [{**item, "image": os.path.join(root, item["image"])} for item in items]
+    root = ImageRoot(path.parent if image_root is None else image_root, allow_outside)
+
+    def join(item: NoCapsImage, where: str) -> NoCapsImage:
+        return {**item, "image": root.join(item["image"], where)}
+
+    return read_usable(items, join, str(path))
 
 
 def _read_list(content: list[Any], name: str) -> list[NoCapsImage]:

@@ -7,8 +7,6 @@ Paths stay in memory: about 200 MB for a million pairs.
 
 import json
 import operator
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -18,7 +16,6 @@ from typing import Any
 import datasets
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
-from transformers.utils import logging
 
 from ...files import atomic_write
 from .coco import coco_image_id
@@ -29,9 +26,8 @@ from .samples import Skipped, is_unicode
 from .scenes import SceneSource
 from .sources import ACCEPTED, Reader
 from .tar import TarFile
+from .usable import read_usable, usable_items
 
-
-logger = logging.get_logger(__name__)
 
 _ENCODED = datasets.Image(decode=False)
 _STORED = datasets.Features(
@@ -84,8 +80,9 @@ def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
     """Reads all images. `is_joined` is true for several sources, because their image ids may clash."""
     tables = [_read(reader) for reader in readers]
     if not any(len(table.images) for table in tables):
-        first = readers[0].name if isinstance(readers[0], Table | SceneSource) else readers[0].path
-        raise ValueError(f"There are no records in {first}{' and others' if readers[1:] else ''}. Pass {ACCEPTED}.")
+        raise ValueError(
+            f"There are no records in {_described(readers[0])}{' and others' if readers[1:] else ''}. Pass {ACCEPTED}."
+        )
     tables = [table for table in tables if len(table.images)]
     if len({str(table.images.features) for table in tables}) > 1:
         tables = [replace(table, images=table.images.cast_column("image", _ENCODED)) for table in tables]
@@ -164,19 +161,19 @@ def _read(reader: Reader) -> ImageTable:
 
 def _usable(reader: Reader) -> Iterator[ImageRecord]:
     """The usable records of a reader. Warns about skipped ones."""
-    skipped: list[Skipped] = []
-    for item in reader.records():
-        if isinstance(item, Skipped):
-            skipped.append(item)
-        elif (text := _invalid_text(item)) is not None:  # an Arrow table cannot hold it
-            skipped.append(Skipped(item.sample_id, "bad_record", f"it has invalid Unicode: {text!a}"))
-        else:
+
+    def items() -> Iterator[ImageRecord | Skipped]:
+        for item in reader.records():
+            if isinstance(item, ImageRecord) and (text := _invalid_text(item)) is not None:
+                # An Arrow table cannot hold it.
+                item = Skipped(item.sample_id, "bad_record", f"{item.sample_id}: it has invalid Unicode: {text!a}")
             yield item
-    if skipped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in Counter(item.reason for item in skipped).items())
-        logger.warning(
-            f"{reader.path}: skipped {counts}, the first {skipped[0].sample_id} ({skipped[0].detail.rstrip('.')})."
-        )
+
+    return usable_items(items(), _described(reader))
+
+
+def _described(reader: Reader) -> str:
+    return reader.name if isinstance(reader, Table | SceneSource) else str(reader.path)
 
 
 def _invalid_text(record: ImageRecord) -> str | None:
@@ -188,19 +185,24 @@ def _invalid_text(record: ImageRecord) -> str | None:
 def _read_table(table: Table) -> ImageTable:
     name = f"data set {table.name}"
     dataset = table.columns()
+    own_paths = dataset.select_columns("image")
+    has_paths = own_paths.features["image"] == datasets.Value("string")
+    paths = own_paths["image"][:] if has_paths else list(paths_or_rows(own_paths))
     text_columns = [column for column in (*CAPTION_FIELDS, "image_id") if column in dataset.column_names]
-    records = dataset.select_columns(text_columns).to_list() if text_columns else [{}] * len(dataset)
-    where = [f"{name}, record {number}" for number in range(len(dataset))]
-    captions = [read_captions(*each, required=table.needs_captions) for each in zip(records, where, strict=True)]
-    image_ids = [read_optional_id(record, "image_id", place) for record, place in zip(records, where, strict=True)]
-    images = dataset.select_columns("image")
-    if images.features["image"] == datasets.Value("string"):
-        paths = [read_path(record, "image", place) for record, place in zip(images, where, strict=True)]
-        places = [os.path.join(table.root, path) for path in paths]
-        images = Dataset.from_dict({"image": places})
-    else:
-        places = paths = list(paths_or_rows(images))
-    return ImageTable(images, captions, image_ids, places, list(map(_name, image_ids, paths)))
+    texts = dataset.select_columns(text_columns).to_list() if text_columns else [{}] * len(dataset)
+
+    def read(row: int, where: str) -> tuple[int, list[str], int | str | None, int | str]:
+        captions = read_captions(texts[row], where, required=table.needs_captions)
+        place = paths[row]
+        if has_paths or isinstance(place, str):
+            place = table.root.join(read_path({"image": place}, "image", where), where)
+        return row, captions, read_optional_id(texts[row], "image_id", where), place
+
+    usable = read_usable(range(len(dataset)), read, name)
+    rows, captions, image_ids, places = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
+    images = Dataset.from_dict({"image": places}) if has_paths else own_paths.select(rows)
+    names = [_name(image_id, paths[row]) for row, image_id in zip(rows, image_ids, strict=True)]
+    return ImageTable(images, captions, image_ids, places, names)
 
 
 def _read_stored(reader: TarFile | ParquetFile) -> ImageTable:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Parquet files with images, read a few rows at a time, and rows of tables in general."""
 
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .image_root import ImageRoot
 from .records import (
     CAPTION_FIELDS,
     ImageRecord,
-    PathLike,
     Record,
     RecordStream,
     field_error,
@@ -21,6 +20,8 @@ from .records import (
     read_optional_id,
 )
 from .samples import Shard, Skipped, Stream
+from .tar_stream import FREE_BYTES, MAX_EXPANSION
+from .usable import skipped_record
 
 
 ROWS_PER_READ = 64
@@ -41,7 +42,7 @@ class ParquetFile:
 
     path: Path
     name: str
-    root: PathLike
+    root: ImageRoot
     needs_captions: bool = True
 
     def shards(self, shard_size: int) -> list[Shard]:
@@ -49,11 +50,8 @@ class ParquetFile:
         return [Shard(self.name, self._stream)]
 
     def records(self) -> RecordStream:
-        """All records. Raises `ValueError` for an invalid one; skips a failed download."""
-        for item in self._read(strict=True):
-            if isinstance(item, Skipped) and item.reason == "bad_record":
-                raise ValueError(item.detail)
-            yield item
+        """Records and skipped ones, in order."""
+        return self._read(strict=True)
 
     def check(self) -> None:
         """Raises `ValueError` if the file has no images. Ignores a broken file, which the stream reports."""
@@ -84,6 +82,7 @@ class ParquetFile:
             for group in range(file.num_row_groups):
                 next_group = row + file.metadata.row_group(group).num_rows
                 try:
+                    _check_expansion(file, group)
                     for raw in _rows(file, group, list(columns.values())):
                         where = f"{self.path}, record {row}" if strict else None
                         named = {name: raw[column] for name, column in columns.items()}
@@ -116,7 +115,7 @@ def find_columns(present: Collection[str], name: str, *, needs_captions: bool = 
 
 
 def read_row(
-    raw: Record, row: int, name: str, root: PathLike, needs_captions: bool, where: str | None = None
+    raw: Record, row: int, name: str, root: ImageRoot, needs_captions: bool, where: str | None = None
 ) -> ImageRecord | Skipped:
     """The record of a row with the columns that [`find_columns`] names, or why it is skipped."""
     sample_id, key = f"{name}/{row:08d}", row
@@ -135,18 +134,27 @@ def read_row(
             image_id=read_optional_id(raw, "image_id", where or sample_id),
         )
     except ValueError as error:
-        return Skipped(sample_id, "bad_record", str(error))
+        return skipped_record(sample_id, error)
 
 
-def _read_image(raw: Record, where: str, root: PathLike) -> bytes | str:
+def _read_image(raw: Record, where: str, root: ImageRoot) -> bytes | str:
     value = raw["image"]
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        return os.path.join(root, value)
+        return root.join(value, where)
     raise field_error(raw, "image", where, "encoded bytes, a path, or a struct of bytes and path")
+
+
+def _check_expansion(file: pq.ParquetFile, group: int) -> None:
+    """Raises for a row group that declares to expand to far more than its size."""
+    metadata = file.metadata.row_group(group)
+    for column in map(metadata.column, range(metadata.num_columns)):
+        size, stored = column.total_uncompressed_size, column.total_compressed_size
+        if size > FREE_BYTES + MAX_EXPANSION * max(stored, 0):
+            raise pa.ArrowInvalid(f"column {column.path_in_schema!r} expands from {stored} to {size} bytes")
 
 
 def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:

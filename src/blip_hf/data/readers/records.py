@@ -2,16 +2,15 @@
 """The record that all readers produce, and checks of the fields of annotation files."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from .image_root import PathLike
 from .samples import Sample, Skipped, check_texts
 
 
-PathLike = str | os.PathLike[str]
 Record = Mapping[str, Any]
 
 CAPTION_FIELDS = ("caption", "captions", "text")
@@ -112,8 +111,12 @@ def read_captions(record: Record, where: str, *, required: bool = True) -> list[
 def read_id(record: Record, field: str, where: str) -> int | str:
     """Returns an id."""
     value = record.get(field)
-    if not isinstance(value, (int, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise field_error(record, field, where, "int or str")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(
+            f"{where}: field {field!r} is {str(value)[:8]}... ({len(str(value))} characters), expected an integer of 64 bits or a text. Correct or remove this record."
+        )
     return value
 
 

@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 from ...image_utils import image_suffixes, is_visible, visible_files, warn_of_other_files
 from ..scenes import Scenes
 from .folder import ImageFolder
-from .hub import Table, is_hub_name, is_saved, load_from_hub, pick_split
+from .hub import HUB_PREFIX, Table, could_be_hub_name, is_hub_name, is_saved, load_from_hub, pick_split
+from .image_root import ImageRoot
 from .lists import METADATA_FILES, ListFile
 from .parquet import ParquetFile
 from .records import PathLike
@@ -25,11 +26,13 @@ OneSource = PathLike | Dataset | DatasetDict | Scenes
 Source = OneSource | Sequence[OneSource]
 Reader = ListFile | TarFile | ParquetFile | ImageFolder | Table | SceneSource
 
+_OBJECTS = (Dataset, DatasetDict)
+
 ACCEPTED = (
     "JSON lists (.json, .jsonl), annotation files of COCO or Karpathy, WebDataset tars (.tar, .tar.gz, .tgz), Parquet"
     f" files, a folder of one of these or of images (with {' or '.join(METADATA_FILES)}, or a .txt for each), a"
-    " folder of img2dataset, `save_to_disk` or CapFilt, a pattern such as '{00000..00099}.tar', a `Dataset` or its name"
-    " on the Hub, or scenes:NUMBER[:NOISE]"
+    " folder of img2dataset, `save_to_disk` or CapFilt, a pattern such as '{00000..00099}.tar', a `Dataset`, a data set on"
+    " the Hub as hf://datasets/OWNER/NAME, or scenes:NUMBER[:NOISE]"
 )
 _SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet", ".json": "list", ".jsonl": "list"}
 _KIND_NAMES = {"tar": "tars", "parquet": "Parquet files", "list": "JSON lists", "image": "images"}
@@ -38,7 +41,12 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def open_source(
-    source: Source, *, image_root: PathLike | None = None, split: str = "train", needs_captions: bool = True
+    source: Source,
+    *,
+    image_root: PathLike | None = None,
+    allow_outside: bool = False,
+    split: str = "train",
+    needs_captions: bool = True,
 ) -> list[Reader]:
     """The readers of a source, one per file, folder or data set, with unique names. Raises `ValueError` if there are none."""
     if image_root is not None and not Path(image_root).is_dir():
@@ -46,14 +54,22 @@ def open_source(
     found = [
         place
         for item in as_list(source)
-        for place in _find(item, split=split, image_root=image_root, needs_captions=needs_captions)
+        for place in _find(
+            item,
+            split=split,
+            # Records of an object come from the caller, and those of a file may come from anyone.
+            root=ImageRoot(image_root or "", allow_outside or (image_root is None and isinstance(item, _OBJECTS))),
+            needs_captions=needs_captions,
+        )
     ]
     if not found:
         raise ValueError(f"The list of sources is empty; pass {ACCEPTED}.")
     paths = [place for place in found if isinstance(place, Path)]
     names = iter(_names(paths))
     readers = [
-        _reader(place, next(names), image_root, split, needs_captions) if isinstance(place, Path) else place
+        _reader(place, next(names), _root_of(place, image_root, allow_outside), split, needs_captions)
+        if isinstance(place, Path)
+        else place
         for place in found
     ]
     refuse_equal_names([reader.name for reader in readers])
@@ -69,9 +85,7 @@ def as_list(source: Source) -> list[OneSource]:
 
 def make_absolute(source: PathLike) -> str:
     """Makes a path absolute. Names on the Hub and drawn scenes do not change."""
-    path = os.path.expanduser(source)
-    is_elsewhere = isinstance(source, str) and not os.path.exists(path) and is_hub_name(source)
-    return str(source) if is_elsewhere or is_scenes(source) else os.path.abspath(path)
+    return str(source) if is_hub_name(source) or is_scenes(source) else os.path.abspath(os.path.expanduser(source))
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
@@ -81,19 +95,17 @@ def refuse_equal_names(names: Sequence[str]) -> None:
         raise ValueError(f"Several sources are called {clashing[0]!r}. Pass each file once, and rename one of them.")
 
 
-def _find(
-    source: OneSource, *, split: str, image_root: PathLike | None, needs_captions: bool
-) -> list[Path | Table | SceneSource]:
+def _find(source: OneSource, *, split: str, root: ImageRoot, needs_captions: bool) -> list[Path | Table | SceneSource]:
     """Files, folders of images and opened data sets of one source."""
 
     def table(dataset: Dataset | DatasetDict, name: str) -> Table:
         dataset = pick_split(dataset, split)
         name = re.sub(r"[^\w.-]", "_", name or dataset.info.dataset_name or "dataset")
-        return Table(dataset, name, image_root or "", needs_captions)
+        return Table(dataset, name, root, needs_captions)
 
     if isinstance(source, Scenes):
         return [SceneSource(source)]
-    if isinstance(source, (Dataset, DatasetDict)):
+    if isinstance(source, _OBJECTS):
         return [table(source, "")]
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
@@ -102,24 +114,30 @@ def _find(
         )
     if is_scenes(source):
         return [SceneSource(parse_scenes(source))]
+    if is_hub_name(source):
+        return [table(load_from_hub(source, split), source.removeprefix(HUB_PREFIX))]
     path = Path(source).expanduser()
     if path.exists():
         files = files_of_folder(path, split) if path.is_dir() else [path]
     elif matches := expand_pattern(path):
         files = [file for match in matches for file in (files_of_folder(match, split) if match.is_dir() else [match])]
-    elif isinstance(source, str) and is_hub_name(source):
-        return [table(load_from_hub(source, split), source)]
     else:
-        raise ValueError(f"{source} does not exist. Pass {ACCEPTED}.")
+        hint = f" If it is a data set on the Hub, pass {HUB_PREFIX}{source}." if could_be_hub_name(str(source)) else ""
+        raise ValueError(f"{source} does not exist.{hint} Pass {ACCEPTED}.")
     for file in files:
+        if not (file.is_file() or file.is_dir()):
+            raise ValueError(f"{file} is a pipe, socket or device. Pass {ACCEPTED}.")
         if file.is_file() and kind_of(file) is None:
             raise ValueError(f"{file} has an unknown format. Pass {ACCEPTED}.")
     return [table(datasets.load_from_disk(file), file.name) if is_saved(file) else file for file in files]
 
 
-def _reader(path: Path, name: str, image_root: PathLike | None, split: str, needs_captions: bool) -> Reader:
+def _root_of(path: Path, image_root: PathLike | None, allow_outside: bool) -> ImageRoot:
+    return ImageRoot(path.parent if image_root is None else image_root, allow_outside)
+
+
+def _reader(path: Path, name: str, root: ImageRoot, split: str, needs_captions: bool) -> Reader:
     kind = "image" if path.is_dir() else kind_of(path)
-    root = path.parent if image_root is None else image_root
     readers: dict[str, Callable[[], Reader]] = {
         "tar": lambda: TarFile(path, name, needs_captions),
         "parquet": lambda: ParquetFile(path, name, root, needs_captions),

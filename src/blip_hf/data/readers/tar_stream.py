@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-MAX_HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2**18
 """Maximum size in bytes of the headers of a member, with those that extend its name and attributes."""
 MAX_EXPANSION = 100
 """Maximum ratio of the size of a tar to that of its compressed file, after the first `FREE_BYTES`."""

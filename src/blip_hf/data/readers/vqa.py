@@ -15,6 +15,7 @@ from datasets import Dataset
 from ..scenes import Scenes, SceneVqa
 from .records import PathLike, read_json
 from .scenes import is_scenes, parse_scenes
+from .usable import read_usable
 from .visual_genome import read_visual_genome
 from .vqa_fields import AnswerLists, ImageRoots, VqaRecord, kind_of
 from .vqa_lists import read_question_list
@@ -32,6 +33,7 @@ def load_vqa(
     *,
     annotations: PathLike | None = None,
     image_root: PathLike | Mapping[str, PathLike] | None = None,
+    allow_outside: bool = False,
     answer_lists: AnswerLists = "votes",
 ) -> Sequence[VqaRecord]:
     """Reads questions and their answers, without opening an image.
@@ -63,6 +65,8 @@ def load_vqa(
             folder of the file. VQA v2 needs a folder with `COCO_val2014_000000000042.jpg`, ..., abstract scenes one
             with `abstract_v002_val2015_000000000042.png`, ..., and Visual Genome one with `42.jpg`, ..., directly or in
             `VG_100K` and `VG_100K_2`.
+        allow_outside (`bool`, *optional*, defaults to `False`):
+            As in [`~blip_hf.data.readers.load_pairs`].
         answer_lists (`str`, *optional*, defaults to `"votes"`):
             Meaning of a list of answers: `"votes"` of several annotators, as in VQA, or a `"set"` of parts of one
             answer, as in DAQUAR, to join by `", "` in alphabetical order.
@@ -71,7 +75,8 @@ def load_vqa(
         Sequence of [`VqaRecord`]: in the order of the source; a `datasets.Dataset` for files.
 
     Raises:
-        ValueError: If a file or a record does not have one of these forms.
+        ValueError: If a file does not have one of these forms, or none of its records is usable. Others are skipped with a
+            warning; in the files of VQA and Visual Genome, only for their images and texts.
     """
     if is_scenes(source):
         source = parse_scenes(source)
@@ -85,7 +90,7 @@ def load_vqa(
     questions = [
         question
         for path in paths
-        for question in _read_file(path, annotations, ImageRoots(path, image_root), answer_lists)
+        for question in _usable_questions(path, annotations, ImageRoots(path, image_root, allow_outside), answer_lists)
     ]
     columns = {field: [question[field] for question in questions] for field in VqaRecord.__annotations__}
     if not all(isinstance(question_id, int) for question_id in columns["question_id"]):
@@ -115,6 +120,16 @@ def _answer_lists(questions: Sequence[VqaRecord]) -> Sequence[Sequence[str]]:
     if isinstance(questions, SceneVqa):
         return questions.answers()
     return [question["answers"] for question in questions]
+
+
+def _usable_questions(
+    path: Path, annotations: PathLike | None, roots: ImageRoots, answer_lists: AnswerLists
+) -> list[VqaRecord]:
+    def check(question: VqaRecord, where: str) -> VqaRecord:
+        roots.check(question["image"], where)
+        return question
+
+    return read_usable(_read_file(path, annotations, roots, answer_lists), check, str(path))
 
 
 def _read_file(

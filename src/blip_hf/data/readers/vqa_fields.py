@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 from transformers.utils import logging
 
 from ...image_utils import image_suffixes
+from .image_root import ImageRoot, OutsideFolderError
 from .records import PathLike, Record, field_error, read_text
 
 
@@ -30,8 +31,22 @@ class VqaRecord(TypedDict):
 class ImageRoots:
     """The image folders of a file: one, or one for each data set."""
 
-    def __init__(self, path: Path, image_root: PathLike | Mapping[str, PathLike] | None) -> None:
+    def __init__(
+        self, path: Path, image_root: PathLike | Mapping[str, PathLike] | None, allow_outside: bool = False
+    ) -> None:
         self.default = path.parent if image_root is None else image_root
+        self.allow_outside = allow_outside
+
+    def check(self, image: str, where: str) -> None:
+        """Raises `OutsideFolderError` for the full path of an image outside all folders."""
+        folders = list(self.default.values()) if isinstance(self.default, Mapping) else [self.default]
+        for number, folder in enumerate(folders, 1):
+            try:
+                ImageRoot(folder, self.allow_outside).join(os.path.abspath(image), where)
+                return
+            except OutsideFolderError:
+                if number == len(folders):
+                    raise
 
     def of(self, dataset: str | None, where: str) -> PathLike:
         """The folder of a data set."""

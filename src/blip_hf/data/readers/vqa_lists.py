@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import Record, check_record, read_id, read_path, read_text
+from .usable import read_usable
 from .vqa_fields import AnswerLists, ImageRoots, UnreadFields, VqaRecord, equal_weights, image_finder, read_answers
 
 
@@ -22,13 +23,16 @@ def read_question_list(
 ) -> list[VqaRecord]:
     """Reads a list of questions."""
     reader = _ListReader(path, roots, answer_lists)
-    questions = [reader.read(record, f"{path}, record {number}") for number, record in enumerate(records)]
+    has_ids = any(isinstance(record, Mapping) and "question_id" in record for record in records)
+
+    def read(record: Any, where: str) -> tuple[Any, dict[str, Any], int | str | None]:
+        question = reader.read(record, where)
+        return record, question, read_id(record, "question_id", where) if has_ids else None
+
+    usable = read_usable(records, read, str(path))
     reader.unread.warn()
-    if any("question_id" in record for record in records):
-        ids = [read_id(record, "question_id", f"{path}, record {number}") for number, record in enumerate(records)]
-    else:
-        ids = _ids_of_images(records)
-    return [{**question, "question_id": own} for question, own in zip(questions, ids, strict=True)]
+    ids = [own for _, _, own in usable] if has_ids else _ids_of_images([record for record, _, _ in usable])
+    return [{**question, "question_id": own} for (_, question, _), own in zip(usable, ids, strict=True)]
 
 
 class _ListReader:
