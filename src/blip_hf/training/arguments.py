@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arguments of pre-training and fine-tuning, with the paper's recipes as defaults."""
 
+import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Self
 
+from torch import distributed
 from transformers import SchedulerType, TrainingArguments
 
 
@@ -146,6 +149,8 @@ class BlipTrainingArguments(TrainingArguments):
             self._check_learning_rates()
             # The base class only accepts its own names, such as this one.
             self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
+        if self.use_cpu:
+            _join_process_group(self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
         if own_schedule is not None:
             self.lr_scheduler_type = own_schedule
@@ -163,6 +168,13 @@ class BlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"decay_rate is {self.decay_rate}, expected a value in (0, 1]; 1 keeps the rate constant."
             )
+
+
+def _join_process_group(backend: str | None, timeout_seconds: int) -> None:
+    """Joins the group of `torchrun` on CPUs with a timeout; transformers (5.23) ignores `ddp_timeout` there."""
+    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    if launched and distributed.is_available() and not distributed.is_initialized():
+        distributed.init_process_group(backend or "gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from transformers import Trainer
 from transformers.trainer_pt_utils import safe_globals
 
+from .lost_processes import naming_lost_processes
 from .resharding import (
     has_whole_weights,
     is_sharded,
@@ -32,10 +33,17 @@ class DistributedTrainer(Trainer):
         self._whole_class = type(self.model)
         self._sharded_groups: list[list[nn.Parameter]] = []
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; if another process dies or hangs, the error names it."""
+        with naming_lost_processes(self.args.ddp_timeout):
+            return super().train(*args, **kwargs)
+
     def create_accelerator_and_postprocess(self) -> None:
         """Creates the accelerator, and enables FSDP on CPUs too, where accelerate (1.15) ignores it."""
         super().create_accelerator_and_postprocess()
-        is_asked_for = self.args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        is_asked_for = (
+            self.args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        )
         if is_asked_for and not self.is_fsdp_enabled and self.args.world_size > 1:
             state = self.accelerator.state
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
@@ -53,7 +61,7 @@ class DistributedTrainer(Trainer):
         return super()._prepare_for_training(*args, **kwargs)
 
     def _shard(self) -> None:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
+        from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy
 
         from .sharding import shard_model
 
@@ -72,7 +80,8 @@ class DistributedTrainer(Trainer):
             self.model.to(self.args.device),
             mesh=mesh,
             reshard_after_forward=plugin.reshard_after_forward,
-            offload_policy=plugin.cpu_offload,
+            # Parameters on CPUs cannot be offloaded to them.
+            offload_policy=OffloadPolicy() if self.args.device.type == "cpu" else plugin.cpu_offload,
             mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
         )
         optimizer = self.create_optimizer()

@@ -47,14 +47,16 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.
     """Loads the optimizer state of a whole checkpoint for a sharded model, or of a sharded one for a whole model."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     if is_sharded(checkpoint):
-        state = _read_folder(Path(checkpoint, _OPTIMIZER_FOLDER))["optimizer"]
-    else:
-        numbered = torch.load(Path(checkpoint, _OPTIMIZER_FILE), map_location="cpu", weights_only=True)
-        state = _by_name(numbered, model, optimizer)
-    if not state["state"]:
-        return  # such as SGD without momentum
-    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        named = _read_folder(Path(checkpoint, _OPTIMIZER_FOLDER))["optimizer"]
+        optimizer.load_state_dict(_by_number(named, order, optimizer.state_dict()["param_groups"]))
+        return
+    numbered = torch.load(Path(checkpoint, _OPTIMIZER_FILE), map_location="cpu", weights_only=True)
+    if numbered["state"]:  # SGD without momentum has none
+        named = _by_name(numbered, order)
+        set_optimizer_state_dict(model, optimizer, named, options=StateDictOptions(full_state_dict=True))
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -74,10 +76,19 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _by_name(numbered: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Replaces the numbers of parameters in the state of an optimizer, by order, by their names."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+def _by_number(named: dict[str, Any], order: list[str], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Replaces the names of parameters in the state of an optimizer by their positions in `order`."""
+    saved = {name: group for group in named["param_groups"] for name in group["params"]}
+    groups = [
+        {**saved[order[group["params"][0]]], "params": group["params"]} if group["params"] else group
+        for group in groups
+    ]
+    numbers = {name: i for i, name in enumerate(order)}
+    return {"state": {numbers[name]: state for name, state in named["state"].items()}, "param_groups": groups}
+
+
+def _by_name(numbered: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    """Replaces the numbers of parameters in the state of an optimizer by their names in `order`."""
     groups = [{**group, "params": [order[i] for i in group["params"]]} for group in numbered["param_groups"]]
     return {"state": {order[i]: state for i, state in numbered["state"].items()}, "param_groups": groups}
 
