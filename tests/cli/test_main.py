@@ -112,7 +112,7 @@ def test_invalid_configuration_value_prints_one_line(capsys, tmp_path):
     argv = ["--data", "scenes", "--num_scenes", "8", "--image_size", "32", "--queue_size", "-1", "--use_cpu"]
     assert main(["pretrain", *argv, "--output_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "blip-hf pretrain: error: queue_size is -1, expected 0 (no queue) or more."
+    assert error == "blip-hf pretrain: error: queue_size is -1, expected 0 (no queue) to 10000000."
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
