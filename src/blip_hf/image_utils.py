@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 # `Union` takes the name of a class, and torch is not imported here.
 ImageSource = Union[str, Path, bytes, BinaryIO, Image.Image, np.ndarray, "Tensor", dict[str, Any]]
 
+ImageErrorKind = Literal["missing", "not_an_image", "no_permission", "too_large", "broken"]
+
 MAX_IMAGE_BYTES = 2**28
 """Maximum size in bytes of an encoded image."""
 MAX_IMAGE_PIXELS = 2**26
@@ -71,6 +73,9 @@ _MACHINE_ERRORS = frozenset(
 
 class UnreadableImageError(ValueError):
     """Raised for an image that cannot be used: missing, broken, too large, or not an image. The message names it."""
+
+    kind: ImageErrorKind = "broken"
+    """The kind of error, to count errors by."""
 
 
 def open_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
@@ -126,12 +131,15 @@ def image_errors(source: Any, name: str | None = None) -> Iterator[None]:
     except Exception as error:
         # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
         if is_machine_error(error):
+            error.filename = error.filename or name
             raise
         is_file = isinstance(source, (str, bytes, os.PathLike, io.IOBase, ImageFile.ImageFile))
-        raise UnreadableImageError(
+        unreadable = UnreadableImageError(
             f"Cannot read the image {name or _unwrap(source)[1]}: {_reason(error)}. Accepted is"
             f" {_ACCEPTED_FILE if is_file else _ACCEPTED}; replace or remove this image."
-        ) from error
+        )
+        unreadable.kind = _error_kind(error)
+        raise unreadable from error
 
 
 def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "huge_image"], str] | None:
@@ -203,24 +211,37 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files."""
+def list_images(folder: str | os.PathLike[str], *, recursive: bool = False, follow_links: bool = False) -> list[Path]:
+    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files.
+
+    With `recursive`, also those of subfolders, and with `follow_links` those of linked folders, each folder once.
+    """
     images, others = [], Counter()
-    for path in visible_files(Path(folder), recursive=recursive):
+    for path in visible_files(Path(folder), recursive=recursive, follow_links=follow_links):
         suffix = path.suffix.lower()
         if suffix in image_suffixes():
             images.append(path)
-        elif suffix not in (".txt", ".json"):
+        elif suffix not in (".txt", ".json", ".caption"):
             others[suffix] += 1
     warn_of_other_files(folder, others)
     return sorted(images)
 
 
-def visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
+def visible_files(folder: Path, *, recursive: bool, follow_links: bool = False) -> Iterator[Path]:
     """Files of a folder, without hidden ones and those that macOS adds to archives."""
-    for parent, folders, names in os.walk(folder):
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=follow_links):
         folders[:] = sorted(filter(is_visible, folders)) if recursive else []
+        if follow_links:  # a link may lead back to a folder above it
+            folders[:] = [name for name in folders if _is_first_visit(Path(parent, name), seen)]
         yield from (Path(parent, name) for name in names if is_visible(name))
+
+
+def _is_first_visit(folder: Path, seen: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    is_first = real not in seen
+    seen.add(real)
+    return is_first
 
 
 def is_visible(name: str) -> bool:
@@ -287,6 +308,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _error_kind(error: Exception) -> ImageErrorKind:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "no_permission"
+    if isinstance(error, (Image.UnidentifiedImageError, IsADirectoryError)):
+        return "not_an_image"
+    is_bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+    return "too_large" if is_bomb else "broken"
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -302,6 +334,7 @@ def _reason(error: Exception) -> str:
 __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_PIXELS",
+    "ImageErrorKind",
     "ImageSource",
     "UnreadableImageError",
     "decode_base64",

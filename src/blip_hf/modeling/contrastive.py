@@ -20,7 +20,7 @@ from ..objectives import (
     matching_pairs,
     sample_hard_negatives,
 )
-from .attention import ImageMemory
+from .attention import ImageMemory, image_argument
 from .base import BlipPreTrainedModel
 from .momentum import UNKNOWN_IMAGE, FeatureQueue, MomentumEncoder, ema_update_
 from .outputs import BlipContrastiveOutput
@@ -178,7 +178,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
     def _match(
         self,
-        memory: ImageMemory,
+        images: ImageMemory | Tensor,
         words: Tensor,
         attention_mask: Tensor,
         logits: tuple[Tensor, Tensor],
@@ -190,9 +190,9 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=words.device)
-        # Rows: for each image its text and a hard text, which read the memory in order; then each text with a hard image.
+        # Rows: for each image its text and a hard text, which read the images in order; then each text with a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
-        itm_logits = self._score_pairs(memory, words[texts], attention_mask[texts], hard_images)
+        itm_logits = self._score_pairs(images, words[texts], attention_mask[texts], hard_images)
         if num_pairs == 1:
             logger.warning_once(
                 "A batch of one pair has no negatives, so its loss does not include image-text matching."
@@ -212,14 +212,16 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             sample_hard_negatives(logits[1], positives, generator),
         )
 
-    def _score_pairs(self, memory: ImageMemory, words: Tensor, attention_mask: Tensor, image_index: Tensor) -> Tensor:
+    def _score_pairs(
+        self, images: ImageMemory | Tensor, words: Tensor, attention_mask: Tensor, image_index: Tensor
+    ) -> Tensor:
         """ITM logits of embedded texts that start with [ENC]; `image_index` is as in `BlipTextModel`."""
         states = self.text_encoder(
             inputs_embeds=words,
             attention_mask=attention_mask,
-            image_memory=memory,
             image_index=image_index,
             cls_only=True,
+            **image_argument(images),
         ).last_hidden_state
         return self.itm_head(states[:, 0])
 

@@ -125,10 +125,9 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
                 image_embeds, features, input_ids, attention_mask, known_ids, generator
             )
         else:
-            memory = self.text_encoder.build_image_memory(image_embeds)
             logits = self._online_logits(features, features)
             loss_itm, itm_logits, itm_labels = self._match(
-                memory, encoder_words, attention_mask, logits, positives, generator
+                image_embeds, encoder_words, attention_mask, logits, positives, generator
             )
         return BlipContrastiveOutput(
             loss=loss_itc + loss_itm,
@@ -174,11 +173,11 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
         # Project only the images in use. Each text reads its own image and then a hard one; hard texts read this
         # process's images.
-        memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
+        images = torch.cat([image_embeds, hard_embeds])
         own = torch.arange(input_ids.shape[0], device=input_ids.device)
         texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
         _, words = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)
-        matched, with_hard_image, with_hard_text = self._score_pairs(memory, words, all_masks[texts], own).chunk(3)
+        matched, with_hard_image, with_hard_text = self._score_pairs(images, words, all_masks[texts], own).chunk(3)
         itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
         return itm_loss_and_labels(itm_logits, has_text, has_image)
 

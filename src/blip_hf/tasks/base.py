@@ -106,6 +106,10 @@ class EvaluateOptions:
     data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}", "metavar": "SOURCE"})
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
     batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
+    workers: int = field(
+        default=0,
+        metadata={"help": "Threads or processes that read images ahead; 0 for none", "aliases": ["num_workers"]},
+    )
     device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
     dtype: DType = option("float32", "Data type of the weights")
     first_scene: int = option(10_000, "Number of the first scene", "N")

@@ -128,6 +128,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         k=options.k_test,
         relevance=options.relevance,
         image_batch_size=options.batch_size,
+        num_workers=options.workers,
         show_progress=not options.no_progress,
     )
     if options.output is not None:

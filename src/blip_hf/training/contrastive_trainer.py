@@ -185,12 +185,6 @@ class BlipContrastiveTrainer(BlipTrainer):
                 " and the queue keeps its content, so the curve will jump. Save without `save_only_model` to resume."
             )
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The base class expects either all or none of the keys that a model does not save.
-        expected = {*self.model._keys_to_ignore_on_save, *self.model.all_tied_weights_keys}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
-        super()._issue_warnings_after_load(load_result)
-
 
 def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
     """Shifts the ids of an evaluation set past those in the queue, because both start at 0."""

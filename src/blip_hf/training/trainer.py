@@ -291,6 +291,13 @@ class BlipTrainer(Trainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The base class expects either all or none of the keys that a model does not save.
+        model = base_model(self.model)
+        expected = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
+        super()._issue_warnings_after_load(load_result)
+
     def _evaluate_task(self, dataset: Dataset) -> dict[str, float]:
         """The metrics of the task on at most `max_eval_samples` records, if they are asked for."""
         evaluation, records = self._task_evaluation, records_of(dataset)
