@@ -34,6 +34,7 @@ class EncodedPairs(Dataset[Batch]):
                 self.captions += [item[pairs.text_field] for item in items]
                 chunks.append(collator(items))
         self.num_skipped = pairs.num_skipped
+        self.skip_counts = pairs.skip_counts
         padding = {"input_ids": collator.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         self.columns = {
             name: _concatenate([chunk[name] for chunk in chunks], padding.get(name)) for name in chunks[0]

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from ..image_utils import UnreadableImageError
+from .readers.samples import Reason
+
 
 MAX_BAD_SHARE = 0.1
 """Default of `max_bad_share`: the share of skipped records that stops a run."""
@@ -93,4 +96,9 @@ class SkipCounts:
         return f"Skipped {self.total} of {self.num_records} records: {reasons}."
 
 
-__all__ = ["MAX_BAD_SHARE", "MIN_RECORDS", "BrokenDataError", "SkipCounts"]
+def image_reason(error: UnreadableImageError) -> Reason:
+    """The reason of a record whose image cannot be opened."""
+    return "huge_image" if error.kind == "too_large" else "unreadable_image"
+
+
+__all__ = ["MAX_BAD_SHARE", "MIN_RECORDS", "BrokenDataError", "SkipCounts", "image_reason"]

@@ -18,7 +18,7 @@ from ..image_utils import UnreadableImageError
 from .pairs import Pair, PairTransform
 from .pieces import Piece, pieces_of_epoch, split_pieces
 from .readers import Sample, Shard, Skipped
-from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts
+from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts, image_reason
 from .text import pre_caption
 
 
@@ -229,7 +229,7 @@ class PairStream(IterableDataset):
         try:
             image = item.open_image()
         except UnreadableImageError as error:
-            return self._skip("unreadable_image", str(error))
+            return self._skip(image_reason(error), str(error))
         if self.transform is not None:
             place = f"{self.seed}/{piece.epoch}/{self.shards[piece.shard].name}/{position}"
             image, caption = self.transform(image, caption, random.Random(place))

@@ -112,8 +112,12 @@ def training_transform(options: TrainingOptions, image_size: int, transform_clas
     return (transform_class or TrainTransform)(image_size, min_scale=options.min_scale)
 
 
-def train(trainer: "BlipTrainer") -> dict[str, float]:
-    """Trains (or resumes), saves the log, and returns the metrics of training."""
+def train(trainer: "BlipTrainer") -> dict[str, Any]:
+    """Trains (or resumes), saves the log, and returns the metrics of training.
+
+    Raises:
+        BrokenDataError: If more than `max_bad_share` of the records were skipped.
+    """
     from ..modeling.cpu import optimize_for_cpu
     from ..training.trainer import base_model
 
@@ -121,7 +125,20 @@ def train(trainer: "BlipTrainer") -> dict[str, float]:
         optimize_for_cpu(base_model(trainer.model))  # for the momentum encoder and for evaluation, without gradients
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     trainer.save_state()
-    return metrics
+    return metrics | report_skips(trainer)
+
+
+def report_skips(trainer: "BlipTrainer") -> dict[str, Any]:
+    """Names skipped training records in one line, and returns their number, in all and by reason."""
+    from transformers.utils import logging
+
+    counts = trainer.skip_counts()
+    if counts is None:
+        return {}
+    counts.check(trainer.args.max_bad_share)
+    if counts.total and trainer.is_world_process_zero():
+        logging.get_logger(__name__).warning(str(counts))
+    return counts.metrics()
 
 
 def save_finetuned(

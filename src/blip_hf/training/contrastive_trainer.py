@@ -24,6 +24,7 @@ from ..modeling.outputs import BlipContrastiveOutput
 from .arguments import BlipTrainingArguments
 from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
 from .schedules import linear_ramp
+from .streaming import Stream
 from .trainer import BlipTrainer, base_model
 
 
@@ -195,7 +196,7 @@ def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
     # With `image_ids`, a repeated pair is not a negative of itself.
-    has_image_ids = isinstance(train_dataset, PairDataset) or (
+    has_image_ids = isinstance(train_dataset, PairDataset | Stream) or (
         isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
     )
     if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not has_image_ids:
