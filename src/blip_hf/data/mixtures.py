@@ -55,6 +55,12 @@ class PairMixture(IterableDataset):
         """Counts of skipped records of all sources."""
         return SkipCounts.sum(stream.skips for stream in self.streams.values())
 
+    def __len__(self) -> int:
+        """`num_pairs`. Raises `TypeError` if it is unknown, as an object without a length does."""
+        if self.num_pairs is None:
+            raise TypeError("The number of records is only known after reading them.")
+        return self.num_pairs
+
     def captions(self, max_captions: int) -> list[str]:
         """Captions of each source, in the shares of the mixture. Opens no image."""
         return [

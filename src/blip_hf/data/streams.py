@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..distributed import rank, world_size
 from ..image_utils import UnreadableImageError
-from .pairs import Pair, PairTransform
+from .pairs import Pair, PairTransform, SkipReporter
 from .pieces import Piece, pieces_of_epoch, split_pieces
 from .readers import Sample, Shard, Skipped
+from .readers.samples import Reason
 from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts, image_reason
 from .text import pre_caption
 
@@ -101,6 +102,7 @@ class PairStream(IterableDataset):
         self.max_bad_share = max_bad_share
         self.id_prefix = id_prefix
         self.skips = SkipCounts()
+        self._reporter = SkipReporter()
         self.process = (rank(), world_size())  # a worker that is spawned has no process group
         self._reader: tuple[int, int] | None = None  # number of this reader and of all readers
         self._start_epoch(0)
@@ -115,6 +117,12 @@ class PairStream(IterableDataset):
         """Goes to the start of an epoch, unless it is the current one."""
         if epoch != self.epoch:
             self._start_epoch(epoch)
+
+    def __len__(self) -> int:
+        """`num_pairs`. Raises `TypeError` if it is unknown, as an object without a length does."""
+        if self.num_pairs is None:
+            raise TypeError("The number of records is only known after reading them.")
+        return self.num_pairs
 
     def captions(self, max_captions: int) -> list[str]:
         """The first captions, from shards in random order. Opens no image."""
@@ -222,22 +230,23 @@ class PairStream(IterableDataset):
 
     def _prepare(self, piece: Piece, position: int, item: Sample | Skipped, text: int) -> Pair | None:
         if isinstance(item, Skipped):
-            return self._skip(item.reason, f"{item.sample_id}: {item.detail}")
+            return self._skip(item.sample_id, item.reason, item.detail)
         caption = item.texts[text]
         if self.normalize_captions:
             caption = pre_caption(caption, max_words=self.max_words)
         try:
             image = item.open_image()
         except UnreadableImageError as error:
-            return self._skip(image_reason(error), str(error))
+            return self._skip(item.sample_id, image_reason(error), str(error))
         if self.transform is not None:
             place = f"{self.seed}/{piece.epoch}/{self.shards[piece.shard].name}/{position}"
             image, caption = self.transform(image, caption, random.Random(place))
         self.skips.num_usable += 1
         return {"image": image, "caption": caption, "image_id": image_number(f"{self.id_prefix}{item.image_id}")}
 
-    def _skip(self, reason: str, name: str) -> None:
-        self.skips.add(reason, name)
+    def _skip(self, sample_id: str, reason: Reason, detail: str) -> None:
+        self.skips.add(reason, sample_id)
+        self._reporter.report(f"{sample_id}: {detail}")
         self.skips.check(self.max_bad_share, min_records=MIN_RECORDS)
 
     # State

@@ -199,7 +199,7 @@ def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
     has_image_ids = isinstance(train_dataset, PairDataset | Stream) or (
         isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
     )
-    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not has_image_ids:
+    if not has_image_ids and isinstance(train_dataset, Sized) and queue_size > len(train_dataset):
         logger.warning(
             f"The queue has {queue_size} pairs and the training set {len(train_dataset)}, so each pair is one of its own"
             " negatives. Lower `config.queue_size`, or add `image_ids` to the pairs."

@@ -7,6 +7,7 @@ no collective operation to end an epoch together. The epochs of the trainer are 
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,7 @@ class StreamBatches(IterableDataset):
 
     def __len__(self) -> int:
         """Number of batches of an epoch for each process. Raises `TypeError` if the source does not know it."""
-        num_pairs = self.stream.num_pairs
-        if num_pairs is None:
-            raise TypeError("The length of the stream is unknown")
-        return max(1, num_pairs // (self.batch_size * self.world_size))
+        return max(1, len(self.stream) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         num_skipped, self.num_to_skip = self.num_to_skip, 0
@@ -118,15 +116,17 @@ def _stateful_loader(
         from torchdata.stateful_dataloader import StatefulDataLoader
     except ImportError as error:
         raise ImportError("Streams need torchdata: pip install 'blip_hf[streams]'") from error
-    return StatefulDataLoader(
-        stream,
-        batch_size=batch_size,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 calls it
+        return StatefulDataLoader(
+            stream,
+            batch_size=batch_size,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
 
 
 def _reader_states(loader_state: Mapping[str, Any]) -> list[State]:

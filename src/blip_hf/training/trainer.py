@@ -156,6 +156,12 @@ class BlipTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Raises an error if the training set is smaller than one batch."""
+        if isinstance(self.train_dataset, Stream):
+            if self.args.train_sampling_strategy == "group_by_length":
+                raise ValueError("train_sampling_strategy='group_by_length' needs all lengths, which a stream lacks.")
+            loader = make_stream_loader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
+            self._stream_batches = loader.dataset
+            return loader
         size = self._train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < size:
             raise ValueError(
@@ -163,10 +169,6 @@ class BlipTrainer(Trainer):
                 f" {self._train_batch_size} on each of {self.args.world_size} processes), so"
                 " nothing would be trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
             )
-        if isinstance(self.train_dataset, Stream):
-            loader = make_stream_loader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
-            self._stream_batches = loader.dataset
-            return loader
         return super().get_train_dataloader()
 
     def num_examples(self, dataloader: DataLoader) -> int:
