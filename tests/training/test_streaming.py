@@ -52,7 +52,7 @@ def test_loader_resumes_bit_for_bit(tmp_path, num_workers, num_batches):
     assert numbers_of([*found, *resumed])[: len(whole)] == whole
 
 
-@pytest.mark.parametrize("new_ranks, new_workers", [(1, 0), (3, 0), (2, 2)])
+@pytest.mark.parametrize(("new_ranks", "new_workers"), [(1, 0), (3, 0), (2, 2)])
 def test_another_number_of_processes_and_workers_loses_and_repeats_nothing(tmp_path, new_ranks, new_workers):
     shards = numbered_shards([17, 5, 20, 14])
     found = []

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ..distributed import gather_objects
 from ..image_utils import UnreadableImageError, open_image
 from .readers.samples import Reason
 from .scenes import Scenes
@@ -121,11 +122,12 @@ class PairDataset(Dataset):
         """Number of unusable records found so far, in this process and its workers."""
         return int((self._outcomes > _USABLE).sum())
 
-    def skip_counts(self) -> SkipCounts:
-        """Counts of the records found usable or not so far, in this process and its workers, each once."""
-        counts = SkipCounts(int((self._outcomes == _USABLE).sum()))
+    def skip_counts(self, *, all_processes: bool = False) -> SkipCounts:
+        """Counts of the records that this process and its workers, or all processes, found usable or not, each once."""
+        outcomes = torch.stack(gather_objects([self._outcomes])).amax(0) if all_processes else self._outcomes
+        counts = SkipCounts(int((outcomes == _USABLE).sum()))
         for outcome, reason in enumerate(_REASONS, _USABLE + 1):
-            records = (self._outcomes == outcome).nonzero()
+            records = (outcomes == outcome).nonzero()
             if len(records):
                 counts.by_reason[reason] = len(records)
                 counts.first[reason] = f"record {int(records[0])}"
@@ -156,7 +158,7 @@ class PairDataset(Dataset):
         try:
             images = self._open(record)
         except UnreadableImageError as error:
-            return self._skip(index, image_reason(error), str(error))
+            return self._skip(index, image_reason(error.kind), str(error))
         self._outcomes[index] = _USABLE
         return self._make_item(record, images, text, rng)
 

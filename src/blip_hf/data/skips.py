@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from ..image_utils import UnreadableImageError
+from ..image_utils import ImageErrorKind
 from .readers.samples import Reason
 
 
@@ -96,9 +96,9 @@ class SkipCounts:
         return f"Skipped {self.total} of {self.num_records} records: {reasons}."
 
 
-def image_reason(error: UnreadableImageError) -> Reason:
-    """The reason of a record whose image cannot be opened."""
-    return "huge_image" if error.kind == "too_large" else "unreadable_image"
+def image_reason(kind: ImageErrorKind) -> Reason:
+    """The reason to skip a record whose image cannot be opened."""
+    return "huge_image" if kind == "too_large" else "unreadable_image"
 
 
 __all__ = ["MAX_BAD_SHARE", "MIN_RECORDS", "BrokenDataError", "SkipCounts", "image_reason"]

@@ -237,7 +237,7 @@ class PairStream(IterableDataset):
         try:
             image = item.open_image()
         except UnreadableImageError as error:
-            return self._skip(item.sample_id, image_reason(error), str(error))
+            return self._skip(item.sample_id, image_reason(error.kind), str(error))
         if self.transform is not None:
             place = f"{self.seed}/{piece.epoch}/{self.shards[piece.shard].name}/{position}"
             image, caption = self.transform(image, caption, random.Random(place))

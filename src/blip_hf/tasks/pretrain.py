@@ -161,7 +161,11 @@ def pretrain(
     trainer.save_model()
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
-    return metrics if eval_dataset is None else metrics | trainer.evaluate()
+    if eval_dataset is None:
+        return metrics
+    metrics |= trainer.evaluate()
+    skipped = eval_dataset.skip_counts(all_processes=True).metrics()
+    return metrics | {f"eval_{name}": value for name, value in skipped.items()}
 
 
 def image_size_of_run(options: PretrainOptions) -> int:

@@ -3,7 +3,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,10 +198,12 @@ class BlipTrainer(Trainer):
 
     def skip_counts(self) -> SkipCounts | None:
         """Counts of skipped training records on all processes, or `None` for a data set that does not count them."""
-        counts = self._own_skip_counts()
-        if counts is None:
-            return None
-        return SkipCounts.sum(map(SkipCounts.from_state, gather_objects([counts.state_dict()])))
+        if self._stream_batches is not None:
+            states = gather_objects([self._stream_batches.skips().state_dict()])
+            return SkipCounts.sum(map(SkipCounts.from_state, states))
+        if isinstance(self.train_dataset, PairDataset | EncodedPairs):
+            return self.train_dataset.skip_counts(all_processes=True)
+        return None
 
     def _own_skip_counts(self) -> SkipCounts | None:
         if self._stream_batches is not None:
@@ -362,9 +364,8 @@ class BlipTrainer(Trainer):
             records = evaluation.select(records, self.args.max_eval_samples)
         # The loaders of the evaluation draw a seed; the random state of training does not change.
         with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
-            return dict(
-                evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
-            )
+            metrics = evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
+        return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}  # for the loggers
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
