@@ -26,6 +26,9 @@ def read_options(path: Path) -> dict[str, list[str]]:
     content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds a {type(content).__name__}, expected one option per line, such as `seed: 42`.")
+    content = dict(content)
+    if isinstance(content.get("data"), Mapping):  # sources with weights
+        content["data"], content["data_weights"] = (list(part) for part in zip(*content["data"].items(), strict=True))
     return {str(name): _words(value) for name, value in content.items() if value is not None}
 
 

@@ -8,6 +8,7 @@ from transformers import default_data_collator
 
 from .collators import PairCollator
 from .pairs import PairDataset
+from .skips import SkipCounts
 
 
 Batch = dict[str, Tensor]
@@ -34,6 +35,7 @@ class EncodedPairs(Dataset[Batch]):
                 self.captions += [item[pairs.text_field] for item in items]
                 chunks.append(collator(items))
         self.num_skipped = pairs.num_skipped
+        self._skip_counts = pairs.skip_counts()
         padding = {"input_ids": collator.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         self.columns = {
             name: _concatenate([chunk[name] for chunk in chunks], padding.get(name)) for name in chunks[0]
@@ -47,6 +49,10 @@ class EncodedPairs(Dataset[Batch]):
 
     def __getitem__(self, i: int) -> Batch:
         return {name: column[i] for name, column in self.columns.items()}
+
+    def skip_counts(self, *, all_processes: bool = False) -> SkipCounts:
+        """Counts of the records, of which each process reads all."""
+        return self._skip_counts
 
     def caption_lengths(self) -> list[int]:
         """Number of tokens of each text."""

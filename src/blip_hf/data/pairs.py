@@ -4,7 +4,7 @@
 import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import datasets
 import torch
@@ -12,8 +12,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ..distributed import gather_objects
 from ..image_utils import UnreadableImageError, open_image
+from .readers.samples import Reason
 from .scenes import Scenes
+from .skips import SkipCounts, image_reason
 from .text import pre_caption
 
 
@@ -22,6 +25,9 @@ logger = logging.get_logger(__name__)
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
 NUM_NAMED_SKIPS = 3
+# Outcomes of reading a record: 0 for none yet, 1 for a usable one, then the reasons.
+_USABLE = 1
+_REASONS = get_args(Reason)
 # This many unusable records in a row point to a wrong folder rather than broken images.
 MAX_MISSES = 100
 
@@ -38,7 +44,7 @@ class PairDataset(Dataset):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item per caption.
 
     A record is unusable if its image cannot be read or its normalised caption is empty. The next usable record
-    replaces it, a warning names the first three unusable ones, and `num_skipped` counts them.
+    replaces it, a warning names the first three unusable ones, and `skip_counts` counts them by reason.
 
     The random numbers of item `i` depend only on the seed, the epoch and `i`, not on the number of workers or
     processes.
@@ -88,7 +94,7 @@ class PairDataset(Dataset):
         self.normalize_captions = normalize_captions
         # In shared memory, so that persistent workers see a new epoch and report skipped records.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._is_skipped = torch.zeros(len(pairs), dtype=torch.bool).share_memory_()
+        self._outcomes = torch.zeros(len(pairs), dtype=torch.int8).share_memory_()
         self._skips = SkipReporter()
 
     def __len__(self) -> int:
@@ -114,7 +120,18 @@ class PairDataset(Dataset):
     @property
     def num_skipped(self) -> int:
         """Number of unusable records found so far, in this process and its workers."""
-        return int(self._is_skipped.sum())
+        return int((self._outcomes > _USABLE).sum())
+
+    def skip_counts(self, *, all_processes: bool = False) -> SkipCounts:
+        """Counts of the records that this process and its workers, or all processes, found usable or not, each once."""
+        outcomes = torch.stack(gather_objects([self._outcomes])).amax(0) if all_processes else self._outcomes
+        counts = SkipCounts(int((outcomes == _USABLE).sum()))
+        for outcome, reason in enumerate(_REASONS, _USABLE + 1):
+            records = (outcomes == outcome).nonzero()
+            if len(records):
+                counts.by_reason[reason] = len(records)
+                counts.first[reason] = f"record {int(records[0])}"
+        return counts
 
     def caption_lengths(self) -> list[int]:
         """Number of words of each text; opens no image."""
@@ -136,11 +153,13 @@ class PairDataset(Dataset):
         if self.normalize_captions:
             text = self._normalize(text, max_words=self.max_words)
         if not text.strip():
-            return self._skip(index, f"its {self.text_field} {record[self.text_field]!r} has no words left")
+            detail = f"its {self.text_field} {record[self.text_field]!r} has no words left"
+            return self._skip(index, "empty_text", detail)
         try:
             images = self._open(record)
         except UnreadableImageError as error:
-            return self._skip(index, str(error))
+            return self._skip(index, image_reason(error.kind), str(error))
+        self._outcomes[index] = _USABLE
         return self._make_item(record, images, text, rng)
 
     # Subclasses for other records override these two.
@@ -160,10 +179,11 @@ class PairDataset(Dataset):
         # A string is hashed the same way on every machine and in every process.
         return random.Random(f"{self.seed}/{self._epoch.item()}/{index}")
 
-    def _skip(self, index: int, reason: str) -> None:
-        if not self._is_skipped[index]:
-            self._is_skipped[index] = True
-            self._skips.report(f"record {index}: {reason}")
+    def _skip(self, index: int, reason: Reason, detail: str) -> None:
+        outcome = _REASONS.index(reason) + _USABLE + 1
+        if self._outcomes[index] != outcome:
+            self._outcomes[index] = outcome
+            self._skips.report(f"record {index}: {detail}")
 
 
 class SkipReporter:

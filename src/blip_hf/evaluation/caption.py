@@ -2,7 +2,7 @@
 """Captioning evaluation (BLIP, section 5.2): captions by beam search, compared with reference captions."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -15,6 +15,7 @@ from ..captioner import BlipCaptioner, Caption
 from ..data.pairs import SkipReporter
 from ..data.readers.nocaps import NoCapsImage
 from ..data.readers.records import CaptionGroup
+from ..data.skips import image_reason
 from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
 from ..finite import NotFiniteError, require_finite_results
@@ -38,12 +39,15 @@ class CaptionResult:
             Caption by image id, without the prompt.
         num_skipped (`int`):
             Images that could not be read.
+        num_skipped_by_reason (`dict[str, int]`):
+            The same by reason, as in [`~blip_hf.data.readers`].
     """
 
     metrics: dict[str, float]
     metrics_by_domain: dict[str, dict[str, float]] = field(repr=False)
     predictions: dict[int | str, str] = field(repr=False)
     num_skipped: int
+    num_skipped_by_reason: dict[str, int] = field(default_factory=dict)
 
 
 def evaluate_captions(
@@ -133,10 +137,10 @@ def evaluate_captions(
             min_length=settings.min_length,
             repetition_penalty=settings.repetition_penalty,
         )
-        written = _write(captioner, groups, show_progress)
+        written, reasons = _write(captioner, groups, show_progress)
     entire, by_domain = _judge(written, tokenizer, metrics)
     predictions = {image_id: own.caption for image_id, own in written.items()}
-    return CaptionResult(entire, by_domain, predictions, num_skipped=len(groups) - len(written))
+    return CaptionResult(entire, by_domain, predictions, len(groups) - len(written), dict(reasons))
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,9 @@ class _Written:
 
 def _write(
     captioner: BlipCaptioner, groups: Sequence[CaptionGroup | NoCapsImage], show_progress: bool
-) -> dict[int | str, _Written]:
-    """Captions the readable images, by id, in the order of `groups`."""
+) -> tuple[dict[int | str, _Written], Counter[str]]:
+    """Captions the readable images, by id, in the order of `groups`, and counts the others by reason."""
+    reasons: list[str] = []
     own: list[tuple[int, int | str, _Written]] = []
     skips = SkipReporter()
     numbers = range(rank(), len(groups), world_size())
@@ -169,6 +174,7 @@ def _write(
         number, group = described.popleft()
         if caption.error is not None:
             skips.report(caption.error)
+            reasons.append(image_reason(caption.error_kind))
             continue
         own.append((number, group["image_id"], _Written(caption.text, group["captions"], group.get("domain"))))
     written: dict[int | str, _Written] = {}
@@ -181,7 +187,7 @@ def _write(
             f"None of {len(groups)} images could be read. Check that their paths start from the right folder"
             " (`image_root`)."
         )
-    return written
+    return written, Counter(gather_objects(reasons))
 
 
 def _naming_ids(

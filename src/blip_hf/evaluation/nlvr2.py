@@ -33,6 +33,8 @@ class Nlvr2Result:
             Records with a prediction.
         num_skipped (`int`):
             Records without one: an image could not be read, or the sentence has no words.
+        num_skipped_by_reason (`dict[str, int]`):
+            The same by reason, as in [`~blip_hf.data.readers`].
         predictions (`list[bool | None]`):
             Prediction for each record, `None` if it was skipped.
     """
@@ -42,10 +44,11 @@ class Nlvr2Result:
     num_pairs: int
     num_skipped: int
     predictions: list[bool | None] = field(repr=False)
+    num_skipped_by_reason: dict[str, int] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """Returns the metrics and counts as one flat dictionary."""
-        names = ("accuracy", "consistency", "num_pairs", "num_skipped")
+        names = ("accuracy", "consistency", "num_pairs", "num_skipped", "num_skipped_by_reason")
         return {name: getattr(self, name) for name in names}
 
 
@@ -129,6 +132,7 @@ def evaluate_nlvr2(
         **reasoning_metrics(predictions, labels, sentence_ids),
         num_pairs=len(judged),
         num_skipped=len(dataset) - len(judged),
+        num_skipped_by_reason=dict(dataset.skip_counts(all_processes=True).by_reason),
         predictions=[prediction_of.get(number) for number in range(len(dataset))],
     )
 

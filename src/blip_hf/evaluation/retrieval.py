@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image-text retrieval in both directions (BLIP, section 5.1): cosine similarity first, then the ITM head."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,8 @@ class RetrievalResult:
             The same metrics after re-ranking: the result.
         num_skipped (`int`):
             Images left out with their captions: unreadable, or without usable captions.
+        num_skipped_by_reason (`dict[str, int]`):
+            The same by reason, as in [`~blip_hf.data.readers`].
         num_pairs (`int`):
             Distinct pairs that the ITM head scored.
         num_equal_images (`int`):
@@ -64,8 +67,9 @@ class RetrievalResult:
     text_to_image: Tensor = field(repr=False)
     image_candidates: Candidates = field(repr=False)
     text_candidates: Candidates = field(repr=False)
+    num_skipped_by_reason: dict[str, int] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """Returns re-ranked metrics, first-stage metrics (`itc_...`) and counts as one flat dictionary."""
         return {
             **self.reranked,
@@ -73,6 +77,7 @@ class RetrievalResult:
             "num_items": len(self.image_ids),
             "num_texts": len(self.texts),
             "num_skipped": self.num_skipped,
+            "num_skipped_by_reason": self.num_skipped_by_reason,
             "num_pairs": self.num_pairs,
             "num_equal_images": self.num_equal_images,
             "num_equal_texts": self.num_equal_texts,
@@ -220,6 +225,7 @@ def evaluate_two_stages(
         itc=settings.metrics(cosine_ranks),
         reranked=settings.metrics(_listed_ranks(of_images, of_texts, is_right)),
         num_skipped=len(captions) - len(image_ids),
+        num_skipped_by_reason=dict(images.skipped + Counter(empty_text=sum(not own for own in captions.values()))),
         num_pairs=num_pairs,
         num_equal_images=equality.num_equal_images,
         num_equal_texts=equality.num_equal_texts,

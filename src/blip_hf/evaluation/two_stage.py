@@ -8,6 +8,7 @@ Letters: `n` images, `m` texts, `k` candidates per query, `u` distinct pairs, `f
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.utils import logging
 
 from ..data.pairs import SkipReporter
-from ..distributed import gather, rank, world_size
+from ..data.skips import image_reason
+from ..distributed import gather, gather_objects, rank, world_size
 from ..image_utils import UnreadableImageError
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from .features import TokenizedTexts
@@ -78,7 +80,7 @@ def _best_first(index: Tensor, scores: Tensor) -> Candidates:
 class PixelDataset(Dataset):
     """Reads images or videos by number with `read`, which returns `(f, 3, height, width)`; `f` is 1 for an image.
 
-    Items are `(number, pixels, content, "")` with a hash of the pixels, or `(number, None, 0, reason)` for an unreadable
+    Items are `(number, pixels, content, None)` with a hash of the pixels, or `(number, None, 0, error)` for an unreadable
     one.
     """
 
@@ -89,13 +91,13 @@ class PixelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | None, int, str]:
+    def __getitem__(self, i: int) -> tuple[int, Tensor | None, int, UnreadableImageError | None]:
         number = self.numbers[i]
         try:
             pixels = self.read(number)
         except UnreadableImageError as error:
-            return number, None, 0, str(error)
-        return number, pixels, _hash(pixels), ""
+            return number, None, 0, error
+        return number, pixels, _hash(pixels), None
 
 
 def _hash(pixels: Tensor) -> int:
@@ -123,6 +125,7 @@ class EncodedImages:
     features: Tensor
     content: Tensor
     states: dict[int, Tensor] = field(repr=False)
+    skipped: Counter[str] = field(default_factory=Counter)  # on all processes, by reason
 
 
 def encode_images(
@@ -144,13 +147,15 @@ def encode_images(
     """
     width = model.config.image_text_hidden_size
     numbers, content, states, skips = [], [], [], SkipReporter()
+    skipped: list[str] = []
     features = [torch.empty(0, width, device=model.device, dtype=torch.float32)]
     own = Subset(items, range(rank(), len(items), world_size()))
     loader = DataLoader(own, batch_size, num_workers=num_workers, collate_fn=list)
     for batch in logging.tqdm(loader, desc="Encoding images", disable=not show_progress):
-        for _, pixels, _, reason in batch:
-            if pixels is None:
-                skips.report(reason)
+        for *_, error in batch:
+            if error is not None:
+                skips.report(str(error))
+                skipped.append(image_reason(error.kind))
         readable = [item for item in batch if item[1] is not None]
         if not readable:
             continue
@@ -173,6 +178,7 @@ def encode_images(
         features=gather(torch.cat(features))[order],
         content=all_content,
         states=dict(zip(positions, states, strict=True)),
+        skipped=Counter(gather_objects(skipped)),
     )
 
 

@@ -124,18 +124,22 @@ class VqaResult:
             Questions with ground truth.
         num_skipped (`int`):
             Questions skipped because they or their images cannot be used.
+        num_skipped_by_reason (`dict[str, int]`):
+            The same by reason, as in [`~blip_hf.data.readers`].
     """
 
     accuracy: float | None
     predictions: dict[int | str, str] = field(repr=False)
     num_scored: int
     num_skipped: int
+    num_skipped_by_reason: dict[str, int] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the accuracy, if there is one, and the counts as one flat dictionary."""
+    def metrics(self) -> dict[str, Any]:
+        """Returns the accuracy, if there is one, and the counts as one dictionary."""
+        skipped = {"num_skipped": self.num_skipped, "num_skipped_by_reason": self.num_skipped_by_reason}
         if self.accuracy is None:
-            return {"num_answered": len(self.predictions), "num_skipped": self.num_skipped}
-        return {"accuracy": self.accuracy, "num_scored": self.num_scored, "num_skipped": self.num_skipped}
+            return {"num_answered": len(self.predictions), **skipped}
+        return {"accuracy": self.accuracy, "num_scored": self.num_scored, **skipped}
 
 
 def evaluate_vqa(
@@ -218,6 +222,7 @@ def evaluate_vqa(
         predictions=_by_question(answered),
         num_scored=len(accuracies),
         num_skipped=len(dataset) - len(answered),
+        num_skipped_by_reason=dict(dataset.skip_counts(all_processes=True).by_reason),
     )
 
 

@@ -14,6 +14,7 @@ from ..evaluation.defaults import BATCH_SIZE
 from .lora import LoraOptions
 from .options import option
 from .source import Source, count_scenes
+from .streams import StreamOptions
 
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class TrainingOptions:
 
 
 @dataclass(kw_only=True)
-class PairTrainingOptions(TrainingOptions):
+class PairTrainingOptions(StreamOptions, TrainingOptions):
     """Options of training on image-text pairs, which come from more sources and may have splits."""
 
     split: str = option("train", f"Split of --data, {SPLIT_HELP}", "NAME")

@@ -129,7 +129,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_caption_results(result.predictions, options.output)
-    return {**result.metrics, "num_skipped": result.num_skipped}
+    return {
+        **result.metrics,
+        "num_skipped": result.num_skipped,
+        "num_skipped_by_reason": result.num_skipped_by_reason,
+    }
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -2,11 +2,14 @@
 """What a training would do: its data, steps and memory, without training."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from ..data.mixtures import PairMixture
     from ..data.pairs import PairDataset
+    from ..data.streams import PairStream
     from ..training import BlipTrainer
 
 NUM_SHOWN = 3
@@ -19,16 +22,20 @@ def describe_run(trainer: "BlipTrainer") -> dict[str, Any]:
     Raises:
         ValueError: If the run would fail: no record can be used, or the data are fewer than a batch.
     """
+    from ..data.mixtures import PairMixture
+    from ..data.streams import PairStream
     from ..training.memory import estimate_memory
 
     arguments = trainer.args
     dataset = trainer.train_dataset
     values = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())
     num_epochs, steps_per_epoch, records_per_step, max_steps = values[0], values[1], values[4], values[6]
-    batch = trainer.data_collator([dataset[i] for i in range(min(2, len(dataset)))])
+    is_stream = isinstance(dataset, PairStream | PairMixture)
+    first = list(islice(dataset, 2)) if is_stream else [dataset[i] for i in range(min(2, len(dataset)))]
+    batch = trainer.data_collator(first)
     parameters = list(trainer.model.parameters())
     return {
-        "train": describe_data(dataset),
+        "train": describe_stream(dataset) if is_stream else describe_data(dataset),
         "eval": None if trainer.eval_dataset is None else describe_data(trainer.eval_dataset),
         "num_steps": max_steps,
         "num_epochs": num_epochs,
@@ -38,6 +45,17 @@ def describe_run(trainer: "BlipTrainer") -> dict[str, Any]:
         "num_trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "device": str(arguments.device),
         "memory_gib": estimate_memory(trainer, batch, arguments.train_batch_size),
+    }
+
+
+def describe_stream(stream: "PairStream | PairMixture") -> dict[str, Any]:
+    """Returns the number of records, if it is known, the first ones in the order of training, and counts of unusable ones."""
+    pairs = list(islice(stream, NUM_CHECKED))
+    return {
+        "num_records": stream.num_pairs,
+        "num_checked": stream.skips.num_records,
+        "num_unusable": stream.skips.total,
+        "first_records": [_readable(pair) for pair in pairs[:NUM_SHOWN]],
     }
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import FinetuneOptions, TrainingOptions, image_size_of
+from .base import FinetuneOptions, PairTrainingOptions, TrainingOptions, image_size_of
 from .lora import add_adapters, check_lora, save_adapter
 from .run_folder import finish_run, prepare_run, start_run
 from .source import Source, is_scenes
+from .streams import make_stream
 
 
 if TYPE_CHECKING:
@@ -78,17 +79,24 @@ def run_finetuning(
     from .dry_run import describe_run
 
     image_size = image_size_of(model)
-    train_records = read_records(options.training_source(), image_size)
+    transform = training_transform(options, image_size, transform_class)
+    train_records = None
+    if isinstance(options, PairTrainingOptions) and options.is_streamed():
+        train_dataset = make_stream(
+            options, transform, image_size, seed=arguments.seed, max_bad_share=arguments.max_bad_share
+        )
+    else:
+        train_records = read_records(options.training_source(), image_size)
+        train_dataset = dataset_class(train_records, transform, seed=arguments.seed)
     source = options.evaluation_source()
     eval_records = None if source is None else read_records(source, image_size)
     if options.lora:
         model = add_adapters(model, options, base=options.model, modules_to_save=heads)
         model.vision_model.freeze_first_layers(options.freeze_vision_layers)
-    transform = training_transform(options, image_size, transform_class)
     trainer = (trainer_class or BlipTrainer)(
         model,
         arguments,
-        train_dataset=dataset_class(train_records, transform, seed=arguments.seed),
+        train_dataset=train_dataset,
         eval_dataset=None if eval_records is None else dataset_class(eval_records),
         data_collator=collator,
         processing_class=processor,
@@ -115,18 +123,37 @@ def training_transform(options: TrainingOptions, image_size: int, transform_clas
     return (transform_class or TrainTransform)(image_size, min_scale=options.min_scale)
 
 
-def train(trainer: "BlipTrainer", options: TrainingOptions) -> dict[str, float]:
-    """Trains (or resumes), saves the log, and returns the metrics of training."""
+def train(trainer: "BlipTrainer", options: TrainingOptions) -> dict[str, Any]:
+    """Trains (or resumes), saves the log, and returns the metrics of training.
+
+    Raises:
+        BrokenDataError: If more than `max_bad_share` of the records were skipped.
+    """
     from ..modeling.cpu import optimize_for_cpu
     from ..training.trainer import base_model
+    from ..training.worker_errors import worker_errors
 
     if trainer.args.device.type == "cpu":
         optimize_for_cpu(base_model(trainer.model))  # for the momentum encoder and for evaluation, without gradients
     start_run(options, trainer.args)
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    with worker_errors():
+        metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     trainer.gather_model()
     trainer.save_state()
-    return metrics
+    return metrics | report_skips(trainer)
+
+
+def report_skips(trainer: "BlipTrainer") -> dict[str, Any]:
+    """Names skipped training records in one line, and returns their number, in all and by reason."""
+    from transformers.utils import logging
+
+    counts = trainer.skip_counts()
+    if counts is None:
+        return {}
+    counts.check(trainer.args.max_bad_share)
+    if counts.total and trainer.is_world_process_zero():
+        logging.get_logger(__name__).warning(str(counts))
+    return counts.metrics()
 
 
 def save_finetuned(

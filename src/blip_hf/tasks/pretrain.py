@@ -11,12 +11,15 @@ from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base, finetuning
 from .options import option
 from .run_folder import finish_run, prepare_run
+from .streams import NUM_VOCABULARY_CAPTIONS, make_stream
 
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from ..data.mixtures import PairMixture
     from ..data.pairs import PairDataset
+    from ..data.streams import PairStream
     from ..modeling.pretraining import BlipForPreTraining
     from ..processing_blip import BlipProcessor
     from ..training import BlipTrainingArguments
@@ -137,7 +140,7 @@ def pretrain(
 
     prepare_run(options, arguments)
     set_seed(arguments.seed)
-    train_pairs, train_dataset = read_training_set(options, arguments.seed)
+    train_pairs, train_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
     processor = make_processor(options, train_pairs)
     eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
@@ -166,6 +169,8 @@ def pretrain(
         save_parts(trainer.model, processor, Path(arguments.output_dir))
     if eval_dataset is not None:
         metrics |= trainer.evaluate()
+        skipped = eval_dataset.skip_counts(all_processes=True).metrics()
+        metrics |= {f"eval_{name}": value for name, value in skipped.items()}
     finish_run(arguments)
     return metrics
 
@@ -183,11 +188,13 @@ def image_size_of_run(options: PretrainOptions) -> int:
     return BlipPreTrainingConfig.from_pretrained(options.model).vision_config.image_size
 
 
-def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, "PairDataset"]:
-    """Returns the training pairs, and the data set of augmented ones.
+def read_training_set(
+    options: PretrainOptions, seed: int, *, max_bad_share: float = 1.0
+) -> tuple[Any, "PairDataset | PairStream | PairMixture"]:
+    """Returns the training pairs, and the data set of augmented ones. A stream is both.
 
     Raises:
-        ValueError: If pairs are to be both kept in memory and augmented.
+        ValueError: If pairs are to be kept in memory and augmented or streamed.
     """
     from ..data.pairs import PairDataset
 
@@ -195,8 +202,16 @@ def read_training_set(options: PretrainOptions, seed: int) -> tuple[Any, "PairDa
     if options.in_memory and options.augment and not source.is_scenes:
         raise ValueError("in_memory=True keeps one view of each image, but augment=True makes many. Set one to False.")
     image_size = image_size_of_run(options)
+    transform = finetuning.training_transform(options, image_size)
+    if options.is_streamed():
+        if options.in_memory:
+            raise ValueError(
+                "in_memory=True reads all pairs, but the training set is a stream. Set one of both to False."
+            )
+        stream = make_stream(options, transform, image_size, seed=seed, max_bad_share=max_bad_share)
+        return stream, stream
     pairs = source.read_pairs(image_size)
-    return pairs, PairDataset(pairs, finetuning.training_transform(options, image_size), seed=seed)
+    return pairs, PairDataset(pairs, transform, seed=seed)
 
 
 def read_evaluation_set(options: PretrainOptions) -> "PairDataset | None":
@@ -231,8 +246,13 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> "BlipProcessor
 
 def _vocabulary_texts(train_pairs: Any) -> list[str]:
     """Returns captions, and the texts of later tasks that captions may not contain: prompt, questions, answers."""
+    from ..data.mixtures import PairMixture
     from ..data.scenes import Scenes, scene_vocabulary_texts
+    from ..data.streams import PairStream
 
+    if isinstance(train_pairs, PairStream | PairMixture):
+        captions = train_pairs.captions(NUM_VOCABULARY_CAPTIONS)
+        return [*captions, *scene_vocabulary_texts(), CaptionSettings().prompt.strip()]
     is_drawn = isinstance(train_pairs, Scenes)
     captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
     return [*captions, CaptionSettings().prompt.strip()]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Data that options name: files, or drawn scenes by number. Imports nothing heavy, so that `--help` is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 
@@ -29,6 +29,10 @@ class Source:
     def is_scenes(self) -> bool:
         """Whether the data are drawn scenes alone."""
         return len(self.data) == 1 and is_scenes(self.data[0])
+
+    def singly(self) -> "list[Source]":
+        """Returns each source alone."""
+        return [replace(self, data=[source]) for source in self.data]
 
     def scenes(self, image_size: int) -> "Scenes":
         """Returns the drawn scenes: `num_scenes` for `scenes`, and NUMBER for `scenes:NUMBER[:NOISE]`."""

@@ -9,6 +9,8 @@ from typing import Any, Self
 from torch import distributed
 from transformers import SchedulerType, TrainingArguments
 
+from ..data.skips import MAX_BAD_SHARE
+
 
 BLIP_SCHEDULE = "blip"
 BLIP_COSINE_SCHEDULE = "blip_cosine"
@@ -113,6 +115,12 @@ class BlipTrainingArguments(TrainingArguments):
             " distances in the evaluation set. They are computed if `metric_for_best_model` names one of them."
         },
     )
+    max_bad_share: float = field(
+        default=MAX_BAD_SHARE,
+        metadata={
+            "help": "Share of skipped training records that stops the run: after 1,000 records or at the end; 1 accepts all."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Exclude NaN and infinity from the logged loss (slower)."}
     )
@@ -138,6 +146,8 @@ class BlipTrainingArguments(TrainingArguments):
             self.greater_is_better = not any(name in self.metric_for_best_model for name in ("loss", "median_rank"))
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"max_eval_samples is {self.max_eval_samples}, expected 1 or more, or None for all.")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is {self.max_bad_share}, expected a share from 0 to 1.")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but Trainer smooths unshifted labels, from"

@@ -25,6 +25,7 @@ from .arguments import BlipTrainingArguments
 from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
 from .resharding import is_sharded, load_whole_weights
 from .schedules import linear_ramp
+from .streaming import Stream
 from .trainer import BlipTrainer, base_model
 
 
@@ -199,10 +200,10 @@ def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:
 
 def _warn_about_queue(queue_size: int, train_dataset: Dataset | None) -> None:
     # With `image_ids`, a repeated pair is not a negative of itself.
-    has_image_ids = isinstance(train_dataset, PairDataset) or (
+    has_image_ids = isinstance(train_dataset, PairDataset | Stream) or (
         isinstance(train_dataset, EncodedPairs) and "image_ids" in train_dataset.columns
     )
-    if isinstance(train_dataset, Sized) and queue_size > len(train_dataset) and not has_image_ids:
+    if not has_image_ids and isinstance(train_dataset, Sized) and queue_size > len(train_dataset):
         logger.warning(
             f"The queue has {queue_size} pairs and the training set {len(train_dataset)}, so each pair is one of its own"
             " negatives. Lower `config.queue_size`, or add `image_ids` to the pairs."

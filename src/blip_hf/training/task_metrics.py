@@ -72,7 +72,11 @@ def caption_evaluation(
         result = evaluate_captions(
             model, processor, groups, metrics=metrics, tokenizer=tokenizer, batch_size=batch_size, **settings
         )
-        return {**result.metrics, "num_skipped": result.num_skipped}
+        return {
+            **result.metrics,
+            "num_skipped": result.num_skipped,
+            "num_skipped_by_reason": result.num_skipped_by_reason,
+        }
 
     return TaskEvaluation(metric_names(metrics), evaluate, select_images)
 

@@ -3,8 +3,9 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,6 +22,8 @@ from transformers.utils import logging
 from ..data.collators import PairCollator
 from ..data.encoded import EncodedPairs
 from ..data.pairs import PairDataset
+from ..data.skips import MIN_RECORDS, SkipCounts
+from ..distributed import gather_objects
 from ..modeling.contrastive import BlipContrastiveModel
 from ..processing_blip import BlipProcessor
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
@@ -30,6 +33,7 @@ from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_
 from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
+from .streaming import Stream, StreamBatches, make_stream_loader
 from .task_metrics import TaskEvaluation, evaluation_of, records_of
 
 
@@ -59,7 +63,8 @@ class BlipTrainer(CheckpointingTrainer):
 
     Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
     similar length with `train_sampling_strategy="group_by_length"`; `num_skipped` in the logs; an evaluation that
-    skips unusable records and counts each other record once; the metrics of the task, if `metric_for_best_model` names
+    skips unusable records and counts each other record once; a `train_dataset` that is a
+    [`~blip_hf.data.streams.PairStream`] or [`~blip_hf.data.mixtures.PairMixture`], whose position checkpoints keep; the metrics of the task, if `metric_for_best_model` names
     one, such as `"cider"`, `"accuracy"` or `"r_mean"`; and an error for half-precision weights. A plain `Trainer` works
     too.
 
@@ -109,6 +114,7 @@ class BlipTrainer(CheckpointingTrainer):
         self._epoch_callback = EpochCallback()
         self.add_callback(self._epoch_callback)
         self._steps_per_epoch = 1
+        self._stream_batches: StreamBatches | None = None
         self._usable_subsets: dict[PairDataset, Dataset] = {}
 
     def _find_task_evaluation(self, given: TaskEvaluation | None) -> TaskEvaluation | None:
@@ -151,6 +157,12 @@ class BlipTrainer(CheckpointingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Raises an error if the training set is smaller than one batch."""
+        if isinstance(self.train_dataset, Stream):
+            if self.args.train_sampling_strategy == "group_by_length":
+                raise ValueError("train_sampling_strategy='group_by_length' needs all lengths, which a stream lacks.")
+            loader = make_stream_loader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
+            self._stream_batches = loader.dataset
+            return loader
         size = self._train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < size:
             raise ValueError(
@@ -159,6 +171,45 @@ class BlipTrainer(CheckpointingTrainer):
                 " nothing would be trained. Lower `per_device_train_batch_size`, or set `dataloader_drop_last=False`."
             )
         return super().get_train_dataloader()
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Number of records of an epoch."""
+        if isinstance(dataloader.dataset, StreamBatches):
+            return len(dataloader.dataset) * self._train_batch_size * self.args.world_size
+        return super().num_examples(dataloader)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
+    ) -> tuple[int, int]:
+        """Loads the state of a stream, unless `ignore_data_skip` starts it anew."""
+        epochs, num_batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, *args
+        )
+        checkpoint = args[0]
+        if self._stream_batches is not None and checkpoint is not None and not self.args.ignore_data_skip:
+            self._stream_batches.load_state(Path(checkpoint))
+            self._stream_batches.num_to_skip = num_batches
+        return epochs, num_batches
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Also saves the position in a stream, which each process has too."""
+        super()._save_rng_state(output_dir)
+        if self._stream_batches is not None:
+            self._stream_batches.save_state(Path(output_dir))
+
+    def skip_counts(self) -> SkipCounts | None:
+        """Counts of skipped training records on all processes, or `None` for a data set that does not count them."""
+        if self._stream_batches is not None:
+            states = gather_objects([self._stream_batches.skips().state_dict()])
+            return SkipCounts.sum(map(SkipCounts.from_state, states))
+        if isinstance(self.train_dataset, PairDataset | EncodedPairs):
+            return self.train_dataset.skip_counts(all_processes=True)
+        return None
+
+    def _own_skip_counts(self) -> SkipCounts | None:
+        if self._stream_batches is not None:
+            return self._stream_batches.skips()
+        return self.train_dataset.skip_counts() if isinstance(self.train_dataset, PairDataset | EncodedPairs) else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -246,9 +297,15 @@ class BlipTrainer(CheckpointingTrainer):
         return partial(blip_learning_rate, decay_rate=args.decay_rate, **recipe)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `num_skipped` to the logs of the training loss."""
-        if "loss" in logs and isinstance(self.train_dataset, PairDataset | EncodedPairs):
-            logs["num_skipped"] = self.train_dataset.num_skipped
+        """Adds `num_skipped` to the logs of the training loss.
+
+        Raises:
+            BrokenDataError: If more than `max_bad_share` of at least 1,000 records were skipped.
+        """
+        counts = self._own_skip_counts() if "loss" in logs else None
+        if counts is not None:
+            logs["num_skipped"] = counts.total
+            counts.check(self.args.max_bad_share, min_records=MIN_RECORDS)
         super().log(logs, start_time)
 
     def compute_loss(
@@ -308,9 +365,8 @@ class BlipTrainer(CheckpointingTrainer):
             records = evaluation.select(records, self.args.max_eval_samples)
         # The loaders of the evaluation draw a seed; the random state of training does not change.
         with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
-            return dict(
-                evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
-            )
+            metrics = evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
+        return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}  # for the loggers
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...image_utils import list_images
 from .records import ImageRecord, RecordStream
-from .samples import Shard, Skipped, Stream
+from .samples import Shard, Skipped, Stream, cut_rows
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars
 
 
@@ -28,8 +28,8 @@ class ImageFolder:
         """Shards of `shard_size` images."""
         images = self._images()
         return [
-            Shard(f"{self.name}-{number:05d}", partial(self._stream, images[start : start + shard_size]))
-            for number, start in enumerate(range(0, len(images), shard_size))
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, images[start:stop]), partial(int, stop - start))
+            for number, (start, stop) in enumerate(cut_rows(len(images), shard_size))
         ]
 
     def _images(self) -> list[Path]:

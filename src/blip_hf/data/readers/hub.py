@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from .image_root import ImageRoot
 from .parquet import ROWS_PER_READ, find_columns, read_row
 from .records import RecordStream
-from .samples import Shard, Skipped, Stream
+from .samples import Shard, Skipped, Stream, cut_rows
 
 
 HUB_PREFIX = "hf://datasets/"
@@ -39,8 +39,8 @@ class Table:
         """Shards of `shard_size` rows."""
         self.columns()
         return [
-            Shard(f"{self.name}-{number:05d}", partial(self._stream, start, start + shard_size))
-            for number, start in enumerate(range(0, len(self.dataset), shard_size))
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, start, stop), partial(int, stop - start))
+            for number, (start, stop) in enumerate(cut_rows(len(self.dataset), shard_size))
         ]
 
     def columns(self) -> Dataset:

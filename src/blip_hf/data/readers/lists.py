@@ -57,7 +57,7 @@ class ListFile:
         """Shards of `shard_size` records, or more to keep the records of one image together."""
         rows = self._row_reader()
         return [
-            Shard(f"{self.name}-{number:05d}", partial(self._stream, rows, *cut))
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, rows, *cut), partial(int, cut[2] - cut[1]))
             for number, cut in enumerate(_cuts(rows, self._image_field, shard_size))
         ]
 

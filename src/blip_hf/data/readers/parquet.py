@@ -47,7 +47,7 @@ class ParquetFile:
 
     def shards(self, shard_size: int) -> list[Shard]:
         """The one shard."""
-        return [Shard(self.name, self._stream)]
+        return [Shard(self.name, self._stream, self._count)]
 
     def records(self) -> RecordStream:
         """Records and skipped ones, in order."""
@@ -64,6 +64,13 @@ class ParquetFile:
                         raise _urls_error(str(self.path), columns["image"])
         except _BROKEN:
             return
+
+    def _count(self) -> int | None:
+        """Number of rows in the footer of the file, or `None` for a broken file."""
+        try:
+            return pq.read_metadata(self.path).num_rows
+        except _BROKEN:
+            return None
 
     def _stream(self) -> Stream:
         for item in self._read(strict=False):

@@ -50,12 +50,21 @@ class Skipped:
 Stream = Iterator[Sample | Skipped]
 
 
+def _unknown() -> None:
+    """The count of a shard that must be read to be counted."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a source that is read, scored and written together."""
 
     name: str  # a valid file name, reproducible
     read: Callable[[], Stream]  # starts from the beginning; does not check images
+    count: Callable[[], int | None] = _unknown  # its records, if known without reading them
+
+    def num_records(self) -> int | None:
+        """Number of records, or `None` if it is only known after reading them."""
+        return self.count()
 
     def samples(self, *, checks_images: bool = True) -> Stream:
         """Samples and skipped records in order. Joins consecutive records with the same id and image into one sample.
@@ -74,6 +83,11 @@ class Shard:
                     yield Skipped(item.sample_id, *error)
                     continue
             yield item
+
+
+def cut_rows(num_rows: int, shard_size: int) -> list[tuple[int, int]]:
+    """First row and end of each shard."""
+    return [(start, min(start + shard_size, num_rows)) for start in range(0, num_rows, shard_size)]
 
 
 def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_id: str) -> Stream:
@@ -122,4 +136,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-__all__ = ["MAX_TEXT_LENGTH", "Reason", "Sample", "Shard", "Skipped", "Stream", "check_texts", "is_unicode"]
+__all__ = [
+    "MAX_TEXT_LENGTH",
+    "Reason",
+    "Sample",
+    "Shard",
+    "Skipped",
+    "Stream",
+    "check_texts",
+    "cut_rows",
+    "is_unicode",
+]

@@ -9,7 +9,7 @@ from io import BytesIO
 
 from ..scenes import Scenes
 from .records import ImageRecord
-from .samples import Shard, Stream
+from .samples import Shard, Stream, cut_rows
 
 
 _FORM = re.compile(r"scenes:(?P<number>[1-9]\d*)(:(?P<noise>0(\.\d+)?|\.\d+))?")
@@ -29,8 +29,8 @@ class SceneSource:
     def shards(self, shard_size: int) -> list[Shard]:
         """Shards `scenes-00000`, ... of `shard_size` scenes."""
         return [
-            Shard(f"{self.name}-{number:05d}", partial(self._stream, start, min(start + shard_size, len(self.scenes))))
-            for number, start in enumerate(range(0, len(self.scenes), shard_size))
+            Shard(f"{self.name}-{number:05d}", partial(self._stream, start, stop), partial(int, stop - start))
+            for number, (start, stop) in enumerate(cut_rows(len(self.scenes), shard_size))
         ]
 
     def _read(self, start: int, stop: int) -> Iterator[ImageRecord]:

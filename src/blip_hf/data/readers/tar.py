@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """WebDataset tars, read member by member."""
 
+import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class TarFile:
 
     def shards(self, shard_size: int) -> list[Shard]:
         """The one shard."""
-        return [Shard(self.name, self._stream)]
+        return [Shard(self.name, self._stream, self._count)]
 
     def records(self) -> RecordStream:
         """Records and skipped ones, in order."""
@@ -63,6 +64,15 @@ class TarFile:
         if members is not None:
             yield from self._record(members)
         warn_of_other_files(self.path, others)
+
+    def _count(self) -> int | None:
+        """Number of samples in img2dataset's `_stats.json` of the tar, if there is one."""
+        name = self.path.name.partition(".tar")[0].removesuffix(".tgz")
+        try:
+            count = json.loads(self.path.with_name(f"{name}_stats.json").read_bytes())["successes"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return count if isinstance(count, int) else None
 
     def _stream(self) -> Stream:
         for item in self.records():
