@@ -172,7 +172,8 @@ def test_broken_images_are_skipped_with_their_captions(model, processor, pairs):
     assert 12 not in result.image_ids
     assert result.texts == expected.texts
     assert result.reranked == expected.reranked
-    assert result.metrics() == {**expected.metrics(), "num_skipped": 1}
+    skipped = {"num_skipped": 1, "num_skipped_by_reason": {"unreadable_image": 1}}
+    assert result.metrics() == {**expected.metrics(), **skipped}
 
 
 def test_captions_without_words_are_left_out(model, processor, pairs):
@@ -277,6 +278,9 @@ def test_two_processes_share_the_images_and_return_the_same_result(monkeypatch, 
     alone = evaluate_retrieval(model, processor, [pair for pair in pairs if pair["image_id"] not in broken], k=2)
     assert (num_projected.count(0), num_projected.count(1)) == (3, 3 - len(broken))
     for result in results:
-        assert result.metrics() == {**alone.metrics(), "num_skipped": len(broken)}
+        # These ranks gather tensors only, so each knows the reasons of its own images.
+        reasons = result.num_skipped_by_reason
+        skipped = {"num_skipped": len(broken), "num_skipped_by_reason": reasons}
+        assert result.metrics() == {**alone.metrics(), **skipped}
         assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **SUMMATION_TOLERANCE)
         assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **SUMMATION_TOLERANCE)

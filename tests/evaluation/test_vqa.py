@@ -148,8 +148,9 @@ def test_words_split_by_the_tokenizer_are_joined(processor, questions, monkeypat
 
 def test_metrics_of_a_test_set_have_no_accuracy(model, processor, questions):
     unjudged = [{**question, "answers": [], "weights": []} for question in questions]
-    assert evaluate_vqa(model, processor, unjudged).metrics() == {"num_answered": 3, "num_skipped": 0}
-    assert evaluate_vqa(model, processor, questions).metrics() == {"accuracy": 1.0, "num_scored": 3, "num_skipped": 0}
+    none = {"num_skipped": 0, "num_skipped_by_reason": {}}
+    assert evaluate_vqa(model, processor, unjudged).metrics() == {"num_answered": 3, **none}
+    assert evaluate_vqa(model, processor, questions).metrics() == {"accuracy": 1.0, "num_scored": 3, **none}
 
 
 def test_results_named_after_images_have_the_format_of_vizwiz(tmp_path):

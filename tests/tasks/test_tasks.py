@@ -99,6 +99,7 @@ def test_finetune_and_evaluate_report_the_same_metrics(task, pretrained, tmp_pat
     ]
     metrics = run("evaluate", capsys, *argv, "--device", "cpu", "--no_progress", *SHORT_TESTS.get(task, []))
     assert MAIN_METRICS[task] in metrics
+    assert metrics.pop("num_skipped_by_reason") == {}
     shared = {name: value for name, value in metrics.items() if f"eval_{name}" in trained}
     assert {name: trained[f"eval_{name}"] for name in shared} == pytest.approx(shared)
     assert json.loads(answers.read_text())
@@ -198,7 +199,11 @@ def test_questions_without_answers_need_an_output(pretrained, tmp_path, capsys):
     assert main(argv) == 2
     assert "None of the 1 questions" in capsys.readouterr().err
     output = tmp_path / "answers.json"
-    assert run(*argv[:1], capsys, *argv[1:], "--output", output) == {"num_answered": 1, "num_skipped": 0}
+    assert run(*argv[:1], capsys, *argv[1:], "--output", output) == {
+        "num_answered": 1,
+        "num_skipped": 0,
+        "num_skipped_by_reason": {},
+    }
     assert [record["image"] for record in json.loads(output.read_text())] == ["a.png"]
     # The answered question of this set cannot be used.
     lost = {"image": "lost.png", "question": "what is it", "answer": "red"}
