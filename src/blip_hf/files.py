@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Atomic writes: files and folders are written under a temporary name, then renamed."""
 
+import hashlib
 import json
 import os
 import re
@@ -57,4 +58,10 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         beside.write_text(json.dumps(content), encoding="utf-8")
 
 
-__all__ = ["atomic_write", "remove_partial", "write_json"]
+def file_digest(path: Path) -> str:
+    """Hashes the content of a file to 16 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+__all__ = ["atomic_write", "file_digest", "remove_partial", "write_json"]
