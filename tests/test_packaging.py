@@ -241,7 +241,10 @@ def test_no_test_imports_a_test_module() -> None:
 
 
 def test_folders_of_tests_are_those_of_the_package() -> None:
-    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")} - {Path("integration")}
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")} - {
+        Path("integration"),
+        Path("faults"),
+    }
     assert {folder.as_posix() for folder in folders if not (SOURCE / folder).is_dir()} == set()
 
 

@@ -20,9 +20,11 @@ def ray_cluster(num_nodes: int) -> Iterator[Any]:
 
     # The nodes inherit the environment, and the actors that of the nodes.
     environment = {"PYTHONPATH": str(ROOT / "src"), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    # Notices a dead node within seconds.
+    system = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27}
     with mock.patch.dict(os.environ, environment):
-        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": system})
         try:
             for _ in range(num_nodes - 1):
                 cluster.add_node(**node)

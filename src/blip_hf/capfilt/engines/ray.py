@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     import ray
     from ray.actor import ActorHandle
 
-MAX_RESTARTS = 100
-"""How often Ray starts an actor again, for example on another node."""
+MAX_RESTARTS = 20
+"""How often Ray starts an actor again, for example on another node. A shard that always kills its actor ends the run."""
 
-MAX_RETRIES = 5
-"""How often Ray repeats a shard whose actor died. A shard that always kills its actor ends the run."""
+# Retries are bounded by the restarts: a few are spent on a node that died before Ray notices it.
+_UNLIMITED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def run_capfilt_on_ray(
     with _hold_run(run, locks), _connected(ray, cluster.address):
         num_actors, num_gpus = cluster.size(ray.cluster_resources(), device)
         new_actor = ray.remote(
-            num_cpus=cluster.num_cpus, num_gpus=num_gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RETRIES
+            num_cpus=cluster.num_cpus, num_gpus=num_gpus, max_restarts=MAX_RESTARTS, max_task_retries=_UNLIMITED
         )(ShardActor)
         actors = [new_actor.remote(run, *models, num_threads=cluster.num_cpus)]
         identities, resolved = _result(ray, actors[0].identify.remote(), "the models")
@@ -235,8 +235,8 @@ def _result(ray: Any, reference: "ray.ObjectRef", what: str) -> Any:
         raise error.cause from error
     except ray.exceptions.RayActorError as error:
         raise ChildProcessError(
-            f"Ray gave up on {what}, because its actor died each time: {error} See the logs of Ray in"
-            " /tmp/ray/session_latest/logs of the nodes. The same command resumes the run."
+            f"Ray gave up on {what}, because its actor died {MAX_RESTARTS + 1} times ({str(error).splitlines()[0]}). The"
+            " logs of the nodes in /tmp/ray/session_latest/logs say why. The same command resumes the run."
         ) from error
 
 
@@ -274,7 +274,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("The engine ray needs Ray. Install it with `pip install blip_hf[ray]`.") from error
+        raise ImportError("--engine ray needs Ray, which is not installed: pip install 'blip_hf[ray]'") from error
     return ray
 
 
@@ -283,4 +283,4 @@ def _absolute(checkpoint: str) -> str:
     return os.path.abspath(checkpoint) if os.path.exists(checkpoint) else checkpoint
 
 
-__all__ = ["MAX_RESTARTS", "MAX_RETRIES", "RayCluster", "ShardActor", "run_capfilt_on_ray"]
+__all__ = ["MAX_RESTARTS", "RayCluster", "ShardActor", "run_capfilt_on_ray"]
