@@ -25,7 +25,6 @@ from blip_hf import (
 )
 from blip_hf.modeling import contrastive, cpu, text_layers
 from blip_hf.modeling.attention import ImageMemory, attend_grouped
-from blip_hf.modeling.contrastive import itm_loss_and_labels
 
 from . import original
 from .caption import BATCH_SIZE, NUM_TOKENS
@@ -196,7 +195,7 @@ def match_in_two_passes(
         memory, words[texts], attention_mask[texts], hard_images
     ).chunk(2)
     itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
-    return itm_loss_and_labels(itm_logits, has_text, has_image)
+    return self._itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
 @contextmanager

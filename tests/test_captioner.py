@@ -366,3 +366,23 @@ def test_unknown_settings_raise(model, processor, images):
         BlipCaptioner(model, processor, num_beasm=2)(images)
     with pytest.raises(ValueError, match="on_error='ignore'"):
         BlipCaptioner(model, processor).caption(Image.new("RGB", (8, 8)), on_error="ignore")
+
+
+def test_reading_ahead_changes_nothing(model, processor, images):
+    settings = {"do_sample": True, "seed": 3, "batch_size": 2}
+    expected = BlipCaptioner(model, processor, **settings).caption(images, return_scores=True)
+    ahead = BlipCaptioner(model, processor, num_workers=3, **settings).caption(images, return_scores=True)
+    assert ahead == expected
+
+
+def test_a_part_of_the_images_gets_the_captions_of_the_whole(model, processor, images):
+    captioner = BlipCaptioner(model, processor, do_sample=True, seed=3, batch_size=2)
+    rest = captioner.iter_captions(images[2:], first_index=2)
+    assert list(rest) == captioner.caption(images)[2:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_of_extreme_shapes_are_captioned(model, processor, num_workers):
+    shapes = [(1, 1), (3, 1), (1, 3), (3, 3), (4, 4), (2000, 1), (1, 2000)]
+    images = [Image.new("RGB", shape) for shape in shapes]
+    assert len(BlipCaptioner(model, processor, num_workers=num_workers)(images)) == len(shapes)

@@ -12,6 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "Answer": "evaluation.answering",
+    "answer_questions": "evaluation.answering",
     "BlipCaptioner": "captioner",
     "BlipCaptioningCollator": "data.collators",
     "BlipConfig": "configuration_blip",
@@ -63,6 +65,8 @@ _HOME_OF = {
     "load_nocaps": "data.readers",
     "load_pairs": "data.readers",
     "load_vqa": "data.readers",
+    "Match": "evaluation.matching",
+    "match_texts": "evaluation.matching",
     "most_common_answers": "data.readers",
     "Nlvr2Dataset": "data.nlvr2",
     "Nlvr2Result": "evaluation.nlvr2",

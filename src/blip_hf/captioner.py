@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,17 +15,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .caption_settings import CaptionSettings
+from .data.image_batches import ImageBatch, OnError, image_batches
 from .devices import pick_device, seeded
 from .image_arrays import is_array
-from .image_utils import ImageSource, UnreadableImageError, open_image
+from .image_utils import ImageErrorKind, ImageSource
 from .modeling.attention import ImageMemory
 from .modeling.caption import BlipForConditionalGeneration, score_sequences
 from .modeling.cpu import optimize_for_cpu
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
-
-OnError = Literal["raise", "skip"]
 
 _ONE_IMAGE = (str, bytes, os.PathLike, io.IOBase, Image.Image, dict)
 _OWN_SETTINGS = ("num_return_sequences", "return_dict_in_generate")
@@ -48,6 +46,8 @@ class Caption:
     """Probability that image and `text` match, from the ITM head of the matcher."""
     error: str | None = None
     """Why the image could not be read."""
+    error_kind: ImageErrorKind | None = None
+    """The kind of this error, to count errors by."""
 
     @property
     def mean_log_probability(self) -> float | None:
@@ -102,6 +102,9 @@ class BlipCaptioner:
             checkpoint, else `"a picture of "`.
         seed (`int`, *optional*):
             Makes sampling reproducible for the same images and batch size. torch's random state does not change.
+        num_workers (`int`, *optional*, defaults to 0):
+            Threads that read and resize images ahead of the model, at most two batches. 0 reads each batch when it is
+            needed.
         **generation_settings:
             Settings of `generate`: `num_beams`, `do_sample`, `top_p`, `max_length`, `max_new_tokens`, ...
 
@@ -121,6 +124,7 @@ class BlipCaptioner:
         prompt: str | None = None,
         batch_size: int = 8,
         seed: int | None = None,
+        num_workers: int = 0,
         **generation_settings: Any,
     ) -> None:
         if batch_size < 1:
@@ -139,6 +143,7 @@ class BlipCaptioner:
         self.prompt = self.caption_settings.prompt if prompt is None else prompt
         self.batch_size = batch_size
         self.seed = seed
+        self.num_workers = num_workers
         self.generation_settings = generation_settings
 
     @classmethod
@@ -161,7 +166,7 @@ class BlipCaptioner:
             device (`str` or `torch.device`, *optional*):
                 Defaults to an accelerator (CUDA, XPU, MPS) if there is one. On CPUs, [`optimize_for_cpu`] is applied.
             **kwargs:
-                `prompt`, `batch_size`, `seed` and settings of `generate`.
+                `prompt`, `batch_size`, `seed`, `num_workers` and settings of `generate`.
         """
         device = pick_device(device)
         dtype = "auto" if dtype is None else dtype
@@ -218,39 +223,50 @@ class BlipCaptioner:
         num_return_sequences: int = 1,
         return_scores: bool = False,
         on_error: OnError = "raise",
+        first_index: int = 0,
     ) -> Iterator[Caption]:
-        """Like `caption`, but yields the captions and keeps only one batch of images in memory."""
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r} is unknown. Pass 'raise' or 'skip'.")
-        for batch in self._batches(images, on_error=on_error):
-            captions = {index: [caption] for index, caption in batch.failures.items()}
+        """Like `caption`, but yields the captions and keeps only a few batches of images in memory.
+
+        `first_index` is the `image_index` of the first image. The random numbers of a batch depend on it.
+        """
+        for batch in self._batches(images, on_error=on_error, first_index=first_index):
+            captions = {
+                index: [Caption(image_index=index, error=str(error), error_kind=error.kind)]
+                for index, error in batch.errors.items()
+            }
             if batch.images:
                 for caption in self._describe(batch, num_return_sequences, return_scores):
                     captions.setdefault(caption.image_index, []).append(caption)
             for index in sorted(captions):
                 yield from captions[index]
 
-    def _batches(self, images: ImageSource | Iterable[ImageSource], *, on_error: OnError) -> Iterator["_Batch"]:
-        indexed = enumerate(_single_images(images))
-        while sources := list(islice(indexed, self.batch_size)):
-            yield _open_batch(sources, on_error)
+    def _batches(
+        self, images: ImageSource | Iterable[ImageSource], *, on_error: OnError, first_index: int = 0
+    ) -> Iterator[ImageBatch]:
+        return image_batches(
+            self.processor,
+            _single_images(images),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            on_error=on_error,
+            first_index=first_index,
+        )
 
-    def _describe(self, batch: "_Batch", num_return_sequences: int, return_scores: bool) -> list[Caption]:
+    def _describe(self, batch: ImageBatch, num_return_sequences: int, return_scores: bool) -> list[Caption]:
         texts, sequences, memory = self._write(batch, num_return_sequences)
-        indices = [index for index in batch.images for _ in range(num_return_sequences)]
+        indices = [index for index in batch.indices for _ in range(num_return_sequences)]
         columns: dict[str, list[Any]] = {"image_index": indices, "text": texts}
         if return_scores:
             columns["log_probability"], columns["num_tokens"] = self._score(memory, sequences)
         if self.matcher is not None:
-            columns["itm_probability"] = self._match(list(batch.images.values()), texts)
+            columns["itm_probability"] = self._match(batch.images, texts)
         return [Caption(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
     @torch.inference_mode()
-    def _write(self, batch: "_Batch", num_return_sequences: int) -> tuple[list[str], Tensor, ImageMemory]:
+    def _write(self, batch: ImageBatch, num_return_sequences: int) -> tuple[list[str], Tensor, ImageMemory]:
         """Captions of `n` images, their tokens of shape `(n * g, t)`, and the image memory."""
         device = self.model.device
-        images = list(batch.images.values())
-        inputs = self.processor(images, [self.prompt] * len(images), return_tensors="pt").to(device)
+        inputs = self.processor(text=[self.prompt] * len(batch.images), return_tensors="pt").to(device)
         settings = _generation_settings(
             self.generation_settings,
             self.generation_settings.get("generation_config") or self.model.generation_config,
@@ -258,8 +274,8 @@ class BlipCaptioner:
             num_return_sequences,
         )
         # The index of the first image gives each batch its own reproducible seed.
-        with seeded(None if self.seed is None else self.seed + min(batch.images), device):
-            memory = self.model.get_image_memory(inputs.pop("pixel_values"))
+        with seeded(None if self.seed is None else self.seed + min(batch.indices), device):
+            memory = self.model.get_image_memory(batch.pixel_values.to(device))
             sequences = self.model.generate(image_memory=memory, **inputs, **settings)  # (n * g, t)
         return self.processor.post_process_captions(sequences, prompt=self.prompt), sequences, memory
 
@@ -292,26 +308,6 @@ def _single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[Imag
             yield from image
         else:
             yield image
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Images that were read and errors of those that were not, by index."""
-
-    images: dict[int, Image.Image]
-    failures: dict[int, Caption]
-
-
-def _open_batch(sources: list[tuple[int, ImageSource]], on_error: OnError) -> _Batch:
-    batch = _Batch({}, {})
-    for index, source in sources:
-        try:
-            batch.images[index] = open_image(source)
-        except UnreadableImageError as error:
-            if on_error == "raise":
-                raise
-            batch.failures[index] = Caption(image_index=index, error=str(error))
-    return batch
 
 
 def _generation_settings(

@@ -177,6 +177,12 @@ class BlipContrastiveConfig(BlipConfig):
         negative_temperature (`float`, *optional*):
             Temperature to sample hard negatives of ITM. Defaults to that of ITC, as in the paper. A higher one samples
             easier negatives, which may help an ITM head at chance level.
+        gather_keys (`bool`, *optional*, defaults to `True`):
+            Whether the keys of ITC in training are the batches of all processes and the queue, so that the loss depends on
+            the global batch only. `False` takes the batch of the process and the queue, as salesforce/BLIP does.
+        negative_all_rank (`bool`, *optional*, defaults to `False`):
+            Whether to sample hard negatives in training from the batches of all processes (salesforce/BLIP
+            `configs/retrieval_coco.yaml`), not only from the own batch (pre-training and `configs/retrieval_flickr.yaml`).
     """
 
     queue_size: int = 57600
@@ -184,6 +190,8 @@ class BlipContrastiveConfig(BlipConfig):
     alpha: float = 0.4
     temperature_init_value: float = 0.07
     negative_temperature: float | None = None
+    gather_keys: bool = True
+    negative_all_rank: bool = False
 
     def validate_ranges(self) -> None:
         """Checks the ranges of the values."""
@@ -225,17 +233,9 @@ class BlipPreTrainingConfig(BlipContrastiveConfig):
 
 @strict
 class BlipRetrievalTrainingConfig(BlipContrastiveConfig):
-    """Configuration of `BlipForRetrievalTraining`, with all fields of `BlipContrastiveConfig`.
-
-    Args:
-        negative_all_rank (`bool`, *optional*, defaults to `False`):
-            Whether to sample hard negatives from all processes (salesforce/BLIP `configs/retrieval_coco.yaml`), not
-            only from the own batch (`configs/retrieval_flickr.yaml`).
-    """
+    """Configuration of `BlipForRetrievalTraining`, with all fields of `BlipContrastiveConfig`."""
 
     model_type = "blip_retrieval_training"
-
-    negative_all_rank: bool = False
 
     @classmethod
     def get_config_dict(

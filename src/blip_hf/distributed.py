@@ -41,6 +41,20 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)
 
 
+@torch.no_grad()
+def mean_over_ranks(number: Tensor) -> Tensor:
+    """Mean of a scalar over all processes, in fp32.
+
+    A sum of this process divided by the mean count of all processes is its part of the global mean: data parallelism
+    averages these parts.
+    """
+    if world_size() == 1:
+        return number
+    total = number.detach().to(torch.float32, copy=True)
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
 def first_row(tensor: Tensor) -> int:
     """Index of this process's first row in the output of [`gather`]."""
     return 0 if world_size() == 1 else sum(_row_counts(tensor)[: rank()])
@@ -91,6 +105,7 @@ __all__ = [
     "gather",
     "gather_objects",
     "gather_with_gradient",
+    "mean_over_ranks",
     "pad_to_longest",
     "rank",
     "world_size",

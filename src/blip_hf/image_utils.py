@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ logger = logging.get_logger(__name__)
 
 # `Union` takes the name of a class, and torch is not imported here.
 ImageSource = Union[str, Path, bytes, BinaryIO, Image.Image, np.ndarray, "Tensor", dict[str, Any]]
+
+ImageErrorKind = Literal["missing", "not_an_image", "no_permission", "too_large", "broken"]
 
 MAX_IMAGE_BYTES = 2**28
 """Maximum size in bytes of an encoded image."""
@@ -72,6 +75,9 @@ _MACHINE_ERRORS = frozenset(
 class UnreadableImageError(ValueError):
     """Raised for an image that cannot be used: missing, broken, too large, or not an image. The message names it."""
 
+    kind: ImageErrorKind = "broken"
+    """The kind of error, to count errors by."""
+
 
 def open_image(source: ImageSource, *, name: str | None = None, min_size: int | None = None) -> Image.Image:
     """Reads an image into memory, applies its EXIF orientation and converts it to 8-bit RGB.
@@ -81,6 +87,8 @@ def open_image(source: ImageSource, *, name: str | None = None, min_size: int | 
     - Levels of more than 8 bits, floats and booleans are scaled to 8 bits. [`~blip_hf.image_arrays.white_level`] finds
       their range: floats from 0 to 1 and from 0 to 255 are both read. Other ranges raise an error.
     - Of an animation, the current frame is read (the first one of a file).
+    - Of a file or bytes, at most `MAX_IMAGE_BYTES` and `MAX_IMAGE_PIXELS` are accepted. A path must be that of a regular
+      file, since a pipe or a device may never end.
 
     Args:
         source (`str`, `Path`, `bytes`, binary file object, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
@@ -112,6 +120,7 @@ def view_image(source: ImageSource, *, name: str | None = None, min_size: int | 
             source.load()
             return _to_rgb(_upright(source))
         with _open(source) as image:
+            _check_pixels(image)
             if min_size is not None:
                 image.draft(None, (min_size, min_size))
             image.load()
@@ -126,32 +135,27 @@ def image_errors(source: Any, name: str | None = None) -> Iterator[None]:
     except Exception as error:
         # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
         if is_machine_error(error):
+            error.filename = error.filename or name
             raise
         is_file = isinstance(source, (str, bytes, os.PathLike, io.IOBase, ImageFile.ImageFile))
-        raise UnreadableImageError(
+        unreadable = UnreadableImageError(
             f"Cannot read the image {name or _unwrap(source)[1]}: {_reason(error)}. Accepted is"
             f" {_ACCEPTED_FILE if is_file else _ACCEPTED}; replace or remove this image."
-        ) from error
+        )
+        unreadable.kind = _error_kind(error)
+        raise unreadable from error
 
 
 def find_image_error(source: str | bytes) -> tuple[Literal["unreadable_image", "huge_image"], str] | None:
     """Reads only the header of an image (path or encoded bytes) and returns the reason and details if it is unusable."""
-    register_plugins()
-    is_path = isinstance(source, str)
     try:
-        num_bytes = os.path.getsize(source) if is_path else len(source)
-        if num_bytes > MAX_IMAGE_BYTES:
-            return "huge_image", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES} are accepted"
-        with Image.open(source if is_path else io.BytesIO(source)) as header:
-            width, height = header.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return "huge_image", str(error)
+        with _open(source) as header:
+            _check_pixels(header)
     except Exception as error:
         if is_machine_error(error):
             raise
-        return "unreadable_image", f"{type(error).__name__}: {error}"
-    if width * height > MAX_IMAGE_PIXELS:
-        return "huge_image", f"{width} x {height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
+        is_huge = _error_kind(error) == "too_large"
+        return "huge_image" if is_huge else "unreadable_image", f"{type(error).__name__}: {error}"
     return None
 
 
@@ -196,31 +200,50 @@ def register_plugins() -> None:
 
 
 @cache
+def _used_formats() -> list[str]:
+    """Formats that are decoded, also for files with the suffix of another one."""
+    register_plugins()
+    return [name for name in Image.OPEN if name not in _UNUSED_FORMATS]
+
+
+@cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow and its installed plug-ins decode, in lower case with the dot."""
-    register_plugins()
-    formats = Image.OPEN.keys() - _UNUSED_FORMATS
+    formats = _used_formats()
     return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-def list_images(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files."""
+def list_images(folder: str | os.PathLike[str], *, recursive: bool = False, follow_links: bool = False) -> list[Path]:
+    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files.
+
+    With `recursive`, also those of subfolders, and with `follow_links` those of linked folders, each folder once.
+    """
     images, others = [], Counter()
-    for path in visible_files(Path(folder), recursive=recursive):
+    for path in visible_files(Path(folder), recursive=recursive, follow_links=follow_links):
         suffix = path.suffix.lower()
         if suffix in image_suffixes():
             images.append(path)
-        elif suffix not in (".txt", ".json"):
+        elif suffix not in (".txt", ".json", ".caption"):
             others[suffix] += 1
     warn_of_other_files(folder, others)
     return sorted(images)
 
 
-def visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
+def visible_files(folder: Path, *, recursive: bool, follow_links: bool = False) -> Iterator[Path]:
     """Files of a folder, without hidden ones and those that macOS adds to archives."""
-    for parent, folders, names in os.walk(folder):
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=follow_links):
         folders[:] = sorted(filter(is_visible, folders)) if recursive else []
+        if follow_links:  # a link may lead back to a folder above it
+            folders[:] = [name for name in folders if _is_first_visit(Path(parent, name), seen)]
         yield from (Path(parent, name) for name in names if is_visible(name))
+
+
+def _is_first_visit(folder: Path, seen: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    is_first = real not in seen
+    seen.add(real)
+    return is_first
 
 
 def is_visible(name: str) -> bool:
@@ -257,14 +280,38 @@ def _unwrap(source: ImageSource) -> tuple[Any, str]:
 
 
 def _open(source: Any) -> Image.Image:
-    register_plugins()
     if is_array(source):
         return array_to_image(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(source))
     if source is None or isinstance(source, (list, tuple, int, float)):
         raise ValueError(f"got {type(source).__name__}")
-    return Image.open(source)
+    if isinstance(source, (str, os.PathLike)):
+        _check_file(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        _check_bytes(len(source))
+        source = io.BytesIO(source)
+    return Image.open(source, formats=_used_formats())
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Raises for a file that is too large, or that may never end."""
+    state = os.stat(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is a pipe, socket or device, and a regular file is expected")
+    _check_bytes(state.st_size)
+
+
+def _check_bytes(number: int) -> None:
+    if number > MAX_IMAGE_BYTES:
+        raise Image.DecompressionBombError(f"it has {number} bytes, at most {MAX_IMAGE_BYTES} are accepted")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"it has {image.width} x {image.height} pixels, at most {MAX_IMAGE_PIXELS} in all are accepted"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -287,6 +334,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _error_kind(error: Exception) -> ImageErrorKind:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "no_permission"
+    if isinstance(error, (Image.UnidentifiedImageError, IsADirectoryError)):
+        return "not_an_image"
+    is_bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+    return "too_large" if is_bomb else "broken"
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -302,6 +360,7 @@ def _reason(error: Exception) -> str:
 __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_PIXELS",
+    "ImageErrorKind",
     "ImageSource",
     "UnreadableImageError",
     "decode_base64",

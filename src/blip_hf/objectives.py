@@ -27,16 +27,18 @@ def contrastive_targets(teacher_logits: Tensor, positives: Tensor, alpha: float 
     return alpha * teacher_logits.float().softmax(dim=-1) + (1 - alpha) * hard
 
 
-def contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def contrastive_loss(logits: Tensor, targets: Tensor, *, num_items: int | Tensor | None = None) -> Tensor:
     """ITC loss in one direction: cross-entropy between the softmax of `logits` and soft `targets`, both `(b, k)`.
 
-    The mean over queries includes the entropy of the targets, so its minimum is above 0. One-hot targets give InfoNCE.
+    The mean over queries (or the sum divided by `num_items`) includes the entropy of the targets, so its minimum is above
+    0. One-hot targets give InfoNCE.
 
     Example:
         >>> contrastive_loss(torch.zeros(4, 8), torch.full((4, 8), 1 / 8))  # log 8
         tensor(2.0794)
     """
-    return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+    losses = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1)  # (b,)
+    return losses.mean() if num_items is None else losses.sum() / num_items
 
 
 def image_text_contrastive_loss(logits_per_text: Tensor) -> Tensor:
@@ -89,15 +91,17 @@ def sample_hard_negatives(
     return torch.multinomial(weights, 1, generator=generator).squeeze(1), has_negative
 
 
-def matching_loss(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+def matching_loss(
+    logits: Tensor, labels: Tensor, valid: Tensor | None = None, *, num_items: int | Tensor | None = None
+) -> Tensor:
     """ITM loss: mean cross-entropy of `logits` `(b, 2)` (unmatched, matched) over the pairs in the mask `valid` `(b,)`.
 
-    If a third of the pairs match, a model that always predicts this share has a loss of 0.6365.
+    `num_items` replaces the number of valid pairs, which divides the sum. If a third of the pairs match, a model that always predicts this share has a loss of 0.6365.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     if valid is None:
         return losses.mean()
-    return (losses * valid).sum() / valid.sum()
+    return (losses * valid).sum() / (valid.sum() if num_items is None else num_items)
 
 
 def captioning_loss(

@@ -8,13 +8,15 @@ import os
 import shutil
 import sys
 
+import datasets
 import pytest
+from datasets import Dataset
 
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.cli import main
 from blip_hf.cli.caption_formats import format_of, write_records
-from blip_hf.cli.caption_sources import find_images
 from blip_hf.cli.errors import UsageError
+from blip_hf.cli.image_sources import find_images
 from blip_hf.cli.output import open_output
 from tests.support.files import write_json, write_tar
 from tests.support.images import encode_image, plain_image, write_image, write_images
@@ -88,7 +90,7 @@ def test_existing_file_is_replaced_only_when_all_captions_are_written(
     path.write_text("old")
     argv = [captioner_folder, paths[0], "--output", path]
     assert caption(*argv) == 2
-    assert f"{path} exists. Pass another path, or pass --overwrite." in capsys.readouterr().err
+    assert f"{path} exists. Pass another path, or pass --overwrite or --skip_existing." in capsys.readouterr().err
     with monkeypatch.context() as context:
         context.setattr(BlipCaptioner, "iter_captions", lambda *args, **kwargs: iter([None]))
         with pytest.raises(AttributeError):
@@ -205,3 +207,68 @@ def test_output_file_accepts_non_utf8_names(name, tmp_path):
     with open_output(tmp_path / name) as stream:
         write_records([record], stream, columns=list(record), output_format=format_of(tmp_path / name, None))
     assert "\\udcff.png" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(captioner_folder, paths, tmp_path, capsys):
+    settings = {"images": [str(path) for path in paths], "min_length": 8, "num_beams": 1, "prefix": "sks, "}
+    config = write_json(tmp_path / "caption.json", settings)
+    assert caption("--model", captioner_folder, "--config", config, "--num_beams", "2", "--workers", "0") == 0
+    captioner = BlipCaptioner.from_pretrained(captioner_folder, device="cpu", min_length=8, num_beams=2)
+    expected = [f"{path}\tsks, {text}" for path, text in zip(paths, captioner(paths), strict=True)]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_no_ngram_is_repeated(captioner_folder, paths, capsys):
+    argv = [captioner_folder, *paths, "--min_length", "20", "--max_length", "20"]
+    assert caption(*argv, "--no_repeat_ngram_size", "1") == 0
+    for line in capsys.readouterr().out.splitlines():
+        words = line.split("\t")[1].split()
+        assert len(words) == len(set(words))
+    captioner = BlipCaptioner.from_pretrained(captioner_folder, device="cpu", min_length=20, max_length=20)
+    assert any(len(set(text.split())) < len(text.split()) for text in captioner(paths))
+
+
+def test_lengths_that_contradict_are_refused(captioner_folder, paths, capsys):
+    assert caption(captioner_folder, paths[0], "--min_length", "30") == 2
+    assert "min_length=30 is greater than max_length=20" in capsys.readouterr().err
+
+
+def test_linked_folders_are_entered_on_request(tmp_path):
+    write_image(tmp_path / "elsewhere" / "a.png")
+    write_image(tmp_path / "photos" / "b.png")
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    names = [str(tmp_path / "photos" / name) for name in ("b.png", "link/a.png")]
+    assert names_of([tmp_path / "photos"], recursive=True) == names[:1]
+    assert names_of([tmp_path / "photos"], recursive=True, follow_links=True) == names
+
+
+def test_control_characters_of_a_name_keep_the_columns_of_text(captioner_folder, tmp_path, capsys):
+    image = tmp_path / "a\tb\nc.png"
+    write_image(tmp_path / "a.png").rename(image)
+    assert caption(captioner_folder, image) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split("\t")[0] == f"{tmp_path}/a\\tb\\nc.png"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
+def test_a_list_with_a_name_that_is_no_unicode_is_captioned_without_it(captioner_folder, tmp_path, capsys, caplog):
+    write_images(tmp_path, "red")
+    write_json(tmp_path / "list.json", [{"image": "\udcff.png"}, {"image": "red.png"}])
+    assert caption(captioner_folder, tmp_path / "list.json") == 0
+    assert capsys.readouterr().out.startswith("red.png\t")
+    assert "skipped 1 bad_record" in caplog.text
+
+
+def test_a_broken_image_inside_a_file_or_a_data_set_is_skipped_by_name(captioner_folder, tmp_path, capsys):
+    broken = {"bytes": b"not an image", "path": None}
+    images = [{"bytes": encode_image(plain_image("red")), "path": None}, broken]
+    records = Dataset.from_dict({"image": images, "image_id": ["right", "wrong"]})
+    records.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    write_tar(tmp_path / "a.tar", [("t1.png", encode_image(plain_image("blue"))), ("t2.png", b"not an image")])
+    assert caption(captioner_folder, tmp_path / "saved", tmp_path / "a.tar") == 0
+    output, error = capsys.readouterr()
+    assert [line.split("\t")[0] for line in output.splitlines()] == ["right", "t1"]
+    assert "skipped: wrong: Cannot read the image" in error
+    assert "skipped: t2: Cannot read the image" in error
+    assert "skipped 2 of 4 images (2 not_an_image)" in error

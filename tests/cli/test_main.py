@@ -3,14 +3,17 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from blip_hf import __version__
 from blip_hf.cli import COMMANDS, load_command, main
-from blip_hf.cli.parser import CommandGroup
+from blip_hf.cli.parser import Command, CommandGroup
+from blip_hf.cli.stop_signals import stop_signals
 from tests.support.paths import ROOT
 from tests.support.processes import run_code, run_python
 
@@ -134,3 +137,27 @@ def test_broken_pipe_elsewhere_is_an_error(unbuffered):
         """
     with pytest.raises(AssertionError, match="another pipe"):
         run_code(code, PYTHONUNBUFFERED=unbuffered)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_in_one_line(number, status, monkeypatch, capsys):
+    def wait(options):
+        with stop_signals():
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    command = Command(prog="blip-hf env", description="Waits.", options=load_command("env").options, run=wait)
+    monkeypatch.setattr("blip_hf.cli.load_command", lambda name: command)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["env"]) == status
+    assert capsys.readouterr().err == "blip-hf env: interrupted\n"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_an_ignored_signal_stays_ignored():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `nohup` and shells do for jobs in the background
+    try:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)

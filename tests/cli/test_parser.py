@@ -226,3 +226,22 @@ def test_every_option_of_the_trainer_is_read_as_its_type():
         "eval_steps": 0.5,
         "gradient_checkpointing_kwargs": '{"a": 1}',
     }
+
+
+@dataclass
+class OtherSpellings:
+    images: list[str] = field(metadata={"positional": True})
+    text: list[str] = field(default_factory=list, metadata={"help": "Texts", "repeatable": True})
+    data: list[str] = field(default_factory=list, metadata={"help": "Sources"})
+    workers: int = field(default=0, metadata={"help": "Threads", "aliases": ["num_workers"]})
+
+
+def test_a_repeatable_list_grows_and_an_alias_is_the_option(tmp_path, capsys):
+    command = Command(prog="blip-hf toy", description="Toys.", options=OtherSpellings, run=lambda options: None)
+    words = ["a", "--text", "b", "c", "--num-workers", "3", "--text", "d", "--data", "e", "--data", "f"]
+    (options,) = parse(command, words)
+    assert (options.images, options.text, options.data, options.workers) == (["a"], ["b", "c", "d"], ["f"], 3)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "options.yaml").write_text("text: [e, f]\nnum_workers: 2\n")
+    (options,) = parse(command, ["a", "--config", str(tmp_path / "options.yaml")])
+    assert (options.text, options.workers) == (["e", "f"], 2)

@@ -117,3 +117,8 @@ def test_results_have_the_format_of_the_servers(tmp_path):
         write_caption_results({1: object()}, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert len(json.loads(path.read_text())) == 2
+
+
+def test_reading_ahead_changes_nothing(model, processor, groups):
+    expected = evaluate(model, processor, groups, batch_size=2)
+    assert evaluate(model, processor, groups, batch_size=2, num_workers=3) == expected

@@ -40,3 +40,9 @@ def test_the_itm_head_reads_the_multimodal_embeds(model, processor, images):
 def test_unequal_numbers_of_images_and_texts_raise(model, processor, images):
     with pytest.raises(ValueError, match="1 images and 2 texts"):
         multimodal_embeds(model, processor, images[:1], ["a", "b"])
+
+
+def test_reading_ahead_changes_nothing(model, processor, images):
+    for extract, *items in ((image_features, images), (multimodal_embeds, images, TEXTS)):
+        expected = extract(model, processor, *items, batch_size=2)
+        assert torch.equal(extract(model, processor, *items, batch_size=2, num_workers=3), expected)

@@ -146,6 +146,18 @@ def test_words_split_by_the_tokenizer_are_joined(processor, questions, monkeypat
     assert list(result.predictions.values()) == ["don't know", "3.5", "a , b"]
 
 
+def test_metrics_of_a_test_set_have_no_accuracy(model, processor, questions):
+    unjudged = [{**question, "answers": [], "weights": []} for question in questions]
+    assert evaluate_vqa(model, processor, unjudged).metrics() == {"num_answered": 3, "num_skipped": 0}
+    assert evaluate_vqa(model, processor, questions).metrics() == {"accuracy": 1.0, "num_scored": 3, "num_skipped": 0}
+
+
+def test_results_named_after_images_have_the_format_of_vizwiz(tmp_path):
+    write_vqa_results({"VizWiz_test_00000020.jpg": "boat"}, tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content == [{"image": "VizWiz_test_00000020.jpg", "answer": "boat"}]
+
+
 def test_results_have_the_format_of_the_server(tmp_path):
     write_vqa_results({3: "yes", 1: "2"}, tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text())

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each example runs offline with `--tiny`; fine-tuning examples also run with a checkpoint and files."""
 
+import ast
 import re
 
 import pytest
 import transformers
 
+import blip_hf
 from blip_hf import (
     BlipCaptioner,
     BlipForConditionalGeneration,
@@ -55,6 +57,17 @@ FINETUNING = {
         r"accuracy \d\.\d{3}, consistency \d\.\d{3} of \d+ pairs",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLE_FILES if path.stem.startswith("finetune_")], ids=lambda p: p.stem
+)
+def test_all_that_a_fine_tuning_needs_is_exported(path):
+    imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+    # The names of drawn scenes and their vocabulary are for `--tiny` alone.
+    of_tiny = ("blip_hf.data.scenes", "blip_hf.data.vocabulary")
+    modules = [node for node in imports if node.module.startswith("blip_hf") and node.module not in of_tiny]
+    assert {alias.name for node in modules for alias in node.names} <= set(blip_hf.__all__)
 
 
 def test_pretrain_example(tmp_path, capsys):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from blip_hf import (
     BlipFinetuningArguments,
     BlipForPreTraining,
+    BlipForQuestionAnswering,
     BlipPreTrainingConfig,
     BlipProcessor,
     BlipRetrievalTrainingConfig,
@@ -187,11 +188,50 @@ def test_multi_word_answers_and_the_question_only_baseline(pretrained, tmp_path,
     assert again["accuracy"] == pytest.approx(metrics["eval_accuracy"])
 
 
+def test_questions_without_answers_need_an_output(pretrained, tmp_path, capsys):
+    write_image(tmp_path / "a.png")
+    source = write_json(tmp_path / "test.json", [{"image": "a.png", "question": "what is it"}])
+    model = BlipForQuestionAnswering.from_pretraining(BlipForPreTraining.from_pretrained(pretrained))
+    model.save_pretrained(tmp_path / "vqa")
+    BlipProcessor.from_pretrained(pretrained).save_pretrained(tmp_path / "vqa")
+    argv = ["evaluate", "vqa", "--model", str(tmp_path / "vqa"), "--data", str(source), "--no_progress"]
+    assert main(argv) == 2
+    assert "None of the 1 questions" in capsys.readouterr().err
+    output = tmp_path / "answers.json"
+    assert run(*argv[:1], capsys, *argv[1:], "--output", output) == {"num_answered": 1, "num_skipped": 0}
+    assert [record["image"] for record in json.loads(output.read_text())] == ["a.png"]
+    # The answered question of this set cannot be used.
+    lost = {"image": "lost.png", "question": "what is it", "answer": "red"}
+    write_json(source, [lost, {"image": "a.png", "question": "what is it"}])
+    assert main(argv) == 2
+    assert "No question" in capsys.readouterr().err
+    for data, eval_data in ((source, source), ("scenes:4", tmp_path / "test2.json")):
+        write_json(tmp_path / "test2.json", [{"image": "a.png", "question": "what"}])
+        write_json(source, [{"image": "a.png", "question": "what"}])
+        train = ["finetune", "vqa", "--model", pretrained, "--data", data, "--eval_data", eval_data]
+        assert main([*map(str, train), "--output_dir", str(tmp_path / "out"), "--use_cpu"]) == 2
+        assert "None of the 1 questions" in capsys.readouterr().err
+
+
 def test_vqa_recipe_does_not_evaluate_on_training_data():
     recipe = next(path for path in RECIPES if path.stem == "vqa")
     options, _ = parse(finetune.COMMANDS["vqa"], ["--config", str(recipe), "--output_dir", "x", "--use_cpu"])
     assert "vqa_val.json" in options.data
     assert options.eval_data is None
+
+
+def test_the_best_model_by_the_metric_of_the_task_is_saved_and_evaluated(pretrained, tmp_path, capsys):
+    argv = ["nlvr2", "--model", pretrained, *TRAINING, "--max_steps", 3, "--learning_rate", "1e-2"]
+    argv += ["--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1]
+    argv += ["--load_best_model_at_end", "--metric_for_best_model"]
+    metrics = run("finetune", capsys, *argv, "accuracy", "--output_dir", tmp_path / "out")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert metrics["eval_accuracy"] == state["best_metric"]
+    best = load_file(f"{state['best_model_checkpoint']}/model.safetensors")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(best[name], saved[name]) for name in saved)
+    assert main(["finetune", *map(str, argv), "accuracies", "--output_dir", str(tmp_path / "other")]) == 2
+    assert "metric_for_best_model='accuracies' is unknown. Pass one of loss, accuracy" in capsys.readouterr().err
 
 
 LIST, KARPATHY = '[{"image": "a.png"}]', '{"images": []}'

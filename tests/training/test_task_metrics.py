@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Subset
-from transformers import TrainerCallback
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from blip_hf import (
     BlipForQuestionAnswering,
@@ -112,7 +113,9 @@ def make_trainer(task, folder, metric, **fields):
 def test_the_best_checkpoint_is_chosen_by_the_metric_of_the_task(task, tmp_path):
     fields = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "learning_rate": 1e-2}
     trainer, evaluate = make_trainer(task, tmp_path, METRICS[task], **fields)
-    trainer.train()
+    with CaptureLogger(logging.get_logger("transformers.trainer")) as captured:
+        trainer.train()
+    assert "missing keys" not in captured.out  # the tied weights of the best checkpoint
     name = f"eval_{METRICS[task]}"
     found = [log[name] for log in trainer.state.log_history if name in log]
     assert len(found) == 2
@@ -179,6 +182,16 @@ def test_sets_that_cannot_be_evaluated_are_refused_before_training(tmp_path):
         )
 
 
+def test_a_trainer_without_processor_is_refused(tmp_path):
+    captioner, processor, *_ = tiny_capfilt()
+    collator = BlipCaptioningCollator(processor)
+    arguments = make_arguments(tmp_path, metric_for_best_model="cider")
+    with pytest.raises(ValueError, match=r"needs the processor of the model\. Pass `processing_class=processor`"):
+        BlipTrainer(
+            captioner, arguments, eval_dataset=make_records(2), data_collator=lambda records: collator(records)
+        )
+
+
 def test_a_metric_without_evaluations_during_training_warns(tmp_path, caplog):
     make_captioning_trainer(tmp_path, evaluate=make_records(2), metric_for_best_model="cider")
     assert "chooses no checkpoint" in caplog.text
@@ -198,14 +211,6 @@ def test_generation_settings_of_the_task_evaluation_are_used(tmp_path):
     expected = evaluation.evaluate(captioner, processor, make_records(3), 2)
     assert "eval_cider" not in found
     assert found["eval_bleu_1"] == pytest.approx(expected["bleu_1"])
-
-
-class CountRandomState(TrainerCallback):
-    def __init__(self):
-        self.states = []
-
-    def on_step_begin(self, *_, **kwargs):
-        self.states.append(torch.get_rng_state())
 
 
 def test_task_metrics_do_not_change_training(tmp_path):

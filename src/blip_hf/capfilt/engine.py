@@ -9,12 +9,10 @@ Letters: `n` images, `g` captions of each, `t` text tokens, `m` texts.
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -23,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 
 from ..checkpoints import require_checkpoint
+from ..data.read_ahead import read_ahead
 from ..data.readers.samples import Sample, Shard, Skipped
 from ..data.text import pre_caption
 from ..devices import pick_device
@@ -41,9 +40,6 @@ from .settings import CapFiltSettings
 
 MAX_ROWS = 1024
 """Maximum number of texts per batch of the filter."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,8 @@ class CapFilt:
 
     def score_batches(self, samples: Iterable[Sample | Skipped]) -> Iterator[Scored]:
         """Captions and scores samples in batches of `batch_size`; only a few batches of images are in memory."""
-        read = _read_ahead(samples, self._read, self.settings.num_workers, 2 * self.settings.batch_size)
+        depth = 2 * self.settings.batch_size
+        read = read_ahead(samples, self._read, num_workers=self.settings.num_workers, depth=depth)
         while batch := list(islice(read, self.settings.batch_size)):
             skipped = [item for item in batch if isinstance(item, Skipped)]
             items = [item for item in batch if not isinstance(item, Skipped)]
@@ -336,23 +333,6 @@ def _row(sample: Sample, source: str, index: int, text: str, log_prob: float | N
         "source": source,
         "log_prob": log_prob,
     }
-
-
-def _read_ahead(
-    items: Iterable[_Item], read: Callable[[_Item], _Result], num_workers: int, depth: int
-) -> Iterator[_Result]:
-    """Maps `read` over items in order, with threads that are at most `depth` items ahead."""
-    if num_workers == 0:
-        yield from map(read, items)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        pending: deque = deque()
-        for item in items:
-            pending.append(pool.submit(read, item))
-            if len(pending) >= depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 __all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint", "join_tables", "processor_fingerprint"]

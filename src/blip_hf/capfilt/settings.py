@@ -38,7 +38,9 @@ class CapFiltSettings:
     repetition_penalty: float | None = caption_option("repetition_penalty")
     seed: int = field(default=0, metadata={"help": "Seed of the sampling"})
     batch_size: int = field(default=32, metadata={"help": "Images per batch"})
-    num_workers: int = field(default=2, metadata={"help": "Threads that read images ahead; 0 for none"})
+    num_workers: int = field(
+        default=2, metadata={"help": "Threads that read images ahead; 0 for none", "aliases": ["workers"]}
+    )
 
     def __post_init__(self) -> None:
         if self.strategy not in ("nucleus", "beam", "greedy"):

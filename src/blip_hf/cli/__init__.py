@@ -9,6 +9,7 @@ from .. import __version__
 from .errors import UsageError, message_of
 from .output import escape_unprintable, silence_closed_streams
 from .parser import Command, CommandGroup, choose, format_commands, run
+from .stop_signals import Stopped
 
 
 COMMANDS = {
@@ -16,6 +17,8 @@ COMMANDS = {
     "finetune": "Fine-tunes for captioning, retrieval, VQA or NLVR2",
     "evaluate": "Evaluates a model on one of these tasks",
     "caption": "Captions images",
+    "ask": "Answers questions about images",
+    "match": "Compares images with texts",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
@@ -49,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not silence_closed_streams():
             raise
         return 1
+    except KeyboardInterrupt as stop:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return stop.status if isinstance(stop, Stopped) else 130
     except Exception as error:
         message = message_of(error)
         if is_debugging or message is None:

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`blip-hf caption`: captions of images from any source, as text, JSON lines, JSON or CSV."""
+"""`blip-hf caption`: captions of images from any source, in one file or in a text file for each image."""
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..caption_settings import caption_option
+from ..caption_settings import CaptionSettings, caption_option
 from ..checkpoints import require_checkpoint
-from .caption_formats import Format, format_of, write_records
-from .caption_sources import find_images
+from .caption_formats import Format, format_of
+from .caption_outputs import CaptionFile, CaptionSidecars
+from .caption_run import caption_to_files, caption_to_stdout
 from .errors import UsageError
-from .output import open_output
+from .image_options import ImageOptions
 from .parser import Command
+from .stop_signals import stop_signals
 
 
 if TYPE_CHECKING:
-    from ..captioner import BlipCaptioner, Caption
+    from ..captioner import BlipCaptioner
 
 _GENERATION_OPTIONS = (
     "num_beams",
@@ -25,31 +25,33 @@ _GENERATION_OPTIONS = (
     "min_length",
     "max_new_tokens",
     "repetition_penalty",
+    "no_repeat_ngram_size",
     "top_p",
 )
+# They change the captions or the files, so a run is resumed with the same ones only.
+_RUN_OPTIONS = (
+    *_GENERATION_OPTIONS,
+    "prompt",
+    "num_captions",
+    "sample",
+    "seed",
+    "dtype",
+    "scores",
+    "prefix",
+    "suffix",
+    "format",
+    "extension",
+    "append",
+    "skip_existing",
+)
+_ONLY_ONE_FILE = ("output", "scores", "matcher")
+_ONLY_SIDECARS = ("output_dir", "append")
 
 
 @dataclass(kw_only=True)
-class CaptionOptions:
+class CaptionOptions(ImageOptions):
     """What `blip-hf caption` takes."""
 
-    model: str = field(
-        metadata={
-            "help": "Folder or model id of a captioning model and its processor",
-            "positional": True,
-            "metavar": "MODEL",
-        }
-    )
-    images: list[str] = field(
-        metadata={
-            "help": "Image, folder of images, list, Parquet, tar or data set",
-            "positional": True,
-            "metavar": "IMAGE",
-        }
-    )
-    recursive: bool = field(default=False, metadata={"help": "Also take the images in subfolders"})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from"})
-    split: str = field(default="train", metadata={"help": "Split of a data set that has several"})
     prompt: str | None = caption_option("prompt")
     num_captions: int = field(default=1, metadata={"help": "Captions per image"})
     num_beams: int | None = caption_option("num_beams")
@@ -59,36 +61,75 @@ class CaptionOptions:
         default=None, metadata={"help": "Maximum number of tokens after the prompt, in place of --max_length"}
     )
     repetition_penalty: float | None = caption_option("repetition_penalty")
+    no_repeat_ngram_size: int | None = field(
+        default=None, metadata={"help": "Length of token sequences that may occur only once in a caption"}
+    )
     sample: bool = field(default=False, metadata={"help": "Sample in place of beam search"})
     top_p: float | None = caption_option("top_p")
     seed: int | None = field(default=None, metadata={"help": "Seed that makes sampling repeatable"})
-    batch_size: int = field(default=8, metadata={"help": "Images per batch"})
-    device: str | None = field(
-        default=None, metadata={"help": "Device, such as cpu or cuda:1 (default: a GPU if there is one)"}
-    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, metadata={"help": "Data type of the weights (default: the checkpoint's)"}
     )
+    prefix: str = field(default="", metadata={"help": "Text to put before each caption, as it is"})
+    suffix: str = field(default="", metadata={"help": "Text to put after each caption, as it is"})
     scores: bool = field(default=False, metadata={"help": "Add the log-probability and the number of tokens"})
     matcher: str | None = field(
         default=None, metadata={"help": "Retrieval model, to add the probability that image and caption match"}
     )
     format: Format | None = field(
         default=None,
-        metadata={"help": "Format; text has tabs between columns (default: that of the suffix of --output, or text)"},
+        metadata={
+            "help": "Format; text has tabs between columns, sidecar is a text file for each image (default: that of the"
+            " suffix of --output, or text)"
+        },
     )
     output: Path | None = field(
-        default=None, metadata={"help": "File to write to; it appears when it is complete (default: stdout)"}
+        default=None,
+        metadata={
+            "help": "File to write to; it appears when it is complete, and until then FILE.part has the captions"
+            " (default: stdout)"
+        },
+    )
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"help": "With --format sidecar: folder for the text files (default: beside the images)"},
+    )
+    extension: str = field(default=".txt", metadata={"help": "With --format sidecar: extension of the text files"})
+    append: bool = field(
+        default=False, metadata={"help": "With --format sidecar: add captions to the existing texts, after a comma"}
+    )
+    skip_existing: bool = field(
+        default=False, metadata={"help": "Keep the captions that --output has, and caption the other images"}
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace existing captions, and start an interrupted run again instead of resuming it"},
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.top_p is not None and not self.sample:
             raise UsageError("--top_p applies to sampling only. Add --sample, or leave it out.")
-        for name in ("num_captions", "num_beams", "max_length", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} is {value}, expected 1 or more.")
+        for name in ("num_captions", "num_beams", "max_length", "max_new_tokens", "no_repeat_ngram_size"):
+            self.check_minimum(name, 1)
         self.format = format_of(self.output, self.format)
+        self._check_output()
+
+    def _check_output(self) -> None:
+        is_sidecar = self.format == "sidecar"
+        misplaced = [name for name in (_ONLY_ONE_FILE if is_sidecar else _ONLY_SIDECARS) if getattr(self, name)]
+        if misplaced:
+            raise UsageError(
+                f"--{misplaced[0]} does not go {'with' if is_sidecar else 'without'} --format sidecar, which writes a text"
+                " file for each image. Leave one of them out."
+            )
+        if is_sidecar and self.num_captions > 1:
+            raise UsageError("--format sidecar writes one caption for each image. Leave --num_captions out.")
+        chosen = [name for name in ("skip_existing", "append", "overwrite") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UsageError(f"--{chosen[0]} and --{chosen[1]} contradict each other. Leave one of them out.")
+        if self.skip_existing and self.output is None and not is_sidecar:
+            raise UsageError("--skip_existing needs the file of the earlier captions. Pass it as --output.")
 
     def columns(self) -> list[str]:
         """Names of the columns to write."""
@@ -98,21 +139,13 @@ class CaptionOptions:
 
 
 def _run(options: CaptionOptions) -> int:
-    images = find_images(
-        options.images, recursive=options.recursive, image_root=options.image_root, split=options.split
-    )
-    captions = load_captioner(options).iter_captions(
-        images, num_return_sequences=options.num_captions, return_scores=options.scores, on_error="skip"
-    )
-    failures: list[str] = []
-    with open_output(options.output) as stream:
-        # Captions that appear on the same terminal show the progress themselves.
-        is_shown = len(images) > 1 and sys.stderr.isatty() and not stream.isatty()
-        records = as_records(with_progress(captions, len(images), is_shown), images.names, failures)
-        write_records(records, stream, columns=options.columns(), output_format=options.format)
-    if failures:
-        print(f"blip-hf caption: skipped {len(failures)} of {len(images)} images", file=sys.stderr)
-    return 1 if len(failures) == len(images) else 0
+    with stop_signals():
+        images = options.find_images()
+        if options.output is None and options.format != "sidecar":
+            return caption_to_stdout(load_captioner(options), images, options)
+        output = (CaptionSidecars if options.format == "sidecar" else CaptionFile)(options, images)
+        captioner = load_captioner(options)
+        return caption_to_files(captioner, images, output, options, run_settings(captioner, options))
 
 
 def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
@@ -128,7 +161,7 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
     given = {name: getattr(options, name) for name in _GENERATION_OPTIONS if getattr(options, name) is not None}
     if options.sample:
         given["do_sample"] = True
-    return BlipCaptioner.from_pretrained(
+    captioner = BlipCaptioner.from_pretrained(
         options.model,
         matcher=options.matcher,
         device=options.device,
@@ -136,41 +169,40 @@ def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
         prompt=options.prompt,
         batch_size=options.batch_size,
         seed=options.seed,
+        num_workers=options.workers,
         **given,
     )
+    if options.max_new_tokens is None:
+        lengths = {name: given[name] for name in ("max_length", "min_length") if name in given}
+        lengths.setdefault("max_length", captioner.model.generation_config.max_length)
+        CaptionSettings.resolve(
+            captioner.caption_settings, prompt=captioner.prompt, **lengths
+        )  # raises if they contradict
+    return captioner
 
 
-def with_progress(captions: "Iterable[Caption]", num_images: int, is_shown: bool) -> "Iterator[Caption]":
-    """The same captions, with a progress bar over images on stderr."""
-    from tqdm import tqdm
+def run_settings(captioner: "BlipCaptioner", options: CaptionOptions) -> dict[str, Any]:
+    """What the captions of a run depend on: options, the settings of the checkpoint, and fingerprints of the weights."""
+    from ..capfilt.engine import fingerprint
 
-    with tqdm(total=num_images, unit="image", disable=not is_shown) as bar:
-        for caption in captions:
-            yield caption
-            bar.update(caption.image_index + 1 - bar.n)
-
-
-def as_records(captions: "Iterable[Caption]", names: Sequence[str], failures: list[str]) -> Iterator[dict[str, Any]]:
-    """Records of captions with the names of their images. Images that fail are named on stderr and in `failures`."""
-    for caption in captions:
-        if caption.error is not None:
-            failures.append(caption.error)
-            print(f"blip-hf caption: skipped: {caption.error}", file=sys.stderr)
-            continue
-        yield {
-            "image": names[caption.image_index],
-            "caption": caption.text,
-            "log_probability": caption.log_probability,
-            "num_tokens": caption.num_tokens,
-            "itm_probability": caption.itm_probability,
-        }
+    settings = {name: getattr(options, name) for name in _RUN_OPTIONS}
+    for name, value in captioner.caption_settings.to_dict().items():
+        if settings[name] is None:
+            settings[name] = value
+    settings["model"] = fingerprint(captioner.model)
+    settings["matcher"] = None if captioner.matcher is None else fingerprint(captioner.matcher)
+    if options.sample:  # random numbers are drawn for a batch
+        settings["batch_size"] = options.batch_size
+    return settings
 
 
 COMMAND = Command(
     prog="blip-hf caption",
-    description="Captions images. An image that cannot be read is skipped and named on stderr.",
+    description="Captions images. An image that cannot be read is skipped and named on stderr. The same command again"
+    " resumes an interrupted run.",
     options=CaptionOptions,
     run=_run,
+    resumes=True,
 )
 
 __all__ = ["COMMAND", "CaptionOptions"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Formats of the captions that `blip-hf caption` writes."""
+"""Formats of the captions that `blip-hf caption` writes into one file."""
 
 import csv
 import json
@@ -10,8 +10,10 @@ from typing import Any, Literal, TextIO
 from .errors import UsageError
 
 
-Format = Literal["text", "jsonl", "json", "csv"]
+Format = Literal["text", "jsonl", "json", "csv", "sidecar"]
 _FORMATS_OF_SUFFIXES = {".txt": "text", ".tsv": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv"}
+# A name with a tab or a new line in it would break the columns of text.
+_TEXT_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 Record = dict[str, Any]
 
@@ -37,10 +39,49 @@ def write_records(records: Iterable[Record], stream: TextIO, *, columns: Sequenc
         stream.flush()
 
 
+def read_records(path: Path, *, columns: Sequence[str], output_format: Format) -> list[Record]:
+    """The records of a file that `write_records` wrote. Values of text and CSV are strings.
+
+    Raises:
+        UsageError: If the file does not have these columns in this format.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            records = _read(stream, columns, output_format)
+            if all(set(record) == set(columns) for record in records):
+                return records
+            problem = f"its columns are not {', '.join(columns)}"
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    raise UsageError(
+        f"{path} cannot be read as {output_format} ({problem}), so its captions cannot be kept. Pass another --output, or"
+        " --overwrite to replace it."
+    )
+
+
+def name_in_file(name: str, output_format: Format) -> str:
+    """The name of an image as `read_records` returns it."""
+    if output_format in ("json", "jsonl"):
+        return name
+    name = name.translate(_TEXT_ESCAPES) if output_format == "text" else name
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _read(stream: TextIO, columns: Sequence[str], output_format: Format) -> list[Record]:
+    if output_format == "csv":
+        return list(csv.DictReader(stream))
+    if output_format == "json":
+        return json.load(stream)
+    lines = stream.read().split("\n")[:-1]
+    if output_format == "jsonl":
+        return [json.loads(line) for line in lines]
+    return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
+
+
 def _text_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
     for row in rows:
         cells = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values())
-        yield "\t".join(cells) + "\n"
+        yield "\t".join(cell.translate(_TEXT_ESCAPES) for cell in cells) + "\n"
 
 
 def _jsonl_lines(rows: Iterable[Record], stream: TextIO, columns: Sequence[str]) -> Iterator[str]:
@@ -69,4 +110,4 @@ def _dump(row: Record, stream: TextIO) -> str:
     return json.dumps(row, ensure_ascii=not is_utf8)
 
 
-__all__ = ["Format", "format_of", "write_records"]
+__all__ = ["Format", "format_of", "name_in_file", "read_records", "write_records"]

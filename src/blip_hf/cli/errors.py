@@ -33,6 +33,8 @@ def message_of(error: Exception) -> str | None:
     if isinstance(error, WrongCheckpointError):  # its remedies are Python
         return f"{error.problem} Pass a checkpoint of {error.model_class}."
     is_missing_extra = isinstance(error, ImportError) and "blip_hf[" in str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch has no class for it
+        return f"{_one_line(error)} A process that reads images ended, such as for lack of memory. Pass --workers 0."
     return _one_line(error) if isinstance(error, (ValueError, OSError)) or is_missing_extra else None
 
 

@@ -24,6 +24,7 @@ class OptionParser(argparse.ArgumentParser):
         self.fields: dict[str, Field] = {}
         self.option_types: dict[str, OptionType] = {}
         self.old_names: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
         self.arguments = self.add_argument_group("arguments")
         self.options = self.add_argument_group("options")
 
@@ -42,12 +43,14 @@ class OptionParser(argparse.ArgumentParser):
         self.fields[option.name] = option
         self.option_types[option.name] = option_type
         self.old_names |= dict.fromkeys(option.metadata.get("old_names", ()), option.name)
+        self.aliases |= dict.fromkeys(option.metadata.get("aliases", ()), option.name)
         choices = option_type.choices or option.metadata.get("choices")
         nargs = "?" if option_type.is_bool else "+" if option_type.is_list else None
         nargs = option.metadata.get("nargs", nargs)
         group = self.arguments if option.metadata.get("positional") else self.options
         group.add_argument(
             f"--{option.name}",
+            action="extend" if option.metadata.get("repeatable") else "store",
             type=option_type.convert,
             choices=choices,
             nargs=nargs,
@@ -86,6 +89,7 @@ class OptionParser(argparse.ArgumentParser):
     def _resolve(self, written: str) -> tuple[str, bool]:
         """The field that an option names, and whether it is negated, as in `--no_augment`."""
         name = written.replace("-", "_")
+        name = self.aliases.get(name, name)
         if name in self.old_names and name not in self.fields:
             new = self.old_names[name]
             print(f"{self.prog}: warning: --{name} is now --{new}; --{name} will be removed.", file=sys.stderr)
@@ -139,6 +143,7 @@ class OptionParser(argparse.ArgumentParser):
         option, option_type = self.fields[name], self.option_types[name]
         metavar = metavar_of(option, option_type)
         several = f"{metavar} [{metavar} ...]" if option_type.is_list else metavar
+        several = option.metadata.get("usage", several)
         return several if option.metadata.get("positional") else f"--{name} {several}"
 
     def format_usage_line(self) -> str:

@@ -2,7 +2,8 @@
 """The parser of every command, built from the dataclass of its options.
 
 A field of the dataclass is an option; its `metadata` may hold `help`, `metavar`, `positional` (the option may be given by its
-place alone), `old_names` (spellings that work for one more version) and `hidden` (not in the help).
+place alone), `usage` (how the usage shows it), `repeatable` (each use adds to the list; otherwise the last one counts),
+`aliases` (other spellings), `old_names` (spellings that work for one more version) and `hidden` (not in the help).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,9 +2,11 @@
 """Captioning evaluation (BLIP, section 5.2): captions by beam search, compared with reference captions."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -56,6 +58,7 @@ def evaluate_captions(
     batch_size: int = BATCH_SIZE,
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
+    num_workers: int = 0,
     show_progress: bool = False,
 ) -> CaptionResult:
     """Captions each image and compares the caption with the references. Unreadable images are skipped with a warning.
@@ -88,6 +91,8 @@ def evaluate_captions(
             As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
         metrics (sequence of `str`, *optional*):
             As in [`~blip_hf.evaluation.caption_metrics.caption_metrics`].
+        num_workers (`int`, *optional*, defaults to 0):
+            Threads that read images ahead of the model.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -121,6 +126,7 @@ def evaluate_captions(
             processor,
             prompt=settings.prompt,
             batch_size=batch_size,
+            num_workers=num_workers,
             num_beams=settings.num_beams,
             max_length=settings.max_length,
             min_length=settings.min_length,
@@ -148,15 +154,22 @@ def _write(
     own: list[tuple[int, int | str, _Written]] = []
     skips = SkipReporter()
     numbers = range(rank(), len(groups), world_size())
-    starts = range(0, len(numbers), captioner.batch_size)
-    for start in tqdm(starts, desc="Captioning", disable=not show_progress or rank() > 0):
-        batch = {number: groups[number] for number in numbers[start : start + captioner.batch_size]}
-        captions = captioner.caption([group["image"] for group in batch.values()], on_error="skip")
-        for (number, group), caption in zip(batch.items(), captions, strict=True):
-            if caption.error is not None:
-                skips.report(caption.error)
-                continue
-            own.append((number, group["image_id"], _Written(caption.text, group["captions"], group.get("domain"))))
+    described: deque[tuple[int, dict[str, Any]]] = deque()  # of the images that the captioner has taken
+
+    def images() -> Iterator[Any]:
+        for number in numbers:
+            group = groups[number]
+            described.append((number, {name: value for name, value in group.items() if name != "image"}))
+            yield group["image"]
+
+    captions = captioner.iter_captions(images(), on_error="skip")
+    is_shown = show_progress and rank() == 0
+    for caption in tqdm(captions, desc="Captioning", total=len(numbers), disable=not is_shown):
+        number, group = described.popleft()
+        if caption.error is not None:
+            skips.report(caption.error)
+            continue
+        own.append((number, group["image_id"], _Written(caption.text, group["captions"], group.get("domain"))))
     written: dict[int | str, _Written] = {}
     for _, image_id, caption in sorted(gather_objects(own), key=itemgetter(0)):
         if image_id in written:

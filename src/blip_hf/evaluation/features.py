@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.image_batches import image_batches
 from ..image_utils import ImageSource, open_image
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
@@ -57,20 +58,20 @@ def image_features(
     images: Sequence[ImageSource],
     *,
     batch_size: int = BATCH_SIZE,
+    num_workers: int = 0,
 ) -> Tensor:
     """Returns one unit vector per image, `(n, d)`, fp32. Dot products with `text_features` are cosine similarities.
 
-    Images have any form that [`~blip_hf.image_utils.open_image`] takes. The mode of the model is kept.
+    Images have any form that [`~blip_hf.image_utils.open_image`] takes. `num_workers` threads read them ahead
+    of the model; 0 reads each batch when it is needed. The mode of the model is kept.
 
     Raises:
         UnreadableImageError: If an image cannot be read.
     """
     with evaluating(model):
         batches = [
-            model.get_image_features(
-                read_pixels(processor, images[start : start + batch_size]).to(model.device, model.dtype)
-            ).pooler_output
-            for start in range(0, len(images), batch_size)
+            model.get_image_features(batch.pixel_values.to(model.device, model.dtype)).pooler_output
+            for batch in image_batches(processor, images, batch_size=batch_size, num_workers=num_workers)
         ]
     return torch.cat(batches)
 
@@ -104,6 +105,7 @@ def multimodal_embeds(
     texts: Sequence[str],
     *,
     batch_size: int = BATCH_SIZE,
+    num_workers: int = 0,
 ) -> Tensor:
     """Returns one vector per image-text pair, `(n, text width)`: the output of the image-grounded text encoder at [ENC].
 
@@ -118,9 +120,9 @@ def multimodal_embeds(
     rows = TokenizedTexts.from_texts(processor, texts, model.device)
     batches = []
     with evaluating(model):
-        for index in torch.arange(len(texts)).split(batch_size):
-            pixel_values = read_pixels(processor, [images[number] for number in index.tolist()])
-            memory = model.get_image_memory(pixel_values.to(model.device, model.dtype))
+        for batch in image_batches(processor, images, batch_size=batch_size, num_workers=num_workers):
+            index = torch.tensor(batch.indices)
+            memory = model.get_image_memory(batch.pixel_values.to(model.device, model.dtype))
             batches.append(model.get_multimodal_embeds(memory, *rows.batch(index))[:, 0])
     return torch.cat(batches)
 

@@ -3,12 +3,14 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
 from ..data.nlvr2 import BlipNlvr2Collator, Nlvr2Dataset
+from ..data.read_ahead import read_ahead
 from ..distributed import gather_objects, rank, world_size
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..processing_blip import BlipProcessor
@@ -80,11 +82,13 @@ def evaluate_nlvr2(
     dataset: Nlvr2Dataset | Sequence[Mapping[str, Any]],
     *,
     batch_size: int = BATCH_SIZE,
+    num_workers: int = 0,
 ) -> Nlvr2Result:
     """Predicts the label of each record `{"images", "sentence", "label"}`, with an optional `sentence_id`.
 
-    Unreadable records are skipped with a warning. Mode, device and dtype of the model are kept. Under
-    `torch.distributed` each process takes a share of the records, and all return the same result.
+    Unreadable records are skipped with a warning. `num_workers` threads read images ahead of the model. Mode, device and
+    dtype of the model are kept. Under `torch.distributed` each process takes a share of the records, and all return the
+    same result.
 
     Raises:
         ValueError: If the data set has a transform, or no record can be used.
@@ -101,10 +105,11 @@ def evaluate_nlvr2(
     collator = BlipNlvr2Collator(processor)
     numbers = range(rank(), len(dataset), world_size())
     own: list[tuple[int, bool, bool, Hashable]] = []
+    read = read_ahead(numbers, dataset.get, num_workers=num_workers, depth=2 * batch_size)
+    numbered = zip(numbers, read, strict=True)
     with evaluating(model):
-        for start in range(0, len(numbers), batch_size):
-            batch = numbers[start : start + batch_size]
-            pairs = {number: pair for number in batch if (pair := dataset.get(number)) is not None}
+        while batch := list(islice(numbered, batch_size)):
+            pairs = {number: pair for number, pair in batch if pair is not None}
             if not pairs:
                 continue
             verdicts = _judge(model, collator(list(pairs.values())))

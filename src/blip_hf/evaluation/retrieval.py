@@ -141,13 +141,7 @@ def evaluate_retrieval(
         >>> result.itc["r_mean"], result.reranked["r_mean"]  # doctest: +SKIP
         (0.713, 0.796)
     """
-    groups = group_captions(pairs)
-    captions = {group["image_id"]: usable_captions(group["captions"], normalize_captions) for group in groups}
-    return evaluate_two_stages(
-        model,
-        processor,
-        captions,
-        partial(_read_image, processor, groups),
+    settings = TwoStageSettings(
         direction_names=("image_to_text", "text_to_image"),
         k=k,
         ks=ks,
@@ -158,6 +152,32 @@ def evaluate_retrieval(
         show_progress=show_progress,
         relevance=relevance,
     )
+    groups = group_captions(pairs)
+    captions = {group["image_id"]: usable_captions(group["captions"], normalize_captions) for group in groups}
+    return evaluate_two_stages(model, processor, captions, partial(_read_image, processor, groups), settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStageSettings:
+    """Arguments of [`evaluate_retrieval`], which explains them, and the names of both directions."""
+
+    direction_names: tuple[str, str]
+    k: int
+    ks: Sequence[int]
+    image_batch_size: int
+    text_batch_size: int
+    num_workers: int
+    states_dtype: torch.dtype | None
+    show_progress: bool
+    relevance: Relevance
+
+    def __post_init__(self) -> None:
+        check_num_candidates(self.k)
+        check_relevance(self.relevance)
+
+    def metrics(self, ranks: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Returns the metrics of the ranks of both directions."""
+        return rank_metrics(dict(zip(self.direction_names, ranks, strict=True)), ks=self.ks)
 
 
 def evaluate_two_stages(
@@ -165,46 +185,35 @@ def evaluate_two_stages(
     processor: BlipProcessor,
     captions: Mapping[int | str, Sequence[str]],
     read: Callable[[int], Tensor],
-    *,
-    direction_names: tuple[str, str],
-    k: int,
-    ks: Sequence[int],
-    image_batch_size: int,
-    text_batch_size: int,
-    num_workers: int,
-    states_dtype: torch.dtype | None,
-    show_progress: bool,
-    relevance: Relevance,
+    settings: TwoStageSettings,
 ) -> RetrievalResult:
     """Evaluates images or videos; `read` maps a position in `captions` to pixels `(f, 3, height, width)`.
 
-    Ids without captions are left out. See `evaluate_retrieval` for the options.
+    Ids without captions are left out.
     """
-    check_num_candidates(k)
-    check_relevance(relevance)
     with evaluating(model):
         images = encode_images(
             model,
             PixelDataset([position for position, own in enumerate(captions.values()) if own], read),
-            batch_size=image_batch_size,
-            num_workers=num_workers,
-            states_dtype=states_dtype,
-            show_progress=show_progress,
+            batch_size=settings.image_batch_size,
+            num_workers=settings.num_workers,
+            states_dtype=settings.states_dtype,
+            show_progress=settings.show_progress,
         )
         image_ids, texts, text_to_image = _flatten(captions, images.numbers)
         equality = Equality.of(text_to_image, images.content, texts)
-        is_right = equality.relevance(relevance)  # (n, m)
+        is_right = equality.relevance(settings.relevance)  # (n, m)
         rows = TokenizedTexts.from_texts(processor, texts, model.device)
-        similarity = _cosines(images.features, _shared_text_features(model, rows, text_batch_size))
+        similarity = _cosines(images.features, _shared_text_features(model, rows, settings.text_batch_size))
         cosine_ranks = _cosine_ranks(similarity, is_right.to(similarity.device))
-        scorer = matching_scores(model, images, rows, batch_size=text_batch_size, show_progress=show_progress)
-        of_images, of_texts, num_pairs = rerank(similarity, k, scorer)
+        scorer = matching_scores(
+            model, images, rows, batch_size=settings.text_batch_size, show_progress=settings.show_progress
+        )
+        of_images, of_texts, num_pairs = rerank(similarity, settings.k, scorer)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
     return RetrievalResult(
-        itc=rank_metrics(dict(zip(direction_names, cosine_ranks, strict=True)), ks=ks),
-        reranked=rank_metrics(
-            dict(zip(direction_names, _listed_ranks(of_images, of_texts, is_right), strict=True)), ks=ks
-        ),
+        itc=settings.metrics(cosine_ranks),
+        reranked=settings.metrics(_listed_ranks(of_images, of_texts, is_right)),
         num_skipped=len(captions) - len(image_ids),
         num_pairs=num_pairs,
         num_equal_images=equality.num_equal_images,
@@ -272,6 +281,7 @@ def _listed_ranks(of_images: Candidates, of_texts: Candidates, is_right: Tensor)
 
 __all__ = [
     "RetrievalResult",
+    "TwoStageSettings",
     "check_num_candidates",
     "evaluate_retrieval",
     "evaluate_two_stages",

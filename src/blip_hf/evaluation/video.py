@@ -14,7 +14,7 @@ from ..processing_blip import BlipProcessor
 from .defaults import K_TEST
 from .features import read_pixels
 from .relevance import Relevance
-from .retrieval import RetrievalResult, evaluate_two_stages, usable_captions
+from .retrieval import RetrievalResult, TwoStageSettings, evaluate_two_stages, usable_captions
 
 
 def evaluate_video_retrieval(
@@ -72,16 +72,7 @@ def evaluate_video_retrieval(
         ValueError: If no video can be used, or `k` or `num_frames` is below one.
         ImportError: If there are video files and PyAV is not installed.
     """
-    videos: dict[int, str] = {}
-    captions: dict[int, list[str]] = {}
-    for record in records:
-        videos.setdefault(record["video_id"], record["video"])
-        captions.setdefault(record["video_id"], []).append(record["caption"])
-    return evaluate_two_stages(
-        model,
-        processor,
-        {video_id: usable_captions(own, normalize=True) for video_id, own in captions.items()},
-        partial(_read_video, processor, list(videos.values()), num_frames),
+    settings = TwoStageSettings(
         direction_names=("video_to_text", "text_to_video"),
         k=k,
         ks=ks,
@@ -92,6 +83,14 @@ def evaluate_video_retrieval(
         show_progress=show_progress,
         relevance=relevance,
     )
+    videos: dict[int, str] = {}
+    captions: dict[int, list[str]] = {}
+    for record in records:
+        videos.setdefault(record["video_id"], record["video"])
+        captions.setdefault(record["video_id"], []).append(record["caption"])
+    captions = {video_id: usable_captions(own, normalize=True) for video_id, own in captions.items()}
+    read = partial(_read_video, processor, list(videos.values()), num_frames)
+    return evaluate_two_stages(model, processor, captions, read, settings)
 
 
 def _read_video(processor: BlipProcessor, videos: Sequence[str], num_frames: int, number: int) -> Tensor:

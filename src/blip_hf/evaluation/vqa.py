@@ -300,7 +300,11 @@ def _by_question(answered: Sequence[_Answered]) -> dict[int | str, str]:
 def _write(
     inputs: dict[str, Tensor], model: BlipForQuestionAnswering, processor: BlipProcessor, **settings: int
 ) -> list[str]:
-    sequences = model.generate(**inputs, **settings)
+    return decode_answers(processor, model.generate(**inputs, **settings))
+
+
+def decode_answers(processor: BlipProcessor, sequences: Tensor) -> list[str]:
+    """Decodes generated answers, without spaces around the marks inside a word or a number."""
     return [
         _SPLIT_MARK.sub(lambda mark: mark.group().strip(), text) for text in processor.post_process_captions(sequences)
     ]
@@ -322,4 +326,12 @@ def _tokenize(processor: BlipProcessor, answer_list: Sequence[str], device: torc
     return {"answer_ids": rows["input_ids"], "answer_attention_mask": rows["attention_mask"]}
 
 
-__all__ = ["VqaResult", "check_choice", "evaluate_vqa", "normalize_answer", "vqa_accuracy", "write_vqa_results"]
+__all__ = [
+    "VqaResult",
+    "check_choice",
+    "decode_answers",
+    "evaluate_vqa",
+    "normalize_answer",
+    "vqa_accuracy",
+    "write_vqa_results",
+]

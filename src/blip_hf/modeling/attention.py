@@ -41,6 +41,11 @@ class ImageMemory:
         )
 
 
+def image_argument(images: ImageMemory | Tensor) -> dict[str, ImageMemory | Tensor]:
+    """The argument of a text model for image states, which one call reads, or for a memory."""
+    return {"image_memory": images} if isinstance(images, ImageMemory) else {"encoder_hidden_states": images}
+
+
 def expand_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
     """Expands tensors of one text, `(1, t)`, to `(num_images, t)`; returns other tensors unchanged."""
     return tuple(row if row is None or row.shape[0] != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
@@ -203,6 +208,7 @@ __all__ = [
     "expand_text",
     "grouped_context",
     "grouped_probabilities",
+    "image_argument",
     "self_attention_mask",
     "split_heads",
 ]

@@ -112,6 +112,11 @@ def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
         )
 
 
+def wants_attentions(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
+    """Whether a call of `forward` or the configuration asks for attention probabilities."""
+    return bool(kwargs.get("output_attentions", config.output_attentions))
+
+
 def _refuse_wrong_class(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
     missing = set(info["missing_keys"])
     parameters: dict[str, list[str]] = {}
@@ -175,4 +180,4 @@ def _delayed_loading_logs() -> Iterator[None]:
             logger.handle(record)
 
 
-__all__ = ["BlipPreTrainedModel", "refuse_unknown"]
+__all__ = ["BlipPreTrainedModel", "refuse_unknown", "wants_attentions"]

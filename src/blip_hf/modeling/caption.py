@@ -240,10 +240,18 @@ def score_sequences(
     the prompt) are not scored. Sums include the first [SEP].
     """
     # Padding follows the caption and the decoder is causal, so no mask is needed.
-    logits = model(image_memory=memory, input_ids=sequences).logits[:, num_context - 1 : -1]
+    logits = model(image_memory=memory, input_ids=sequences).logits
+    return sum_log_probabilities(logits, sequences, num_context, model.config.text_config.sep_token_id)
+
+
+def sum_log_probabilities(
+    logits: Tensor, sequences: Tensor, num_context: int, sep_token_id: int
+) -> tuple[Tensor, Tensor]:
+    """Sums and numbers of the log-probabilities of tokens after `num_context`, up to and including the first [SEP]."""
     targets = sequences[:, num_context:]  # (n * g, t)
+    logits = logits[:, num_context - 1 : -1]
     log_probabilities = -cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-    is_end = targets == model.config.text_config.sep_token_id
+    is_end = targets == sep_token_id
     is_caption = is_end.cumsum(dim=1) - is_end.long() == 0
     return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
 
@@ -253,4 +261,4 @@ def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMe
         raise ValueError("Pass exactly one of pixel_values (the output of the processor) and image_memory.")
 
 
-__all__ = ["BlipForConditionalGeneration", "score_sequences"]
+__all__ = ["BlipForConditionalGeneration", "score_sequences", "sum_log_probabilities"]

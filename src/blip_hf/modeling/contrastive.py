@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Base class for training with ITC and ITM: momentum encoder, feature queue, hard negatives.
 
-Letters: `b` batch, `k` keys = batch + queue, `d` width, `t` tokens, `p` image tokens.
+Letters: `b` batch, `m` rows of all processes, `k` keys = `b` or `m` + queue, `d` width, `t` tokens, `p` image tokens.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from ..configuration_blip import BlipConfig, BlipContrastiveConfig
+from ..distributed import first_row, gather, gather_with_gradient, mean_over_ranks, pad_to_longest, world_size
 from ..objectives import (
     contrastive_loss,
     contrastive_targets,
@@ -20,7 +21,7 @@ from ..objectives import (
     matching_pairs,
     sample_hard_negatives,
 )
-from .attention import ImageMemory
+from .attention import ImageMemory, image_argument
 from .base import BlipPreTrainedModel
 from .momentum import UNKNOWN_IMAGE, FeatureQueue, MomentumEncoder, ema_update_
 from .outputs import BlipContrastiveOutput
@@ -163,22 +164,38 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         """ITC loss, in-batch logits (image to text, text to image), and a boolean mask of their positives."""
         alpha = self.config.alpha if alpha is None else alpha
         temperature = self._clamped_temperature()
+        start, key_ids, all_keys = 0, image_ids, keys
+        if self.config.gather_keys and self._spans_ranks():
+            start, key_ids = first_row(image_ids), gather(image_ids)
+            all_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
+        own = slice(start, start + image_ids.shape[0])
         queued = (self.queue.text_features, self.queue.image_features)
-        positives = matching_pairs(image_ids, torch.cat([image_ids, self.queue.image_ids]))  # (b, k)
+        positives = matching_pairs(image_ids, torch.cat([key_ids, self.queue.image_ids]), first_key=start)  # (b, k)
 
+        num_pairs = self._count_for_mean(torch.ones_like(image_ids).sum())
         losses, batch_logits = [], []
-        for queries, teachers, others, queue in zip(features, keys, keys[::-1], queued, strict=True):
+        for queries, teachers, others, queue in zip(features, keys, all_keys[::-1], queued, strict=True):
             # Divide the queries: dividing the similarities would keep another (b, k) tensor for backward.
             logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
                 targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
-            losses.append(contrastive_loss(logits, targets))
-            batch_logits.append(logits[:, : queries.shape[0]])
-        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, : image_ids.shape[0]]
+            losses.append(contrastive_loss(logits, targets, num_items=num_pairs))
+            batch_logits.append(logits[:, own])
+        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, own]
+
+    def _spans_ranks(self) -> bool:
+        """Whether losses may depend on other processes: in training only, since evaluation pads its last batches."""
+        return self.training and world_size() > 1
+
+    def _count_for_mean(self, count: Tensor) -> Tensor | None:
+        """The mean count of all processes, which divides a summed loss; `None` if a loss is the mean of its own batch."""
+        if not self._spans_ranks():
+            return None
+        return mean_over_ranks(count).clamp(min=1 / world_size())
 
     def _match(
         self,
-        memory: ImageMemory,
+        images: ImageMemory | Tensor,
         words: Tensor,
         attention_mask: Tensor,
         logits: tuple[Tensor, Tensor],
@@ -190,15 +207,73 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
 
         rows = torch.arange(num_pairs, device=words.device)
-        # Rows: for each image its text and a hard text, which read the memory in order; then each text with a hard image.
+        # Rows: for each image its text and a hard text, which read the images in order; then each text with a hard image.
         texts = torch.cat([torch.stack([rows, hard_texts], dim=1).flatten(), rows])  # (3b,)
-        itm_logits = self._score_pairs(memory, words[texts], attention_mask[texts], hard_images)
+        itm_logits = self._score_pairs(images, words[texts], attention_mask[texts], hard_images)
         if num_pairs == 1:
             logger.warning_once(
                 "A batch of one pair has no negatives, so its loss does not include image-text matching."
             )
+            self._count_for_mean(torch.zeros((), device=words.device))  # other processes wait for this count
             return itm_logits.sum() * 0, None, None  # keeps gradients, which data parallelism waits for
-        return itm_loss_and_labels(itm_logits, has_text, has_image)
+        return self._itm_loss_and_labels(itm_logits, has_text, has_image)
+
+    def _match_all_ranks(
+        self,
+        image_embeds: Tensor,
+        features: tuple[Tensor, Tensor],
+        candidates: tuple[Tensor, Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_ids: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ITM as in `_match`, with negatives (and gradients for them) from all processes.
+
+        The similarity of the image and text `features` to the `candidates`, each `(b, d)`, draws the negatives. Each process
+        draws for all rows and takes its own: with the same generator state, these are the draws of one process.
+        """
+        input_ids = pad_to_longest(input_ids, self.config.text_config.pad_token_id)
+        attention_mask = pad_to_longest(attention_mask, 0)
+        own_start = first_row(input_ids)
+        own = torch.arange(input_ids.shape[0], device=input_ids.device)
+        rows = gather(torch.cat([image_ids[:, None], input_ids, attention_mask], dim=1))  # (m, 1 + 2t)
+        all_input_ids, all_masks = rows[:, 1:].chunk(2, dim=1)
+        image_rows, text_rows, image_keys, text_keys = gather(torch.cat([*features, *candidates], dim=1)).chunk(
+            4, dim=1
+        )
+        logits = self._online_logits((image_rows, text_rows), (image_keys, text_keys))  # (m, m) each
+        draws = self._draw_negatives(logits, matching_pairs(rows[:, 0], rows[:, 0]), generator)
+        (hard_texts, has_text), (hard_images, has_image) = ([part[own_start + own] for part in draw] for draw in draws)
+
+        hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
+        # Project only the images in use. Each text reads its own image and then a hard one; hard texts read this
+        # process's images.
+        images = torch.cat([image_embeds, hard_embeds])
+        texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
+        (words,) = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)[1:]
+        matched, with_hard_image, with_hard_text = self._score_pairs(images, words, all_masks[texts], own).chunk(3)
+        itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
+        return self._itm_loss_and_labels(itm_logits, has_text, has_image)
+
+    @torch.no_grad()
+    def _online_logits(
+        self, features: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Similarities divided by the temperature, image to text and text to image, each `(b, m)`."""
+        temperature = self._clamped_temperature()
+        with torch.autocast(temperature.device.type, enabled=False):
+            return features[0] @ candidates[1].T / temperature, features[1] @ candidates[0].T / temperature
+
+    def _itm_loss_and_labels(
+        self, itm_logits: Tensor, has_text: Tensor, has_image: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ITM loss, logits `(3b, 2)` and labels `(3b,)` in the row order of `_match`; -100 for missing negatives."""
+        always = torch.ones_like(has_text)
+        valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
+        labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()
+        loss = matching_loss(itm_logits, labels, valid, num_items=self._count_for_mean(valid.sum()))
+        return loss, itm_logits, labels.masked_fill(~valid, -100)
 
     def _draw_negatives(
         self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
@@ -212,14 +287,16 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             sample_hard_negatives(logits[1], positives, generator),
         )
 
-    def _score_pairs(self, memory: ImageMemory, words: Tensor, attention_mask: Tensor, image_index: Tensor) -> Tensor:
+    def _score_pairs(
+        self, images: ImageMemory | Tensor, words: Tensor, attention_mask: Tensor, image_index: Tensor
+    ) -> Tensor:
         """ITM logits of embedded texts that start with [ENC]; `image_index` is as in `BlipTextModel`."""
         states = self.text_encoder(
             inputs_embeds=words,
             attention_mask=attention_mask,
-            image_memory=memory,
             image_index=image_index,
             cls_only=True,
+            **image_argument(images),
         ).last_hidden_state
         return self.itm_head(states[:, 0])
 
@@ -249,17 +326,9 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         return head
 
 
-def itm_loss_and_labels(itm_logits: Tensor, has_text: Tensor, has_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ITM loss, logits `(3b, 2)` and labels `(3b,)` in the row order of `_match`; labels are -100 for missing negatives."""
-    always = torch.ones_like(has_text)
-    valid = torch.cat([torch.stack([always, has_text], dim=1).flatten(), has_image])
-    labels = torch.cat([torch.stack([always, ~always], dim=1).flatten(), ~always]).long()
-    return matching_loss(itm_logits, labels, valid), itm_logits, labels.masked_fill(~valid, -100)
-
-
 def _similarities(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
     """Similarities of `(b, d)` to the batch and the queue, `(b, k)`; concatenating features first would copy the queue."""
     return torch.cat([queries @ keys.T, queries @ queue.to(queries.dtype).T], dim=1)
 
 
-__all__ = ["BlipContrastiveModel", "itm_loss_and_labels"]
+__all__ = ["BlipContrastiveModel"]

@@ -116,7 +116,8 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             `cross_attentions`: for each new token, those of each layer, of shape `(rows, h, t, p)`.
         """
         cross_attentions: list[tuple[Tensor, ...]] = []
-        output = super().generate(*args, collected_cross_attentions=cross_attentions, **kwargs)
+        # The assistant of assisted generation gets a copy of its target's options, including this list.
+        output = super().generate(*args, **{**kwargs, "collected_cross_attentions": cross_attentions})
         if cross_attentions and isinstance(output, ModelOutput):
             # On CUDA, transformers may run a step too many and drop it.
             output["cross_attentions"] = tuple(cross_attentions[: len(output.attentions)])
@@ -134,12 +135,14 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         *,
+        inputs_embeds: Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         collected_cross_attentions: list[tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of generation."""
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # `generate` takes `inputs_embeds` only if this signature has it.
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -212,11 +215,12 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
-            use_cache=use_cache and labels is None,
+            use_cache=use_cache if labels is None else False,
             is_decoder=is_decoder,
             image_memory=image_memory,
             image_index=image_index,
             token_type_ids=token_type_ids,
+            return_dict=True,  # both models have one configuration
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -11,7 +11,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
 from .contrastive import BlipContrastiveModel
 from .input_checks import refuse_token_types
 from .nlvr2_text import BlipNlvr2TextModel
@@ -148,7 +148,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
             attention_mask,
             first,
             second,
-            cls_only=not kwargs.get("output_attentions"),  # requested attentions cover all tokens
+            cls_only=not wants_attentions(kwargs, self.config.text_config),  # requested attentions cover all tokens
             **kwargs,
         )
         logits = self.cls_head(text.last_hidden_state[:, 0])  # (n * g, 2)

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
 from .attention import self_attention_mask
-from .base import refuse_unknown
+from .base import refuse_unknown, wants_attentions
 from .input_checks import refuse_long_text
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
@@ -174,7 +174,7 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         _check_texts(num_texts, first_states.shape[0])
         positions = torch.arange(length, device=input_ids.device)[None]
         hidden_states = self.embeddings(self.embeddings.word_embeddings(input_ids), positions)
-        output_attentions = bool(kwargs.get("output_attentions"))
+        output_attentions = wants_attentions(kwargs, self.config)
         mask = self_attention_mask(
             attention_mask,
             hidden_states,

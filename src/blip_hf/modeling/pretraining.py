@@ -177,9 +177,14 @@ class BlipForPreTraining(BlipContrastiveModel):
         loss = config.itc_weight * loss_itc
         loss_itm = itm_logits = itm_labels = loss_lm = lm_logits = None
         if config.itm_weight:
-            loss_itm, itm_logits, itm_labels = self._match(
-                memory, encoder_words, attention_mask, logits, positives, generator
-            )
+            if config.negative_all_rank and self._spans_ranks():
+                loss_itm, itm_logits, itm_labels = self._match_all_ranks(
+                    image_embeds, features, keys, input_ids, attention_mask, known_ids, generator
+                )
+            else:
+                loss_itm, itm_logits, itm_labels = self._match(
+                    memory, encoder_words, attention_mask, logits, positives, generator
+                )
             loss = loss + config.itm_weight * loss_itm
         if config.lm_weight:
             loss_lm, lm_logits = self._caption(memory, decoder_words, input_ids, attention_mask)
@@ -204,11 +209,13 @@ class BlipForPreTraining(BlipContrastiveModel):
     ) -> tuple[Tensor, Tensor]:
         """LM loss and logits of captions; every token after the first is a target, including [SEP]."""
         labels = input_ids.masked_fill(attention_mask == 0, -100)
+        num_tokens = self._count_for_mean((labels[:, 1:] != -100).sum())
         outputs = self.text_decoder(
             inputs_embeds=words[:, :-1],
             attention_mask=attention_mask[:, :-1],
             labels=labels[:, :-1],
             shift_labels=labels[:, 1:],
+            num_items_in_batch=num_tokens,
             image_memory=memory,
         )
         return outputs.loss, outputs.logits

@@ -8,7 +8,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
-from .attention import ImageMemory, expand_text
+from .attention import ImageMemory, expand_text, image_argument
 from .base import BlipPreTrainedModel, refuse_unknown
 from .input_checks import refuse_token_types
 from .outputs import BlipMatchingOutput
@@ -210,14 +210,16 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")
         if start == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
-        if isinstance(images, ImageMemory):
-            num_images, source = images.num_images, {"image_memory": images}
-        else:
-            num_images, source = images.shape[0], {"encoder_hidden_states": images}
+        num_images = images.num_images if isinstance(images, ImageMemory) else images.shape[0]
         if image_index is None:
             input_ids, attention_mask = expand_text(num_images, input_ids, attention_mask)
         return self.text_encoder(
-            input_ids, attention_mask, image_index=image_index, cls_only=cls_only, **source, **kwargs
+            input_ids,
+            attention_mask,
+            image_index=image_index,
+            cls_only=cls_only,
+            **image_argument(images),
+            **kwargs,
         )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Retrieval fine-tuning: ITC with image ids, and ITM with hard negatives (paper, section 5.1).
 
-Letters: `b` batch, `m` rows of all processes, `d` width, `t` tokens, `p` image tokens.
+Letters: `b` batch, `t` tokens.
 """
 
 import os
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipConfig, BlipRetrievalTrainingConfig
-from ..distributed import first_row, gather, gather_with_gradient, pad_to_longest, world_size
-from ..objectives import matching_pairs
-from .contrastive import BlipContrastiveModel, itm_loss_and_labels
+from .contrastive import BlipContrastiveModel
 from .input_checks import refuse_token_types
 from .momentum import image_ids_or_unknown
 from .outputs import BlipContrastiveOutput
@@ -32,8 +30,7 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
     """Retrieval model for fine-tuning, with temperature, momentum encoder and feature queue.
 
     Captions with the same `image_ids` are positives of each other in ITC and never negatives in ITM. Hard negatives
-    are sampled by the similarity of the online features; with `config.negative_all_rank`, from the batches of all
-    processes.
+    are sampled by the similarity of the online features.
 
     `from_pretrained` takes checkpoints of this class, of `BlipForImageTextRetrieval` (also of transformers), and of
     `BlipForPreTraining`. The momentum encoder starts from the loaded weights, the queue at random. `forward` changes no
@@ -120,15 +117,14 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         known_ids = image_ids_or_unknown(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             loss_itc, _, positives = self._contrast(features, keys, alpha, known_ids)
-        if self.config.negative_all_rank and world_size() > 1:
+        if self.config.negative_all_rank and self._spans_ranks():
             loss_itm, itm_logits, itm_labels = self._match_all_ranks(
-                image_embeds, features, input_ids, attention_mask, known_ids, generator
+                image_embeds, features, features, input_ids, attention_mask, known_ids, generator
             )
         else:
-            memory = self.text_encoder.build_image_memory(image_embeds)
             logits = self._online_logits(features, features)
             loss_itm, itm_logits, itm_labels = self._match(
-                memory, encoder_words, attention_mask, logits, positives, generator
+                image_embeds, encoder_words, attention_mask, logits, positives, generator
             )
         return BlipContrastiveOutput(
             loss=loss_itc + loss_itm,
@@ -142,45 +138,6 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
             momentum_text_features=keys[1],
             image_ids=image_ids,
         )
-
-    @torch.no_grad()
-    def _online_logits(
-        self, features: tuple[Tensor, Tensor], candidates: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Similarities divided by the temperature, image to text and text to image, each `(b, m)`."""
-        temperature = self._clamped_temperature()
-        with torch.autocast(temperature.device.type, enabled=False):
-            return features[0] @ candidates[1].T / temperature, features[1] @ candidates[0].T / temperature
-
-    def _match_all_ranks(
-        self,
-        image_embeds: Tensor,
-        features: tuple[Tensor, Tensor],
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        image_ids: Tensor,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """ITM as in `_match`, with negatives (and gradients for them) from all processes."""
-        input_ids = pad_to_longest(input_ids, self.config.text_config.pad_token_id)
-        attention_mask = pad_to_longest(attention_mask, 0)
-        rows = gather(torch.cat([image_ids[:, None], input_ids, attention_mask], dim=1))  # (m, 1 + 2t)
-        all_input_ids, all_masks = rows[:, 1:].chunk(2, dim=1)
-        own_start = first_row(input_ids)
-        positives = matching_pairs(image_ids, rows[:, 0], first_key=own_start)  # (b, m)
-        logits = self._online_logits(features, gather(torch.cat(features, dim=1)).chunk(2, dim=1))
-        (hard_texts, has_text), (hard_images, has_image) = self._draw_negatives(logits, positives, generator)
-
-        hard_embeds = gather_with_gradient(image_embeds).index_select(0, hard_images)  # (b, p, d)
-        # Project only the images in use. Each text reads its own image and then a hard one; hard texts read this
-        # process's images.
-        memory = self.text_encoder.build_image_memory(torch.cat([image_embeds, hard_embeds]))
-        own = torch.arange(input_ids.shape[0], device=input_ids.device)
-        texts = torch.cat([own + own_start, own + own_start, hard_texts])  # (3b,)
-        _, words = self._embed_words(all_input_ids[texts], self.config.text_config.enc_token_id)
-        matched, with_hard_image, with_hard_text = self._score_pairs(memory, words, all_masks[texts], own).chunk(3)
-        itm_logits = torch.cat([torch.stack([matched, with_hard_text], dim=1).flatten(0, 1), with_hard_image])
-        return itm_loss_and_labels(itm_logits, has_text, has_image)
 
 
 def load_matching_model(path: str | os.PathLike) -> BlipForImageTextRetrieval | BlipContrastiveModel:

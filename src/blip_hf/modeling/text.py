@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory, cross_attention_mask, self_attention_mask
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
 from .input_checks import refuse_long_text, refuse_token_types
 from .text_layers import (
     BlipTextCrossAttention,
@@ -152,7 +152,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
             self._require_cross_attention()
             _check_rows(hidden_states, encoder_hidden_states.shape[0], image_index)
 
-        output_attentions = bool(kwargs.get("output_attentions"))
+        output_attentions = wants_attentions(kwargs, self.config)
         implementation = "eager" if output_attentions else self.config._attn_implementation
         mask = self_attention_mask(
             attention_mask, hidden_states, past_key_values, is_causal=is_decoder, implementation=implementation

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image encoder: a pre-norm vision transformer (paper, section 3.1)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -16,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration_blip import BlipVisionConfig
 from .attention import attend, split_heads
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
 from .recompute import recompute_in_backward
 
 
@@ -256,15 +254,11 @@ class BlipVisionModel(BlipPreTrainedModel):
         if pixel_values is None:
             raise ValueError("pixel_values is missing. Pass the output of the processor for at least one image.")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        encoded = self.encoder(hidden_states, _flag(kwargs, "output_attentions")).last_hidden_state
+        encoded = self.encoder(hidden_states, wants_attentions(kwargs, self.config)).last_hidden_state
         last_hidden_state = self.post_layernorm(encoded)
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state, pooler_output=self.post_layernorm(last_hidden_state[:, 0])
         )
-
-
-def _flag(kwargs: dict[str, Any], name: str) -> bool:
-    return bool(kwargs.get(name))
 
 
 __all__ = ["BlipVisionModel", "resize_position_grid"]

@@ -249,6 +249,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         answer_attention_mask: Tensor | None = None,
         num_candidates: int = 128,
         interpolate_pos_encoding: bool = False,
+        token_type_ids: Tensor | None = None,
     ) -> BlipAnswerRankingOutput:
         """Ranks a list of answers to questions as in `forward`, in two stages (paper, section 5.4).
 
@@ -261,7 +262,10 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
                 The list: each row is [CLS] or [DEC], the answer, [SEP], padding on the right.
             num_candidates (`int`, *optional*, defaults to 128):
                 Number of candidates per question; at most the length of the list.
+            token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
+                Zeros, as a BERT tokenizer returns them. BLIP has no token types.
         """
+        refuse_token_types(token_type_ids, self)
         num_answers = answer_ids.shape[0]
         if num_candidates < 1 or num_answers < 1:
             raise ValueError(

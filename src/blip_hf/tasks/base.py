@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
 PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
+GATHER_KEYS_HELP = (
+    "Contrast with the batches of all processes and the queue; False: the own batch and the queue, as salesforce/BLIP"
+    " (default: True)"
+)
+NEGATIVE_ALL_RANK_HELP = "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
 SPLIT_HELP = "for a source with several: a file of Karpathy, a folder, a data set"
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -106,6 +111,10 @@ class EvaluateOptions:
     data: list[str] = field(metadata={"help": f"Set to evaluate on: {FILES_HELP}", "metavar": "SOURCE"})
     image_root: str | None = option(None, "Folder that relative image paths start from", "DIR")
     batch_size: int = option(BATCH_SIZE, "Images of a batch", "N")
+    workers: int = field(
+        default=0,
+        metadata={"help": "Threads or processes that read images ahead; 0 for none", "aliases": ["num_workers"]},
+    )
     device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
     dtype: DType = option("float32", "Data type of the weights")
     first_scene: int = option(10_000, "Number of the first scene", "N")
@@ -219,6 +228,8 @@ def image_size_of(model: "PreTrainedModel") -> int:
 
 __all__ = [
     "FILES_HELP",
+    "GATHER_KEYS_HELP",
+    "NEGATIVE_ALL_RANK_HELP",
     "PAIRS_HELP",
     "SPLIT_HELP",
     "DType",

@@ -124,6 +124,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         batch_size=options.batch_size,
         tokenizer=options.tokenizer_of_metrics,
         metrics=options.metrics,
+        num_workers=options.workers,
         show_progress=not options.no_progress,
     )
     if options.output is not None:

@@ -120,6 +120,7 @@ def train(trainer: "BlipTrainer") -> dict[str, float]:
     if trainer.args.device.type == "cpu":
         optimize_for_cpu(base_model(trainer.model))  # for the momentum encoder and for evaluation, without gradients
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    trainer.gather_model()
     trainer.save_state()
     return metrics
 

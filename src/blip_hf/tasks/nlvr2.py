@@ -87,7 +87,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
     model, processor = base.load_for_evaluation(BlipForVisualReasoning, options)
     records = _read_records(options.evaluation_source(), base.image_size_of(model))
-    result = evaluate_nlvr2(model, processor, records, batch_size=options.batch_size)
+    result = evaluate_nlvr2(model, processor, records, batch_size=options.batch_size, num_workers=options.workers)
     if options.output is not None:
         write_json(result.predictions, options.output)
     return result.metrics()

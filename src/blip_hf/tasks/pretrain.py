@@ -30,6 +30,8 @@ CONFIGURED = (
     "alpha",
     "temperature_init_value",
     "negative_temperature",
+    "gather_keys",
+    "negative_all_rank",
     "itc_weight",
     "itm_weight",
     "lm_weight",
@@ -89,6 +91,8 @@ class PretrainOptions(base.PairTrainingOptions):
     negative_temperature: float | None = option(
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
+    gather_keys: bool | None = option(None, base.GATHER_KEYS_HELP)
+    negative_all_rank: bool | None = option(None, base.NEGATIVE_ALL_RANK_HELP)
     itc_weight: float | None = option(None, "Weight of the contrastive loss (default: 1)", "WEIGHT")
     itm_weight: float | None = option(None, "Weight of image-text matching; 0 skips it (default: 1)", "WEIGHT")
     lm_weight: float | None = option(None, "Weight of language modelling; 0 skips it (default: 1)", "WEIGHT")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Tokens of a caption in BLIP's retrieval, [CLS] and [SEP] included (salesforce/BLIP, models/blip_retrieval.py).
 MAX_LENGTH = 35
-CONFIGURED = ("queue_size", "momentum", "alpha", "negative_temperature", "negative_all_rank")
+CONFIGURED = ("queue_size", "momentum", "alpha", "negative_temperature", "gather_keys", "negative_all_rank")
 
 
 @dataclass(kw_only=True)
@@ -44,9 +44,8 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
     negative_temperature: float | None = option(
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
     )
-    negative_all_rank: bool | None = option(
-        None, "Draw hard negatives from all processes, as salesforce/BLIP for COCO (default: False)"
-    )
+    gather_keys: bool | None = option(None, base.GATHER_KEYS_HELP)
+    negative_all_rank: bool | None = option(None, base.NEGATIVE_ALL_RANK_HELP)
 
 
 @dataclass(kw_only=True)
@@ -128,6 +127,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         k=options.k_test,
         relevance=options.relevance,
         image_batch_size=options.batch_size,
+        num_workers=options.workers,
         show_progress=not options.no_progress,
     )
     if options.output is not None:

@@ -154,6 +154,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         answer_list=answer_list,
         num_candidates=options.num_candidates,
         batch_size=options.batch_size,
+        num_workers=options.workers,
         show_progress=not options.no_progress,
     )
     if options.output is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What computes `metric_for_best_model`, decided before training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from transformers import IntervalStrategy
@@ -24,26 +24,28 @@ def find_evaluation(
     """
     metric = arguments.metric_for_best_model
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    prefixes = [f"{name}_" if name else "" for name in datasets]
+    loss_metrics = _with_names_of_sets(loss_names, datasets)
+    task_metrics = _with_names_of_sets(() if evaluation is None else evaluation.metric_names, datasets)
     name = metric.removeprefix("eval_")
-    known = [*loss_names, *(() if evaluation is None else evaluation.metric_names)]
-    if name not in {f"{prefix}{own}" for prefix in prefixes for own in known}:
+    if name not in [*loss_metrics, *task_metrics]:
         raise ValueError(
-            f"metric_for_best_model={metric!r} is unknown. Pass one of"
-            f" {', '.join(f'{prefix}{own}' for prefix in prefixes for own in known)}."
+            f"metric_for_best_model={metric!r} is unknown. Pass one of {', '.join([*loss_metrics, *task_metrics])}."
         )
     if arguments.eval_strategy == IntervalStrategy.NO:
         logger.warning(
             f"metric_for_best_model={metric!r} chooses no checkpoint, because there is no evaluation during training. Set"
             " `eval_strategy` to 'epoch' or 'steps'."
         )
-    if evaluation is None or not any(
-        name == f"{prefix}{own}" for prefix in prefixes for own in evaluation.metric_names
-    ):
+    if name not in task_metrics:
         return None
     for dataset in datasets.values():
         _check_records(metric, evaluation, dataset)
     return evaluation
+
+
+def _with_names_of_sets(metrics: Iterable[str], datasets: Mapping[str, Any]) -> list[str]:
+    """The metrics under the names that transformers gives them for several evaluation sets: `<set>_<metric>`."""
+    return [f"{name}_{metric}" if name else metric for name in datasets for metric in metrics]
 
 
 def _check_records(metric: str, evaluation: TaskEvaluation, dataset: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
@@ -23,6 +23,7 @@ from ..modeling.momentum import MOMENTUM_STATE_NAME, image_ids_or_unknown
 from ..modeling.outputs import BlipContrastiveOutput
 from .arguments import BlipTrainingArguments
 from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
+from .resharding import is_sharded, load_whole_weights
 from .schedules import linear_ramp
 from .trainer import BlipTrainer, base_model
 
@@ -109,13 +110,13 @@ class BlipContrastiveTrainer(BlipTrainer):
         """The sum of the losses of a micro-batch."""
         if model.training:
             output = model(**inputs, alpha=self.alpha)
-            self._train_means.add_output(output)
+            self._train_means.add_output(output, weight=1)  # each process computes an equal part of the mean
             self._trained_output = output
         else:
             if inputs.get("image_ids") is not None:
                 inputs = {**inputs, "image_ids": _ids_of_other_images(inputs["image_ids"], self.model.queue.image_ids)}
             output = model(**inputs, generator=self._eval_generator)
-            self._eval_means.add_output(output, weight=int(self._is_counted))
+            self._eval_means.add_output(output, weight=self._is_counted * len(output.image_features))
             image_ids = image_ids_or_unknown(output.image_ids, output.image_features)
             features = (output.image_features.float(), output.text_features.float(), image_ids)
             num_rows = len(image_ids) if self._is_counted else 0
@@ -169,27 +170,24 @@ class BlipContrastiveTrainer(BlipTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # Trainer only calls this for checkpoints to resume from.
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
+        # A checkpoint of FSDP2 includes all state.
+        if self.args.should_save and not self.is_fsdp_enabled:
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
                 save_file(self.model.training_state_dict(), path, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_sharded(resume_from_checkpoint):
+            return  # it includes all state
         path = Path(resume_from_checkpoint) / MOMENTUM_STATE_NAME
         if path.is_file():
-            base_model(self.model).load_state_dict(load_file(path), strict=False)
+            load_whole_weights(base_model(self.model), path)
         else:
             self.model.reset_momentum()
             logger.warning(
                 f"{resume_from_checkpoint} has no {MOMENTUM_STATE_NAME}: the momentum encoder starts from its weights"
                 " and the queue keeps its content, so the curve will jump. Save without `save_only_model` to resume."
             )
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The base class expects either all or none of the keys that a model does not save.
-        expected = {*self.model._keys_to_ignore_on_save, *self.model.all_tied_weights_keys}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
-        super()._issue_warnings_after_load(load_result)
 
 
 def _ids_of_other_images(image_ids: Tensor, queue_ids: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..distributed import gather
+from ..distributed import gather, world_size
 from ..evaluation.recall import retrieval_recalls
 from ..modeling.outputs import BlipContrastiveOutput
 
@@ -25,19 +25,19 @@ class RunningMeans:
         weight = torch.ones_like(value) * weight
         self._sums[name] = self._sums.get(name, 0) + torch.stack([value * weight, weight])
 
-    def add_output(self, output: BlipContrastiveOutput, weight: int = 1) -> None:
+    def add_output(self, output: BlipContrastiveOutput, weight: int) -> None:
         """Adds the losses of a batch and its ITM accuracy; with `weight=0` only their names, for other processes."""
-        num_pairs = weight * len(output.image_features)
         for name in ("loss_itc", "loss_lm"):
             if name in output:
-                self.add(name, output[name], num_pairs)
+                self.add(name, output[name], weight)
         if output.itm_logits is not None:
             is_made = output.itm_labels != -100
             is_right = is_made & (output.itm_logits.argmax(dim=-1) == output.itm_labels)
-            self.add("loss_itm", output.loss_itm, num_pairs)
-            self.add("itm_accuracy", is_right.sum() / is_made.sum(), weight * is_made.sum())
+            self.add("loss_itm", output.loss_itm, weight)
+            self.add("itm_accuracy", is_right.sum() / is_made.sum(), bool(weight) * is_made.sum())
         elif output.loss_itm is not None:  # a batch of one pair: all processes gather the same names
-            self.add("loss_itm", output.loss_itm, 0)
+            # The losses of several processes are parts of one mean, to which this one contributes nothing.
+            self.add("loss_itm", output.loss_itm, weight if world_size() > 1 else 0)
             self.add("itm_accuracy", output.loss_itm, 0)
 
     def pop(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
@@ -25,6 +25,7 @@ from ..modeling.contrastive import BlipContrastiveModel
 from ..processing_blip import BlipProcessor
 from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArguments
 from .best_metric import find_evaluation
+from .distributed_trainer import DistributedTrainer
 from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_subset
 from .metrics import RunningMeans
 from .sampling import CaptionLengthSampler
@@ -53,7 +54,7 @@ class EpochCallback(TrainerCallback):
                 part.set_epoch(int(state.epoch))
 
 
-class BlipTrainer(Trainer):
+class BlipTrainer(DistributedTrainer):
     """Trains a model for captioning, VQA or NLVR2 as [BLIP](https://huggingface.co/papers/2201.12086) does.
 
     Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
@@ -290,6 +291,13 @@ class BlipTrainer(Trainer):
         metrics = self._eval_means.pop() | self._evaluate_task(dataloader.dataset)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The base class expects either all or none of the keys that a model does not save.
+        model = base_model(self.model)
+        expected = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
+        super()._issue_warnings_after_load(load_result)
 
     def _evaluate_task(self, dataset: Dataset) -> dict[str, float]:
         """The metrics of the task on at most `max_eval_samples` records, if they are asked for."""

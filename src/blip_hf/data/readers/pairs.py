@@ -25,7 +25,7 @@ from .coco import coco_image_id
 from .hub import Table, paths_or_rows
 from .parquet import ParquetFile
 from .records import CAPTION_FIELDS, CaptionGroup, ImageRecord, read_captions, read_optional_id, read_path
-from .samples import Skipped
+from .samples import Skipped, is_unicode
 from .scenes import SceneSource
 from .sources import ACCEPTED, Reader
 from .tar import TarFile
@@ -168,6 +168,8 @@ def _usable(reader: Reader) -> Iterator[ImageRecord]:
     for item in reader.records():
         if isinstance(item, Skipped):
             skipped.append(item)
+        elif (text := _invalid_text(item)) is not None:  # an Arrow table cannot hold it
+            skipped.append(Skipped(item.sample_id, "bad_record", f"it has invalid Unicode: {text!a}"))
         else:
             yield item
     if skipped:
@@ -175,6 +177,12 @@ def _usable(reader: Reader) -> Iterator[ImageRecord]:
         logger.warning(
             f"{reader.path}: skipped {counts}, the first {skipped[0].sample_id} ({skipped[0].detail.rstrip('.')})."
         )
+
+
+def _invalid_text(record: ImageRecord) -> str | None:
+    """The first text of a record that UTF-8 cannot encode, such as a file name in another encoding."""
+    values = (record.image, record.path, record.key, record.image_id, *record.captions)
+    return next((value for value in values if isinstance(value, str) and not is_unicode(value)), None)
 
 
 def _read_table(table: Table) -> ImageTable:

@@ -16,7 +16,9 @@ from ...image_utils import find_image_error, open_image
 from ..text import pre_caption
 
 
-Reason = Literal["unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record"]
+Reason = Literal[
+    "unreadable_image", "truncated_tar", "empty_text", "huge_text", "huge_image", "bad_record", "outside_folder"
+]
 
 MAX_TEXT_LENGTH = 4096
 """Maximum number of characters of a text."""
@@ -77,7 +79,7 @@ class Shard:
 def check_texts(sample_id: str, image: bytes | str, texts: Iterable[str], image_id: str) -> Stream:
     """Samples of the usable texts, and a `Skipped` for each other text, in order. [`Shard.samples`] joins them."""
     for name, value in (("image_id", image_id), ("path", image)):
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and not is_unicode(value):
             yield Skipped(sample_id, "bad_record", f"its {name} is not valid Unicode: {value!a}")
             return
     for skipped, run in groupby(texts, key=partial(_find_text_error, sample_id)):
@@ -106,12 +108,12 @@ def _find_text_error(sample_id: str, text: str) -> Skipped | None:
         return Skipped(sample_id, "huge_text", f"{len(text)} characters, at most {MAX_TEXT_LENGTH} are accepted")
     if not pre_caption(text).strip():
         return Skipped(sample_id, "empty_text", f"{text!r} has no words left")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         return Skipped(sample_id, "bad_record", f"its text is not valid Unicode: {text!a}")
     return None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether UTF-8 can encode the text. JSON can contain half of a surrogate pair."""
     try:
         text.encode()
@@ -120,4 +122,4 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-__all__ = ["MAX_TEXT_LENGTH", "Reason", "Sample", "Shard", "Skipped", "Stream", "check_texts"]
+__all__ = ["MAX_TEXT_LENGTH", "Reason", "Sample", "Shard", "Skipped", "Stream", "check_texts", "is_unicode"]

@@ -11,23 +11,12 @@ from ...image_utils import MAX_IMAGE_BYTES, image_suffixes, is_visible, warn_of_
 from .records import ImageRecord, RecordStream
 from .samples import Shard, Skipped, Stream
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars
+from .tar_stream import read_members
 
 
 MAX_TEXT_BYTES = 2**20
 """Maximum size in bytes of a text or JSON member."""
-
-
-class _StrictMember(tarfile.TarInfo):
-    """Raises an error for a truncated header. tarfile would read it as the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_StrictMember":
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error}, where a member or the end of the archive should be") from error
+_MAX_NAME_LENGTH = 4096  # as that of a path in Linux
 
 
 @dataclass
@@ -108,26 +97,25 @@ def _read_members(path: Path, others: Counter[str]) -> Iterator[tuple[str, str, 
 
     A key ends at the first dot. Members with a further suffix, such as `001.seg.png`, have no content.
     """
-    # "r|*" only reads forward. Names that are not UTF-8 must not get into a table.
-    with tarfile.open(path, "r|*", tarinfo=_StrictMember, errors="replace") as tar:
-        for member in tar:
-            tar.members.clear()  # tarfile keeps every header otherwise
-            folder, _, base = member.name.removeprefix("./").rpartition("/")
-            stem, _, suffix = base.partition(".")
-            suffix = suffix.lower()
-            _, dot, last = suffix.rpartition(".")
-            if not member.isfile() or not stem or not all(map(is_visible, folder.split("/"))):
-                continue
-            is_image = f".{last}" in image_suffixes()
-            if not is_image and f".{last}" not in SIDECAR_SUFFIXES:
-                others[f".{last}"] += 1
-                continue
-            limit = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
-            key = f"{folder}/{stem}" if folder else stem
-            if dot:
-                yield key, suffix, b""
-            else:
-                yield key, suffix, member.size if member.size > limit else tar.extractfile(member).read()
+    for tar, member in read_members(path):
+        if len(member.name) > _MAX_NAME_LENGTH:
+            raise tarfile.ReadError(f"a name has {len(member.name)} characters")
+        folder, _, base = member.name.removeprefix("./").rpartition("/")
+        stem, _, suffix = base.partition(".")
+        suffix = suffix.lower()
+        _, dot, last = suffix.rpartition(".")
+        if not member.isfile() or not stem or not all(map(is_visible, folder.split("/"))):
+            continue
+        is_image = f".{last}" in image_suffixes()
+        if not is_image and f".{last}" not in SIDECAR_SUFFIXES:
+            others[f".{last}"] += 1
+            continue
+        limit = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
+        key = f"{folder}/{stem}" if folder else stem
+        if dot:
+            yield key, suffix, b""
+        else:
+            yield key, suffix, member.size if member.size > limit else tar.extractfile(member).read()
 
 
 def _add(members: _Members, suffix: str, content: bytes | int) -> None:

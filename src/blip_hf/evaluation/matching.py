@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compares images with texts by both scores of a retrieval model: ITM probability and ITC similarity."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.image_batches import OnError, image_batches
+from ..data.text import pre_caption
+from ..image_utils import ImageErrorKind, ImageSource
+from ..modeling.projection import pool_and_project
+from ..modeling.retrieval import BlipForImageTextRetrieval
+from ..processing_blip import BlipProcessor
+from .features import TokenizedTexts, encode_texts, evaluating
+
+
+# Rows of the text encoder per pass.
+_MAX_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """The scores of an image and a text."""
+
+    image_index: int
+    """Position of the image in the input, from 0."""
+    text: str | None = None
+    """The text as it was given; `None` if the image could not be read."""
+    itm_probability: float | None = None
+    """Probability that image and text match, from the ITM head."""
+    itc_similarity: float | None = None
+    """Cosine of the features of image and text."""
+    error: str | None = None
+    """Why the image could not be read."""
+    error_kind: ImageErrorKind | None = None
+    """The kind of this error, to count errors by."""
+
+
+def match_texts(
+    model: BlipForImageTextRetrieval,
+    processor: BlipProcessor,
+    images: Iterable[ImageSource],
+    texts: str | Sequence[str],
+    *,
+    batch_size: int = 8,
+    normalize_texts: bool = True,
+    num_workers: int = 0,
+    on_error: OnError = "raise",
+) -> list[Match]:
+    """Compares each image with each text. An image is encoded once for all texts.
+
+    Args:
+        model (`BlipForImageTextRetrieval`):
+            The model; its mode, device and dtype are kept.
+        processor (`BlipProcessor`):
+            The processor it was trained with.
+        images (iterable of `ImageSource`):
+            Paths, PIL images, or any other form that [`~blip_hf.image_utils.open_image`] reads.
+        texts (`str` or sequence of `str`):
+            Texts to compare with each image.
+        batch_size (`int`, *optional*, defaults to 8):
+            Images per batch.
+        normalize_texts (`bool`, *optional*, defaults to `True`):
+            Whether to apply [`~blip_hf.data.text.pre_caption`], as in training.
+        num_workers (`int`, *optional*, defaults to 0):
+            Threads that read images ahead of the model.
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
+            Whether to raise an error for an unreadable image, or to return one `Match` with its `error`.
+
+    Returns:
+        `list[Match]`: one for each pair, in the order of images, then texts.
+
+    Raises:
+        ValueError: If there are no texts, or one has no words.
+        UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
+
+    Example:
+        >>> match_texts(model, processor, ["dog.jpg"], ["a dog", "a cat"])  # doctest: +SKIP
+        [Match(image_index=0, text='a dog', itm_probability=0.98, itc_similarity=0.41), Match(image_index=0, ...)]
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    normalized = [pre_caption(text) for text in texts] if normalize_texts else texts
+    if not normalized or not all(text.strip() for text in normalized):
+        raise ValueError(f"texts is {texts!r}, expected at least one text, each with words.")
+    matches: list[Match] = []
+    batches = image_batches(processor, images, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+    with evaluating(model):
+        rows = TokenizedTexts.from_texts(processor, normalized, model.device)
+        features = encode_texts(model, rows, torch.arange(len(texts)), _MAX_ROWS)  # (m, d)
+        for batch in batches:
+            found = {
+                index: [Match(image_index=index, error=str(error), error_kind=error.kind)]
+                for index, error in batch.errors.items()
+            }
+            if batch.indices:
+                scores = _scores(model, batch.pixel_values.to(model.device, model.dtype), rows, features)
+                for index, itm, itc in zip(batch.indices, *(values.tolist() for values in scores), strict=True):
+                    found[index] = [
+                        Match(image_index=index, text=text, itm_probability=probability, itc_similarity=cosine)
+                        for text, probability, cosine in zip(texts, itm, itc, strict=True)
+                    ]
+            matches += [own for index in sorted(found) for own in found[index]]
+    return matches
+
+
+def _scores(
+    model: BlipForImageTextRetrieval, pixel_values: Tensor, rows: TokenizedTexts, text_features: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ITM probabilities and cosines of `n` images with `m` texts, `(n, m)` each."""
+    states = model.vision_model(pixel_values).last_hidden_state
+    cosines = pool_and_project(states, model.vision_proj) @ text_features.T
+    memory = model.text_encoder.build_image_memory(states)
+    num_images = len(states)
+    parts = []
+    for index in torch.arange(len(text_features)).split(max(1, _MAX_ROWS // num_images)):
+        input_ids, mask = rows.batch(index)
+        logits = model.get_itm_logits(memory, input_ids.repeat(num_images, 1), mask.repeat(num_images, 1))
+        parts.append(logits.float().softmax(dim=-1)[:, 1].view(num_images, -1))
+    return torch.cat(parts, dim=1), cosines
+
+
+__all__ = ["Match", "match_texts"]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Trainer that shards any model with FSDP2, and resumes with another number of processes."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer
+from transformers.trainer_pt_utils import safe_globals
+
+from .resharding import (
+    has_whole_weights,
+    is_sharded,
+    load_optimizer,
+    load_sharded_weights,
+    load_whole_weights,
+    whole_state_dict,
+)
+
+
+class DistributedTrainer(Trainer):
+    """Extends `transformers.Trainer` by FSDP2 for models with shared parameters, scalars and momentum encoders."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._whole_class = type(self.model)
+        self._sharded_groups: list[list[nn.Parameter]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Creates the accelerator, and enables FSDP on CPUs too, where accelerate (1.15) ignores it."""
+        super().create_accelerator_and_postprocess()
+        is_asked_for = self.args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        if is_asked_for and not self.is_fsdp_enabled and self.args.world_size > 1:
+            state = self.accelerator.state
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    @property
+    def _uses_fsdp2(self) -> bool:
+        return self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 2
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Shards the model before accelerate would do it, and creates the optimizer of the shards."""
+        if self._uses_fsdp2:
+            self._shard()
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _shard(self) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        from .sharding import shard_model
+
+        plugin, mesh = self.accelerator.state.fsdp_plugin, self.accelerator.torch_device_mesh
+        if plugin.activation_checkpointing:
+            raise ValueError(
+                "fsdp_activation_checkpointing is set, but BLIP's layers do their own. Set it to false and pass"
+                " `--gradient_checkpointing`."
+            )
+        plugin.auto_wrap_policy = None  # accelerate would look for the layers again
+        if mesh is None:
+            mesh = torch.distributed.init_device_mesh(self.args.device.type, (self.args.world_size,))
+        else:
+            mesh = mesh[tuple(self.accelerator.parallelism_config.fsdp_dim_names)]
+        shard_model(
+            self.model.to(self.args.device),
+            mesh=mesh,
+            reshard_after_forward=plugin.reshard_after_forward,
+            offload_policy=plugin.cpu_offload,
+            mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        )
+        optimizer = self.create_optimizer()
+        self._sharded_groups = [list(group["params"]) for group in optimizer.param_groups]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # accelerate identifies parameters by address, but all empty shards have the same one.
+        for group, parameters in zip(self.optimizer.param_groups, self._sharded_groups, strict=False):
+            group["params"] = parameters
+        if checkpoint is None or not self._is_other_kind(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.model, _inner(self.optimizer), checkpoint)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._is_other_kind(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self._uses_fsdp2:
+            load_whole_weights(self.model, Path(resume_from_checkpoint, "model.safetensors"))
+        else:
+            load_sharded_weights(self.model, resume_from_checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restores the random state, with another number of processes that of the first process."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        names = [f"rng_state_{self.args.process_index}.pth"] if self.args.world_size > 1 else ["rng_state.pth"]
+        names += ["rng_state_0.pth", "rng_state.pth"]
+        found = next((name for name in names if Path(checkpoint, name).is_file()), names[0])
+        if found != names[0]:
+            with safe_globals():
+                state = torch.load(Path(checkpoint, found), weights_only=True)
+            random.setstate(state["python"])
+            np.random.set_state(state["numpy"])
+            torch.random.set_rng_state(state["cpu"])
+
+    def _is_other_kind(self, checkpoint: str | os.PathLike[str]) -> bool:
+        """Whether a whole model resumes from a sharded checkpoint, or a sharded model from a whole one."""
+        return has_whole_weights(checkpoint) if self._uses_fsdp2 else is_sharded(checkpoint)
+
+    def gather_model(self) -> None:
+        """Replaces a sharded model by the whole one, on each process, to save, export and evaluate it."""
+        if not self._uses_fsdp2 or type(self.model) is self._whole_class:
+            return
+        state = whole_state_dict(self.model)
+        self.model = self.model_wrapped = self._whole_class(self.model.config).to(self.args.device)
+        self.model.load_state_dict(state)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model for `from_pretrained`; a checkpoint of FSDP2 has its shards instead."""
+        if not self._uses_fsdp2 or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        self.gather_model()
+        if self.args.should_save:
+            self._save(output_dir)
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside the wrapper of accelerate."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+__all__ = ["DistributedTrainer"]
