@@ -98,7 +98,7 @@ def test_options_of_ray_need_its_engine(captioner_folder, matcher_folder, tmp_pa
 
 
 def test_an_actor_refuses_other_weights_and_keeps_finished_shards(captioner_folder, matcher_folder, tmp_path):
-    run = Run.create(tmp_path, SOURCE, None, 4, None, "parquet")
+    run = Run.create(tmp_path, SOURCE, None, False, 4, None, "parquet")
     actor = ShardActor(run, str(captioner_folder), str(matcher_folder), "cpu", "float32", SETTINGS, num_threads=1)
     identities, settings = actor.identify()
     run.start(identities, settings)
