@@ -2,6 +2,7 @@
 """Atomic writes: files and folders are written under a temporary name, flushed to disk, then renamed."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -146,9 +147,16 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def file_digest(path: Path) -> str:
+    """Hashes the content of a file to 16 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 __all__ = [
     "DiskFullError",
     "atomic_write",
+    "file_digest",
     "flush_to_disk",
     "format_json",
     "free_bytes",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Locks on pieces of work that several processes share, on one machine or on a shared file system.
+"""Locks on pieces of work that several processes of one machine share.
 
 The operating system releases a lock when the process that holds it ends, so a killed process blocks nobody.
 """

@@ -15,6 +15,8 @@ import torch
 
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
+from blip_hf.capfilt.refilter import refilter
+from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
 from tests.support.files import write_json
@@ -117,7 +119,7 @@ def test_a_run_writes_scores_skipped_records_and_pairs_of_each_shard_and_the_tot
         for part, suffix in (("pairs", "parquet"), ("scores", "parquet"), ("skipped", "json"))
         for shard in shards
     ]
-    assert sorted(contents(folder)) == [*expected, "summary.json"]
+    assert sorted(contents(folder)) == [*expected, "source.json", "summary.json"]
     scores, pairs = (pq.read_table(folder / part).to_pylist() for part in ("scores", "pairs"))
     kept = [row for row in scores if row["itm"] >= RULE.threshold]
     assert 0 < len(kept) < len(scores)
@@ -214,6 +216,57 @@ def test_broken_records_are_skipped_and_counted(engine, tmp_path):
     assert totals["skipped"] == {"unreadable_image": 2, "empty_text": 1, "huge_text": 1, "bad_record": 1}
     assert totals["num_images"] == 3
     assert len(pq.read_table(tmp_path / "out" / "scores")) == totals["num_texts"] == 6
+
+
+def write_list(path, records):
+    for record in records:
+        if not (path.parent / record["image"]).is_file():
+            write_image(path.parent / record["image"])
+    return write_json(path, records)
+
+
+def test_a_run_is_not_resumed_or_filtered_again_on_a_changed_source(engine, tmp_path, monkeypatch):
+    records = [{"image": f"{number}.png", "caption": f"dog {number}"} for number in range(6)]
+    source, out = write_list(tmp_path / "web.json", records), tmp_path / "out"
+    monkeypatch.setattr(Run, "finish", lambda _: None)  # as if it was killed then
+    run(engine, out, source, shard_size=2)
+    (out / "scores" / "web-00002.parquet").unlink()
+    monkeypatch.undo()
+    before = whole_shards(out)
+    write_list(source, records[::-1])
+    changed = rf"out holds scores of other data: since the run started, {source} has changed. Restore the data, or"
+    with pytest.raises(ValueError, match=changed):
+        run(engine, out, source, shard_size=2)
+    assert whole_shards(out) == before
+    write_list(source, records)
+    run(engine, out, source, shard_size=2)
+    write_list(source, records[::-1])
+    with pytest.raises(ValueError, match=changed):
+        refilter(out, RULE, tmp_path / "again")
+
+
+def test_a_checkpoint_is_the_same_by_any_path(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoints)
+    settings = {"device": "cpu", "settings": SETTINGS}
+    run(CapFilt.from_pretrained("captioner", "filter", **settings), tmp_path, "scenes:2")
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "scores" / "scenes-00000.parquet").unlink()
+    run(load(checkpoints), tmp_path, "scenes:2")
+    models = json.loads((tmp_path / "run.json").read_text())["models"]
+    names = set(pq.read_table(tmp_path / "pairs")["filter"].to_pylist())
+    assert names == {f"filter@{models['filter']['fingerprint']}"}
+    other = load(checkpoints)
+    other.matcher_processor.image_processor.image_mean = [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match=r"models.filter.processor was"):
+        run(other, tmp_path, "scenes:2")
+
+
+def test_the_output_is_not_written_into_the_source(engine, tmp_path):
+    write_image(tmp_path / "web" / "a.png")
+    (tmp_path / "web" / "a.txt").write_text("a dog")
+    with pytest.raises(ValueError, match=r"web holds the source, which the output would overwrite"):
+        run(engine, tmp_path / "web", tmp_path / "web")
+    assert len(list((tmp_path / "web").iterdir())) == 2
 
 
 def flags(checkpoints, out_dir):

@@ -22,6 +22,7 @@ from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import Sample, Shard, find_shards, load_pairs
 from blip_hf.data.scenes import Scenes
 from blip_hf.image_utils import open_image
+from blip_hf.locks import Locks
 from tests.support.files import write_json
 from tests.support.scores import score_row, table_of
 
@@ -308,7 +309,9 @@ def test_neither_the_source_nor_the_run_is_overwritten(tmp_path, monkeypatch):
     run = fake_run([str(web / "scenes-00000.parquet")], tmp_path / "run", Rule(), "parquet")
     before = files_below(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for folder in (web, "web", "run/../web", run.scores_folder, run.skipped_folder, run.pairs_folder):
+    (tmp_path / "link").symlink_to("run")
+    own = (run.root, "link", run.scores_folder, run.skipped_folder, run.pairs_folder, run.locks_folder)
+    for folder in (web, "web", "run/../web", *own):
         with pytest.raises(ValueError, match="holds the source or the files of the run"):
             refilter(tmp_path / "run", Rule(), folder)
     assert files_below(tmp_path) == before
@@ -323,3 +326,22 @@ def test_missing_or_unfinished_run_raises(tmp_path):
     with pytest.raises(ValueError, match="lacks the scores of 1 shards, such as scenes-00001"):
         refilter(tmp_path / "run", Rule(), tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_links_to_folders_are_followed_and_links_to_nowhere_refused(tmp_path):
+    fake_run("scenes:2", tmp_path / "run", Rule(), "parquet")
+    (tmp_path / "link").symlink_to("disk")
+    with pytest.raises(ValueError, match=r"link is a link to disk, which does not exist"):
+        refilter(tmp_path / "run", Rule(), tmp_path / "link")
+    (tmp_path / "disk").mkdir()
+    refilter(tmp_path / "run", Rule(), tmp_path / "link")
+    assert files_below(tmp_path / "disk") == files_below(tmp_path / "run" / "pairs")
+
+
+def test_a_second_refilter_into_the_same_folder_is_refused(tmp_path):
+    fake_run("scenes:2", tmp_path / "run", Rule(), "parquet")
+    refused = pytest.raises(ValueError, match=r"Another `blip-hf capfilt refilter` writes to .*out")
+    with Locks(tmp_path / "out").hold(".refilter", wait=False), refused:
+        refilter(tmp_path / "run", Rule(), tmp_path / "out")
+    refilter(tmp_path / "run", Rule(), tmp_path / "out")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "run" / "pairs")

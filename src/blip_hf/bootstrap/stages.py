@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import file_digest, write_json
 
 
 RECORD = "stage.json"
@@ -86,14 +86,9 @@ def source_digests(path: str | Path) -> dict[str, str]:
     """Hashes the files of a source of pairs, without images, by name. Empty for a name on the Hub."""
     path = Path(path)
     if path.is_file():
-        return {"": _file_digest(path)}
+        return {"": file_digest(path)}
     files = sorted(file for pattern in _SOURCE_FILES for file in path.rglob(pattern))
-    return {file.relative_to(path).as_posix(): _file_digest(file) for file in files}
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return {file.relative_to(path).as_posix(): file_digest(file) for file in files}
 
 
 def _digest(content: Any) -> str:

@@ -7,6 +7,7 @@ Letters: `n` images, `g` captions of each, `t` text tokens, `m` texts.
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -163,11 +164,19 @@ class CapFilt:
             yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), skipped, len(items))
 
     def identities(self) -> dict[str, dict[str, str]]:
-        """Returns the `"name"`, `"fingerprint"` and `"dtype"` of the `"captioner"` and the `"filter"`."""
-        models = {"captioner": self.captioner, "filter": self.matcher}
+        """Returns the `"name"`, `"dtype"` and digests of weights and processor of the `"captioner"` and the `"filter"`."""
+        parts = {
+            "captioner": (self.captioner, self.captioner_processor),
+            "filter": (self.matcher, self.matcher_processor),
+        }
         return {
-            role: {"name": model.name_or_path, "fingerprint": fingerprint(model), "dtype": str(model.dtype)}
-            for role, model in models.items()
+            role: {
+                "name": model.name_or_path,
+                "fingerprint": fingerprint(model),
+                "processor": processor_fingerprint(processor),
+                "dtype": str(model.dtype),
+            }
+            for role, (model, processor) in parts.items()
         }
 
     def _read(self, sample: Sample | Skipped) -> "_Prepared | Skipped":
@@ -287,6 +296,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def processor_fingerprint(processor: BlipProcessor) -> str:
+    """Hashes the image options and the vocabulary of a processor to 16 hexadecimal digits."""
+    content = [processor.image_processor.to_dict(), sorted(processor.tokenizer.get_vocab().items())]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _generation_config(settings: CapFiltSettings) -> GenerationConfig:
     is_beam = settings.strategy == "beam"
     return GenerationConfig(
@@ -328,4 +343,4 @@ def _row(sample: Sample, source: str, index: int, text: str, log_prob: float | N
     }
 
 
-__all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint", "join_tables"]
+__all__ = ["CapFilt", "CapFiltSettings", "Scored", "fingerprint", "join_tables", "processor_fingerprint"]

@@ -4,13 +4,18 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..data.readers import find_shards
+from ..data.readers import Shard, cut_shards
+from ..data.readers.sources import open_source
+from ..locks import Locks
 from .filters import Rule, find_cutoffs, keep_mask
+from .output_folder import refuse_taken
 from .scores import RunFolder, read_scores
-from .writers import PairFormat, remove_partial_pairs, write_pairs
+from .source_digests import check_source, digest_source
+from .writers import Models, PairFormat, remove_partial_pairs, write_pairs
 
 
 def refilter(
@@ -37,14 +42,25 @@ def refilter(
         `dict[str, int]`: number of pairs kept, by source.
 
     Raises:
-        ValueError: If `run_dir` is not a run, a shard has no scores, or `out_dir` holds the source or files of the run,
-            which the pairs would overwrite.
+        ValueError: If `run_dir` is not a run, a shard has no scores, the source has changed since the run, `out_dir`
+            holds the source or the run, or another process filters into it.
     """
     run = RunFolder(run_dir)
     if not run.settings.is_file():
         raise ValueError(f"{run.settings} does not exist. Pass the folder that `blip-hf capfilt run` wrote to.")
-    _refuse_taken(run, json.loads(run.settings.read_text(encoding="utf-8"))["source"], out_dir)
-    return write_kept(run, rule, out_dir, format)
+    settings = json.loads(run.settings.read_text(encoding="utf-8"))
+    refuse_taken(out_dir, run, settings["source"])
+    shards = _scored_shards(run, settings)
+    locks = Locks(Path(out_dir))
+    with locks.hold(".refilter", wait=False) as is_held:
+        if not is_held:
+            raise ValueError(
+                f"Another `blip-hf capfilt refilter` writes to {out_dir}. Wait until it ends, or pass another folder."
+            )
+        try:
+            return _write_pairs(run, settings["models"], shards, rule, out_dir, format)
+        finally:
+            locks.remove_files()
 
 
 def write_kept(
@@ -52,17 +68,34 @@ def write_kept(
 ) -> dict[str, int]:
     """Same as [`refilter`], into any folder. No other process may write there."""
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
-    shards = find_shards(
+    return _write_pairs(run, settings["models"], _scored_shards(run, settings), rule, out_dir, format)
+
+
+def _scored_shards(run: RunFolder, settings: Mapping[str, Any]) -> list[Shard]:
+    """The shards of the source. Raises if the source has changed, or a shard has no scores."""
+    readers = open_source(
         settings["source"],
         image_root=settings["image_root"],
         allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
-        shard_size=settings["shard_size"],
     )
+    check_source(run, digest_source(readers))
+    shards = cut_shards(readers, settings["shard_size"])
     missing = [shard.name for shard in shards if not run.scores(shard.name).is_file()]
     if missing:
         raise ValueError(
             f"{run.root} lacks the scores of {len(missing)} shards, such as {missing[0]}. Finish the run."
         )
+    return shards
+
+
+def _write_pairs(
+    run: RunFolder,
+    models: Models,
+    shards: Sequence[Shard],
+    rule: Rule,
+    out_dir: str | os.PathLike[str],
+    format: PairFormat,
+) -> dict[str, int]:
     cutoffs = find_cutoffs(rule, lambda: (read_scores(run.scores(shard.name)) for shard in shards))
     totals: Counter[str] = Counter(dict.fromkeys(rule.sources, 0))
     for shard in shards:
@@ -71,19 +104,8 @@ def write_kept(
         totals.update(rows["source"].to_pylist())
         path = Path(out_dir, shard.name)
         remove_partial_pairs(path, format)
-        write_pairs(shard.samples(checks_images=False), rows, path, format, models=settings["models"])
+        write_pairs(shard.samples(checks_images=False), rows, path, format, models=models)
     return dict(totals)
-
-
-def _refuse_taken(run: RunFolder, source: str | Sequence[str], out_dir: str | os.PathLike[str]) -> None:
-    sources = [source] if isinstance(source, str) else source
-    paths = [Path(path) for path in sources if not path.startswith("scenes:")]
-    taken = [path if path.is_dir() else path.parent for path in paths]
-    taken += [run.scores_folder, run.skipped_folder, run.pairs_folder]
-    if Path(out_dir).resolve() in {folder.resolve() for folder in taken}:
-        raise ValueError(
-            f"{out_dir} holds the source or the files of the run, which the pairs would overwrite. Pass another folder."
-        )
 
 
 __all__ = ["refilter", "write_kept"]

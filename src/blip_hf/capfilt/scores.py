@@ -38,6 +38,7 @@ class RunFolder:
 
     ```
     run.json                settings of the run
+    source.json             digests of the files of the source
     scores/<shard>.parquet  scores of all texts, kept or not: the last file that is written of a shard
     skipped/<shard>.json    skipped records and texts, with the reason
     pairs/<shard>.*         the pairs that were kept
@@ -53,6 +54,11 @@ class RunFolder:
     def settings(self) -> Path:
         """The settings of the run."""
         return Path(self.root, "run.json")
+
+    @property
+    def source_digests(self) -> Path:
+        """Digests of the source."""
+        return Path(self.root, "source.json")
 
     @property
     def summary(self) -> Path:

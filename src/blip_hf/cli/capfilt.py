@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..capfilt.settings import CapFiltSettings
 from ..files import format_json
 from ..tasks.base import ALLOW_OUTSIDE_HELP, PAIRS_HELP
+from .errors import UsageError
 from .launcher import launched_process
 from .parser import Command, CommandGroup
 
@@ -50,7 +51,27 @@ class RuleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(RuleOptions, CapFiltSettings):
+class EngineOptions:
+    """What shares the shards, and the resources of `--engine ray`."""
+
+    engine: Literal["local", "ray"] = field(
+        default="local",
+        metadata={"help": "What shares the shards: the processes of a launcher (local), or a Ray cluster (ray)"},
+    )
+    address: str | None = field(
+        default=None, metadata={"help": "Address of the Ray cluster (default: RAY_ADDRESS, else this machine)"}
+    )
+    num_actors: int | None = field(
+        default=None, metadata={"help": "Actors of Ray (default: as many as the cluster has resources for)"}
+    )
+    num_cpus: int | None = field(default=None, metadata={"help": "CPUs and threads of each actor (default: 1)"})
+    num_gpus: float | None = field(
+        default=None, metadata={"help": "GPUs of each actor (default: 1 if the cluster has one, else 0)"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(RuleOptions, EngineOptions, CapFiltSettings):
     """What `blip-hf capfilt run` takes."""
 
     source: list[str] = field(metadata={"help": f"Pairs: {PAIRS_HELP}"})
@@ -90,35 +111,15 @@ class ReportOptions:
 
 
 def run(options: RunOptions) -> None:
-    """Runs CapFilt, as one of several processes if `torchrun` or `accelerate launch` started them."""
+    """Runs CapFilt on Ray, or as one of several processes if `torchrun` or `accelerate launch` started them."""
     from transformers.utils import logging
 
-    from ..capfilt.engine import CapFilt
     from ..capfilt.report import write_report
-    from ..capfilt.runner import run_capfilt
 
     logging.disable_progress_bar()
     process_index, num_processes = launched_process()
-    engine = CapFilt.from_pretrained(
-        options.captioner,
-        options.filter,
-        device=options.device,
-        dtype=options.dtype,
-        settings=CapFiltSettings(**{item.name: getattr(options, item.name) for item in fields(CapFiltSettings)}),
-    )
-    totals = run_capfilt(
-        engine,
-        options.source[0] if len(options.source) == 1 else options.source,
-        options.output_dir,
-        image_root=options.image_root,
-        allow_outside=options.allow_outside,
-        shard_size=options.shard_size,
-        rule=options.rule(),
-        format=options.format,
-        process_index=process_index,
-        num_processes=num_processes,
-        show_progress=not options.no_progress,
-    )
+    _check_engine(options, num_processes)
+    totals = _run_on_ray(options) if options.engine == "ray" else _run_locally(options)
     if process_index > 0:
         return
     if not _has_report_of(Path(options.output_dir), totals):
@@ -127,6 +128,79 @@ def run(options: RunOptions) -> None:
         except ImportError as error:
             print(f"blip-hf capfilt: no report.html: {error}", file=sys.stderr)
     print(format_json(totals))
+
+
+def _check_engine(options: RunOptions, num_processes: int) -> None:
+    if options.engine == "ray" and num_processes > 1:
+        raise UsageError(
+            "--engine ray starts its own processes. Run the command once, without torchrun or accelerate."
+        )
+    given = [item.name for item in fields(EngineOptions) if getattr(options, item.name) not in (None, "local")]
+    if options.engine == "local" and given:
+        raise UsageError(f"--{given[0]} is an option of Ray. Add --engine ray, or remove it.")
+
+
+def _run_locally(options: RunOptions) -> dict[str, Any]:
+    from ..capfilt.engine import CapFilt
+    from ..capfilt.runner import run_capfilt
+
+    process_index, num_processes = launched_process()
+    engine = CapFilt.from_pretrained(
+        options.captioner,
+        options.filter,
+        device=options.device,
+        dtype=options.dtype,
+        settings=_settings(options),
+    )
+    return run_capfilt(
+        engine,
+        _source(options),
+        options.output_dir,
+        process_index=process_index,
+        num_processes=num_processes,
+        **_run_arguments(options),
+    )
+
+
+def _run_on_ray(options: RunOptions) -> dict[str, Any]:
+    from ..capfilt.engines.ray import RayCluster, run_capfilt_on_ray
+
+    return run_capfilt_on_ray(
+        options.captioner,
+        options.filter,
+        _source(options),
+        options.output_dir,
+        settings=_settings(options),
+        device=options.device,
+        dtype=options.dtype,
+        cluster=RayCluster(
+            address=options.address,
+            num_actors=options.num_actors,
+            num_cpus=1 if options.num_cpus is None else options.num_cpus,
+            num_gpus=options.num_gpus,
+        ),
+        **_run_arguments(options),
+    )
+
+
+def _settings(options: RunOptions) -> CapFiltSettings:
+    return CapFiltSettings(**{item.name: getattr(options, item.name) for item in fields(CapFiltSettings)})
+
+
+def _source(options: RunOptions) -> str | list[str]:
+    return options.source[0] if len(options.source) == 1 else options.source
+
+
+def _run_arguments(options: RunOptions) -> dict[str, Any]:
+    """The arguments that all engines take."""
+    return {
+        "image_root": options.image_root,
+        "allow_outside": options.allow_outside,
+        "shard_size": options.shard_size,
+        "rule": options.rule(),
+        "format": options.format,
+        "show_progress": not options.no_progress,
+    }
 
 
 def _has_report_of(folder: Path, totals: Mapping[str, Any]) -> bool:
@@ -173,4 +247,4 @@ COMMANDS = {
 }
 COMMAND = CommandGroup("blip-hf capfilt", COMMANDS)
 
-__all__ = ["COMMAND", "COMMANDS", "RefilterOptions", "ReportOptions", "RuleOptions", "RunOptions"]
+__all__ = ["COMMAND", "COMMANDS", "EngineOptions", "RefilterOptions", "ReportOptions", "RuleOptions", "RunOptions"]

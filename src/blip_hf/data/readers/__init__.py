@@ -18,6 +18,8 @@
 Several files are one source as a folder, a pattern (`data/*.tar`, `{00000..00099}.tar`) or a list.
 """
 
+from collections.abc import Sequence
+
 from datasets import Dataset
 
 from .nlvr2 import load_nlvr2
@@ -25,7 +27,7 @@ from .nocaps import load_nocaps
 from .pairs import group_captions, read_images
 from .records import PathLike
 from .samples import Sample, Shard, Skipped
-from .sources import Source, as_list, open_source, refuse_equal_names
+from .sources import Reader, Source, as_list, open_source, refuse_equal_names
 from .vqa import load_vqa, most_common_answers
 
 
@@ -110,9 +112,14 @@ def find_shards(
         >>> next(shards[1].samples()).sample_id
         'scenes/00000003'
     """
+    readers = open_source(source, image_root=image_root, allow_outside=allow_outside, split=split)
+    return cut_shards(readers, shard_size)
+
+
+def cut_shards(readers: Sequence[Reader], shard_size: int) -> list[Shard]:
+    """Same as [`find_shards`], for the readers of a source."""
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size} is too small; pass 1 or more.")
-    readers = open_source(source, image_root=image_root, allow_outside=allow_outside, split=split)
     shards = [shard for reader in readers for shard in reader.shards(shard_size)]
     refuse_equal_names([shard.name for shard in shards])  # web.jsonl has a part that is called as web-00000.parquet
     return shards
@@ -123,6 +130,7 @@ __all__ = [
     "Shard",
     "Skipped",
     "Source",
+    "cut_shards",
     "find_shards",
     "group_captions",
     "load_images",
