@@ -9,6 +9,7 @@ import transformers
 from safetensors import safe_open
 from torch.testing import assert_close
 
+from blip_hf.training import BlipContrastiveTrainer
 from blip_hf.training.metrics import RunningMeans, recalls_in_set
 from tests.support.trainers import TensorPairs, make_model, make_trainer
 
@@ -278,3 +279,15 @@ def test_training_step_does_not_synchronize_with_the_device(tmp_path):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    create = BlipContrastiveTrainer.create_accelerator_and_postprocess
+
+    def create_with_deepspeed(trainer):
+        create(trainer)
+        trainer.is_deepspeed_enabled = True
+
+    monkeypatch.setattr(BlipContrastiveTrainer, "create_accelerator_and_postprocess", create_with_deepspeed)
+    with pytest.raises(ValueError, match=r"temperature is a scalar.*FSDP2"):
+        make_trainer(tmp_path)

@@ -183,8 +183,13 @@ class BlipTrainingArguments(TrainingArguments):
 def _join_process_group(backend: str | None, timeout_seconds: int) -> None:
     """Joins the group of `torchrun` on CPUs with a timeout; transformers (5.23) ignores `ddp_timeout` there."""
     launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    if launched and distributed.is_available() and not distributed.is_initialized():
-        distributed.init_process_group(backend or "gloo", timeout=timedelta(seconds=timeout_seconds))
+    if not launched or not distributed.is_available() or distributed.is_initialized():
+        return
+    timeout = timedelta(seconds=timeout_seconds)
+    store, rank, world_size = next(distributed.rendezvous("env://", timeout=timeout))
+    # `torchrun --max_restarts` (torch 2.13) keeps the store, with the addresses of the processes before the restart.
+    store = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend or "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 @dataclass

@@ -71,6 +71,11 @@ class BlipContrastiveTrainer(BlipTrainer):
         for parameter in model.unused_parameters():
             parameter.requires_grad_(False)
         super().__init__(model, args, **kwargs)
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                f"DeepSpeed got {type(model).__name__}, whose temperature is a scalar, which DeepSpeed (0.19) cannot broadcast."
+                " Use FSDP2 (examples/accelerate/fsdp2.yaml) or DDP."
+            )
         self.model_accepts_loss_kwargs = False
         self.add_callback(MomentumCallback())
         self._train_means = RunningMeans()

@@ -99,7 +99,7 @@ class StopOnSignal(TrainerCallback):
         if world_size() > 1:
             if self._group is None:
                 # On the CPU, so that the accelerator is not waited for.
-                self._group = distributed.new_group(backend="gloo")
+                self._group = distributed.new_group(backend="gloo", timeout=args.ddp_timeout_delta)
             highest = torch.tensor(number)
             distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self._group)
             number = int(highest)
