@@ -2,6 +2,7 @@
 """CapFilt on Ray: its options, and the same bytes as the local engine."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def test_ray_writes_the_bytes_of_the_local_engine(cluster, captioner_folder, mat
     engine = CapFilt.from_pretrained(captioner_folder, matcher_folder, device="cpu", settings=SETTINGS)
     totals = run_capfilt(engine, SOURCE, tmp_path / "local", **OPTIONS)
     assert json.loads(shown.out.splitlines()[-1]) == totals
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # Ray's own would end a later training
     written = contents(tmp_path / "ray")
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == contents(tmp_path / "local")

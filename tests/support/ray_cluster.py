@@ -2,6 +2,7 @@
 """A Ray cluster on this machine, whose nodes are processes: no dashboard, no network."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +25,12 @@ def ray_cluster(num_nodes: int) -> Iterator[Any]:
     system = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27}
     with mock.patch.dict(os.environ, environment):
+        handler = signal.getsignal(signal.SIGTERM)
         cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": system})
         try:
             for _ in range(num_nodes - 1):
                 cluster.add_node(**node)
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the tests that follow
             yield cluster
         finally:
             cluster.shutdown()
