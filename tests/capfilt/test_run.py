@@ -16,6 +16,7 @@ import torch
 from blip_hf.capfilt.engine import CapFilt, CapFiltSettings
 from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.refilter import refilter
+from blip_hf.capfilt.report import write_report
 from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
@@ -243,6 +244,11 @@ def test_a_run_is_not_resumed_or_filtered_again_on_a_changed_source(engine, tmp_
     write_list(source, records[::-1])
     with pytest.raises(ValueError, match=changed):
         refilter(out, RULE, tmp_path / "again")
+    write_report(out)  # shows no images, which would be those of other texts
+    assert json.loads((out / "report.json").read_text())["examples"] == []
+    write_list(source, records)
+    write_report(out)
+    assert json.loads((out / "report.json").read_text())["examples"]
 
 
 def test_a_checkpoint_is_the_same_by_any_path(checkpoints, tmp_path, monkeypatch):

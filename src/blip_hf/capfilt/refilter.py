@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.readers import Shard, cut_shards
-from ..data.readers.sources import open_source
+from ..data.readers import Shard
 from ..locks import Locks
 from .filters import Rule, find_cutoffs, keep_mask
 from .output_folder import refuse_taken
 from .scores import RunFolder, read_scores
-from .source_digests import check_source, digest_source
+from .source_digests import open_unchanged
 from .writers import Models, PairFormat, remove_partial_pairs, write_pairs
 
 
@@ -73,13 +72,7 @@ def write_kept(
 
 def _scored_shards(run: RunFolder, settings: Mapping[str, Any]) -> list[Shard]:
     """The shards of the source. Raises if the source has changed, or a shard has no scores."""
-    readers = open_source(
-        settings["source"],
-        image_root=settings["image_root"],
-        allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
-    )
-    check_source(run, digest_source(readers))
-    shards = cut_shards(readers, settings["shard_size"])
+    shards = open_unchanged(run, settings)
     missing = [shard.name for shard in shards if not run.scores(shard.name).is_file()]
     if missing:
         raise ValueError(

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.readers import find_shards
-from ..data.readers.samples import Shard
 from ..evaluation.filtering import filter_metrics
 from ..files import atomic_write, write_json
 from .filters import Rule, find_cutoffs, keep_mask
 from .report_examples import Example, ExampleSheet, add_thumbnails
 from .report_labels import LabelReader, find_labels
 from .scores import SOURCES, RunFolder, read_scores
+from .source_digests import open_unchanged
 from .statistics import ScoreStatistics, TextStatistics, word_changes
 
 
@@ -65,7 +64,7 @@ def build_report(
     settings = json.loads(run.settings.read_text(encoding="utf-8"))
     rule = Rule(**settings["rule"])
     cutoffs = find_cutoffs(rule, run.tables)
-    label_reader = find_labels(labels, settings["source"], lambda: _shards(settings))
+    label_reader = find_labels(labels, settings["source"], lambda: open_unchanged(run, settings))
     statistics = _RunStatistics(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
     for path in files:
         table = read_scores(path)
@@ -103,9 +102,9 @@ def write_report(
 
     report = build_report(run_dir, labels=labels)
     try:
-        shards = _shards(report["settings"])
+        shards = open_unchanged(RunFolder(run_dir), report["settings"])
     except (OSError, ValueError):
-        shards = []
+        shards = []  # without the source there are no images to show, and of a changed one they are the wrong ones
     shown = add_thumbnails([Example(**example) for example in report["examples"]], shards)
     report["examples"] = [asdict(example) for example, _ in shown]
     write_json(report, Path(run_dir, "report.json"))
@@ -225,15 +224,6 @@ def _count_skipped(run: RunFolder) -> dict[str, int]:
     for path in run.skipped_files():
         reasons.update(item["reason"] for item in json.loads(path.read_text(encoding="utf-8")))
     return dict(reasons.most_common())
-
-
-def _shards(settings: Mapping[str, Any]) -> list[Shard]:
-    return find_shards(
-        settings["source"],
-        image_root=settings["image_root"],
-        allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
-        shard_size=settings["shard_size"],
-    )
 
 
 __all__ = ["build_report", "write_report"]

@@ -5,13 +5,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from ..data.readers import Shard, cut_shards
 from ..data.readers.folder import ImageFolder
 from ..data.readers.hub import Table
 from ..data.readers.lists import ListFile
 from ..data.readers.parquet import ParquetFile
 from ..data.readers.sidecars import SIDECAR_SUFFIXES
-from ..data.readers.sources import Reader
+from ..data.readers.sources import Reader, open_source
 from ..data.readers.tar import TarFile
 from ..files import file_digest
 from ..image_utils import list_images
@@ -62,6 +64,17 @@ def check_source(run: RunFolder, digests: Mapping[str, str]) -> None:
         )
 
 
+def open_unchanged(run: RunFolder, settings: Mapping[str, Any]) -> list[Shard]:
+    """Returns the shards of the source of a run. Raises `ValueError` if it has changed since the run started."""
+    readers = open_source(
+        settings["source"],
+        image_root=settings["image_root"],
+        allow_outside=settings.get("allow_outside", True),  # runs of version 0.1 opened any image
+    )
+    check_source(run, digest_source(readers))
+    return cut_shards(readers, settings["shard_size"])
+
+
 def find_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Says what changed between two digests of a source, such as "web.json has changed"."""
     verbs = {
@@ -91,4 +104,4 @@ def _listing_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["HEAD_BYTES", "SourceDigests", "check_source", "digest_source", "find_changes"]
+__all__ = ["HEAD_BYTES", "SourceDigests", "check_source", "digest_source", "find_changes", "open_unchanged"]
