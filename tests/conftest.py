@@ -2,6 +2,7 @@
 """Set-up of all tests: no network, one seed, few threads, and fixtures that several files use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -59,6 +60,15 @@ def matcher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny random matcher with its processor. Do not write into it."""
     _, _, matcher, processor = tiny_capfilt()
     return save(matcher, processor, tmp_path_factory.mktemp("matcher"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Uses one thread, as started processes do: the number of threads changes the last digits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def save(model: PreTrainedModel, processor: BlipProcessor, folder: Path) -> Path:

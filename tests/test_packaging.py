@@ -29,6 +29,7 @@ LAYERS = (
         "objectives",
         "configuration_blip",
         "image_arrays",
+        "image_files",
         "image_utils",
         "image_processing_blip",
         "processing_blip",

@@ -67,7 +67,7 @@ def register_auto_classes() -> None:
     for config_class, model_class in _OWN_MODELS.items():
         AutoModel.register(config_class, model_class, exist_ok=True)
     backends = dict.fromkeys(IMAGE_PROCESSOR_MAPPING_NAMES[BlipConfig.model_type], BlipImageProcessor)
-    # `AutoImageProcessor.register` would load the classes of transformers, one of which needs torchvision.
+    # `AutoImageProcessor.register` would load the classes of transformers, and one needs torchvision.
     IMAGE_PROCESSOR_MAPPING.register(BlipConfig, backends, exist_ok=True)
     AutoProcessor.register(BlipConfig, BlipProcessor, exist_ok=True)
 

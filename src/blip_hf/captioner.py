@@ -238,10 +238,7 @@ class BlipCaptioner:
         `first_index` is the `image_index` of the first image. The random numbers of a batch depend on it.
         """
         for batch in self._batches(images, on_error=on_error, first_index=first_index):
-            captions = {
-                index: [Caption(image_index=index, error=str(error), error_kind=error.kind)]
-                for index, error in batch.errors.items()
-            }
+            captions = batch.failures(Caption)
             if batch.images:
                 for caption in self._describe(batch, num_return_sequences, return_scores):
                     captions.setdefault(caption.image_index, []).append(caption)

@@ -15,7 +15,7 @@ from typing import Any
 
 
 class DiskFullError(OSError):
-    """There is no space left for a file or folder.
+    """The disk is too full for a file or folder.
 
     Args:
         path (`str` or `os.PathLike`):

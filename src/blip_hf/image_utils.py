@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds images and reads them: upright, as 8-bit RGB, from every source and format that Pillow supports."""
+"""Reads images: upright, as 8-bit RGB, from every source and format that Pillow supports."""
 
 import base64
 import errno
@@ -11,10 +11,8 @@ import signal
 import stat
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Union
 
@@ -23,6 +21,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from transformers.utils import logging
 
 from .image_arrays import array_to_image, is_array, to_eight_bits
+from .image_files import image_formats
 
 
 if TYPE_CHECKING:
@@ -54,9 +53,6 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}\s*")
 
 # Longer names are truncated in messages, for example images in base64.
 _LONGEST_NAME = 300
-
-# Pillow names these formats but has no decoder for them, or runs Ghostscript to decode them (EPS).
-_UNUSED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 # Errors of a disk, a connection or too many open files. The image itself may be valid.
 _MACHINE_ERRORS = frozenset(
@@ -211,87 +207,6 @@ def is_machine_error(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
 
 
-# Formats and files
-
-
-@cache
-def register_plugins() -> None:
-    """Registers the installed Pillow plug-ins for AVIF, HEIC and JPEG XL."""
-    Image.init()
-    with suppress(ImportError):
-        import pillow_avif  # noqa: F401
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    with suppress(ImportError):
-        import pillow_jxl  # noqa: F401
-
-
-@cache
-def _used_formats() -> list[str]:
-    """Formats that are decoded, also for files with the suffix of another one."""
-    register_plugins()
-    return [name for name in Image.OPEN if name not in _UNUSED_FORMATS]
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """Suffixes of the image files that Pillow and its installed plug-ins decode, in lower case with the dot."""
-    formats = _used_formats()
-    return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats)
-
-
-def list_images(folder: str | os.PathLike[str], *, recursive: bool = False, follow_links: bool = False) -> list[Path]:
-    """Lists the images of a folder by suffix, sorted by path, without hidden files. Warns about other files.
-
-    With `recursive`, also those of subfolders, and with `follow_links` those of linked folders, each folder once.
-    """
-    images, others = [], Counter()
-    for path in visible_files(Path(folder), recursive=recursive, follow_links=follow_links):
-        suffix = path.suffix.lower()
-        if suffix in image_suffixes():
-            images.append(path)
-        elif suffix not in (".txt", ".json", ".caption"):
-            others[suffix] += 1
-    warn_of_other_files(folder, others)
-    return sorted(images)
-
-
-def visible_files(folder: Path, *, recursive: bool, follow_links: bool = False) -> Iterator[Path]:
-    """Files of a folder, without hidden ones and those that macOS adds to archives."""
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=follow_links):
-        folders[:] = sorted(filter(is_visible, folders)) if recursive else []
-        if follow_links:  # a link may lead back to a folder above it
-            folders[:] = [name for name in folders if _is_first_visit(Path(parent, name), seen)]
-        yield from (Path(parent, name) for name in names if is_visible(name))
-
-
-def _is_first_visit(folder: Path, seen: set[str]) -> bool:
-    real = os.path.realpath(folder)
-    is_first = real not in seen
-    seen.add(real)
-    return is_first
-
-
-def is_visible(name: str) -> bool:
-    """Whether a file or folder of this name is neither hidden nor added by macOS."""
-    return name in (".", "..") or (not name.startswith(".") and name != "__MACOSX")
-
-
-_reported_suffixes: set[str] = set()
-
-
-def warn_of_other_files(where: str | os.PathLike[str], counts: Mapping[str, int]) -> None:
-    """Warns about skipped files, once for each suffix."""
-    new = {suffix: count for suffix, count in counts.items() if suffix not in _reported_suffixes}
-    _reported_suffixes.update(new)
-    if new:
-        listed = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(new.items()))
-        logger.warning(f"{where}: skipped files that are neither images nor their texts ({listed}).")
-
-
 # Decoding
 
 
@@ -318,7 +233,7 @@ def _open(source: Any) -> Image.Image:
     elif isinstance(source, (bytes, bytearray, memoryview)):
         _check_bytes(len(source))
         source = io.BytesIO(source)
-    return Image.open(source, formats=_used_formats())
+    return Image.open(source, formats=image_formats())
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
@@ -395,13 +310,7 @@ __all__ = [
     "decode_base64",
     "find_image_error",
     "image_errors",
-    "image_suffixes",
     "is_machine_error",
-    "is_visible",
-    "list_images",
     "open_image",
-    "register_plugins",
     "view_image",
-    "visible_files",
-    "warn_of_other_files",
 ]

@@ -4,10 +4,8 @@
 import json
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 from blip_hf.capfilt.engine import CapFilt
 from blip_hf.capfilt.engines.ray import RayCluster, ShardActor
@@ -16,7 +14,11 @@ from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.capfilt.settings import CapFiltSettings
 from blip_hf.cli import main
 from blip_hf.locks import Locks
+from tests.support.files import run_contents
 from tests.support.ray_cluster import ray_cluster
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SOURCE = "scenes:24:0.4"
@@ -24,25 +26,10 @@ SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_worker
 OPTIONS = {"shard_size": 4, "show_progress": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Uses one thread, as actors do."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.fixture(scope="module")
 def cluster():
     with ray_cluster(num_nodes=1) as cluster:
         yield cluster
-
-
-def contents(folder):
-    """The output files of a run by name, without `run.json`, which contains versions."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != "run.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def flags(captioner, matcher, out_dir, *more):
@@ -64,9 +51,9 @@ def test_ray_writes_the_bytes_of_the_local_engine(cluster, captioner_folder, mat
     totals = run_capfilt(engine, SOURCE, tmp_path / "local", **OPTIONS)
     assert json.loads(shown.out.splitlines()[-1]) == totals
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # Ray's own would end a later training
-    written = contents(tmp_path / "ray")
+    written = run_contents(tmp_path / "ray")
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
-    assert written == contents(tmp_path / "local")
+    assert written == run_contents(tmp_path / "local")
 
 
 @pytest.mark.slow
@@ -106,9 +93,9 @@ def test_an_actor_refuses_other_weights_and_keeps_finished_shards(captioner_fold
     run.start(identities, settings)
     renamed = {role: {**identity, "name": "elsewhere"} for role, identity in identities.items()}
     assert sum(counts.num_images for counts in actor.write_shard("scenes-00001", renamed)) == 4
-    before = contents(tmp_path)
+    before = run_contents(tmp_path)
     assert actor.write_shard("scenes-00001", renamed) == []
-    assert contents(tmp_path) == before
+    assert run_contents(tmp_path) == before
     other = {role: {**identity, "fingerprint": "0" * 16} for role, identity in identities.items()}
     with pytest.raises(ValueError, match=r"holds other weights on the node .* than where the run started"):
         actor.write_shard("scenes-00002", other)

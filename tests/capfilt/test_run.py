@@ -20,24 +20,18 @@ from blip_hf.capfilt.report import write_report
 from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
-from tests.support.files import write_json
+from tests.support.files import run_contents, write_json
 from tests.support.images import write_image
 from tests.support.tiny_models import tiny_capfilt
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SOURCE, NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = "scenes:24:0.4", 24, 4, 6
 SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_workers=1)
 # The filter is not trained: its scores lie around one half.
 RULE = Rule(threshold=0.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Uses one thread, as the started processes do: the number of threads changes the last digits."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +91,6 @@ def processes():
     return start
 
 
-def contents(folder):
-    """The output files of a run by name."""
-    ignored = "run.json"  # contains versions
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != ignored)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def written_at(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -120,7 +107,7 @@ def test_a_run_writes_scores_skipped_records_and_pairs_of_each_shard_and_the_tot
         for part, suffix in (("pairs", "parquet"), ("scores", "parquet"), ("skipped", "json"))
         for shard in shards
     ]
-    assert sorted(contents(folder)) == [*expected, "source.json", "summary.json"]
+    assert sorted(run_contents(folder)) == [*expected, "source.json", "summary.json"]
     scores, pairs = (pq.read_table(folder / part).to_pylist() for part in ("scores", "pairs"))
     kept = [row for row in scores if row["itm"] >= RULE.threshold]
     assert 0 < len(kept) < len(scores)
@@ -151,7 +138,7 @@ def test_killed_at_random_moments_two_processes_write_the_bytes_of_one(
         process.join()
         assert process.exitcode == 0
     assert whole.items() <= whole_shards(tmp_path).items()
-    assert contents(tmp_path) == contents(expected)
+    assert run_contents(tmp_path) == run_contents(expected)
 
 
 def test_a_process_takes_over_the_shards_of_a_killed_one(checkpoints, processes, undisturbed, tmp_path):
@@ -162,7 +149,7 @@ def test_a_process_takes_over_the_shards_of_a_killed_one(checkpoints, processes,
     killed.join()
     survivor.join()
     assert (killed.exitcode, survivor.exitcode) == (-signal.SIGKILL, 0)
-    assert contents(tmp_path) == contents(undisturbed[0])
+    assert run_contents(tmp_path) == run_contents(undisturbed[0])
 
 
 def test_finished_run_only_reports_its_totals(engine, undisturbed, monkeypatch):
@@ -199,7 +186,7 @@ def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeyp
     for folder, source in ((tmp_path, "web.json"), (tmp_path / "below", "../web.json")):
         monkeypatch.chdir(folder)
         run(engine, "out", source)
-    assert contents(tmp_path / "out") == contents(tmp_path / "below" / "out")
+    assert run_contents(tmp_path / "out") == run_contents(tmp_path / "below" / "out")
     assert pq.read_table(tmp_path / "out" / "scores")["image"][0].as_py() == str(tmp_path / "a.png")
 
 
@@ -285,9 +272,9 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     out = tmp_path / "run"
     assert main(["capfilt", "run", *flags(checkpoints, out)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == undisturbed[1]
-    written = contents(out)
+    written = run_contents(out)
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
-    assert written == contents(undisturbed[0])
+    assert written == run_contents(undisturbed[0])
 
     # A report written during the run is replaced at its end.
     last = (out / "report.json").read_bytes()
@@ -302,7 +289,7 @@ def test_the_commands_run_refilter_and_report(checkpoints, undisturbed, tmp_path
     assert main(["capfilt", "refilter", str(out), "--output_dir", str(pairs)]) == 0
     kept = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sum(kept.values()) == undisturbed[1]["num_kept"]
-    assert contents(pairs) == contents(out / "pairs")
+    assert run_contents(pairs) == run_contents(out / "pairs")
 
     (out / "report.html").unlink()
     assert main(["capfilt", "report", str(out)]) == 0
@@ -316,7 +303,7 @@ def test_command_reads_its_rank_from_the_launcher(checkpoints, undisturbed, tmp_
     assert main(["capfilt", "run", *flags(checkpoints, tmp_path)]) == 0
     # No other process runs: it did all shards, and left the totals to the first process.
     assert capsys.readouterr().out == ""
-    assert contents(tmp_path) == contents(undisturbed[0])
+    assert run_contents(tmp_path) == run_contents(undisturbed[0])
 
 
 def test_progress_bar_shows_speed_kept_shares_and_time_left(engine, tmp_path, capsys):

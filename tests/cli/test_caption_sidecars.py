@@ -21,7 +21,7 @@ def caption(*arguments):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six images, of which two lie in a subfolder."""
+    """Six images, two in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     for number, image in enumerate(noise_images(6)):

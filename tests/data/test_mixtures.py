@@ -56,7 +56,7 @@ def test_resume_with_another_number_of_readers_loses_nothing():
     resumed.load_state_dict(readers[0].merge_states([reader.state_dict() for reader in readers]))
     found += captions(islice(resumed, 35))
 
-    assert len(set(found)) == 75  # 60 + 22 pairs, of which none is repeated
+    assert len(set(found)) == 75  # 20 and 20 before, 35 after
 
 
 def test_ids_of_sources_differ():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two processes that save and stop together, of which only one gets a signal."""
+"""Two processes save and stop together, though only one gets a signal."""
 
 import os
 import signal

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from blip_hf import image_utils
+from blip_hf import image_files, image_utils
 from blip_hf.data.pairs import PairDataset
 from blip_hf.data.readers import find_shards, load_pairs, parquet, tar_stream
 from blip_hf.image_utils import MAX_IMAGE_PIXELS, UnreadableImageError, find_image_error, open_image
@@ -139,7 +139,7 @@ class SlowImages(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> str:
         image_utils.MAX_IMAGE_SECONDS = 0.5
         Image.register_open("SLOW", SlowFormat, lambda prefix: prefix.startswith(b"SLOW"))
-        image_utils._used_formats.cache_clear()
+        image_files.image_formats.cache_clear()
         try:
             open_image(b"SLOW image")
         except UnreadableImageError as error:

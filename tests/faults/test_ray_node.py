@@ -1,39 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""CapFilt on a Ray cluster of two nodes, one of which dies."""
+"""CapFilt on a Ray cluster of two nodes when one dies."""
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
 from blip_hf.capfilt.engine import CapFilt
 from blip_hf.capfilt.engines.ray import RayCluster, run_capfilt_on_ray
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.capfilt.settings import CapFiltSettings
+from tests.support.files import run_contents
 from tests.support.ray_cluster import ray_cluster
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_workers=1)
 NUM_SHARDS = 40
 OPTIONS = {"shard_size": 4, "show_progress": False}
 SOURCE = f"scenes:{4 * NUM_SHARDS}:0.4"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Uses one thread, as actors do."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-def contents(folder):
-    """The output files of a run by name, without `run.json`, which contains versions."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != "run.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
@@ -65,4 +52,4 @@ def test_a_node_that_dies_changes_no_byte(captioner_folder, matcher_folder, tmp_
     assert num_done[0] < NUM_SHARDS - 1
     engine = CapFilt.from_pretrained(captioner_folder, matcher_folder, device="cpu", settings=SETTINGS)
     assert run_capfilt(engine, SOURCE, tmp_path / "local", **OPTIONS) == totals
-    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert run_contents(tmp_path / "ray") == run_contents(tmp_path / "local")

@@ -21,13 +21,9 @@ from transformers import (
 
 from blip_hf import BlipForConditionalGeneration, BlipForQuestionAnswering, BlipProcessor
 from tests.support.images import noise_images
-from tests.support.model_cases import MODEL_CASES, cases_except, tensors_of
+from tests.support.model_cases import MODEL_CASES, cases_except, for_cases, tensors_of
 from tests.support.processors import CLS, SEP, make_processor, make_upstream, plain_tokenizer, random_photo
 from tests.support.tiny_models import tiny_capfilt, tiny_model_for
-
-
-def for_cases(names):
-    return pytest.mark.parametrize("case", [MODEL_CASES[name] for name in names], ids=names)
 
 
 @pytest.fixture(scope="module")

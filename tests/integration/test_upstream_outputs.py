@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 import blip_hf
-from tests.support.model_cases import CONTRASTIVE_CASES, MODEL_CASES, cases_except, tensors_of
+from tests.support.model_cases import CONTRASTIVE_CASES, MODEL_CASES, cases_except, for_cases, tensors_of
 from tests.support.tiny_models import SUMMATION_TOLERANCE
 
 
@@ -22,10 +22,6 @@ WITH_STATES = cases_except(*CONTRASTIVE_CASES, "dual_encoder")
 @pytest.fixture(params=MODEL_CASES)
 def case(request):
     return MODEL_CASES[request.param]
-
-
-def for_cases(names):
-    return pytest.mark.parametrize("case", [MODEL_CASES[name] for name in names], ids=names)
 
 
 @torch.no_grad()

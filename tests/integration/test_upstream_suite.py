@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
-from tests.support.model_cases import CONTRASTIVE_CASES, MODEL_CASES, cases_except, tensors_of
+from tests.support.model_cases import CONTRASTIVE_CASES, MODEL_CASES, cases_except, for_cases, tensors_of
 from tests.support.tiny_models import VOCAB_SIZE
 
 
@@ -22,10 +22,6 @@ WITH_WORDS = cases_except("vision")
 @pytest.fixture(params=MODEL_CASES)
 def case(request):
     return MODEL_CASES[request.param]
-
-
-def for_cases(names):
-    return pytest.mark.parametrize("case", [MODEL_CASES[name] for name in names], ids=names)
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writers of small JSON, JSON lines and tar files; each creates the parent folders and returns the path."""
+"""Writers of small JSON, JSON lines and tar files, which create the parent folders and return the path; CapFilt's files."""
 
 import json
 import tarfile
@@ -29,3 +29,9 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
     return path
+
+
+def run_contents(folder: Path) -> dict[str, bytes]:
+    """The files of a CapFilt run by name, without `run.json`, which contains versions."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != "run.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

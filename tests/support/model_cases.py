@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -95,6 +96,11 @@ CONTRASTIVE_CASES = ("pretraining", "retrieval")
 def cases_except(*names: str) -> list[str]:
     """Names of the cases without some of them."""
     return [name for name in MODEL_CASES if name not in names]
+
+
+def for_cases(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Runs a test with each of the named cases as `case`."""
+    return pytest.mark.parametrize("case", [MODEL_CASES[name] for name in names], ids=names)
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ TIMEOUT = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out wait
 
 @pytest.fixture
 def store(monkeypatch):
-    """The store of the launcher of three processes, of which this is the first."""
+    """The launcher's store; this is the first of three processes."""
     store = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", str(store.port))

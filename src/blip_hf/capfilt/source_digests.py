@@ -16,7 +16,7 @@ from ..data.readers.sidecars import SIDECAR_SUFFIXES
 from ..data.readers.sources import Reader, open_source
 from ..data.readers.tar import TarFile
 from ..files import file_digest
-from ..image_utils import list_images
+from ..image_files import list_images
 from .scores import RunFolder
 
 

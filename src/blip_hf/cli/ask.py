@@ -6,16 +6,13 @@ from pathlib import Path
 
 from ..evaluation.defaults import NUM_CANDIDATES
 from .errors import UsageError
-from .image_options import ImageOptions, is_path
-from .output import open_output
+from .image_options import TableOptions, is_path
 from .parser import Command
-from .skipped import report_skipped
 from .stop_signals import stop_signals
-from .tables import TableFormat, write_table
 
 
 @dataclass(kw_only=True)
-class AskOptions(ImageOptions):
+class AskOptions(TableOptions):
     """What `blip-hf ask` takes."""
 
     images: list[str] = field(
@@ -50,8 +47,6 @@ class AskOptions(ImageOptions):
         default=None, metadata={"help": "Answers to print per question (default: 1, of a list 5)"}
     )
     num_beams: int = field(default=3, metadata={"help": "Beams of generation; at least --top_k"})
-    format: TableFormat = field(default="table", metadata={"help": "Format of the answers"})
-    output: Path | None = field(default=None, metadata={"help": "File to write to (default: stdout)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,9 +94,8 @@ def _run(options: AskOptions) -> int:
             for answer in answers
             if answer.error is None
         ]
-        with open_output(options.output) as stream:
-            write_table(rows, stream, options.format)
-        return report_skipped("blip-hf ask", [answer for answer in answers if answer.error], images.names)
+        failures = [answer for answer in answers if answer.error]
+        return options.write_results("blip-hf ask", rows, failures, images.names)
 
 
 def _answer_list(options: AskOptions) -> list[str] | None:

@@ -84,7 +84,7 @@ class RunOptions(RuleOptions, EngineOptions, CapFiltSettings):
     allow_outside: bool = field(default=False, metadata={"help": ALLOW_OUTSIDE_HELP})
     shard_size: int = field(default=1000, metadata={"help": "Records per shard, for sources without shards"})
     device: str | None = field(
-        default=None, metadata={"help": "Device, such as cuda:1 (default: a GPU if there is one)"}
+        default=None, metadata={"help": "Device, such as cuda:1 (default: an accelerator, if there is one)"}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Data type of the weights"}

@@ -33,7 +33,7 @@ def sidecar_paths(images: FoundImages, output_dir: Path | None, extension: str) 
 
 def checked_extension(extension: str) -> str:
     """The extension with its dot."""
-    from ..image_utils import image_suffixes
+    from ..image_files import image_suffixes
 
     extension = f".{extension.removeprefix('.')}"
     if extension == "." or os.sep in extension or extension.lower() in {".json", *image_suffixes()}:

@@ -2,11 +2,16 @@
 """Options that commands on images share."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tasks.base import ALLOW_OUTSIDE_HELP, DType
 from .errors import UsageError
+from .output import open_output
+from .skipped import Failure, report_skipped
+from .tables import TableFormat, write_table
 
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ class ImageOptions:
         metadata={"help": "Threads that read images ahead of the model; 0 for none", "aliases": ["num_workers"]},
     )
     device: str | None = field(
-        default=None, metadata={"help": "Device, such as cpu or cuda:1 (default: a GPU if there is one)"}
+        default=None, metadata={"help": "Device, such as cpu or cuda:1 (default: an accelerator, if there is one)"}
     )
     dtype: DType = field(default="float32", metadata={"help": "Data type of the weights"})
 
@@ -75,6 +80,22 @@ class ImageOptions:
         )
 
 
+@dataclass(kw_only=True)
+class TableOptions(ImageOptions):
+    """Images, and the format of a table of results."""
+
+    format: TableFormat = field(default="table", metadata={"help": "Format of the results"})
+    output: Path | None = field(default=None, metadata={"help": "File to write to (default: stdout)"})
+
+    def write_results(
+        self, prog: str, rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure], names: Sequence[str]
+    ) -> int:
+        """Writes the rows, and names images that could not be read on stderr. Returns the exit status."""
+        with open_output(self.output) as stream:
+            write_table(rows, stream, self.format)
+        return report_skipped(prog, failures, names)
+
+
 def is_path(word: str) -> bool:
     """Whether a word of the command line is a path: it exists, or it ends as an image or a folder does."""
     from .image_sources import is_image
@@ -82,4 +103,4 @@ def is_path(word: str) -> bool:
     return os.path.exists(word) or word.endswith(("/", os.sep)) or is_image(word)
 
 
-__all__ = ["ImageOptions", "is_path"]
+__all__ = ["ImageOptions", "TableOptions", "is_path"]

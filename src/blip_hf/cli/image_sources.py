@@ -66,7 +66,7 @@ def find_images(
         ValueError: If a source of records does not exist or does not fit.
     """
     from ..data.readers import load_images
-    from ..image_utils import list_images
+    from ..image_files import list_images
 
     found = FoundImages()
     for source in sources:
@@ -95,7 +95,7 @@ def _undecoded(records: "Dataset") -> "Dataset":
 def is_image(source: str) -> bool:
     """Whether a source is one image: a file without records, or the path of an image that does not exist."""
     from ..data.readers.sources import kind_of
-    from ..image_utils import image_suffixes
+    from ..image_files import image_suffixes
 
     path = Path(source)
     if path.is_file():

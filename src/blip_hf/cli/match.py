@@ -2,19 +2,15 @@
 """`blip-hf match`: the ITM probability and the ITC similarity of images and texts."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .errors import UsageError
-from .image_options import ImageOptions, is_path
-from .output import open_output
+from .image_options import TableOptions, is_path
 from .parser import Command
-from .skipped import report_skipped
 from .stop_signals import stop_signals
-from .tables import TableFormat, write_table
 
 
 @dataclass(kw_only=True)
-class MatchOptions(ImageOptions):
+class MatchOptions(TableOptions):
     """What `blip-hf match` takes."""
 
     images: list[str] = field(
@@ -33,8 +29,6 @@ class MatchOptions(ImageOptions):
             "repeatable": True,
         },
     )
-    format: TableFormat = field(default="table", metadata={"help": "Format of the scores"})
-    output: Path | None = field(default=None, metadata={"help": "File to write to (default: stdout)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,9 +83,8 @@ def _run(options: MatchOptions) -> int:
             for match in matches
             if match.error is None
         ]
-        with open_output(options.output) as stream:
-            write_table(rows, stream, options.format)
-        return report_skipped("blip-hf match", [match for match in matches if match.error], images.names)
+        failures = [match for match in matches if match.error]
+        return options.write_results("blip-hf match", rows, failures, images.names)
 
 
 COMMAND = Command(

@@ -86,7 +86,7 @@ class _Overwrite:
 @dataclass
 class _Config:
     config: Path | None = field(
-        default=None, metadata={"help": "YAML file of options by name; options on the command line win"}
+        default=None, metadata={"help": "YAML file of options by name; options on the command line override it"}
     )
 
 

@@ -9,13 +9,15 @@ from typing import Protocol
 from .output import escape_controls
 
 
-class _Failure(Protocol):
+class Failure(Protocol):
+    """A result for an image that could not be read."""
+
     image_index: int
     error: str | None
     error_kind: str | None
 
 
-def report_skipped(prog: str, failures: Sequence[_Failure], names: Sequence[str]) -> int:
+def report_skipped(prog: str, failures: Sequence[Failure], names: Sequence[str]) -> int:
     """Names images that could not be read on stderr. Returns the exit status, 1 if none could."""
     for failure in failures:
         say(prog, f"skipped: {named_error(failure.error, names[failure.image_index])}")
@@ -41,4 +43,4 @@ def say(prog: str, message: str) -> None:
     print(f"{prog}: {escape_controls(message)}", file=sys.stderr)
 
 
-__all__ = ["count_skipped", "named_error", "report_skipped", "say"]
+__all__ = ["Failure", "count_skipped", "named_error", "report_skipped", "say"]

@@ -51,7 +51,7 @@ class EncodedPairs(Dataset[Batch]):
         return {name: column[i] for name, column in self.columns.items()}
 
     def skip_counts(self, *, all_processes: bool = False) -> SkipCounts:
-        """Counts of the records, of which each process reads all."""
+        """Counts of skipped records; each process reads all records."""
         return self._skip_counts
 
     def caption_lengths(self) -> list[int]:

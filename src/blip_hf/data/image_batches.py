@@ -5,18 +5,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..image_utils import ImageSource, UnreadableImageError, open_image
+from ..image_utils import ImageErrorKind, ImageSource, UnreadableImageError, open_image
 from ..processing_blip import BlipProcessor
 from .read_ahead import read_ahead
 
 
 OnError = Literal["raise", "skip"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """What a model found for an image, or why the image could not be read."""
+
+    image_index: int
+    """Position of the image in the input, from 0."""
+    error: str | None = None
+    """Why the image could not be read."""
+    error_kind: ImageErrorKind | None = None
+    """The kind of this error, to count errors by."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,13 @@ class ImageBatch:
     images: list[Image.Image]
     pixel_values: Tensor | None
     errors: dict[int, UnreadableImageError]
+
+    def failures(self, result_class: type[Result]) -> dict[int, list[Result]]:
+        """One result with its error for each image that was not read, by index."""
+        return {
+            index: [result_class(image_index=index, error=str(error), error_kind=error.kind)]
+            for index, error in self.errors.items()
+        }
 
 
 def image_batches(
@@ -83,4 +103,4 @@ def _read(
     return image, processor(images=image, return_tensors="pt")["pixel_values"]
 
 
-__all__ = ["ImageBatch", "OnError", "image_batches"]
+__all__ = ["ImageBatch", "ImageResult", "OnError", "image_batches"]

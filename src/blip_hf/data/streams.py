@@ -53,7 +53,7 @@ class PairStream(IterableDataset):
         num_open_shards (`int`, *optional*, defaults to 8):
             Number of shards that a reader mixes.
         num_splits (`int`, *optional*, defaults to 1):
-            Number of parts of the shards, of which each epoch reads one, as the paper does with LAION.
+            Number of parts of the shards; each epoch reads one, as the paper does with LAION.
         max_bad_share (`float`, *optional*, defaults to 0.1):
             Share of skipped records that raises an error, from 1,000 records on.
         id_prefix (`str`, *optional*, defaults to `""`):

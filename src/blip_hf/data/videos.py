@@ -9,7 +9,8 @@ from typing import TypedDict
 
 from PIL import Image, ImageSequence
 
-from ..image_utils import UnreadableImageError, list_images, open_image
+from ..image_files import list_images
+from ..image_utils import UnreadableImageError, open_image
 from .readers.records import check_record, read_json, read_path, read_text
 
 

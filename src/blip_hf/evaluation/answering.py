@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.image_batches import OnError, image_batches
+from ..data.image_batches import ImageResult, OnError, image_batches
 from ..data.text import pre_question
 from ..data.vqa import MAX_ANSWER_LENGTH
-from ..image_utils import ImageErrorKind, ImageSource
+from ..image_utils import ImageSource
 from ..modeling.caption import sum_log_probabilities
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
@@ -22,21 +22,15 @@ from .vqa import check_choice, decode_answers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(ImageResult):
     """An answer to a question about an image."""
 
-    image_index: int
-    """Position of the image in the input, from 0."""
     question: str | None = None
     """The question as it was asked; `None` if the image could not be read."""
     text: str | None = None
     """The answer."""
     confidence: float | None = None
     """Probability of the answer: among all texts if it was generated, among the candidates if it was ranked."""
-    error: str | None = None
-    """Why the image could not be read."""
-    error_kind: ImageErrorKind | None = None
-    """The kind of this error, to count errors by."""
 
 
 def answer_questions(
@@ -121,10 +115,7 @@ def answer_questions(
     batches = image_batches(processor, images, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     with evaluating(model):
         for batch in batches:
-            found: dict[int, list[Answer]] = {
-                index: [Answer(image_index=index, error=str(error), error_kind=error.kind)]
-                for index, error in batch.errors.items()
-            }
+            found = batch.failures(Answer)
             if batch.indices:
                 found |= _answer_batch(model, batch.indices, batch.pixel_values, questions, rows, answer)
             answers += [own for index in sorted(found) for own in found[index]]

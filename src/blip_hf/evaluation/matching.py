@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.image_batches import OnError, image_batches
+from ..data.image_batches import ImageResult, OnError, image_batches
 from ..data.text import pre_caption
-from ..image_utils import ImageErrorKind, ImageSource
+from ..image_utils import ImageSource
 from ..modeling.projection import pool_and_project
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
@@ -21,21 +21,15 @@ _MAX_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(ImageResult):
     """The scores of an image and a text."""
 
-    image_index: int
-    """Position of the image in the input, from 0."""
     text: str | None = None
     """The text as it was given; `None` if the image could not be read."""
     itm_probability: float | None = None
     """Probability that image and text match, from the ITM head."""
     itc_similarity: float | None = None
     """Cosine of the features of image and text."""
-    error: str | None = None
-    """Why the image could not be read."""
-    error_kind: ImageErrorKind | None = None
-    """The kind of this error, to count errors by."""
 
 
 def match_texts(
@@ -90,10 +84,7 @@ def match_texts(
         rows = TokenizedTexts.from_texts(processor, normalized, model.device)
         features = encode_texts(model, rows, torch.arange(len(texts)), _MAX_ROWS)  # (m, d)
         for batch in batches:
-            found = {
-                index: [Match(image_index=index, error=str(error), error_kind=error.kind)]
-                for index, error in batch.errors.items()
-            }
+            found = batch.failures(Match)
             if batch.indices:
                 scores = _scores(model, batch.pixel_values.to(model.device, model.dtype), rows, features)
                 for index, itm, itc in zip(batch.indices, *(values.tolist() for values in scores), strict=True):

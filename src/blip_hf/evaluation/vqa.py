@@ -20,7 +20,7 @@ from ..data.vqa import MAX_ANSWER_LENGTH, BlipVqaCollator, VqaDataset
 from ..distributed import gather_objects, rank, world_size
 from ..files import write_json
 from ..finite import require_finite_results
-from ..image_utils import image_suffixes
+from ..image_files import image_suffixes
 from ..modeling.logits_check import LogitsCheck
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor

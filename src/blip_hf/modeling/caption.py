@@ -132,10 +132,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             input_ids = start_tokens(images, text_config)
         input_ids, attention_mask, labels = expand_text(images.shape[0], input_ids, attention_mask, labels)
         if labels is not None:
-            first = input_ids[:, :1]
-            first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
-            input_ids = with_first_token(input_ids, first)
-            labels = labels.masked_fill(labels == text_config.pad_token_id, -100)
+            input_ids, labels = self._taught(input_ids, labels)
         outputs = self.text_decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -158,6 +155,13 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def _taught(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions from [DEC], where they started with [CLS], and labels without padding."""
+        text_config = self.config.text_config
+        first = input_ids[:, :1]
+        first = torch.where(first == text_config.cls_token_id, text_config.bos_token_id, first)
+        return with_first_token(input_ids, first), labels.masked_fill(labels == text_config.pad_token_id, -100)
 
     @torch.no_grad()
     def generate(

@@ -230,14 +230,9 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             # Shift the labels: shifting the logits would copy them and their gradient.
-            shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-            loss = captioning_loss(
-                logits,
-                shifted if shift_labels is None else shift_labels,
-                label_smoothing=self.label_smoothing,
-                reduction=reduction,
-                num_items=num_items_in_batch,
-            )
+            shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
+            options = {"label_smoothing": self.label_smoothing, "reduction": reduction}
+            loss = captioning_loss(logits, shifted, num_items=num_items_in_batch, **options)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,

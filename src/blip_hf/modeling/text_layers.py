@@ -135,7 +135,7 @@ class BlipTextCrossAttention(nn.Module):
 
 
 def _image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Tensor:
-    """Images that all rows read, of which the last ones are given: `(r,)` -> `(num_rows,)`."""
+    """Images that all rows read, given those of the last rows: `(r,)` -> `(num_rows,)`."""
     group = (num_rows - image_index.shape[0]) // num_images
     in_order = torch.arange(num_images, device=image_index.device).repeat_interleave(group)
     return torch.cat([in_order, image_index])

@@ -160,13 +160,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         """
         refuse_unknown(kwargs, self)
         refuse_token_types(token_type_ids, self)
-        pad_token_id = self.config.text_config.pad_token_id
-        if labels is not None:
-            labels = labels.masked_fill(labels == pad_token_id, -100)
-        elif decoder_input_ids is None:
-            raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
-        if decoder_input_ids is None:
-            decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
+        decoder_input_ids, labels = self._answers(decoder_input_ids, labels)
         input_ids, attention_mask = expand_text(pixel_values.shape[0], input_ids, attention_mask)
         answer_owner = _answer_owner(answers_per_question, input_ids.shape[0], decoder_input_ids.shape[0])
 
@@ -196,6 +190,17 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             decoder_attentions=answers.attentions,
             cross_attentions=question.cross_attentions,
         )
+
+    def _answers(self, decoder_input_ids: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Inputs of the decoder, by default those of the labels, and labels without padding."""
+        pad_token_id = self.config.text_config.pad_token_id
+        if labels is not None:
+            labels = labels.masked_fill(labels == pad_token_id, -100)
+        elif decoder_input_ids is None:
+            raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
+        if decoder_input_ids is None:
+            decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
+        return decoder_input_ids, labels
 
     @torch.no_grad()
     def generate(

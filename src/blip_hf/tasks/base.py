@@ -124,7 +124,9 @@ class EvaluateOptions:
         default=0,
         metadata={"help": "Threads or processes that read images ahead; 0 for none", "aliases": ["num_workers"]},
     )
-    device: str | None = option(None, "Device, such as cpu or cuda:1 (default: a GPU if there is one)", "DEVICE")
+    device: str | None = option(
+        None, "Device, such as cpu or cuda:1 (default: an accelerator, if there is one)", "DEVICE"
+    )
     dtype: DType = option("float32", "Data type of the weights")
     first_scene: int = option(10_000, "Number of the first scene", "N")
     num_scenes: int = option(500, "Number of scenes", "N")

@@ -80,14 +80,12 @@ def run_finetuning(
 
     image_size = image_size_of(model)
     transform = training_transform(options, image_size, transform_class)
-    train_records = None
+    seed, train_records = arguments.seed, None
     if isinstance(options, PairTrainingOptions) and options.is_streamed():
-        train_dataset = make_stream(
-            options, transform, image_size, seed=arguments.seed, max_bad_share=arguments.max_bad_share
-        )
+        train_dataset = make_stream(options, transform, image_size, seed=seed, max_bad_share=arguments.max_bad_share)
     else:
         train_records = read_records(options.training_source(), image_size)
-        train_dataset = dataset_class(train_records, transform, seed=arguments.seed)
+        train_dataset = dataset_class(train_records, transform, seed=seed)
     source = options.evaluation_source()
     eval_records = None if source is None else read_records(source, image_size)
     if options.lora:

@@ -29,7 +29,7 @@ class StreamOptions:
         None, "Weight of each source of --data in a mixture, such as 0.8 0.2; sources that end start again", "WEIGHT"
     )
     num_splits: int = option(
-        1, "Parts of the shards of each source, of which an epoch reads one, as the paper does with LAION", "N"
+        1, "Parts of the shards of each source; an epoch reads one, as the paper does with LAION", "N"
     )
     buffer_size: int = option(1024, "Records that each loader worker holds to shuffle a stream", "N")
 

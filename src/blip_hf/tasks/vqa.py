@@ -215,7 +215,7 @@ def _check_answers(questions: Sequence[Mapping[str, Any]], options: EvaluateOpti
 
     if not has_answers(questions):
         raise ValueError(
-            f"None of the {len(questions)} questions of {', '.join(options.data)} has an answer, so there is no accuracy."
+            f"None of the {len(questions)} questions of {', '.join(options.data)} has an answer, so the accuracy cannot be computed."
             " Pass the answers of VQA's own files as `annotations`, or a file for the predictions as `output`."
         )
 

@@ -33,7 +33,7 @@ def find_evaluation(
         )
     if arguments.eval_strategy == IntervalStrategy.NO:
         logger.warning(
-            f"metric_for_best_model={metric!r} chooses no checkpoint, because there is no evaluation during training. Set"
+            f"metric_for_best_model={metric!r} chooses no checkpoint, because training runs without evaluation. Set"
             " `eval_strategy` to 'epoch' or 'steps'."
         )
     if name not in task_metrics:

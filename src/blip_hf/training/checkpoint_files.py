@@ -60,7 +60,7 @@ def require_whole(checkpoint: str | os.PathLike[str]) -> Path:
         DamagedCheckpointError: If it does not exist, or a file is missing or damaged.
     """
     checkpoint = Path(checkpoint)
-    problem = find_problem(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    problem = find_problem(checkpoint) if checkpoint.is_dir() else "the folder does not exist"
     if problem is None:
         return checkpoint
     others = [other for other in find_checkpoints(checkpoint.parent) if find_problem(other) is None]

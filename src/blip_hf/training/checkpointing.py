@@ -84,7 +84,7 @@ class CheckpointingTrainer(DistributedTrainer):
         checkpoint = newest_whole(self.args.output_dir)
         if checkpoint is None:
             raise DamagedCheckpointError(
-                f"There is no whole checkpoint in {self.args.output_dir}. Leave out `resume_from_checkpoint` to start from"
+                f"{self.args.output_dir} has no whole checkpoint. Leave out `resume_from_checkpoint` to start from"
                 " the beginning."
             )
         return str(checkpoint)

@@ -208,7 +208,7 @@ def check_answers(questions: Records) -> None:
     """Raises a `ValueError` if no question has an answer to compare with."""
     if not has_answers(questions):
         raise ValueError(
-            f"None of the {len(questions)} questions to evaluate on has an answer, so there is no accuracy. Pass questions"
+            f"None of the {len(questions)} questions to evaluate on has an answer, so the accuracy cannot be computed. Pass questions"
             " with answers; those of VQA's own files are in a file of annotations."
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...image_utils import list_images
+from ...image_files import list_images
 from .records import ImageRecord, RecordStream
 from .samples import Shard, Skipped, Stream, cut_rows
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict
 
-from ...image_utils import image_suffixes, is_visible, visible_files, warn_of_other_files
+from ...image_files import image_suffixes, is_visible, visible_files, warn_of_other_files
 from ..scenes import Scenes
 from .folder import ImageFolder
 from .hub import HUB_PREFIX, Table, could_be_hub_name, is_hub_name, is_saved, load_from_hub, pick_split

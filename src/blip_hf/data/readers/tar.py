@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...image_utils import MAX_IMAGE_BYTES, image_suffixes, is_visible, warn_of_other_files
+from ...image_files import image_suffixes, is_visible, warn_of_other_files
+from ...image_utils import MAX_IMAGE_BYTES
 from .records import ImageRecord, RecordStream
 from .samples import Shard, Skipped, Stream
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars

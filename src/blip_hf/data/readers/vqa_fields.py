@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from transformers.utils import logging
 
-from ...image_utils import image_suffixes
+from ...image_files import image_suffixes
 from .image_root import ImageRoot, OutsideFolderError
 from .records import PathLike, Record, field_error, read_text
 
