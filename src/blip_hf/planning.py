@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .configuration_blip import BlipPreTrainingConfig
+from .modeling.activations import record_saved_tensors
 from .modeling.pretraining import BlipForPreTraining
 
 
@@ -135,25 +135,12 @@ def _count(config: BlipPreTrainingConfig, num_vision: int, num_text: int, dtype:
     size = config.vision_config.image_size
     pixels = torch.zeros(_COUNTED_PAIRS, 3, size, size)
     words = torch.ones(_COUNTED_PAIRS, CAPTION_LENGTH, dtype=torch.long)
-    weights = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in weights:
-            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-        with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with autocast, record_saved_tensors(model) as saved:
             loss = model(pixels, words, torch.ones_like(words), alpha=_ALPHA).loss
-        num_bytes = sum(saved.values())
         loss.backward()
-    return counter.get_total_flops() / _COUNTED_PAIRS, num_bytes / _COUNTED_PAIRS
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return counter.get_total_flops() / _COUNTED_PAIRS, saved.num_bytes / _COUNTED_PAIRS
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -3,9 +3,10 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer
+
+from ..modeling.activations import record_saved_tensors
 
 
 GIB = 2**30
@@ -35,26 +36,9 @@ def _saved_bytes(trainer: Trainer, inputs: dict[str, Any]) -> int:
     """Bytes of all tensors that a forward pass keeps for the backward pass, without the weights."""
     trainer.model.train()
     inputs = trainer._prepare_inputs(inputs)
-    weights = {_storage(tensor) for tensor in _tensors(trainer.model)}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in weights:
-            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, inputs)
-    del loss  # kept until here, so that no storage was freed and used again
-    return sum(saved.values())
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    with record_saved_tensors(trainer.model) as saved, trainer.compute_loss_context_manager():
+        _loss = trainer.compute_loss(trainer.model, inputs)  # kept until the block ends
+    return saved.num_bytes
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -61,12 +61,14 @@ class EpochCallback(TrainerCallback):
 class BlipTrainer(CheckpointingTrainer):
     """Trains a model for captioning, VQA or NLVR2 as [BLIP](https://huggingface.co/papers/2201.12086) does.
 
-    Extends `transformers.Trainer`: the paper's learning-rate schedules and weight decay; batches of captions of
-    similar length with `train_sampling_strategy="group_by_length"`; `num_skipped` in the logs; an evaluation that
-    skips unusable records and counts each other record once; a `train_dataset` that is a
-    [`~blip_hf.data.streams.PairStream`] or [`~blip_hf.data.mixtures.PairMixture`], whose position checkpoints keep; the metrics of the task, if `metric_for_best_model` names
-    one, such as `"cider"`, `"accuracy"` or `"r_mean"`; and an error for half-precision weights. A plain `Trainer` works
-    too.
+    A plain `transformers.Trainer` works too. This one adds:
+
+    - the paper's learning-rate schedules and weight decay, and an error for half-precision weights;
+    - batches of captions of similar length with `train_sampling_strategy="group_by_length"`;
+    - streams ([`~blip_hf.data.streams.PairStream`], [`~blip_hf.data.mixtures.PairMixture`]) as `train_dataset`, with
+      their position in each checkpoint;
+    - `num_skipped` in the logs, and an evaluation that skips unusable records and counts each other record once;
+    - the metrics of the task if `metric_for_best_model` names one, such as `"cider"`, `"accuracy"` or `"r_mean"`.
 
     Args:
         model (`PreTrainedModel` or `peft.PeftModel`):
