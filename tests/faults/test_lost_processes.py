@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A process of a training that dies or hangs: the others end and name it, and the run goes on from its last checkpoint."""
+"""A process of a training that dies or hangs: the others end and name it, and the run continues from its last checkpoint."""
 
 import time
 

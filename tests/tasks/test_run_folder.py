@@ -86,7 +86,7 @@ def test_another_command_is_refused_by_name(interrupted, capfd, caplog):
     message = error_of(capfd, interrupted, "--queue_size", "4", "--learning_rate", "1e-3", data="scenes:6")
     assert "queue_size was 8, is 4; learning_rate was 0.0003, is 0.001" in message
     assert "data was ['scenes'], is ['scenes:6']" in message
-    assert "--overwrite to start anew" in message
+    assert "--overwrite to start again" in message
     assert len(find_checkpoints(interrupted)) == 2
     assert pretrain(interrupted, "--learning_rate", "1e-3", "--resume_from_checkpoint", "True") == 0
     assert "resumes with other settings: learning_rate" in caplog.text

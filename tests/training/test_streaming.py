@@ -67,7 +67,7 @@ def test_another_number_of_processes_and_workers_loses_and_repeats_nothing(tmp_p
         loader.dataset.load_state(tmp_path)
         if new_workers == 0:
             left[rank] = [int(pair["caption"]) for pair in loader.dataset.stream]
-        else:  # fewer than the smallest part of a reader, which would go on with the next epoch
+        else:  # fewer than the smallest part of a reader, which would continue with the next epoch
             left[rank] = numbers_of(batch for batch, _ in zip(loader, range(8), strict=False))
     found += [number for part in left.values() for number in part]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The journal of a `blip-hf caption` run, from which an interrupted run goes on.
+"""The journal of a `blip-hf caption` run, from which an interrupted run continues.
 
 JSON lines: first the settings of the run, then one line for each image, appended whole. A killed process can leave half a
 line at the end, which is removed when the journal is opened again.
@@ -165,7 +165,7 @@ def _start_or_continue(journal: Journal, settings: Mapping[str, Any], *, overwri
         keeping = f" Or remove {journal.path}: then its text files are kept like others." if is_sidecar else ""
         raise UsageError(
             f"{journal.path} holds {len(journal)} images of an interrupted run with {_option(changed[0], was)}, now"
-            f" {_option(changed[0], settings[changed[0]])}. Pass the options of that run to go on, or --overwrite to"
+            f" {_option(changed[0], settings[changed[0]])}. Pass the options of that run to continue, or --overwrite to"
             f" start again.{keeping}"
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where `blip-hf caption` writes and how it goes on: one file, or a text file for each image."""
+"""Where `blip-hf caption` writes and how it continues: one file, or a text file for each image."""
 
 import errno
 from collections.abc import Iterable, Sequence

@@ -90,7 +90,7 @@ def _run(options: MatchOptions) -> int:
 COMMAND = Command(
     prog="blip-hf match",
     description='Compares images with texts: `blip-hf match MODEL dog.jpg "a dog" "a cat"`. The words that exist as paths are'
-    " images, the others are texts; --text leaves no doubt. itm_probability is the ITM head's probability of a match,"
+    " images, the others are texts; --text names the texts explicitly. itm_probability is the ITM head's probability of a match,"
     " itc_similarity the cosine of the features.",
     options=MatchOptions,
     run=_run,

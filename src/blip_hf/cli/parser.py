@@ -57,7 +57,7 @@ class Command:
     """A command: the dataclass of its options and the function that takes them.
 
     `trainer_arguments` gives the class of the trainer's arguments and the defaults to change there; it is called only when
-    they are needed. A command that `resumes` goes on in an output folder that is not empty.
+    they are needed. A command that `resumes` continues in an output folder that is not empty.
     """
 
     prog: str

@@ -280,7 +280,7 @@ class PairStream(IterableDataset):
         self.skips = SkipCounts.from_state(state["skips"])
 
     def merge_states(self, states: Sequence[Mapping[str, Any]]) -> State:
-        """One state for any number of readers, from those of all readers: what they have not read is split anew.
+        """One state for any number of readers, from those of all readers: what they have not read is split again.
 
         Raises:
             ValueError: If the state of a reader is missing.
@@ -334,7 +334,7 @@ def repeat(stream: PairStream) -> Iterator[Pair]:
     """The pairs of all further epochs.
 
     Raises:
-        ValueError: If this reader finds no usable pair in two epochs, which would go on for ever.
+        ValueError: If this reader finds no usable pair in two epochs, which would continue for ever.
     """
     num_empty = 0
     while num_empty < 2:

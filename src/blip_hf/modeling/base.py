@@ -165,7 +165,7 @@ def _refuse_other_shapes(model: PreTrainedModel, mismatched: set[tuple[str, Any,
     raise WrongCheckpointError(
         f"{source} has {len(mismatched)} weights whose shapes differ from its configuration, such as {name}:"
         f" {tuple(stored)}, expected {tuple(expected)}.",
-        remedy="Load it with its own config.json, or pass ignore_mismatched_sizes=True to train these weights anew.",
+        remedy="Load it with its own config.json, or pass ignore_mismatched_sizes=True to start these weights at random.",
         model_class=type(model).__name__,
     )
 

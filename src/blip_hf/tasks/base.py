@@ -50,7 +50,7 @@ class TrainingOptions:
     num_scenes: int = option(10_000, "Number of scenes to train on", "N")
     num_eval_scenes: int = option(500, "Number of further scenes to evaluate on", "N")
     overwrite: bool = option(
-        False, "Start anew in a folder that is not empty, and remove the checkpoints of the run there"
+        False, "Start again in a folder that is not empty, and remove the checkpoints of the run there"
     )
     dry_run: bool = option(
         False, "Print the counts and first records of the data, the steps and an estimate of the memory, and stop"

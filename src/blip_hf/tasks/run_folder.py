@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The output folder of a training: the same command resumes there, another one is refused, `overwrite` starts anew."""
+"""The output folder of a training: the same command resumes there, another one is refused, `overwrite` starts again."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def finish_run(arguments: "BlipTrainingArguments") -> None:
 
 
 def _choose_checkpoint(options: "TrainingOptions", arguments: "BlipTrainingArguments") -> str | None:
-    """Returns the checkpoint that an interrupted run of the same command goes on from."""
+    """Returns the checkpoint that an interrupted run of the same command continues from."""
     from transformers.utils import logging
 
     from ..training.checkpoint_files import find_checkpoints, newest_whole
@@ -115,14 +115,14 @@ def _choose_checkpoint(options: "TrainingOptions", arguments: "BlipTrainingArgum
     if differences:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(differences)}. Repeat its command to resume it, pass"
-            " --overwrite to start anew, another --output_dir, or --resume_from_checkpoint True to go on with the new ones."
+            " --overwrite to start again, another --output_dir, or --resume_from_checkpoint True to continue with the new ones."
         )
     if record is None:
         checkpoints = find_checkpoints(folder)
         if checkpoints:
             raise ValueError(
                 f"{folder} holds checkpoints of an unknown run, such as {checkpoints[-1].name}. Pass --overwrite to remove"
-                " them, --resume_from_checkpoint True to go on from the newest one, or another --output_dir."
+                " them, --resume_from_checkpoint True to continue from the newest one, or another --output_dir."
             )
         return None
     if record["is_finished"]:
@@ -131,7 +131,7 @@ def _choose_checkpoint(options: "TrainingOptions", arguments: "BlipTrainingArgum
         )
     checkpoint = newest_whole(folder)
     source = "the beginning: no checkpoint was saved" if checkpoint is None else checkpoint.name
-    logger.warning(f"Resuming the interrupted run in {folder} from {source}. Pass --overwrite to start anew.")
+    logger.warning(f"Resuming the interrupted run in {folder} from {source}. Pass --overwrite to start again.")
     return None if checkpoint is None else str(checkpoint)
 
 
@@ -153,7 +153,7 @@ def _read_record(arguments: "BlipTrainingArguments") -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged, so this command cannot be compared with that of the run. Remove the file and pass"
-            " --resume_from_checkpoint True to go on, or --overwrite to start anew."
+            " --resume_from_checkpoint True to continue, or --overwrite to start again."
         ) from error
 
 

@@ -59,7 +59,7 @@ class LossGuard:
                 records = f" for the records {name_ids(ids)}" if len(ids) else ""
                 raise NotFiniteError(
                     f"The training loss of step {step} is {value}{records}. Lower `learning_rate`, set `max_grad_norm`, or"
-                    " check these records, and resume from the last checkpoint. `stop_on_nan=False` goes on, but saves no"
+                    " check these records, and resume from the last checkpoint. `stop_on_nan=False` continues, but saves no"
                     " weights with NaN."
                 )
 

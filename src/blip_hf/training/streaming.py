@@ -2,7 +2,7 @@
 """The training loader of streams, and its state in checkpoints.
 
 Each process reads only its own part of the data, so accelerate does not wrap the loader. Streams are endless here: a reader
-that ends its part of an epoch goes on with its part of the next one. Therefore no batch is cut or dropped, and processes need
+that ends its part of an epoch continues with its part of the next one. Therefore no batch is cut or dropped, and processes need
 no collective operation to end an epoch together. The epochs of the trainer are numbers of steps.
 """
 
@@ -150,7 +150,7 @@ def _read_state(folder: Path, rank: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}, the position in the training stream, cannot be read ({error}). Resume from another checkpoint, or set"
-            " ignore_data_skip=True to start the stream anew."
+            " ignore_data_skip=True to start the stream again."
         ) from error
 
 

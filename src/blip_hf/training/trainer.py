@@ -183,7 +183,7 @@ class BlipTrainer(CheckpointingTrainer):
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
     ) -> tuple[int, int]:
-        """Loads the state of a stream, unless `ignore_data_skip` starts it anew."""
+        """Loads the state of a stream, unless `ignore_data_skip` starts it again."""
         epochs, num_batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, *args
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Shares the shards of a run among processes of one machine. A process that is killed loses at most its shard.
 
-The processes communicate through lock files only: each locks a shard, writes its files and goes on to the next one.
+The processes communicate through lock files only: each locks a shard, writes its files and continues with the next one.
 """
 
 from ...data.readers.samples import Shard

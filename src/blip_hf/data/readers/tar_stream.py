@@ -33,7 +33,7 @@ class _StrictMember(tarfile.TarInfo):
 class _BoundedFile:
     """A tar file that is read forward, decompressed.
 
-    Raises an error at the end of the file, where tarfile would go on to the end of the size that a header declares.
+    Raises an error at the end of the file, where tarfile would continue to the end of the size that a header declares.
     """
 
     def __init__(self, file: BinaryIO) -> None:
