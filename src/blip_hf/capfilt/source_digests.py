@@ -3,7 +3,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..data.readers.folder import ImageFolder
 from ..data.readers.hub import Table
 from ..data.readers.lists import ListFile
 from ..data.readers.parquet import ParquetFile
+from ..data.readers.remote import NUM_REQUESTS, RemoteFile
 from ..data.readers.sidecars import SIDECAR_SUFFIXES
 from ..data.readers.sources import Reader, open_source
 from ..data.readers.tar import TarFile
@@ -26,7 +28,7 @@ HEAD_BYTES = 2**16
 SourceDigests = dict[str, str]
 
 
-def digest_source(readers: Iterable[Reader]) -> SourceDigests:
+def digest_source(readers: Sequence[Reader]) -> SourceDigests:
     """Maps each file, folder or data set of a source to a digest.
 
     | source                             | digest of                                        |
@@ -34,12 +36,18 @@ def digest_source(readers: Iterable[Reader]) -> SourceDigests:
     | JSON lists, annotations, metadata  | the content                                      |
     | tars, Parquet files                | the size and the first 64 KiB                    |
     | folders of images                  | names and sizes of the images and their texts    |
+    | tars, Parquet files at addresses   | what the server tells: size, entity tag or time  |
     | data sets                          | the fingerprint of `datasets`                    |
 
     Drawn scenes have none: their name defines them.
     """
-    digests = {}
+    digests: SourceDigests = {}
+    remote = [reader.path for reader in readers if _is_remote(reader)]
+    with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        digests |= dict(zip(map(str, remote), pool.map(RemoteFile.version, remote), strict=True))
     for reader in readers:
+        if _is_remote(reader):
+            continue
         if isinstance(reader, ListFile):
             digests[str(reader.path)] = file_digest(reader.path)
         elif isinstance(reader, ImageFolder):
@@ -87,6 +95,10 @@ def find_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         for verb, names in verbs.items()
         if names
     ]
+
+
+def _is_remote(reader: Reader) -> bool:
+    return isinstance(reader, (TarFile, ParquetFile)) and isinstance(reader.path, RemoteFile)
 
 
 def _head_digest(path: Path) -> str:

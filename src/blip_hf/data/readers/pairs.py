@@ -22,6 +22,7 @@ from .coco import coco_image_id
 from .hub import Table, paths_or_rows
 from .parquet import ParquetFile
 from .records import CAPTION_FIELDS, CaptionGroup, ImageRecord, read_captions, read_optional_id, read_path
+from .remote import RemoteFile
 from .samples import Skipped, is_unicode
 from .scenes import SceneSource
 from .sources import ACCEPTED, Reader
@@ -220,8 +221,7 @@ def _read_stored(reader: TarFile | ParquetFile) -> ImageTable:
 
 def _store(reader: TarFile | ParquetFile) -> Dataset:
     """Caches the records of a file as an Arrow file, and rewrites it if the file has changed."""
-    state = reader.path.stat()
-    identity = f"1 {reader} {reader.path.absolute()} {state.st_size} {state.st_mtime_ns}"
+    identity = f"1 {reader} {_version(reader.path)}"
     name = blake2b(identity.encode(), digest_size=16).hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE, "blip_hf", f"{name}.arrow")
     if not path.is_file():
@@ -236,6 +236,13 @@ def _store(reader: TarFile | ParquetFile) -> Dataset:
                 writer.write({"image": image, "captions": record.captions, "ids": ids})
             writer.finalize()
     return Dataset.from_file(str(path))
+
+
+def _version(path: Path | RemoteFile) -> str:
+    if isinstance(path, RemoteFile):
+        return path.version()
+    state = path.stat()
+    return f"{path.absolute()} {state.st_size} {state.st_mtime_ns}"
 
 
 def _join_neighbours(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .records import (
     read_captions,
     read_optional_id,
 )
+from .remote import BLOCK_BYTES, RemoteFile
 from .samples import Shard, Skipped, Stream
 from .tar_stream import FREE_BYTES, MAX_EXPANSION
 from .usable import skipped_record
@@ -40,7 +42,7 @@ _URL_COLUMNS = ("url", "image_url", "img_url", "image_link")
 class ParquetFile:
     """A Parquet file, which is one shard. Relative image paths start from `root`."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str
     root: ImageRoot
     needs_captions: bool = True
@@ -56,7 +58,7 @@ class ParquetFile:
     def check(self) -> None:
         """Raises `ValueError` if the file has no images. Ignores a broken file, which the stream reports."""
         try:
-            with pq.ParquetFile(self.path) as file:
+            with _open(self.path) as file:
                 columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
                 if file.schema_arrow.field(columns["image"]).type in (pa.string(), pa.large_string()):
                     first = next(_rows(file, 0, [columns["image"]]), {}) if file.num_row_groups else {}
@@ -67,6 +69,8 @@ class ParquetFile:
 
     def _count(self) -> int | None:
         """Number of rows in the footer of the file, or `None` for a broken file."""
+        if isinstance(self.path, RemoteFile):
+            return _count_remote_rows(self.path)
         try:
             return pq.read_metadata(self.path).num_rows
         except _BROKEN:
@@ -78,8 +82,7 @@ class ParquetFile:
 
     def _read(self, *, strict: bool) -> RecordStream:
         try:
-            # `pre_buffer` would read a whole group at once.
-            file = pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            file = _open(self.path)
             columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
         except _BROKEN as error:
             yield Skipped(self.name, "bad_record", f"{self.path} is not a Parquet file: {_detail(error)}")
@@ -153,6 +156,24 @@ def _read_image(raw: Record, where: str, root: ImageRoot) -> bytes | str:
     if isinstance(value, str) and value:
         return root.join(value, where)
     raise field_error(raw, "image", where, "encoded bytes, a path, or a struct of bytes and path")
+
+
+def _open(path: Path | RemoteFile) -> pq.ParquetFile:
+    # `pre_buffer` would read a whole group at once.
+    if isinstance(path, RemoteFile):
+        return pq.ParquetFile(path.open_ranges(), buffer_size=BLOCK_BYTES, pre_buffer=False)
+    return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+
+
+@cache
+def _count_remote_rows(file: RemoteFile) -> int | None:
+    """Number of rows, or `None` for a broken file. It is asked for often, and each time needs a request."""
+    try:
+        with _open(file) as parquet:
+            return parquet.metadata.num_rows
+    except _BROKEN as error:
+        _detail(error)
+        return None
 
 
 def _check_expansion(file: pq.ParquetFile, group: int) -> None:
