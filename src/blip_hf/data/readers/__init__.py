@@ -14,6 +14,7 @@
 | CapFilt folder                       | the pairs that were kept, in each format                                     |
 | `datasets` object, name or folder    | as Parquet, with `image` as `datasets.Image()` too                           |
 | `scenes:NUMBER[:NOISE]`, [`Scenes`]  | a drawn scene                                                                |
+| tars or Parquet at an address        | as above; any address of fsspec, such as `s3://bucket/{00000..00099}.tar`    |
 
 Several files are one source as a folder, a pattern (`data/*.tar`, `{00000..00099}.tar`) or a list.
 """
