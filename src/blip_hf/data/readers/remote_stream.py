@@ -18,7 +18,7 @@ WAITS = (1, 2, 4, 8)
 """Seconds before each repeated attempt."""
 _PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError)
 _MISSING_STATUS = (401, 403, 404, 410)  # fsspec reports each failure of HTTP as a missing file
-_VERSION_FIELDS = (
+_VERSION_FIELDS = (  # the first that is present counts
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "generation", "VersionId"),
     *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created"),
 )
@@ -162,7 +162,8 @@ def file_info(address: str) -> Mapping[str, Any]:
 
 def version_of(info: Mapping[str, Any]) -> str:
     """Differs if the file has changed, as far as the file system tells."""
-    return repr([info.get("size"), *((name, str(info[name])) for name in _VERSION_FIELDS if info.get(name))])
+    names = (name for name in _VERSION_FIELDS if info.get(name))
+    return repr([info.get("size"), next(((name, str(info[name])) for name in names), None)])
 
 
 def _uncached_info(filesystem: fsspec.AbstractFileSystem, path: str) -> Mapping[str, Any]:
