@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 # Before any import that reads them.
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from blip_hf import BlipProcessor
 from tests.support.paths import DATA
+from tests.support.ray_cluster import ray_cluster
 from tests.support.tiny_models import tiny_capfilt
 
 
@@ -60,6 +62,13 @@ def matcher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny random matcher with its processor. Do not write into it."""
     _, _, matcher, processor = tiny_capfilt()
     return save(matcher, processor, tmp_path_factory.mktemp("matcher"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of one node with two CPUs."""
+    with ray_cluster(num_nodes=1, num_cpus=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
