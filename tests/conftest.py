@@ -14,6 +14,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
+    RAY_AUTH_MODE="disabled",  # whether or not the home folder has a token
     # Workers of pytest-xdist share the cores: one thread each, also in subprocesses.
     **({"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}),
 )

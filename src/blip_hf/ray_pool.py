@@ -230,10 +230,20 @@ class RayPool(Generic[Worker]):
         except exceptions.RayTaskError as error:
             raise error.cause from error
         except exceptions.RayActorError as error:
-            raise ChildProcessError(
-                f"Ray gave up on {what}, because its actor died {MAX_RESTARTS + 1} times ({str(error).splitlines()[0]})."
-                " The logs of the nodes in /tmp/ray/session_latest/logs say why. The same command resumes the run."
-            ) from error
+            raise ChildProcessError(f"Ray gave up on {what}, because its actor {_fate(str(error))}") from error
+
+
+def _fate(error: str) -> str:
+    """What happened to an actor, and what to do."""
+    if "actor never ran" in error:
+        return (
+            "never ran. Set RAY_AUTH_MODE to the same value for the nodes and for this command: one of them may use a token"
+            " and the other none."
+        )
+    return (
+        f"died ({error.splitlines()[0]}), and Ray starts it again up to {MAX_RESTARTS} times. The logs of the nodes in"
+        " /tmp/ray/session_latest/logs say why. The same command resumes the run."
+    )
 
 
 def _ordered(results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
