@@ -2,6 +2,7 @@
 """CapFilt on Ray: its options, and the same bytes as the local engine."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from blip_hf.capfilt.engine import CapFilt
 from blip_hf.capfilt.engines.ray import RayCluster, ShardWorker
+from blip_hf.capfilt.progress import Progress
 from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.capfilt.settings import CapFiltSettings
@@ -47,6 +49,24 @@ def test_ray_writes_the_bytes_of_the_local_engine(cluster, captioner_folder, mat
     written = run_contents(tmp_path / "ray")
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == run_contents(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_resumes(cluster, captioner_folder, matcher_folder, tmp_path, capsys, monkeypatch):
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = flags(
+        captioner_folder, matcher_folder, tmp_path / "ray", "--engine", "ray", "--address", cluster.address
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "finish_shard", stop)
+        assert main(command) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "blip-hf capfilt: interrupted"
+    assert main(command) == 0
+    engine = CapFilt.from_pretrained(captioner_folder, matcher_folder, device="cpu", settings=SETTINGS)
+    run_capfilt(engine, SOURCE, tmp_path / "local", **OPTIONS)
+    assert run_contents(tmp_path / "ray").items() >= run_contents(tmp_path / "local").items()
 
 
 @pytest.mark.slow
