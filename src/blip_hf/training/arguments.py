@@ -127,7 +127,9 @@ class BlipTrainingArguments(TrainingArguments):
 
     stop_on_nan: bool = field(
         default=True,
-        metadata={"help": "Stop with an error that names the batch if the training loss is NaN or infinite."},
+        metadata={
+            "help": "Stop with an error that names the batch if the loss of training or evaluation is NaN or infinite."
+        },
     )
     save_on_signal: bool = field(
         default=True,
