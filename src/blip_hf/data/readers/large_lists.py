@@ -61,7 +61,7 @@ class _IdKinds:
 class _Columns:
     """How the columns `image_id` and `source_id` follow from the rows."""
 
-    image_ids: np.ndarray | None  # (rows,), or `None` if they are the names
+    image_ids: "_Numbers | None"  # `None` if they are the names
     source_column: str = "name"
     names: dict[int, str] | None = None  # of the rows that do not have the name of the first row of their image
 
@@ -73,7 +73,7 @@ def _write_pairs(readers: Sequence[ListFile], is_joined: bool, path: Path) -> No
         if is_joined or not kinds.are_given:
             columns = _columns_by_path(rows)
         else:
-            columns = _Columns(None if kinds.are_numbers else _numbers(_first_rows(_hashes(rows, "name"))))
+            columns = _Columns(None if kinds.are_numbers else _Numbers(_first_rows(_hashes(rows, "name"))))
         is_number = columns.source_column == "name" and kinds.names_are_numbers
         _write_table(rows, columns, path, pa.int64() if is_number else pa.string())
 
@@ -132,25 +132,27 @@ def _batches(rows: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
             start += len(batch)
 
 
-# Ids
+# Ids. The arrays have one number for each row: at most 14 bytes a row at a time.
 
 
 def _columns_by_path(rows: Path) -> _Columns:
     """Numbers images by their paths. Their names are those of their first rows, or the paths if two share a name."""
     first = _first_rows(_hashes(rows, "image"))
-    image_ids = _numbers(first)
+    is_first = _is_first(first)
     names = _hashes(rows, "name")
-    names_of_images = names[first == np.arange(len(first), dtype=first.dtype)]
-    if len(np.unique(names_of_images)) < len(names_of_images):
+    are_distinct = _are_distinct(names, is_first)
+    renamed = [chunk[names[chunk] != names[first[chunk]]] for chunk in _chunks(len(names))] if are_distinct else []
+    del names
+    image_ids = _Numbers(first)
+    if not are_distinct:
         return _Columns(image_ids, "image")
-    renamed = np.flatnonzero(names != names[first])
-    return _Columns(image_ids, names=_names_of(rows, renamed, first) if len(renamed) else None)
+    return _Columns(image_ids, names=_names_of(rows, np.concatenate(renamed), first))
 
 
 def _names_of(rows: Path, renamed: np.ndarray, first: np.ndarray) -> dict[int, str]:
     """The names of the first rows of the images of some rows."""
     wanted, name_of = set(first[renamed].tolist()), {}
-    for start, batch in _batches(rows):
+    for start, batch in _batches(rows) if wanted else ():
         name_of |= {
             row: batch["name"][row - start].as_py() for row in range(start, start + len(batch)) if row in wanted
         }
@@ -159,26 +161,50 @@ def _names_of(rows: Path, renamed: np.ndarray, first: np.ndarray) -> dict[int, s
 
 def _hashes(rows: Path, column: str) -> np.ndarray:
     """A hash of 64 bits for each row: with 10,000,000 images, two are equal with a probability of 3e-6."""
-    return np.concatenate(
-        [np.fromiter(map(hash, batch[column].to_pylist()), np.int64, len(batch)) for _, batch in _batches(rows)]
-    )
+    hashes = np.empty(sum(len(batch) for _, batch in _batches(rows)), np.int64)
+    for start, batch in _batches(rows):
+        hashes[start : start + len(batch)] = np.fromiter(map(hash, batch[column].to_pylist()), np.int64, len(batch))
+    return hashes
+
+
+def _parts(hashes: np.ndarray, is_included: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """The rows of each part: rows with equal hashes are in one part."""
+    part_of = hashes.view(np.uint8)[:: hashes.itemsize] % _NUM_PARTS
+    for part in range(_NUM_PARTS):
+        is_in = part_of == part
+        yield np.flatnonzero(is_in if is_included is None else is_in & is_included)
 
 
 def _first_rows(hashes: np.ndarray) -> np.ndarray:
     """For each row, the first one with the same hash."""
     first = np.empty(len(hashes), np.uint32)
-    parts = hashes.view(np.uint8)[:: hashes.itemsize] % _NUM_PARTS
-    for part in range(_NUM_PARTS):
-        rows = np.flatnonzero(parts == part)
+    for rows in _parts(hashes):
         _, index, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
         first[rows] = rows[index[inverse]]
     return first
 
 
-def _numbers(first: np.ndarray) -> np.ndarray:
-    """Numbers from 0 in the order of the first rows."""
-    numbers = np.cumsum(first == np.arange(len(first), dtype=first.dtype), dtype=np.uint32) - 1
-    return numbers[first]
+def _are_distinct(hashes: np.ndarray, is_included: np.ndarray) -> bool:
+    return all(len(np.unique(hashes[rows])) == len(rows) for rows in _parts(hashes, is_included))
+
+
+def _is_first(first: np.ndarray) -> np.ndarray:
+    return np.concatenate([first[chunk] == chunk for chunk in _chunks(len(first))])
+
+
+def _chunks(num_rows: int) -> Iterator[np.ndarray]:
+    return (np.arange(start, min(start + 2**18, num_rows)) for start in range(0, num_rows, 2**18))
+
+
+class _Numbers:
+    """Numbers of images from 0, in the order of their first rows."""
+
+    def __init__(self, first: np.ndarray) -> None:
+        self.first = first
+        self.numbers = np.cumsum(_is_first(first), dtype=np.uint32)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.numbers[self.first[rows]].astype(np.int64) - 1
 
 
 __all__ = ["MAX_BYTES_IN_MEMORY", "are_large_lists", "read_large_lists"]
