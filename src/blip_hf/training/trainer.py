@@ -32,7 +32,7 @@ from .checkpointing import CheckpointingTrainer
 from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_subset
 from .loss_guard import RECORD_IDS, EvaluationLossGuard, NamingCollator
 from .metrics import RunningMeans
-from .sampling import CaptionLengthSampler
+from .sampling import CaptionLengthSampler, ShuffleSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
 from .streaming import Stream, StreamBatches, make_stream_loader
 from .task_metrics import TaskEvaluation, evaluation_of, records_of
@@ -48,7 +48,7 @@ class EpochCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.sampler: CaptionLengthSampler | None = None
+        self.sampler: CaptionLengthSampler | ShuffleSampler | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, train_dataloader: DataLoader, **kwargs: Any
@@ -216,12 +216,17 @@ class BlipTrainer(CheckpointingTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        is_grouped = self.args.train_sampling_strategy == "group_by_length"
-        if not is_grouped or not isinstance(dataset, PairDataset | EncodedPairs):
+        strategy = self.args.train_sampling_strategy
+        if strategy not in ("random", "group_by_length") or not isinstance(dataset, PairDataset | EncodedPairs):
             return super()._get_train_sampler(train_dataset)
-        pairs_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self._epoch_callback.sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_per_step, self.args.seed)
-        return self._epoch_callback.sampler
+        if strategy == "random":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler = ShuffleSampler(len(dataset), seed)
+        else:
+            pairs_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_per_step, self.args.seed)
+        self._epoch_callback.sampler = sampler
+        return sampler
 
     def _get_dataloader(
         self, dataset: Dataset, description: str, *args: Any, is_training: bool = False, **kwargs: Any
