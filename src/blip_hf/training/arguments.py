@@ -118,7 +118,8 @@ class BlipTrainingArguments(TrainingArguments):
     max_bad_share: float = field(
         default=MAX_BAD_SHARE,
         metadata={
-            "help": "Share of skipped training records that stops the run: after 1,000 records or at the end; 1 accepts all."
+            "help": "Share of skipped training records that stops the run: when the set is loaded, after 1,000 records or at the"
+            " end; 1 accepts all."
         },
     )
     logging_nan_inf_filter: bool = field(

@@ -47,6 +47,8 @@ def cached_table(readers: Sequence[Any], write: Callable[[Path], None], *, key: 
         if path.is_file() and counts_path.is_file():
             files = [_loaded_file(state) for state in json.loads(counts_path.read_text(encoding="utf-8"))]
         else:
+            for leftover in folder.glob(f"{path.name}.*"):  # of a killed process
+                leftover.unlink()
             with atomic_write(path) as partial, recorded_files() as written:
                 write(partial)
                 write_json([_state_of(file) for file in written], counts_path)

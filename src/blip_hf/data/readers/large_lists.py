@@ -5,7 +5,6 @@ Gives the same table as `pairs.py`, which keeps the records of small lists in me
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,8 +66,8 @@ class _Columns:
 
 
 def _write_pairs(readers: Sequence[ListFile], is_joined: bool, path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
-        rows = Path(folder, "rows.arrow")
+    rows = path.with_name(f"{path.name}.rows")
+    try:
         kinds = _write_rows(readers, rows)
         if is_joined or not kinds.are_given:
             columns = _columns_by_path(rows)
@@ -76,6 +75,8 @@ def _write_pairs(readers: Sequence[ListFile], is_joined: bool, path: Path) -> No
             columns = _Columns(None if kinds.are_numbers else _Numbers(_first_rows(_hashes(rows, "name"))))
         is_number = columns.source_column == "name" and kinds.names_are_numbers
         _write_table(rows, columns, path, pa.int64() if is_number else pa.string())
+    finally:
+        rows.unlink(missing_ok=True)
 
 
 def _write_rows(readers: Sequence[ListFile], path: Path) -> _IdKinds:
@@ -132,7 +133,7 @@ def _batches(rows: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
             start += len(batch)
 
 
-# Ids. The arrays have one number for each row: at most 14 bytes a row at a time.
+# Ids. The arrays have one number for each row: at most 16 bytes a row at a time.
 
 
 def _columns_by_path(rows: Path) -> _Columns:
