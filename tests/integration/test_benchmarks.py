@@ -7,6 +7,7 @@ import subprocess
 from contextlib import nullcontext
 from unittest.mock import patch
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from benchmarks import (
     harness,
     imports,
     limit,
+    lists,
     matching,
     original,
     pretraining_step,
@@ -326,10 +328,18 @@ def test_help_runs_in_a_fresh_process():
     assert 0 < imports.help_seconds() < 60
 
 
+@pytest.mark.parametrize("file_format", lists.FORMATS)
+def test_lists_to_measure_can_be_loaded(file_format, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / f"list{lists.SUFFIXES.get(file_format, '.json')}"
+    lists.write_list(path, file_format, 5)
+    assert lists.measure_load(path)["num_records"] == 5
+
+
 def test_the_performance_page_names_existing_jobs():
     page = (ROOT / "docs" / "performance.md").read_text()
     called = set(re.findall(r"python -m benchmarks\.(\w+)", page))
     assert called
-    assert called <= {*everything.JOBS, "plan"}  # `plan` checks estimates, it has no rival
+    assert called <= {*everything.JOBS, "plan", "lists"}  # these two have no rivals
     in_table = set(re.findall(r"`(\w+)\.py`", page))
     assert in_table == set(everything.JOBS)
