@@ -25,6 +25,7 @@ from .checkpoint_files import (
     STATE_NAME,
     DamagedCheckpointError,
     find_checkpoints,
+    is_from_deepspeed,
     newest_whole,
     prepare_saving,
     publish,
@@ -82,13 +83,18 @@ class CheckpointingTrainer(DistributedTrainer):
     def _find_checkpoint(self, given: str | bool | None) -> str | None:
         if given is None or given is False:
             return None
-        if given is not True:
-            return str(require_whole(given))
-        checkpoint = newest_whole(self.args.output_dir)
+        checkpoint = newest_whole(self.args.output_dir) if given is True else require_whole(given)
         if checkpoint is None:
             raise DamagedCheckpointError(
                 f"{self.args.output_dir} has no whole checkpoint. Leave out `resume_from_checkpoint` to start from"
                 " the beginning."
+            )
+        if is_from_deepspeed(checkpoint) != self.is_deepspeed_enabled:
+            whose = "one without" if self.is_deepspeed_enabled else "one of"
+            raise DamagedCheckpointError(
+                f"Cannot resume from {checkpoint}: it is {whose} DeepSpeed, which saves the optimizer in its own form. Resume"
+                " with the launcher configuration of the run, or pass the folder as the model of a new run to start from its"
+                " weights."
             )
         return str(checkpoint)
 

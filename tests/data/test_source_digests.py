@@ -3,8 +3,8 @@
 
 import pytest
 
-from blip_hf.capfilt.source_digests import digest_source, find_changes
 from blip_hf.data.readers.sources import open_source
+from blip_hf.data.source_digests import digest_source, find_changes
 from tests.support.files import write_json, write_json_lines, write_tar
 from tests.support.images import write_image
 
