@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from blip_hf.capfilt.source_digests import digest_source, find_changes
 from blip_hf.data.readers.sources import open_source
+from blip_hf.data.source_digests import digest_source, find_changes
 from tests.support.file_server import serve_files
 from tests.support.files import write_json, write_json_lines, write_tar
 from tests.support.images import write_image
