@@ -96,7 +96,7 @@ def capfilt_images(paths: Sequence[str], counts: SkipCounts) -> Iterator[Any]:
 def training_pass(files: StreamFiles) -> dict[str, Any]:
     """An epoch of the loader of training."""
     stream = PairStream(find_shards([*files.tars, *files.others]), buffer_size=BUFFER_SIZE)
-    measured = watch(training_pairs(stream, files.num_usable), files.num_usable)
+    measured = watch(training_pairs(stream, files.num_usable), files.num_usable // BATCH_SIZE * BATCH_SIZE)
     deque(stream, maxlen=0)  # the rest of the epoch: less than a batch, and the bad records behind it
     return measured | counted(stream.skips, files)
 
@@ -165,8 +165,8 @@ def plot(passes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axis.plot([tenth * found["num_read"] / 10 for tenth in tenths], found["mib"], marker="o", label=name)
     axis.set_xlabel("records")
     axis.set_ylabel("resident memory, MiB")
-    axis.set_ylim(bottom=0)
-    axis.legend()
+    axis.set_ylim(0, 1.2 * max(max(found["mib"]) for found in passes.values()))
+    axis.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
