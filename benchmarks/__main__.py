@@ -29,6 +29,7 @@ JOBS = (
     "vqa_ranking",
     "processor",
     "imports",
+    "streams",
     "savings",
     "tried",
     "growth",

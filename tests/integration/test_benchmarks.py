@@ -29,14 +29,18 @@ from benchmarks import (
     reranking,
     savings,
     sizes,
+    streams,
     tried,
     vqa_ranking,
 )
+from benchmarks.bad_records import ALL_RECORDS
+from benchmarks.stream_files import write_stream_files
 from blip_hf import (
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForQuestionAnswering,
 )
+from blip_hf.data.skips import SkipCounts
 from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
@@ -273,6 +277,31 @@ def test_memory_growth_is_plotted(tmp_path):
     assert set(result["series"]) == set(growth.POINTS["tiny"])
     assert Image.open(tmp_path / "growth-tiny.png").size[0] > 500
     assert any("by queue" in line for line in everything.table_lines([result]))
+
+
+def test_streams_count_all_kinds_of_bad_records(tmp_path, capsys, monkeypatch):
+    # A new process for each pass would only import everything again.
+    monkeypatch.setattr(streams, "run_pass", lambda name, files: streams.PASSES[name](files))
+    result = streams.main(TINY, folder=tmp_path)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert sum(result["bad_records"].values()) == len(ALL_RECORDS) == 50
+    for name in ("training", "capfilt"):
+        found = result["passes"][name]
+        assert found["is_exact"]
+        assert found["num_usable"] == 950
+        assert found["by_reason"] == result["bad_records"]
+    for name in ("webdataset", "datasets"):
+        assert result["passes"][name]["num_read"] == 861  # of 880 in tars; both accept a text of 1 MiB
+    assert len(list(everything.table_lines([result]))) == 3 + 2 * len(result["rows"])
+    assert Image.open(tmp_path / "streams-tiny.png").size[0] > 500
+
+
+def test_a_wrong_count_of_bad_records_is_not_exact(tmp_path):
+    files = write_stream_files(tmp_path, 1_000, 4)
+    counts = SkipCounts(num_usable=files.num_usable, by_reason=files.by_reason)
+    assert streams.counted(counts, files)["is_exact"]
+    counts.add("bad_record", "one more")
+    assert not streams.counted(counts, files)["is_exact"]
 
 
 def pretend_jobs(monkeypatch, failing=()):
