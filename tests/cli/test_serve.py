@@ -27,7 +27,7 @@ def test_the_command_serves_and_finishes_accepted_requests_on_sigterm(captioner_
         "--num_threads",
         "1",
         "--max_wait_ms",
-        "2000",
+        "1000",
     ]
     command = [sys.executable, "-m", "blip_hf", "serve", captioner_folder, *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

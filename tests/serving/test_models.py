@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A checkpoint is loaded for the heads that it has."""
+"""A checkpoint is loaded for the head that it has."""
 
 import json
 
 import pytest
 
-from blip_hf import BlipForPreTraining, BlipForQuestionAnswering, BlipForVisualReasoning
+from blip_hf import BlipForQuestionAnswering, BlipForRetrievalTraining, BlipForVisualReasoning
 from blip_hf.serving import ServedModels
-from tests.support.tiny_models import tiny_model_for, tiny_nlvr2_config, tiny_pretraining_config
+from tests.support.tiny_models import tiny_model_for, tiny_nlvr2_config, tiny_retrieval_config
 from tests.support.vocabularies import make_processor
 
 
@@ -36,9 +36,9 @@ def test_heads_follow_the_checkpoints(captioner_folder, matcher_folder, vqa_fold
     assert load(captioner_folder, matcher=matcher_folder, vqa=vqa_folder) == {"captioner", "matcher", "vqa"}
 
 
-def test_a_pretraining_checkpoint_captions_and_matches(tmp_path):
-    folder = save(BlipForPreTraining(tiny_pretraining_config()), tmp_path)
-    assert heads(ServedModels.from_pretrained(folder, device="cpu")) == {"captioner", "matcher"}
+def test_a_checkpoint_of_retrieval_training_matches(tmp_path):
+    folder = save(BlipForRetrievalTraining(tiny_retrieval_config()), tmp_path)
+    assert heads(ServedModels.from_pretrained(folder, device="cpu")) == {"matcher"}
 
 
 def test_the_data_type_reaches_all_models(captioner_folder, matcher_folder):

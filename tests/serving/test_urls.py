@@ -145,7 +145,7 @@ def test_a_listed_name_with_a_private_address_is_refused(monkeypatch, address):
 
 def test_a_private_address_is_fetched_from_if_the_list_has_it(image_server):
     port = image_server.server_address[1]
-    listed = fetcher(f"localhost:{port},127.0.0.1,::1")
+    listed = fetcher(f"localhost:{port},127.0.0.1,[::1]")
     assert listed.fetch(f"http://localhost:{port}/image.png") == IMAGE
 
 
@@ -155,7 +155,7 @@ def test_hosts_of_the_list_are_exact():
         "::1": frozenset({80}),
         "a.org": frozenset({1, 2}),
     }
-    for entry in ("*.example.org", "http://example.org", "example.org/images", "a.org:port", "user@a.org"):
+    for entry in ("*.example.org", "http://example.org", "example.org/images", "a.org:port", "user@a.org", "::1"):
         with pytest.raises(ValueError, match="expected exact hosts"):
             AllowedHosts.parse(entry)
 

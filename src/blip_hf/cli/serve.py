@@ -4,6 +4,8 @@
 import ipaddress
 import sys
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..serving.settings import ServerSettings
 from ..tasks.base import DType
@@ -12,13 +14,17 @@ from .parser import Command
 from .stop_signals import stop_signals
 
 
+if TYPE_CHECKING:
+    from ..serving.models import ServedModels
+
+
 @dataclass(kw_only=True)
 class ServeOptions(ServerSettings):
     """What `blip-hf serve` takes."""
 
     checkpoint: str = field(
         metadata={
-            "help": "Folder or model id of a captioning, retrieval, VQA or pre-training model",
+            "help": "Folder or model id of a captioning, retrieval or VQA model",
             "positional": True,
             "metavar": "CHECKPOINT",
         }
@@ -51,26 +57,22 @@ class ServeOptions(ServerSettings):
 def _run(options: ServeOptions) -> int:
     with stop_signals():
         try:
+            from ..serving.app import create_app
             from ..serving.run import bind, run
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"The server needs {error.name}, which is not installed: pip install 'blip_hf[serve]'"
             ) from error
-        from ..serving.app import create_app
-
         # Before the models are loaded, which takes a while.
         sock = bind(options.host, options.port)
         _warn_of_open_host(options.host)
-        models = _load(options)
-        app = create_app(models, options)
-        host, port = sock.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(f"Serving {options.checkpoint} at {url}, with documentation at {url}/docs", flush=True)
-        run(app, sock, log_requests=options.log_requests)
+        app = create_app(_load(options), options)
+        announce = partial(_announce, options.checkpoint, *sock.getsockname()[:2])
+        run(app, sock, on_start=announce, log_requests=options.log_requests)
     return 0
 
 
-def _load(options: ServeOptions) -> "object":
+def _load(options: ServeOptions) -> "ServedModels":
     import torch
     from transformers.utils import logging
 
@@ -86,6 +88,11 @@ def _load(options: ServeOptions) -> "object":
         device=options.device,
         dtype=options.dtype,
     )
+
+
+def _announce(checkpoint: str, host: str, port: int) -> None:
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"Serving {checkpoint} at {url}, with documentation at {url}/docs", flush=True)
 
 
 def _warn_of_open_host(host: str) -> None:

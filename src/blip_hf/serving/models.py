@@ -22,11 +22,10 @@ from ..processing_blip import BlipProcessor
 
 # By the architecture in `config.json`.
 _HEADS = {
-    "BlipForConditionalGeneration": ("captioner",),
-    "BlipForImageTextRetrieval": ("matcher",),
-    "BlipForRetrievalTraining": ("matcher",),
-    "BlipForQuestionAnswering": ("vqa",),
-    "BlipForPreTraining": ("captioner", "matcher"),
+    "BlipForConditionalGeneration": "captioner",
+    "BlipForImageTextRetrieval": "matcher",
+    "BlipForRetrievalTraining": "matcher",
+    "BlipForQuestionAnswering": "vqa",
 }
 
 
@@ -65,11 +64,11 @@ class ServedModels:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> "ServedModels":
-        """Loads a checkpoint for the heads that it has, and others by head.
+        """Loads a checkpoint for the head that it has, and others for the other heads.
 
         Args:
             checkpoint (`str` or `os.PathLike`):
-                Folder or model id of a captioning, retrieval, VQA or pre-training model.
+                Folder or model id of a captioning, retrieval or VQA model.
             matcher (`str` or `os.PathLike`, *optional*):
                 Folder or model id of an image-text retrieval model.
             vqa (`str` or `os.PathLike`, *optional*):
@@ -80,13 +79,13 @@ class ServedModels:
                 Data type of the weights. Defaults to that of the checkpoints.
 
         Raises:
-            ValueError: If the checkpoint has no head that the server serves, or a head is given twice.
+            ValueError: If the server does not serve models of this class, or a head is given twice.
         """
         sources = {name: path for name, path in (("matcher", matcher), ("vqa", vqa)) if path is not None}
-        for head in heads_of(checkpoint):
-            if head in sources:
-                raise ValueError(f"{checkpoint} is already the {head} of the server. Leave out --{head}.")
-            sources[head] = checkpoint
+        own_head = head_of(checkpoint)
+        if own_head in sources:
+            raise ValueError(f"{checkpoint} is already the {own_head} of the server. Leave out --{own_head}.")
+        sources[own_head] = checkpoint
         device = pick_device(device)
         models: dict[str, Any] = {}
         for head, source in sources.items():
@@ -103,11 +102,11 @@ class ServedModels:
         return getattr(self, head).processor
 
 
-def heads_of(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The heads that a checkpoint is loaded for, by the architecture in its configuration.
+def head_of(checkpoint: str | os.PathLike[str]) -> str:
+    """What a checkpoint is loaded as, by the architecture in its configuration: captioner, matcher or vqa.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the server does not serve it.
     """
     require_checkpoint(str(checkpoint))
     config = json.loads(Path(cached_file(checkpoint, CONFIG_NAME)).read_text(encoding="utf-8"))
@@ -131,4 +130,4 @@ def _load(
     return LoadedModel(model, BlipProcessor.from_pretrained(source))
 
 
-__all__ = ["LoadedModel", "ServedModels", "heads_of"]
+__all__ = ["LoadedModel", "ServedModels", "head_of"]

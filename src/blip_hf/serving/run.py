@@ -2,6 +2,7 @@
 """Runs the application with uvicorn until a signal, and then until every accepted request is answered."""
 
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -11,9 +12,15 @@ from fastapi import FastAPI
 class DrainingServer(uvicorn.Server):
     """On the first SIGTERM or SIGINT, refuses requests with 503 and answers the accepted ones; on the second, stops at once."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_start: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
         self._service = app.state.service
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to listen."""
+        await super().startup(sockets)
+        self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal."""
@@ -47,12 +54,15 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run(app: FastAPI, sock: socket.socket, *, log_requests: bool = False) -> None:
-    """Serves an application of [`create_app`] at a socket, and returns after SIGTERM or SIGINT."""
+def run(app: FastAPI, sock: socket.socket, *, on_start: Callable[[], None], log_requests: bool = False) -> None:
+    """Serves an application of [`create_app`] at a socket, and returns after SIGTERM or SIGINT.
+
+    `on_start` is called when the server takes connections.
+    """
     config = uvicorn.Config(
         app, log_level="info" if log_requests else "warning", access_log=log_requests, server_header=False
     )
-    DrainingServer(config, app).run(sockets=[sock])
+    DrainingServer(config, app, on_start).run(sockets=[sock])
 
 
 __all__ = ["DrainingServer", "bind", "run"]

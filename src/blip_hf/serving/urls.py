@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -47,7 +47,8 @@ class AllowedHosts:
                 host = port = None
             if host is None or "*" in host or parts.path or parts.username is not None:
                 raise ValueError(
-                    f"allow_urls has {entry!r}, expected exact hosts such as example.org or 127.0.0.1:9000, with commas."
+                    f"allow_urls has {entry!r}, expected exact hosts such as example.org, 127.0.0.1:9000 or [::1],"
+                    " with commas."
                 )
             ports[host] = ports.get(host, frozenset()) | ({port} if port else set())
         return cls(ports)
@@ -106,8 +107,7 @@ class UrlFetcher:
         deadline = time.monotonic() + self.timeout
         first_host = None
         for _ in range(_MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
-            host, port = self.allowed.check(parts)
+            parts, host, port = self._check(url)
             if first_host not in (None, host):
                 raise FetchError(f"{first_host} redirects to another host, {host}.")
             first_host = host
@@ -120,11 +120,19 @@ class UrlFetcher:
             url = urljoin(url, location)
         raise FetchError(f"{first_host} redirects more than {_MAX_REDIRECTS} times.")
 
+    def _check(self, url: str) -> tuple[SplitResult, str, int]:
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise FetchError(f"its URL is not valid: {error}.") from error
+        return parts, *self.allowed.check(parts)
+
     def _request(self, parts: SplitResult, host: str, port: int, deadline: float) -> tuple[str | None, bytes]:
         """Where a response redirects to, or its content."""
         is_https = parts.scheme == "https"
         connection = (http.client.HTTPSConnection if is_https else http.client.HTTPConnection)(host, port)
-        connection.sock = self._connect(host, port, is_https, deadline)
+        # The connection forgets its socket when the response is the last one.
+        sock = connection.sock = self._connect(host, port, is_https, deadline)
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "blip_hf"})
@@ -133,26 +141,36 @@ class UrlFetcher:
                 return response.headers["location"], b""
             if response.status != http.client.OK:
                 raise FetchError(f"{host} answered with status {response.status}.")
-            return None, self._read(response, connection.sock, deadline)
+            return None, self._read(response, sock, deadline)
         finally:
             connection.close()
 
     def _connect(self, host: str, port: int, is_https: bool, deadline: float) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        self.allowed.check_addresses(address[0] for *_, address in found)
-        (*_, address) = found[0]
-        sock = socket.create_connection(address[:2], timeout=_remaining(deadline))
+        addresses = [address[:2] for *_, address in found]
+        self.allowed.check_addresses(address for address, _ in addresses)
+        sock = _connect_to_any(addresses, deadline)
         return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if is_https else sock
 
-    def _read(self, response: http.client.HTTPResponse, sock: socket.socket | None, deadline: float) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
         content = bytearray()
         while chunk := response.read1(_CHUNK_BYTES):
             content += chunk
             if len(content) > self.max_bytes:
                 raise FetchError(f"it is larger than {self.max_bytes} bytes.")
-            if sock is not None:
-                sock.settimeout(_remaining(deadline))
+            sock.settimeout(_remaining(deadline))
         return bytes(content)
+
+
+def _connect_to_any(addresses: Sequence[tuple[str, int]], deadline: float) -> socket.socket:
+    """A connection to the first address that accepts one, such as the IPv4 one of a host with both."""
+    *others, last = addresses
+    for address in others:
+        try:
+            return socket.create_connection(address, timeout=_remaining(deadline))
+        except OSError:
+            continue
+    return socket.create_connection(last, timeout=_remaining(deadline))
 
 
 def _remaining(deadline: float) -> float:
