@@ -56,6 +56,27 @@ def test_too_many_images_are_refused(start, is_form):
     assert response.json()["detail"] == "images has 3 entries, at most 2 are accepted."
 
 
+@pytest.mark.parametrize("entries", [b"0," * 100_000 + b"0", b'"a",' * 100_000 + b'"a"'], ids=["numbers", "texts"])
+def test_long_lists_are_refused_before_each_entry_is_looked_at(client, entries):
+    content = b'{"images": ["R0lG"], "texts": [' + entries + b"]}"
+    response = client.post("/match", content=content, headers=JSON)
+    assert response.status_code == 413
+    assert response.json()["detail"] == "texts has 100001 entries, at most 256 are accepted."
+
+
+def test_many_unknown_fields_are_refused(client):
+    fields = {f"field{number}": 0 for number in range(101)}
+    response = client.post("/caption", json={"images": as_base64(IMAGE), **fields})
+    assert response.status_code == 413
+    assert response.json()["detail"] == "The body has 101 fields, at most 100 are accepted."
+
+
+def test_too_many_texts_of_a_form_are_refused(start):
+    response = start(max_texts=2).post("/match", files=as_files(IMAGE), data={"texts": ["a"] * 3})
+    assert response.status_code == 413
+    assert response.json()["detail"] == "texts has 3 entries, at most 2 are accepted."
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from blip_hf.serving import ServedModels, ServerSettings, create_app
-from tests.support.serving import as_base64, held, photos, wait_until
+from tests.support.serving import as_base64, held, photos, tiny_served_models, wait_until
 
 
 IMAGES = photos(6)
@@ -175,6 +175,17 @@ def test_an_error_of_the_model_answers_500_and_the_server_lives(start, models):
     assert response.status_code == 500
     assert "secret" not in response.text
     assert caption(client, IMAGES[0]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/caption", "/match", "/features", "/ask"])
+def test_nan_is_an_error_of_the_server(start, path):
+    models = tiny_served_models()
+    for model in (models.captioner.model, models.matcher.model, models.vqa.model):
+        model.vision_model.post_layernorm.bias.data.fill_(float("nan"))
+    settings = {"/match": {"texts": ["a"]}, "/ask": {"question": "a?"}}.get(path, {})
+    response = caption(start(models), IMAGES[0], path=path, **settings)
+    assert response.status_code == 500, response.text
+    assert "NaN or infinity" in response.json()["detail"]
 
 
 def test_the_server_responds_while_the_model_runs(start, threads, holder):

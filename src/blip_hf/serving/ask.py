@@ -8,15 +8,14 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..data.text import pre_question
 from ..evaluation.answering import Answer, answer_questions
 from ..evaluation.defaults import NUM_CANDIDATES
 from .errors import RequestError
 from .models import ServedModels
-from .operation import OperationRequest, Text
-from .settings import ServerSettings
+from .operation import OperationRequest, OperationResponse, Text
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,10 @@ class AskRequest(OperationRequest):
             raise ValueError(f"min_length={self.min_length} is more than max_length={self.max_length}")
         return self
 
-    def check(self, settings: ServerSettings) -> None:
-        """Raises if the question has no words, or there are too many answers."""
+    def check(self) -> None:
+        """Raises if the question has no words."""
         if not pre_question(self.question).strip():
             raise RequestError(422, f"question is {self.question!r}, expected a question with words.")
-        if self.answer_list is not None and len(self.answer_list) > settings.max_texts:
-            raise RequestError(
-                413, f"answer_list has {len(self.answer_list)} entries, at most {settings.max_texts} are accepted."
-            )
 
     def jobs(self, images: Sequence[Image.Image]) -> list[tuple[AskJob, Any]]:
         """One input per image."""
@@ -107,7 +102,7 @@ class AskRequest(OperationRequest):
         )
 
 
-class AnswerAboutImage(BaseModel):
+class AnswerAboutImage(OperationResponse):
     """An answer, with the fields of `blip_hf.Answer`."""
 
     image_index: int = Field(description="Position of the image in the request, from 0")
@@ -115,7 +110,7 @@ class AnswerAboutImage(BaseModel):
     confidence: float = Field(description="Probability: among all texts if generated, among the candidates if ranked")
 
 
-class AskResponse(BaseModel):
+class AskResponse(OperationResponse):
     """Answers in the order of the images, best first."""
 
     answers: list[AnswerAboutImage]

@@ -18,7 +18,7 @@ from .settings import ServerSettings
 
 
 IMAGES = "images"
-_MAX_FIELDS = 1000
+_MAX_FIELDS = 100
 _ACCEPTED_TYPES = "application/json or multipart/form-data"
 
 
@@ -51,8 +51,9 @@ async def read_body(request: Request, operation: type[OperationRequest], limits:
         raise RequestError(422, f"{IMAGES} is missing. Send at least one image.")
     if len(images) > limits.max_images:
         raise RequestError(413, f"{IMAGES} has {len(images)} entries, at most {limits.max_images} are accepted.")
+    _check_lengths(values, limits)
     settings = _validate(operation, values)
-    settings.check(limits)
+    settings.check()
     return Body(settings, images)
 
 
@@ -93,8 +94,9 @@ async def _read_json(request: Request) -> tuple[dict[str, Any], list[str]]:
 async def _read_form(
     request: Request, operation: type[OperationRequest], limits: ServerSettings
 ) -> tuple[dict[str, Any], list[bytes]]:
-    # One file more than accepted, so that `read_body` reports their number.
-    async with request.form(max_files=limits.max_images + 1, max_fields=_MAX_FIELDS) as form:
+    # One file and one text more than accepted, so that `read_body` reports their number.
+    max_fields = limits.max_texts + 1 + _MAX_FIELDS
+    async with request.form(max_files=limits.max_images + 1, max_fields=max_fields) as form:
         values: dict[str, Any] = {}
         for name in form:
             if name != IMAGES:
@@ -120,6 +122,15 @@ def _is_list(operation: type[OperationRequest], name: str) -> bool:
     field = operation.model_fields.get(name)
     hints = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
     return any(get_origin(hint) is list for hint in hints)
+
+
+def _check_lengths(values: Mapping[str, Any], limits: ServerSettings) -> None:
+    """Bounds the number of entries, each of which may have an error, before they are validated."""
+    if len(values) > _MAX_FIELDS:
+        raise RequestError(413, f"The body has {len(values)} fields, at most {_MAX_FIELDS} are accepted.")
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) > limits.max_texts:
+            raise RequestError(413, f"{name} has {len(value)} entries, at most {limits.max_texts} are accepted.")
 
 
 def _validate(operation: type[OperationRequest], values: Mapping[str, Any]) -> OperationRequest:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..captioner import BlipCaptioner, Caption
 from .models import ServedModels
-from .operation import OperationRequest, Text
+from .operation import OperationRequest, OperationResponse, Text
 
 
 _SAMPLING_ONLY = ("top_p", "top_k", "temperature", "seed")
@@ -156,7 +156,7 @@ class CaptionRequest(OperationRequest):
         )
 
 
-class CaptionOfImage(BaseModel):
+class CaptionOfImage(OperationResponse):
     """A caption, with the fields of `blip_hf.Caption`."""
 
     image_index: int = Field(description="Position of the image in the request, from 0")
@@ -166,7 +166,7 @@ class CaptionOfImage(BaseModel):
     itm_probability: float | None = Field(None, description="Probability that image and caption match")
 
 
-class CaptionResponse(BaseModel):
+class CaptionResponse(OperationResponse):
     """Captions in the order of the images."""
 
     captions: list[CaptionOfImage]

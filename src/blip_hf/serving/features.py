@@ -7,13 +7,12 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..data.text import pre_caption
 from ..evaluation.features import image_features, text_features
 from .models import ServedModels
-from .operation import OperationRequest, Text, check_texts
-from .settings import ServerSettings
+from .operation import OperationRequest, OperationResponse, Text, check_texts
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class FeaturesRequest(OperationRequest):
 
     texts: list[Text] = Field([], description="Texts to encode")
 
-    def check(self, settings: ServerSettings) -> None:
-        """Raises if there are too many texts, or one without words."""
-        check_texts(self.texts, "texts", settings)
+    def check(self) -> None:
+        """Raises if a text has no words."""
+        check_texts(self.texts)
 
     def jobs(self, images: Sequence[Image.Image]) -> list[tuple[ImageFeaturesJob | TextFeaturesJob, Any]]:
         """One input per image, and one for all texts."""
@@ -65,7 +64,7 @@ class FeaturesRequest(OperationRequest):
         return FeaturesResponse(image_features=images, text_features=texts)
 
 
-class FeaturesResponse(BaseModel):
+class FeaturesResponse(OperationResponse):
     """Unit vectors. The dot product of an image and a text is their `itc_similarity`."""
 
     image_features: list[list[float]]

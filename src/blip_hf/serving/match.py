@@ -8,12 +8,11 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..evaluation.matching import Match, match_texts
 from .models import ServedModels
-from .operation import OperationRequest, Text, check_texts
-from .settings import ServerSettings
+from .operation import OperationRequest, OperationResponse, Text, check_texts
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class MatchRequest(OperationRequest):
 
     texts: list[Text] = Field(min_length=1, description="Texts to compare with each image")
 
-    def check(self, settings: ServerSettings) -> None:
-        """Raises if there are too many texts, or one without words."""
-        check_texts(self.texts, "texts", settings)
+    def check(self) -> None:
+        """Raises if a text has no words."""
+        check_texts(self.texts)
 
     def jobs(self, images: Sequence[Image.Image]) -> list[tuple[MatchJob, Any]]:
         """One input per image."""
@@ -61,7 +60,7 @@ class MatchRequest(OperationRequest):
         )
 
 
-class MatchOfPair(BaseModel):
+class MatchOfPair(OperationResponse):
     """The scores of an image and a text, with the fields of `blip_hf.Match`."""
 
     image_index: int = Field(description="Position of the image in the request, from 0")
@@ -70,7 +69,7 @@ class MatchOfPair(BaseModel):
     itc_similarity: float = Field(description="Cosine of the features of image and text")
 
 
-class MatchResponse(BaseModel):
+class MatchResponse(OperationResponse):
     """Scores in the order of images, then texts."""
 
     matches: list[MatchOfPair]

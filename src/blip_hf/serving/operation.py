@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from ..data.text import pre_caption
 from .batcher import Job
 from .errors import RequestError
-from .settings import ServerSettings
 
 
 # Longer texts are truncated by the tokenizer to at most 40 tokens anyway.
@@ -26,25 +25,29 @@ class OperationRequest(BaseModel):
     """The model that the endpoint needs."""
     needs_images: ClassVar[bool] = True
 
-    def check(self, settings: ServerSettings) -> None:
-        """Raises a `RequestError` if the request exceeds the limits of the server."""
+    def check(self) -> None:
+        """Raises a `RequestError` for texts without words."""
 
     def jobs(self, images: Sequence[Image.Image]) -> list[tuple[Job, Any]]:
         """Pairs of a job and its input."""
         raise NotImplementedError
 
-    def response(self, results: Sequence[Any]) -> BaseModel:
+    def response(self, results: Sequence[Any]) -> "OperationResponse":
         """The response for the results of the jobs, in order."""
         raise NotImplementedError
 
 
-def check_texts(texts: Sequence[str], name: str, settings: ServerSettings) -> None:
-    """Raises if there are too many texts, or one without words."""
-    if len(texts) > settings.max_texts:
-        raise RequestError(413, f"{name} has {len(texts)} entries, at most {settings.max_texts} are accepted.")
+class OperationResponse(BaseModel):
+    """A response. Numbers that are NaN or infinite are a `ValidationError`."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises if a text has no words."""
     for index, text in enumerate(texts):
         if not pre_caption(text).strip():
-            raise RequestError(422, f"{name}[{index}] is {text!r}, expected a text with words.")
+            raise RequestError(422, f"texts[{index}] is {text!r}, expected a text with words.")
 
 
-__all__ = ["OperationRequest", "Text", "check_texts"]
+__all__ = ["OperationRequest", "OperationResponse", "Text", "check_texts"]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from transformers.utils import logging
 
@@ -125,8 +125,12 @@ class Service:
         try:
             results = await self.batcher.submit(settings.jobs(images))
             return settings.response(results)
-        except NotFiniteError as error:
-            raise RequestError(500, str(error)) from error
+        except (NotFiniteError, ValidationError) as error:
+            logger.error(f"A result is NaN or infinite: {error}")
+            message = (
+                "The model gave NaN or infinity. Look at the images and at the weights and data type of the model."
+            )
+            raise RequestError(500, message) from error
         except ValueError as error:  # of settings that only the model can check, such as its maximum length
             raise RequestError(422, str(error)) from error
         except Exception as error:
