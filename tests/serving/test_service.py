@@ -228,18 +228,9 @@ def test_metrics_count_requests_batches_and_time(start):
     assert waiting(client) == 0
 
 
-async def disconnect_while_waiting(app):
-    """Sends a request to an application, and closes the connection while the request waits for others."""
-    messages = [{"type": "http.request", "body": json.dumps({"images": as_base64(IMAGES[0])}).encode()}]
-    service = app.state.service
-    statuses = []
-
-    async def receive():
-        if messages:
-            return messages.pop()
-        while not service.batcher.num_waiting:
-            await asyncio.sleep(0.01)
-        return {"type": "http.disconnect"}
+async def call(app, receive):
+    """Sends a request to an application; returns its status, and the inputs and places that are left."""
+    service, statuses = app.state.service, []
 
     async def send(message):
         if message["type"] == "http.response.start":
@@ -255,4 +246,31 @@ async def disconnect_while_waiting(app):
 
 def test_a_client_that_disconnects_frees_its_place(models: ServedModels):
     app = create_app(models, ServerSettings(max_wait_ms=60_000))
-    assert asyncio.run(disconnect_while_waiting(app)) == ([499], 0, 0)
+    messages = [{"type": "http.request", "body": json.dumps({"images": as_base64(IMAGES[0])}).encode()}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        while not app.state.service.batcher.num_waiting:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    assert asyncio.run(call(app, receive)) == ([499], 0, 0)
+
+
+def test_a_client_that_disconnects_during_its_upload_frees_its_place(models: ServedModels):
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return messages.pop()
+
+    assert asyncio.run(call(create_app(models), receive)) == ([499], 0, 0)
+
+
+def test_an_upload_that_does_not_end_answers_504(models: ServedModels):
+    async def receive():
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    app = create_app(models, ServerSettings(request_timeout=0.3))
+    assert asyncio.run(call(app, receive)) == ([504], 0, 0)

@@ -123,6 +123,7 @@ def test_a_slow_download_ends(host):
         ("example.org", "http:///a.png", "not http://HOST"),
         ("example.org", "http://example.org:port/a.png", "not valid"),
         ("example.org", "http://[::1/a.png", "not valid"),
+        ("example.org", "http://example.org/\xfc.png", "outside ASCII"),
     ],
 )
 def test_other_urls_are_refused_without_a_connection(monkeypatch, allowed, url, reason):

@@ -121,6 +121,8 @@ class UrlFetcher:
         raise FetchError(f"{first_host} redirects more than {_MAX_REDIRECTS} times.")
 
     def _check(self, url: str) -> tuple[SplitResult, str, int]:
+        if not url.isascii():
+            raise FetchError("its URL has characters outside ASCII. Percent-encode them.")
         try:
             parts = urlsplit(url)
         except ValueError as error:
