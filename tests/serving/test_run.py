@@ -82,6 +82,16 @@ def test_sigterm_lets_accepted_requests_finish_and_refuses_others(models):
         wait_until(lambda: server.should_exit)
 
 
+def test_a_second_signal_refuses_what_was_accepted(models):
+    with running(models, max_wait_ms=60_000) as (server, port), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(caption, port)
+        wait_until(lambda: "blip_hf_queue_length 1.0" in metrics(port))
+        server.handle_exit(signal.SIGINT, None)
+        server.handle_exit(signal.SIGINT, None)
+        assert waiting.result() == 503
+        wait_until(lambda: server.should_exit)
+
+
 def test_a_port_in_use_is_named():
     with bind("127.0.0.1", 0) as sock:
         sock.listen()

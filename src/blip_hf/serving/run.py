@@ -10,12 +10,13 @@ from fastapi import FastAPI
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first SIGTERM or SIGINT, refuses requests with 503 and answers the accepted ones; on the second, stops at once."""
+    """On the first SIGTERM or SIGINT, refuses requests with 503 and answers the accepted ones; on the second, refuses them too."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, on_start: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
         self._service = app.state.service
         self._on_start = on_start
+        self._is_urgent = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen."""
@@ -24,12 +25,13 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        if self._service.is_stopping:
-            self.should_exit = self.force_exit = True
+        self._is_urgent = self._service.is_stopping
         self._service.stop()
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; returns whether to exit."""
+        if self._is_urgent:
+            self._service.abort()
         if self._service.is_stopping and self._service.is_idle:
             self.should_exit = True
         return await super().on_tick(counter)

@@ -67,6 +67,8 @@ class Service:
         self.places = Places(settings.max_queue)
         self.images = ImageReader(settings)
         self.is_stopping = False
+        self._is_aborted = False
+        self._deadlines: set[asyncio.Timeout] = set()
         self.metrics = ServerMetrics(
             num_waiting=lambda: self.batcher.num_waiting, num_images=lambda: self.places.taken
         )
@@ -92,6 +94,12 @@ class Service:
         """Refuses new requests with 503. Those that were accepted are answered."""
         self.is_stopping = True
 
+    def abort(self) -> None:
+        """Answers the requests that were accepted with 503. Called in the event loop."""
+        self._is_aborted = True
+        for deadline in self._deadlines:
+            deadline.reschedule(asyncio.get_running_loop().time())
+
     @property
     def is_idle(self) -> bool:
         """Whether every accepted request is answered."""
@@ -109,11 +117,13 @@ class Service:
             raise RequestError(501, f"This server has no {operation.head}. {_REMEDIES[operation.head]}")
         with self._place() as take_more:
             try:
-                async with asyncio.timeout(self.settings.request_timeout):
+                async with self._deadline():
                     body = await read_body(request, operation, self.settings)
                     take_more(len(body.images) - 1)
                     return await _unless_disconnected(request, self._run(body.settings, body.images))
             except TimeoutError as error:
+                if self._is_aborted:
+                    raise RequestError(503, "The server stopped before this request was answered.") from error
                 message = f"The request took more than {self.settings.request_timeout:g} seconds."
                 raise RequestError(504, message, headers=self._retry_after()) from error
             except ClientDisconnect as error:
@@ -138,6 +148,16 @@ class Service:
             raise RequestError(
                 500, "The model failed on this request. The log of the server has the error."
             ) from error
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        """Raises `TimeoutError` in a block that takes too long, or if the requests are aborted."""
+        async with asyncio.timeout(self.settings.request_timeout) as deadline:
+            self._deadlines.add(deadline)
+            try:
+                yield
+            finally:
+                self._deadlines.discard(deadline)
 
     @contextmanager
     def _place(self) -> Iterator[Any]:
