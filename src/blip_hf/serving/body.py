@@ -63,6 +63,7 @@ def _too_large(limits: ServerSettings) -> RequestError:
 
 def _bounded(receive: Receive, limits: ServerSettings) -> Receive:
     """Stops a body that has no length in its header and exceeds the limit."""
+    # FastAPI's `max_body_size` does not tell the client what is accepted.
     total = 0
 
     async def bounded() -> Message:
