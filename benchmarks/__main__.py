@@ -30,6 +30,7 @@ JOBS = (
     "processor",
     "serving",
     "imports",
+    "streams",
     "savings",
     "tried",
     "growth",

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 # Before any import that reads them.
@@ -13,6 +14,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
+    RAY_AUTH_MODE="disabled",  # whether or not the home folder has a token
     # Workers of pytest-xdist share the cores: one thread each, also in subprocesses.
     **({"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}),
 )
@@ -23,6 +25,7 @@ from transformers import PreTrainedModel
 
 from blip_hf import BlipProcessor
 from tests.support.paths import DATA
+from tests.support.ray_cluster import ray_cluster
 from tests.support.tiny_models import tiny_capfilt
 
 
@@ -60,6 +63,13 @@ def matcher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny random matcher with its processor. Do not write into it."""
     _, _, matcher, processor = tiny_capfilt()
     return save(matcher, processor, tmp_path_factory.mktemp("matcher"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of one node with two CPUs."""
+    with ray_cluster(num_nodes=1, num_cpus=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

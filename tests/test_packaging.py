@@ -23,7 +23,7 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and lower layers.
 LAYERS = (
-    ("devices", "distributed", "files", "finite", "locks", "checkpoints", "caption_settings"),
+    ("devices", "distributed", "files", "finite", "locks", "checkpoints", "caption_settings", "ray_pool"),
     (
         "cjk",
         "objectives",
@@ -35,7 +35,7 @@ LAYERS = (
         "processing_blip",
     ),
     ("modeling", "data"),
-    ("training", "evaluation", "conversion", "captioner", "auto", "planning"),
+    ("training", "evaluation", "conversion", "captioner", "ray_captioner", "auto", "planning"),
     ("tasks",),
     ("bootstrap", "capfilt", "demo", "pages", "serving"),
     ("cli", "__main__"),

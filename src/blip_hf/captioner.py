@@ -250,7 +250,7 @@ class BlipCaptioner:
     ) -> Iterator[ImageBatch]:
         return image_batches(
             self.processor,
-            _single_images(images),
+            single_images(images),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             on_error=on_error,
@@ -305,7 +305,7 @@ class BlipCaptioner:
         return logits.float().softmax(dim=-1)[:, 1].tolist()
 
 
-def _single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
+def single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
     """Yields the images one by one; an array or a tensor of shape `(n, ...)` with four axes is several."""
     is_batch = is_array(images) and images.ndim == 4
     if isinstance(images, _ONE_IMAGE) or (is_array(images) and not is_batch):
@@ -345,4 +345,4 @@ def _generation_settings(
     return {**added, **given, "num_return_sequences": num_return_sequences, "return_dict_in_generate": False}
 
 
-__all__ = ["BlipCaptioner", "Caption"]
+__all__ = ["BlipCaptioner", "Caption", "single_images"]

@@ -2,6 +2,7 @@
 """CapFilt on Ray: its options, and the same bytes as the local engine."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -9,14 +10,14 @@ import sys
 import pytest
 
 from blip_hf.capfilt.engine import CapFilt
-from blip_hf.capfilt.engines.ray import RayCluster, ShardActor
+from blip_hf.capfilt.engines.ray import RayCluster, ShardWorker
+from blip_hf.capfilt.progress import Progress
 from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.capfilt.settings import CapFiltSettings
 from blip_hf.cli import main
 from blip_hf.locks import Locks
 from tests.support.files import run_contents
-from tests.support.ray_cluster import ray_cluster
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,12 +28,6 @@ SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_worker
 OPTIONS = {"shard_size": 4, "show_progress": False}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with ray_cluster(num_nodes=1) as cluster:
-        yield cluster
-
-
 def flags(captioner, matcher, out_dir, *more):
     models = ("--captioner", captioner, "--filter", matcher)
     settings = ("--prompt", "a b", "--max_length", "12", "--batch_size", "2", "--device", "cpu")
@@ -41,10 +36,8 @@ def flags(captioner, matcher, out_dir, *more):
 
 
 def test_ray_writes_the_bytes_of_the_local_engine(cluster, captioner_folder, matcher_folder, tmp_path, capsys):
-    command = flags(
-        captioner_folder, matcher_folder, tmp_path / "ray", "--engine", "ray", "--address", cluster.address
-    )
-    assert main(command) == 0
+    on_ray = ("--engine", "ray", "--address", cluster.address, "--num_actors", "1")
+    assert main(flags(captioner_folder, matcher_folder, tmp_path / "ray", *on_ray)) == 0
     shown = capsys.readouterr()
     assert "24/24 [" in shown.err.split("\r")[-1]
     # tqdm shows seconds per image for less than one image per second.
@@ -56,6 +49,24 @@ def test_ray_writes_the_bytes_of_the_local_engine(cluster, captioner_folder, mat
     written = run_contents(tmp_path / "ray")
     assert {name: written.pop(name) is not None for name in ("report.html", "report.json")}
     assert written == run_contents(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_resumes(cluster, captioner_folder, matcher_folder, tmp_path, capsys, monkeypatch):
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = flags(
+        captioner_folder, matcher_folder, tmp_path / "ray", "--engine", "ray", "--address", cluster.address
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "finish_shard", stop)
+        assert main(command) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "blip-hf capfilt: interrupted"
+    assert main(command) == 0
+    engine = CapFilt.from_pretrained(captioner_folder, matcher_folder, device="cpu", settings=SETTINGS)
+    run_capfilt(engine, SOURCE, tmp_path / "local", **OPTIONS)
+    assert run_contents(tmp_path / "ray").items() >= run_contents(tmp_path / "local").items()
 
 
 @pytest.mark.slow
@@ -88,19 +99,21 @@ def test_options_of_ray_need_its_engine(captioner_folder, matcher_folder, tmp_pa
     assert "Run the command once, without torchrun or accelerate." in capsys.readouterr().err
 
 
-def test_an_actor_refuses_other_weights_and_keeps_finished_shards(captioner_folder, matcher_folder, tmp_path):
+def test_a_worker_refuses_other_weights_and_keeps_finished_shards(captioner_folder, matcher_folder, tmp_path):
     run = Run.create(tmp_path, SOURCE, None, False, 4, None, "parquet")
-    actor = ShardActor(run, str(captioner_folder), str(matcher_folder), "cpu", "float32", SETTINGS, num_threads=1)
-    identities, settings = actor.identify()
+    worker = ShardWorker(
+        run, str(captioner_folder), str(matcher_folder), device="cpu", dtype="float32", settings=SETTINGS
+    )
+    identities, settings = worker.identify()
     run.start(identities, settings)
     renamed = {role: {**identity, "name": "elsewhere"} for role, identity in identities.items()}
-    assert sum(counts.num_images for counts in actor.write_shard("scenes-00001", renamed)) == 4
+    assert sum(counts.num_images for counts in worker.write_shard("scenes-00001", renamed)) == 4
     before = run_contents(tmp_path)
-    assert actor.write_shard("scenes-00001", renamed) == []
+    assert worker.write_shard("scenes-00001", renamed) == []
     assert run_contents(tmp_path) == before
     other = {role: {**identity, "fingerprint": "0" * 16} for role, identity in identities.items()}
     with pytest.raises(ValueError, match=r"holds other weights on the node .* than where the run started"):
-        actor.write_shard("scenes-00002", other)
+        worker.write_shard("scenes-00002", other)
 
 
 @pytest.mark.parametrize(

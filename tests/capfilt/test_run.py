@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,8 +21,8 @@ from blip_hf.capfilt.report import write_report
 from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
-from tests.support.files import run_contents, write_json
-from tests.support.images import write_image
+from tests.support.files import run_contents, write_json, write_tar
+from tests.support.images import encoded_image, write_image
 from tests.support.tiny_models import tiny_capfilt
 
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOURCE, NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = "scenes:24:0.4", 24, 4, 6
 SETTINGS = CapFiltSettings(prompt="a b", max_length=12, batch_size=2, num_workers=1)
+IMAGE = encoded_image()
 # The filter is not trained: its scores lie around one half.
 RULE = Rule(threshold=0.5)
 
@@ -236,6 +238,26 @@ def test_a_run_is_not_resumed_or_filtered_again_on_a_changed_source(engine, tmp_
     write_list(source, records)
     write_report(out)
     assert json.loads((out / "report.json").read_text())["examples"]
+
+
+def test_tars_at_an_address_give_the_same_files_and_their_changes_are_noticed(engine, tmp_path):
+    members = [(f"{n}.{suffix}", content) for n in range(3) for suffix, content in (("png", IMAGE), ("txt", b"a dog"))]
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        path = write_tar(tmp_path / "tars" / f"web-{number}.tar", members)
+        memory.pipe(f"/capfilt/{path.name}", path.read_bytes())
+    run(engine, tmp_path / "local", tmp_path / "tars")
+    address = "memory://capfilt/web-{0..1}.tar"
+    run(engine, tmp_path / "remote", address)
+    local, remote = (run_contents(tmp_path / name) for name in ("local", "remote"))
+
+    assert set(json.loads(remote.pop("source.json"))) == {f"memory:///capfilt/web-{n}.tar" for n in range(2)}
+    del local["source.json"]
+    assert remote == local
+    run(engine, tmp_path / "remote", address)  # is complete
+    memory.pipe("/capfilt/web-1.tar", memory.cat("/capfilt/web-1.tar") + bytes(10_240))
+    with pytest.raises(ValueError, match=r"since the run started, memory:///capfilt/web-1.tar has changed"):
+        refilter(tmp_path / "remote", RULE, tmp_path / "again")
 
 
 def test_a_checkpoint_is_the_same_by_any_path(checkpoints, tmp_path, monkeypatch):

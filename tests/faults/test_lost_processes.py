@@ -12,20 +12,21 @@ from tests.support.processes import run_python
 pytestmark = pytest.mark.slow
 
 
-def train(folder, *signal_names, max_restarts=0):
+def train(folder, *signal_names, wrapper="ddp", max_restarts=0):
     """Trains with two processes; returns the result and the seconds from the signal to the end."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max_restarts={max_restarts}")
     result = run_python(
-        *launcher, "-m", "tests.support.interrupted_training", folder, *signal_names, OMP_NUM_THREADS="1"
+        *launcher, "-m", "tests.support.interrupted_training", folder, wrapper, *signal_names, OMP_NUM_THREADS="1"
     )
     sent = folder / SIGNAL_TIME_NAME
     return result, time.time() - float(sent.read_text()) if sent.exists() else None
 
 
-def test_a_restarted_run_ends_bit_equal(tmp_path):
-    whole, _ = train(tmp_path / "whole")
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_a_restarted_run_ends_bit_equal(wrapper, tmp_path):
+    whole, _ = train(tmp_path / "whole", wrapper=wrapper)
     assert whole.returncode == 0, whole.stderr
-    restarted, _ = train(tmp_path / "restarted", "SIGKILL", max_restarts=1)
+    restarted, _ = train(tmp_path / "restarted", "SIGKILL", wrapper=wrapper, max_restarts=1)
     assert restarted.returncode == 0, restarted.stderr
     assert "exitcode: -9" in restarted.stderr
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "restarted"))

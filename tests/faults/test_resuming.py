@@ -155,6 +155,13 @@ def test_a_missing_optimizer_is_never_silent(tmp_path):
         pretraining(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_a_checkpoint_of_deepspeed_is_refused_without_it(run_folder, tmp_path):
+    shutil.copytree(run_folder / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "global_step2").mkdir()
+    with pytest.raises(DamagedCheckpointError, match="it is one of DeepSpeed"):
+        pretraining(tmp_path).train(resume_from_checkpoint=True)
+
+
 def test_a_pickle_in_a_checkpoint_is_not_loaded(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path, dirs_exist_ok=True)
     checkpoint = tmp_path / "checkpoint-2"

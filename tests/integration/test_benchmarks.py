@@ -7,6 +7,7 @@ import subprocess
 from contextlib import nullcontext
 from unittest.mock import patch
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from benchmarks import (
     harness,
     imports,
     limit,
+    lists,
     matching,
     original,
     pretraining_step,
@@ -29,14 +31,18 @@ from benchmarks import (
     savings,
     serving,
     sizes,
+    streams,
     tried,
     vqa_ranking,
 )
+from benchmarks.bad_records import ALL_RECORDS
+from benchmarks.stream_files import write_stream_files
 from blip_hf import (
     BlipForImageTextRetrieval,
     BlipForPreTraining,
     BlipForQuestionAnswering,
 )
+from blip_hf.data.skips import SkipCounts
 from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
@@ -295,6 +301,31 @@ def test_memory_growth_is_plotted(tmp_path):
     assert any("by queue" in line for line in everything.table_lines([result]))
 
 
+def test_streams_count_all_kinds_of_bad_records(tmp_path, capsys, monkeypatch):
+    # A new process for each pass would only import everything again.
+    monkeypatch.setattr(streams, "run_pass", lambda name, files: streams.PASSES[name](files))
+    result = streams.main(TINY, folder=tmp_path)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert sum(result["bad_records"].values()) == len(ALL_RECORDS) == 50
+    for name in ("training", "capfilt"):
+        found = result["passes"][name]
+        assert found["is_exact"]
+        assert found["num_usable"] == 950
+        assert found["by_reason"] == result["bad_records"]
+    for name in ("webdataset", "datasets"):
+        assert result["passes"][name]["num_read"] == 861  # of 880 in tars; both accept a text of 1 MiB
+    assert len(list(everything.table_lines([result]))) == 3 + 2 * len(result["rows"])
+    assert Image.open(tmp_path / "streams-tiny.png").size[0] > 500
+
+
+def test_a_wrong_count_of_bad_records_is_not_exact(tmp_path):
+    files = write_stream_files(tmp_path, 1_000, 4)
+    counts = SkipCounts(num_usable=files.num_usable, by_reason=files.by_reason)
+    assert streams.counted(counts, files)["is_exact"]
+    counts.add("bad_record", "one more")
+    assert not streams.counted(counts, files)["is_exact"]
+
+
 def pretend_jobs(monkeypatch, failing=()):
     """Replaces jobs by functions that return a row or fail."""
     row = {"case": "import", "note": "at most 1 s", "seconds": {harness.OURS: {"median": 0.5}}, "speedup": {}}
@@ -348,10 +379,18 @@ def test_help_runs_in_a_fresh_process():
     assert 0 < imports.help_seconds() < 60
 
 
+@pytest.mark.parametrize("file_format", lists.FORMATS)
+def test_lists_to_measure_can_be_loaded(file_format, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / f"list{lists.SUFFIXES.get(file_format, '.json')}"
+    lists.write_list(path, file_format, 5)
+    assert lists.measure_load(path)["num_records"] == 5
+
+
 def test_the_performance_page_names_existing_jobs():
     page = (ROOT / "docs" / "performance.md").read_text()
     called = set(re.findall(r"python -m benchmarks\.(\w+)", page))
     assert called
-    assert called <= {*everything.JOBS, "plan"}  # `plan` checks estimates, it has no rival
+    assert called <= {*everything.JOBS, "plan", "lists"}  # these two have no rivals
     in_table = set(re.findall(r"`(\w+)\.py`", page))
     assert in_table == set(everything.JOBS)

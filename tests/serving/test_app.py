@@ -4,10 +4,10 @@
 import pytest
 import torch
 
+from benchmarks.bad_records import png_header
 from blip_hf import BlipCaptioner, answer_questions, match_texts
 from blip_hf.evaluation.features import image_features, text_features
 from blip_hf.serving import ServedModels
-from tests.support.bad_records import png_header
 from tests.support.serving import as_base64, as_files, photos
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A training that `torchrun` starts, whose second process gets a signal: `-m tests.support.interrupted_training FOLDER [SIGNAL]`."""
+"""A training that `torchrun` starts, whose second process gets a signal.
+
+`-m tests.support.interrupted_training FOLDER ddp|fsdp2 [SIGNAL]`
+"""
 
 import os
 import signal
@@ -10,7 +13,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from tests.support.trainers import TensorPairs, make_model, make_trainer
+from tests.support.trainers import FSDP2, TensorPairs, make_model, make_trainer
 
 
 NUM_STEPS, SAVE_STEPS, LAST_STEP = 6, 2, 3
@@ -31,7 +34,7 @@ class SignalAtStep(TrainerCallback):
             os.kill(os.getpid(), getattr(signal, self.name))
 
 
-def main(folder, *signal_names):
+def main(folder, wrapper, *signal_names):
     Path(folder).mkdir(exist_ok=True)
     trainer = make_trainer(
         folder,
@@ -43,6 +46,7 @@ def main(folder, *signal_names):
         save_strategy="steps",
         save_steps=SAVE_STEPS,
         ddp_timeout=TIMEOUT_SECONDS,
+        **(FSDP2 if wrapper == "fsdp2" else {}),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     trainer.save_model()

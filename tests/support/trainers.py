@@ -11,6 +11,9 @@ from blip_hf.training import BlipContrastiveTrainer, BlipTrainer, BlipTrainingAr
 from tests.support.tiny_models import tiny_batch, tiny_capfilt, tiny_pretraining_config
 
 
+FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+
+
 class TensorPairs(Dataset):
     """Random pairs as tensors, whose images change with the epoch."""
 

@@ -9,6 +9,8 @@ import pytest
 from blip_hf.cli import main
 from blip_hf.training import BlipTrainer
 from blip_hf.training.checkpoint_files import find_checkpoints
+from tests.support.files import write_json
+from tests.support.images import write_images
 
 
 TINY = [
@@ -89,7 +91,31 @@ def test_another_command_is_refused_by_name(interrupted, capfd, caplog):
     assert "--overwrite to start again" in message
     assert len(find_checkpoints(interrupted)) == 2
     assert pretrain(interrupted, "--learning_rate", "1e-3", "--resume_from_checkpoint", "True") == 0
-    assert "resumes with other settings: learning_rate" in caplog.text
+    assert "resumes with other settings or data: learning_rate" in caplog.text
+
+
+def make_pairs(folder):
+    names = ["red", "lime", "blue", "cyan", "white", "black", "navy", "gold"]
+    write_images(folder, *names, size=(32, 32))
+    return write_json(folder / "web.json", [{"image": f"{name}.png", "caption": f"a {name} image"} for name in names])
+
+
+@pytest.mark.parametrize("stream", [[], ["--data_weights", "1", "--buffer_size", "4"]])
+def test_moved_data_are_the_same_and_changed_data_are_refused(stream, tmp_path, monkeypatch, capfd, caplog):
+    data, folder = make_pairs(tmp_path / "web"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        with pytest.raises(SystemExit):
+            pretrain(folder, *stream, data=str(data))
+    (tmp_path / "web").rename(tmp_path / "moved")
+    data = tmp_path / "moved" / "web.json"
+    content = data.read_text()
+    data.write_text(content.replace("navy image", "blue image"))
+    assert f"data was ['{tmp_path}/web/web.json'], is ['{data}']" in error_of(capfd, folder, *stream, data=str(data))
+    data.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert pretrain("run", *stream, data="moved/web.json") == 0
+    assert "from checkpoint-2" in caplog.text
 
 
 def test_overwrite_removes_the_checkpoints_of_the_run_before(interrupted, capfd):

@@ -9,11 +9,10 @@ from torch.testing import assert_close
 from blip_hf import BlipForPreTraining
 from tests.support.ranks import WORLD_SIZE, run_on_ranks
 from tests.support.tiny_models import SUMMATION_TOLERANCE
-from tests.support.trainers import TensorPairs, make_model, make_trainer
+from tests.support.trainers import FSDP2, TensorPairs, make_model, make_trainer
 
 
 NUM_STEPS, SAVED_STEP, GLOBAL_BATCH = 4, 2, 4
-FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 
 
 def train(folder, world_size, resume_from=None, **fields):

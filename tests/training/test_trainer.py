@@ -102,7 +102,7 @@ def test_evaluation_does_not_change_arguments_or_collator(tmp_path):
     loader = trainer.get_eval_dataloader()
     assert [len(batch["input_ids"]) for batch in loader] == [2, 2, 1]  # despite `dataloader_drop_last`
     assert list(loader.batch_sampler.sampler) == [0, 1, 2, 3, 4]
-    assert loader.collate_fn is trainer.data_collator
+    assert loader.collate_fn.collator is trainer.data_collator
     assert trainer.args.to_dict() == before
 
 

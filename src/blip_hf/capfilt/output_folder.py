@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.readers.remote import is_remote
 from ..data.readers.scenes import is_scenes
 from .scores import RunFolder
 
@@ -23,7 +24,7 @@ def refuse_taken(out_dir: str | os.PathLike[str], run: RunFolder, source: str | 
 
 def _paths(source: str | Sequence[str]) -> list[Path]:
     sources = [source] if isinstance(source, str) else source
-    return [Path(path) for path in sources if not is_scenes(path)]
+    return [Path(path) for path in sources if not (is_scenes(path) or is_remote(path))]
 
 
 def _refuse(out_dir: str | os.PathLike[str], taken: Sequence[Path], content: str) -> None:

@@ -17,6 +17,7 @@ from ..data.readers import cut_shards
 from ..data.readers.records import PathLike
 from ..data.readers.samples import Shard
 from ..data.readers.sources import make_absolute, open_source
+from ..data.source_digests import digest_source
 from ..files import remove_partial, write_json
 from .filters import Rule
 from .output_folder import refuse_source_folder
@@ -24,7 +25,7 @@ from .refilter import write_kept
 from .report import build_report
 from .scores import RunFolder, is_whole_table
 from .settings import FREE_SETTINGS, CapFiltSettings
-from .source_digests import check_source, digest_source
+from .source_digests import check_source
 from .writers import Models, PairFormat
 
 

@@ -1,54 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Digests of a source, so that a run is not resumed or filtered again on other data."""
+"""Refuses to resume, filter or report a run on other data than it started with."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from ..data.readers import Shard, cut_shards
-from ..data.readers.folder import ImageFolder
-from ..data.readers.hub import Table
-from ..data.readers.lists import ListFile
-from ..data.readers.parquet import ParquetFile
-from ..data.readers.sidecars import SIDECAR_SUFFIXES
-from ..data.readers.sources import Reader, open_source
-from ..data.readers.tar import TarFile
-from ..files import file_digest
-from ..image_files import list_images
+from ..data.readers.sources import open_source
+from ..data.source_digests import digest_source, find_changes
 from .scores import RunFolder
-
-
-HEAD_BYTES = 2**16
-"""Number of bytes that are hashed of a tar or Parquet file."""
-
-SourceDigests = dict[str, str]
-
-
-def digest_source(readers: Iterable[Reader]) -> SourceDigests:
-    """Maps each file, folder or data set of a source to a digest.
-
-    | source                             | digest of                                        |
-    |------------------------------------|--------------------------------------------------|
-    | JSON lists, annotations, metadata  | the content                                      |
-    | tars, Parquet files                | the size and the first 64 KiB                    |
-    | folders of images                  | names and sizes of the images and their texts    |
-    | data sets                          | the fingerprint of `datasets`                    |
-
-    Drawn scenes have none: their name defines them.
-    """
-    digests = {}
-    for reader in readers:
-        if isinstance(reader, ListFile):
-            digests[str(reader.path)] = file_digest(reader.path)
-        elif isinstance(reader, ImageFolder):
-            digests[str(reader.path)] = _listing_digest(reader.path)
-        elif isinstance(reader, Table):
-            digests[reader.name] = reader.dataset._fingerprint
-        elif isinstance(reader, (TarFile, ParquetFile)):
-            digests[str(reader.path)] = _head_digest(reader.path)
-    return digests
 
 
 def check_source(run: RunFolder, digests: Mapping[str, str]) -> None:
@@ -75,33 +35,4 @@ def open_unchanged(run: RunFolder, settings: Mapping[str, Any]) -> list[Shard]:
     return cut_shards(readers, settings["shard_size"])
 
 
-def find_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Says what changed between two digests of a source, such as "web.json has changed"."""
-    verbs = {
-        "has changed": [name for name in old if name in new and new[name] != old[name]],
-        "is gone": [name for name in old if name not in new],
-        "is new": [name for name in new if name not in old],
-    }
-    return [
-        f"{names[0]} {verb}" + (f" (and {len(names) - 1} others)" if len(names) > 1 else "")
-        for verb, names in verbs.items()
-        if names
-    ]
-
-
-def _head_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(b"%d " % path.stat().st_size + file.read(HEAD_BYTES)).hexdigest()[:16]
-
-
-def _listing_digest(folder: Path) -> str:
-    images = [folder] if folder.is_file() else list_images(folder, recursive=True)
-    digest = hashlib.sha256()
-    for image in images:
-        for path in (image, *(image.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES)):
-            if path.is_file():
-                digest.update(f"{path} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-__all__ = ["HEAD_BYTES", "SourceDigests", "check_source", "digest_source", "find_changes", "open_unchanged"]
+__all__ = ["check_source", "open_unchanged"]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..capfilt.settings import CapFiltSettings
 from ..files import format_json
 from ..tasks.base import ALLOW_OUTSIDE_HELP, PAIRS_HELP
-from .errors import UsageError
+from .engine_options import EngineOptions, check_engine, cluster_of
 from .launcher import launched_process
 from .parser import Command, CommandGroup
+from .stop_signals import stop_signals
 
 
 if TYPE_CHECKING:
@@ -48,26 +49,6 @@ class RuleOptions:
 
         names = ("threshold", "keep_share", "best_per_image", "sources", "by")
         return Rule(**{name: getattr(self, name) for name in names if getattr(self, name) is not None})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What shares the shards, and the resources of `--engine ray`."""
-
-    engine: Literal["local", "ray"] = field(
-        default="local",
-        metadata={"help": "What shares the shards: the processes of a launcher (local), or a Ray cluster (ray)"},
-    )
-    address: str | None = field(
-        default=None, metadata={"help": "Address of the Ray cluster (default: RAY_ADDRESS, else this machine)"}
-    )
-    num_actors: int | None = field(
-        default=None, metadata={"help": "Actors of Ray (default: as many as the cluster has resources for)"}
-    )
-    num_cpus: int | None = field(default=None, metadata={"help": "CPUs and threads of each actor (default: 1)"})
-    num_gpus: float | None = field(
-        default=None, metadata={"help": "GPUs of each actor (default: 1 if the cluster has one, else 0)"}
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +98,8 @@ def run(options: RunOptions) -> None:
     from ..capfilt.report import write_report
 
     logging.disable_progress_bar()
-    process_index, num_processes = launched_process()
-    _check_engine(options, num_processes)
+    check_engine(options)
+    process_index, _ = launched_process()
     totals = _run_on_ray(options) if options.engine == "ray" else _run_locally(options)
     if process_index > 0:
         return
@@ -128,16 +109,6 @@ def run(options: RunOptions) -> None:
         except ImportError as error:
             print(f"blip-hf capfilt: no report.html: {error}", file=sys.stderr)
     print(format_json(totals))
-
-
-def _check_engine(options: RunOptions, num_processes: int) -> None:
-    if options.engine == "ray" and num_processes > 1:
-        raise UsageError(
-            "--engine ray starts its own processes. Run the command once, without torchrun or accelerate."
-        )
-    given = [item.name for item in fields(EngineOptions) if getattr(options, item.name) not in (None, "local")]
-    if options.engine == "local" and given:
-        raise UsageError(f"--{given[0]} is an option of Ray. Add --engine ray, or remove it.")
 
 
 def _run_locally(options: RunOptions) -> dict[str, Any]:
@@ -163,24 +134,20 @@ def _run_locally(options: RunOptions) -> dict[str, Any]:
 
 
 def _run_on_ray(options: RunOptions) -> dict[str, Any]:
-    from ..capfilt.engines.ray import RayCluster, run_capfilt_on_ray
+    from ..capfilt.engines.ray import run_capfilt_on_ray
 
-    return run_capfilt_on_ray(
-        options.captioner,
-        options.filter,
-        _source(options),
-        options.output_dir,
-        settings=_settings(options),
-        device=options.device,
-        dtype=options.dtype,
-        cluster=RayCluster(
-            address=options.address,
-            num_actors=options.num_actors,
-            num_cpus=1 if options.num_cpus is None else options.num_cpus,
-            num_gpus=options.num_gpus,
-        ),
-        **_run_arguments(options),
-    )
+    with stop_signals():
+        return run_capfilt_on_ray(
+            options.captioner,
+            options.filter,
+            _source(options),
+            options.output_dir,
+            settings=_settings(options),
+            device=options.device,
+            dtype=options.dtype,
+            cluster=cluster_of(options),
+            **_run_arguments(options),
+        )
 
 
 def _settings(options: RunOptions) -> CapFiltSettings:
@@ -247,4 +214,4 @@ COMMANDS = {
 }
 COMMAND = CommandGroup("blip-hf capfilt", COMMANDS)
 
-__all__ = ["COMMAND", "COMMANDS", "EngineOptions", "RefilterOptions", "ReportOptions", "RuleOptions", "RunOptions"]
+__all__ = ["COMMAND", "COMMANDS", "RefilterOptions", "ReportOptions", "RuleOptions", "RunOptions"]

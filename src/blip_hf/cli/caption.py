@@ -3,47 +3,20 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from ..caption_settings import CaptionSettings, caption_option
-from ..checkpoints import require_checkpoint
+from ..caption_settings import caption_option
+from .caption_engines import open_engine
 from .caption_formats import Format, format_of
 from .caption_outputs import CaptionFile, CaptionSidecars
 from .caption_run import caption_to_files, caption_to_stdout
+from .engine_options import check_engine, engine_option
 from .errors import UsageError
 from .image_options import ImageOptions
 from .parser import Command
 from .stop_signals import stop_signals
 
 
-if TYPE_CHECKING:
-    from ..captioner import BlipCaptioner
-
-_GENERATION_OPTIONS = (
-    "num_beams",
-    "max_length",
-    "min_length",
-    "max_new_tokens",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "top_p",
-)
-# They change the captions or the files, so a run is resumed with the same ones only.
-_RUN_OPTIONS = (
-    *_GENERATION_OPTIONS,
-    "prompt",
-    "num_captions",
-    "sample",
-    "seed",
-    "dtype",
-    "scores",
-    "prefix",
-    "suffix",
-    "format",
-    "extension",
-    "append",
-    "skip_existing",
-)
 _ONLY_ONE_FILE = ("output", "scores", "matcher")
 _ONLY_SIDECARS = ("output_dir", "append")
 
@@ -105,13 +78,29 @@ class CaptionOptions(ImageOptions):
         default=False,
         metadata={"help": "Replace existing captions, and start an interrupted run again instead of resuming it"},
     )
+    engine: Literal["local", "ray"] = engine_option("engine")
+    address: str | None = engine_option("address")
+    num_actors: int | None = engine_option("num_actors")
+    num_cpus: int | None = engine_option("num_cpus")
+    num_gpus: float | None = engine_option("num_gpus")
+    shard_size: int | None = field(
+        default=None, metadata={"help": "Images of a task of Ray, rounded up to whole batches (default: 16 batches)"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_p is not None and not self.sample:
             raise UsageError("--top_p applies to sampling only. Add --sample, or leave it out.")
-        for name in ("num_captions", "num_beams", "max_length", "max_new_tokens", "no_repeat_ngram_size"):
+        for name in (
+            "num_captions",
+            "num_beams",
+            "max_length",
+            "max_new_tokens",
+            "no_repeat_ngram_size",
+            "shard_size",
+        ):
             self.check_minimum(name, 1)
+        check_engine(self, "shard_size")
         self.format = format_of(self.output, self.format)
         self._check_output()
 
@@ -131,6 +120,11 @@ class CaptionOptions(ImageOptions):
         if self.skip_existing and self.output is None and not is_sidecar:
             raise UsageError("--skip_existing needs the file of the earlier captions. Pass it as --output.")
 
+    @property
+    def writes_to_stdout(self) -> bool:
+        """Whether captions appear as they come, and none is noted."""
+        return self.output is None and self.format != "sidecar"
+
     def columns(self) -> list[str]:
         """Names of the columns to write."""
         columns = ["image", "caption"]
@@ -141,59 +135,12 @@ class CaptionOptions(ImageOptions):
 def _run(options: CaptionOptions) -> int:
     with stop_signals():
         images = options.find_images()
-        if options.output is None and options.format != "sidecar":
-            return caption_to_stdout(load_captioner(options), images, options)
+        if options.writes_to_stdout:
+            with open_engine(options) as engine:
+                return caption_to_stdout(engine, images, options)
         output = (CaptionSidecars if options.format == "sidecar" else CaptionFile)(options, images)
-        captioner = load_captioner(options)
-        return caption_to_files(captioner, images, output, options, run_settings(captioner, options))
-
-
-def load_captioner(options: CaptionOptions) -> "BlipCaptioner":
-    """The models that the options name. Options that are `None` are left to the checkpoint."""
-    for name in filter(None, (options.model, options.matcher)):
-        require_checkpoint(name)
-
-    from transformers.utils import logging
-
-    from ..captioner import BlipCaptioner
-
-    logging.disable_progress_bar()
-    given = {name: getattr(options, name) for name in _GENERATION_OPTIONS if getattr(options, name) is not None}
-    if options.sample:
-        given["do_sample"] = True
-    captioner = BlipCaptioner.from_pretrained(
-        options.model,
-        matcher=options.matcher,
-        device=options.device,
-        dtype=options.dtype,
-        prompt=options.prompt,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        num_workers=options.workers,
-        **given,
-    )
-    if options.max_new_tokens is None:
-        lengths = {name: given[name] for name in ("max_length", "min_length") if name in given}
-        lengths.setdefault("max_length", captioner.model.generation_config.max_length)
-        CaptionSettings.resolve(
-            captioner.caption_settings, prompt=captioner.prompt, **lengths
-        )  # raises if they contradict
-    return captioner
-
-
-def run_settings(captioner: "BlipCaptioner", options: CaptionOptions) -> dict[str, Any]:
-    """What the captions of a run depend on: options, the settings of the checkpoint, and fingerprints of the weights."""
-    from ..capfilt.engine import fingerprint
-
-    settings = {name: getattr(options, name) for name in _RUN_OPTIONS}
-    for name, value in captioner.caption_settings.to_dict().items():
-        if settings[name] is None:
-            settings[name] = value
-    settings["model"] = fingerprint(captioner.model)
-    settings["matcher"] = None if captioner.matcher is None else fingerprint(captioner.matcher)
-    if options.sample:  # random numbers are drawn for a batch
-        settings["batch_size"] = options.batch_size
-    return settings
+        with open_engine(options) as engine:
+            return caption_to_files(engine, images, output, options)
 
 
 COMMAND = Command(

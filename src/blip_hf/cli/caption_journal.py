@@ -18,7 +18,10 @@ from .errors import UsageError
 
 
 Outcome = dict[str, Any]
-"""`{"image": name, "captions": [{...}]}`, or `{"image": name, "skipped": kind, "error": message}`."""
+"""`{"image": name, "captions": [{...}]}`, or `{"image": name, "skipped": kind, "error": message}`.
+
+`"occurrence"` is the number of earlier images of this name, if there are any: images come in any order.
+"""
 
 ImageKey = tuple[str, int]
 """Name of an image, and the number of earlier images of this name."""
@@ -47,7 +50,6 @@ class Journal:
         self.head: dict[str, Any] | None = None
         """The first line; `None` for a new journal."""
         self._places: dict[ImageKey, int] = {}
-        self._counts: Counter[str] = Counter()
         end = self._read_lines() if path.is_file() else 0
         self._file = path.open("a+b")
         self._file.truncate(end)
@@ -70,13 +72,11 @@ class Journal:
         """Empties the journal and writes its first line."""
         self._file.truncate(0)
         self._places.clear()
-        self._counts.clear()
         self._append(head)
 
     def append(self, outcome: Outcome) -> None:
         """Adds the outcome of an image."""
-        place = self._append(outcome)
-        self._note(outcome["image"], place)
+        self._note(outcome, self._append(outcome))
 
     def close(self) -> None:
         """Closes the file."""
@@ -95,9 +95,8 @@ class Journal:
         self._file.flush()
         return place
 
-    def _note(self, name: str, place: int) -> None:
-        self._places[name, self._counts[name]] = place
-        self._counts[name] += 1
+    def _note(self, outcome: Outcome, place: int) -> None:
+        self._places[outcome["image"], outcome.get("occurrence", 0)] = place
 
     def _checked_head(self, content: Any) -> dict[str, Any]:
         if not isinstance(content, dict) or "settings" not in content:
@@ -115,7 +114,7 @@ class Journal:
                 if self.head is None:
                     self.head = self._checked_head(content)
                 else:
-                    self._note(content["image"], end)
+                    self._note(content, end)
                 end += len(line)
         return end
 

@@ -15,18 +15,19 @@ from .stop_signals import Stopped
 
 
 if TYPE_CHECKING:
-    from ..captioner import BlipCaptioner, Caption
+    from ..captioner import Caption
     from .caption import CaptionOptions
+    from .caption_engines import LocalEngine, RayEngine
 
 _PROG = "blip-hf caption"
 
 
-def caption_to_stdout(captioner: "BlipCaptioner", images: FoundImages, options: "CaptionOptions") -> int:
+def caption_to_stdout(engine: "LocalEngine | RayEngine", images: FoundImages, options: "CaptionOptions") -> int:
     """Captions all images, and writes each caption as it comes. Returns the exit status."""
     kinds: list[str | None] = []  # why each image was skipped, or None
 
     def records() -> Iterator[dict[str, Any]]:
-        for _, outcome in _caption(captioner, images, range(len(images)), set(), options):
+        for _, outcome in _caption(engine, images, range(len(images)), set(), options):
             kinds.append(outcome.get("skipped"))
             yield from ({**caption, "image": outcome["image"]} for caption in outcome.get("captions", []))
 
@@ -42,15 +43,14 @@ def caption_to_stdout(captioner: "BlipCaptioner", images: FoundImages, options: 
 
 
 def caption_to_files(
-    captioner: "BlipCaptioner",
+    engine: "LocalEngine | RayEngine",
     images: FoundImages,
     output: CaptionFile | CaptionSidecars,
     options: "CaptionOptions",
-    settings: dict[str, Any],
 ) -> int:
     """Captions the images that have no caption yet. A run that is stopped at any moment can be resumed."""
     keys = keys_of(images.names)
-    with open_journal(output.journal_path, settings, overwrite=options.overwrite) as journal:
+    with open_journal(output.journal_path, engine.settings(), overwrite=options.overwrite) as journal:
         output.resume(keys, journal)
         todo = [index for index in range(len(images)) if index not in output.kept and index not in output.refused]
         is_done = {index for index in todo if keys[index] in journal}
@@ -59,8 +59,9 @@ def caption_to_files(
         for outcome in output.refused.values():
             say(_PROG, f"skipped: {outcome['error']}")
         try:
-            for index, outcome in _caption(captioner, images, todo, is_done, options):
-                output.write(index, outcome, journal)
+            for index, outcome in _caption(engine, images, todo, is_done, options):
+                _, occurrence = keys[index]
+                output.write(index, {**outcome, "occurrence": occurrence} if occurrence else outcome, journal)
             output.finish(keys, journal)
         except BaseException as error:
             num_done = len(images) - sum(keys[index] not in journal for index in todo)
@@ -83,13 +84,13 @@ def _kinds(output: CaptionFile | CaptionSidecars, keys: Sequence[ImageKey], jour
 
 
 def _caption(
-    captioner: "BlipCaptioner",
+    engine: "LocalEngine | RayEngine",
     images: FoundImages,
     todo: Sequence[int],
     is_done: Container[int],
     options: "CaptionOptions",
 ) -> Iterator[tuple[int, Outcome]]:
-    """Yields the outcomes of the images in `todo` that are not done, by index.
+    """Yields the outcomes of the images in `todo` that are not done, by index, in the order of the engine.
 
     Batches are the same whatever is done: in one that is done in part, all images are captioned again. So a resumed
     run gives the same captions as an undisturbed one.
@@ -97,28 +98,22 @@ def _caption(
     from tqdm import tqdm
 
     # Captions that appear on the same terminal show the progress themselves.
-    is_on_terminal = options.output is None and options.format != "sidecar" and sys.stdout.isatty()
+    is_on_terminal = options.writes_to_stdout and sys.stdout.isatty()
     is_shown = len(images) > 1 and sys.stderr.isatty() and not is_on_terminal
     num_done = len(images) - sum(index not in is_done for index in todo)
     with tqdm(total=len(images), initial=num_done, unit="image", disable=not is_shown) as bar:
-        for start, stop in _unfinished([index in is_done for index in todo], captioner.batch_size):
-            captions = captioner.iter_captions(
-                (images[index] for index in todo[start:stop]),
-                num_return_sequences=options.num_captions,
-                return_scores=options.scores,
-                on_error="skip",
-                first_index=start,
-            )
-            for first in captions:
-                index = todo[first.image_index]
-                own = [first] if first.error else [first, *islice(captions, options.num_captions - 1)]
-                if index in is_done:
-                    continue
-                outcome = _as_outcome(images.names[index], own, options)
-                if first.error:
-                    say(_PROG, f"skipped: {outcome['error']}")
-                yield index, outcome
-                bar.update()
+        ranges = _unfinished([index in is_done for index in todo], options.batch_size)
+        captions = engine.iter_captions(images, todo, ranges)
+        for first in captions:
+            index = todo[first.image_index]
+            own = [first] if first.error else [first, *islice(captions, options.num_captions - 1)]
+            if index in is_done:
+                continue
+            outcome = _as_outcome(images.names[index], own, options)
+            if first.error:
+                say(_PROG, f"skipped: {outcome['error']}")
+            yield index, outcome
+            bar.update()
 
 
 def _unfinished(is_done: Sequence[bool], batch_size: int) -> Iterator[tuple[int, int]]:

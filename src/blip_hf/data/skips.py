@@ -3,10 +3,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..image_utils import ImageErrorKind
-from .readers.samples import Reason
+
+
+if TYPE_CHECKING:
+    from .readers.samples import Reason
 
 
 MAX_BAD_SHARE = 0.1
@@ -96,7 +99,7 @@ class SkipCounts:
         return f"Skipped {self.total} of {self.num_records} records: {reasons}."
 
 
-def image_reason(kind: ImageErrorKind) -> Reason:
+def image_reason(kind: ImageErrorKind) -> "Reason":
     """The reason to skip a record whose image cannot be opened."""
     return "huge_image" if kind == "too_large" else "unreadable_image"
 

@@ -8,6 +8,7 @@ position in each open shard, and nothing in a buffer is lost on resume.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..image_utils import UnreadableImageError
 from .pairs import Pair, PairTransform, SkipReporter
 from .pieces import Piece, pieces_of_epoch, split_pieces
 from .readers import Sample, Shard, Skipped
+from .readers.remote import NUM_REQUESTS
 from .readers.samples import Reason
 from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts, image_reason
 from .text import pre_caption
@@ -110,7 +112,8 @@ class PairStream(IterableDataset):
     @property
     def num_pairs(self) -> int | None:
         """Number of records of an epoch, if the source knows it without being read."""
-        counts = [shard.num_records() for shard in self.shards]
+        with ThreadPoolExecutor(NUM_REQUESTS) as pool:  # each may need a request to a server
+            counts = list(pool.map(Shard.num_records, self.shards))
         return None if None in counts else sum(counts) // self.num_splits
 
     def set_epoch(self, epoch: int) -> None:

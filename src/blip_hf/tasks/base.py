@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
-PAIRS_HELP = "file(s), a folder, tars, Parquet, a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
+PAIRS_HELP = "file(s), a folder, tars, Parquet (also at s3:// and other addresses), a data set name, or `scenes` or `scenes:NUMBER` for drawn images; see docs/data.md"
 GATHER_KEYS_HELP = (
     "Contrast with the batches of all processes and the queue; False: the own batch and the queue, as salesforce/BLIP"
     " (default: True)"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..caption_settings import CaptionSettings, caption_option
 from . import base, finetuning
 from .base import PairEvaluateOptions, PairFinetuneOptions
+from .loading import add_loading_skips
 from .options import option
 from .source import Source
 
@@ -110,11 +111,13 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         `dict[str, float]`: BLEU-1 to 4, ROUGE-L and CIDEr, METEOR if Java is installed, and `num_skipped`.
     """
     from ..data.readers import group_captions
+    from ..data.readers.usable import recorded_files
     from ..evaluation.caption import evaluate_captions, write_caption_results
     from ..modeling.caption import BlipForConditionalGeneration
 
     model, processor = base.load_for_evaluation(BlipForConditionalGeneration, options)
-    pairs = options.evaluation_source().read_pairs(base.image_size_of(model))
+    with recorded_files() as files:
+        pairs = options.evaluation_source().read_pairs(base.image_size_of(model))
     result = evaluate_captions(
         model,
         processor,
@@ -129,11 +132,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_caption_results(result.predictions, options.output)
-    return {
-        **result.metrics,
-        "num_skipped": result.num_skipped,
-        "num_skipped_by_reason": result.num_skipped_by_reason,
-    }
+    return add_loading_skips({**result.metrics, "num_skipped_by_reason": result.num_skipped_by_reason}, files)
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import FinetuneOptions, PairTrainingOptions, TrainingOptions, image_size_of
+from .loading import add_loading_skips, loading_counts
 from .lora import add_adapters, check_lora, save_adapter
 from .run_folder import finish_run, prepare_run, start_run
 from .source import Source, is_scenes
@@ -75,6 +76,7 @@ def run_finetuning(
     `export` makes the model to save and to evaluate from the trained one, and LoRA trains `heads` as a whole. Returns the
     metrics of training, and of evaluation as `eval_...`; with `dry_run`, a description of the run.
     """
+    from ..data.readers.usable import recorded_files
     from ..training import BlipTrainer
     from .dry_run import describe_run
 
@@ -83,11 +85,15 @@ def run_finetuning(
     seed, train_records = arguments.seed, None
     if isinstance(options, PairTrainingOptions) and options.is_streamed():
         train_dataset = make_stream(options, transform, image_size, seed=seed, max_bad_share=arguments.max_bad_share)
+        train_files = []
     else:
-        train_records = read_records(options.training_source(), image_size)
+        with recorded_files() as train_files:
+            train_records = read_records(options.training_source(), image_size)
+        loading_counts(train_files).check(arguments.max_bad_share)
         train_dataset = dataset_class(train_records, transform, seed=seed)
     source = options.evaluation_source()
-    eval_records = None if source is None else read_records(source, image_size)
+    with recorded_files() as eval_files:
+        eval_records = None if source is None else read_records(source, image_size)
     if options.lora:
         model = add_adapters(model, options, base=options.model, modules_to_save=heads)
         model.vision_model.freeze_first_layers(options.freeze_vision_layers)
@@ -102,10 +108,11 @@ def run_finetuning(
     )
     if options.dry_run:
         return describe_run(trainer)
-    metrics = train(trainer, options)
+    metrics = add_loading_skips(train(trainer, options), train_files)
     model = save_finetuned(trainer, processor, export)
     if eval_records is not None:
         found = evaluation.evaluate(model, processor, eval_records, arguments.per_device_eval_batch_size)
+        found = add_loading_skips(found, eval_files)
         found |= {} if baseline is None else baseline(train_records, eval_records)
         metrics |= {f"eval_{name}": value for name, value in found.items()}
     finish_run(arguments)

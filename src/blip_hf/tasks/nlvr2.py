@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import base, finetuning
+from .loading import add_loading_skips
 from .source import Source
 
 
@@ -81,16 +82,18 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     Returns:
         `dict[str, float]`: accuracy and consistency.
     """
+    from ..data.readers.usable import recorded_files
     from ..evaluation.nlvr2 import evaluate_nlvr2
     from ..files import write_json
     from ..modeling.nlvr2 import BlipForVisualReasoning
 
     model, processor = base.load_for_evaluation(BlipForVisualReasoning, options)
-    records = _read_records(options.evaluation_source(), base.image_size_of(model))
+    with recorded_files() as files:
+        records = _read_records(options.evaluation_source(), base.image_size_of(model))
     result = evaluate_nlvr2(model, processor, records, batch_size=options.batch_size, num_workers=options.workers)
     if options.output is not None:
         write_json(result.predictions, options.output)
-    return result.metrics()
+    return add_loading_skips(result.metrics(), files)
 
 
 def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base, finetuning
+from .loading import add_loading_skips, loading_counts
 from .options import option
 from .run_folder import finish_run, prepare_run
 from .streams import NUM_VOCABULARY_CAPTIONS, make_stream
@@ -135,14 +136,18 @@ def pretrain(
 
     from ..data.collators import BlipPretrainingCollator
     from ..data.encoded import EncodedPairs
+    from ..data.readers.usable import recorded_files
     from ..training import BlipContrastiveTrainer
     from .dry_run import describe_run
 
     prepare_run(options, arguments)
     set_seed(arguments.seed)
-    train_pairs, train_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
+    with recorded_files() as train_files:
+        train_pairs, train_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
+    loading_counts(train_files).check(arguments.max_bad_share)
     processor = make_processor(options, train_pairs)
-    eval_dataset = read_evaluation_set(options)
+    with recorded_files() as eval_files:
+        eval_dataset = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     is_encoded = options.in_memory and not options.dry_run
     if is_encoded:
@@ -163,13 +168,13 @@ def pretrain(
         trainer.pop_callback(PrinterCallback)
     if options.dry_run:
         return describe_run(trainer)
-    metrics = finetuning.train(trainer, options)
+    metrics = add_loading_skips(finetuning.train(trainer, options), train_files)
     trainer.save_model()
     if trainer.is_world_process_zero():
         save_parts(trainer.model, processor, Path(arguments.output_dir))
     if eval_dataset is not None:
         metrics |= trainer.evaluate()
-        skipped = eval_dataset.skip_counts(all_processes=True).metrics()
+        skipped = add_loading_skips(eval_dataset.skip_counts(all_processes=True).metrics(), eval_files)
         metrics |= {f"eval_{name}": value for name, value in skipped.items()}
     finish_run(arguments)
     return metrics
@@ -253,8 +258,11 @@ def _vocabulary_texts(train_pairs: Any) -> list[str]:
     if isinstance(train_pairs, PairStream | PairMixture):
         captions = train_pairs.captions(NUM_VOCABULARY_CAPTIONS)
         return [*captions, *scene_vocabulary_texts(), CaptionSettings().prompt.strip()]
-    is_drawn = isinstance(train_pairs, Scenes)
-    captions = [*train_pairs.captions(), *scene_vocabulary_texts()] if is_drawn else train_pairs["caption"]
+    if isinstance(train_pairs, Scenes):
+        captions = [*train_pairs.captions(), *scene_vocabulary_texts()]
+    else:
+        step = -(-len(train_pairs) // NUM_VOCABULARY_CAPTIONS)
+        captions = train_pairs.select(range(0, len(train_pairs), step))["caption"]
     return [*captions, CaptionSettings().prompt.strip()]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..evaluation.defaults import K_TEST
 from . import base, finetuning
 from .base import PairEvaluateOptions, PairFinetuneOptions
+from .loading import add_loading_skips
 from .options import option
 from .source import Source
 
@@ -115,15 +116,18 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     Returns:
         `dict[str, float]`: recalls in both directions after re-ranking, and those of the cosines as `itc_...`.
     """
+    from ..data.readers.usable import recorded_files
     from ..evaluation.retrieval import evaluate_retrieval
     from ..files import write_json
     from ..modeling.retrieval import BlipForImageTextRetrieval
 
     model, processor = base.load_for_evaluation(BlipForImageTextRetrieval, options)
+    with recorded_files() as files:
+        pairs = options.evaluation_source().read_pairs(base.image_size_of(model))
     result = evaluate_retrieval(
         model,
         processor,
-        options.evaluation_source().read_pairs(base.image_size_of(model)),
+        pairs,
         k=options.k_test,
         relevance=options.relevance,
         image_batch_size=options.batch_size,
@@ -132,7 +136,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     )
     if options.output is not None:
         write_json(_ranking(result), options.output)
-    return result.metrics()
+    return add_loading_skips(result.metrics(), files)
 
 
 def _ranking(result: "RetrievalResult") -> dict[str, Any]:

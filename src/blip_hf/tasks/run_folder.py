@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .run_inputs import digest_inputs, find_input_changes, path_options
+
 
 if TYPE_CHECKING:
     from ..training import BlipTrainingArguments
@@ -110,11 +112,11 @@ def _choose_checkpoint(options: "TrainingOptions", arguments: "BlipTrainingArgum
     differences = [] if record is None else _differences(record.get("command", {}), _command(options, arguments))
     if arguments.resume_from_checkpoint:
         if differences:
-            logger.warning(f"The run in {folder} resumes with other settings: {'; '.join(differences)}.")
+            logger.warning(f"The run in {folder} resumes with other settings or data: {'; '.join(differences)}.")
         return None
     if differences:
         raise ValueError(
-            f"{folder} holds a run with other settings: {'; '.join(differences)}. Repeat its command to resume it, pass"
+            f"{folder} holds a run with other settings or data: {'; '.join(differences)}. Repeat its command to resume it, pass"
             " --overwrite to start again, another --output_dir, or --resume_from_checkpoint True to continue with the new ones."
         )
     if record is None:
@@ -160,8 +162,11 @@ def _read_record(arguments: "BlipTrainingArguments") -> dict[str, Any] | None:
 def _command(options: "TrainingOptions", arguments: "BlipTrainingArguments") -> dict[str, Any]:
     """Returns what the weights of a run depend on, as JSON has it."""
     task = type(options).__module__.rpartition(".")[2]
-    given = {name: _resolved(value) for name, value in asdict(options).items() if name not in _FREE_OPTIONS}
+    given = {name: value for name, value in asdict(options).items() if name not in _FREE_OPTIONS}
+    paths = sorted(path_options(options) & given.keys())
+    given |= {name: _resolved(given[name]) for name in paths}
     given |= {name: getattr(arguments, name) for name in _ARGUMENTS}
+    given["digests"] = digest_inputs(options, paths)
     return json.loads(json.dumps({"task": task, **given}, default=str))
 
 
@@ -173,8 +178,8 @@ def _resolved(value: Any) -> Any:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    names = [name for name in new if name in old and old[name] != new[name]]
-    return [f"{name} was {old[name]!r}, is {new[name]!r}" for name in names]
+    names = [name for name in new if name in old and name != "digests"]
+    return [change for name in names for change in find_input_changes(name, old, new)]
 
 
 def _decided_once(arguments: "BlipTrainingArguments", decide: Callable[[], Any]) -> Any:

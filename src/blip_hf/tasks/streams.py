@@ -2,6 +2,7 @@
 """Training sets that are streamed instead of read with random access: their options, and their construction."""
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from .options import option
@@ -69,8 +70,17 @@ def make_stream(
             f"data_weights has {len(weights)} weights and data the sources {', '.join(source.data)}. Pass each source once, and"
             " one weight for each."
         )
-    streams = {own.data[0]: stream(_shards_of(own, image_size), own.data[0]) for own in source.singly()}
-    return PairMixture(streams, dict(zip(source.data, weights, strict=True)))
+    names = _stream_names(source.data)
+    streams = {
+        name: stream(_shards_of(own, image_size), name) for name, own in zip(names, source.singly(), strict=True)
+    }
+    return PairMixture(streams, dict(zip(names, weights, strict=True)))
+
+
+def _stream_names(sources: list[str]) -> list[str]:
+    """Names the sources by their files and folders, which do not change if the data are moved; equal names by number."""
+    names = [PurePath(source).name for source in sources]
+    return [name if names.count(name) == 1 else f"{number}/{name}" for number, name in enumerate(names)]
 
 
 def _shards_of(source: Source, image_size: int) -> list["Shard"]:

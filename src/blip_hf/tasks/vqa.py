@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.defaults import NUM_CANDIDATES
 from . import base, finetuning
+from .loading import add_loading_skips
 from .options import option
 from .source import Source, one_or_several
 
@@ -139,12 +140,14 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     Raises:
         ValueError: If no question has an answer and the options name no file to write answers to.
     """
+    from ..data.readers.usable import recorded_files
     from ..evaluation.vqa import evaluate_vqa, write_vqa_results
     from ..modeling.vqa import BlipForQuestionAnswering
 
     answer_list = read_answer_list(options)
     model, processor = base.load_for_evaluation(BlipForQuestionAnswering, options)
-    questions = _read_questions(options, options.evaluation_source(), base.image_size_of(model))
+    with recorded_files() as files:
+        questions = _read_questions(options, options.evaluation_source(), base.image_size_of(model))
     if options.output is None:
         _check_answers(questions, options)
     result = evaluate_vqa(
@@ -163,7 +166,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         raise ValueError(
             f"No question of {', '.join(options.data)} that has an answer could be used. See the warnings."
         )
-    return result.metrics()
+    return add_loading_skips(result.metrics(), files)
 
 
 def read_answer_list(options: AnswerOptions) -> list[str] | None:

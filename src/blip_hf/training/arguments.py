@@ -118,7 +118,8 @@ class BlipTrainingArguments(TrainingArguments):
     max_bad_share: float = field(
         default=MAX_BAD_SHARE,
         metadata={
-            "help": "Share of skipped training records that stops the run: after 1,000 records or at the end; 1 accepts all."
+            "help": "Share of skipped training records that stops the run: when the set is loaded, after 1,000 records or at the"
+            " end; 1 accepts all."
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -127,7 +128,9 @@ class BlipTrainingArguments(TrainingArguments):
 
     stop_on_nan: bool = field(
         default=True,
-        metadata={"help": "Stop with an error that names the batch if the training loss is NaN or infinite."},
+        metadata={
+            "help": "Stop with an error that names the batch if the loss of training or evaluation is NaN or infinite."
+        },
     )
     save_on_signal: bool = field(
         default=True,

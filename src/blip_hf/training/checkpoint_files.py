@@ -96,6 +96,11 @@ def find_problem(checkpoint: Path) -> str | None:
     return _missing_part(checkpoint)
 
 
+def is_from_deepspeed(checkpoint: Path) -> bool:
+    """Returns whether DeepSpeed saved a checkpoint."""
+    return any(path.is_dir() for path in checkpoint.glob("global_step*"))
+
+
 def _missing_part(checkpoint: Path) -> str | None:
     """Returns which state is missing; FSDP and DeepSpeed have folders for model and optimizer."""
     names = {path.name for path in checkpoint.iterdir()}
@@ -195,6 +200,7 @@ __all__ = [
     "DamagedCheckpointError",
     "find_checkpoints",
     "find_problem",
+    "is_from_deepspeed",
     "newest_whole",
     "prepare_saving",
     "publish",

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from ..distributed import world_size
+from ..distributed import gather_objects
 from ..files import DiskFullError, free_bytes, is_disk_full
 from ..finite import NotFiniteError, first_not_finite
 from .arguments import BlipTrainingArguments
@@ -24,12 +25,14 @@ from .checkpoint_files import (
     STATE_NAME,
     DamagedCheckpointError,
     find_checkpoints,
+    is_from_deepspeed,
     newest_whole,
     prepare_saving,
     publish,
     require_whole,
 )
 from .distributed_trainer import DistributedTrainer
+from .failed_saves import failing_together
 from .interruption import StopOnSignal, TrainingInterrupted
 from .loss_guard import RECORD_IDS, LossGuard, NamingCollator
 
@@ -64,6 +67,7 @@ class CheckpointingTrainer(DistributedTrainer):
             DamagedCheckpointError: If the checkpoint is not whole, or does not fit the model.
             NotFiniteError: If the loss or a weight to save is NaN or infinite.
             DiskFullError: If a checkpoint does not fit on the disk. The checkpoints before it are kept.
+            FailedSaveError: On all processes, if one of several cannot save a checkpoint.
             TrainingInterrupted: After SIGTERM and SIGINT, once a checkpoint is saved. Ends the process if it is not caught.
         """
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
@@ -79,13 +83,18 @@ class CheckpointingTrainer(DistributedTrainer):
     def _find_checkpoint(self, given: str | bool | None) -> str | None:
         if given is None or given is False:
             return None
-        if given is not True:
-            return str(require_whole(given))
-        checkpoint = newest_whole(self.args.output_dir)
+        checkpoint = newest_whole(self.args.output_dir) if given is True else require_whole(given)
         if checkpoint is None:
             raise DamagedCheckpointError(
                 f"{self.args.output_dir} has no whole checkpoint. Leave out `resume_from_checkpoint` to start from"
                 " the beginning."
+            )
+        if is_from_deepspeed(checkpoint) != self.is_deepspeed_enabled:
+            whose = "one without" if self.is_deepspeed_enabled else "one of"
+            raise DamagedCheckpointError(
+                f"Cannot resume from {checkpoint}: it is {whose} DeepSpeed, which saves the optimizer in its own form. Resume"
+                " with the launcher configuration of the run, or pass the folder as the model of a new run to start from its"
+                " weights."
             )
         return str(checkpoint)
 
@@ -130,6 +139,8 @@ class CheckpointingTrainer(DistributedTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, unless a weight is NaN or infinite."""
         name = first_not_finite(self.model.named_parameters())
+        if self._uses_fsdp2:  # a process looks at its shards only
+            name = next(filter(None, gather_objects([name])), None)
         if name is not None:
             raise NotFiniteError(
                 f"{name} holds NaN or infinity after step {self.state.global_step}, so the model is not saved. Lower"
@@ -145,21 +156,23 @@ class CheckpointingTrainer(DistributedTrainer):
         """Writes a checkpoint beside its place, and renames it when the files of all processes are on the disk."""
         run_dir = Path(self._get_output_dir(trial))
         checkpoint = run_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            prepare_saving(run_dir)
-            self._require_space(checkpoint)
-        _wait_for_all()
+        with self._saving(checkpoint):
+            if self.args.should_save:
+                prepare_saving(run_dir)
+                self._require_space(checkpoint)
         self._saving_in = run_dir / SAVING_FOLDER
         try:
-            with self._describing_full_disk(checkpoint):
+            with self._saving(checkpoint):
+                # Before the collective operations of saving, so that no process waits there for one that cannot write.
+                (self._saving_in / checkpoint.name).mkdir(parents=True, exist_ok=True)
+            with self._saving(checkpoint):
                 super()._save_checkpoint(model, trial)
                 self._save_best_checkpoint(run_dir, checkpoint)
-                _wait_for_all()
+            with self._saving(checkpoint):
                 if self.args.should_save or self.args.local_process_index == 0:
                     publish(self._saving_in / checkpoint.name, checkpoint)
         finally:
             self._saving_in = None
-        _wait_for_all()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
@@ -182,11 +195,23 @@ class CheckpointingTrainer(DistributedTrainer):
         pass  # after the rename
 
     @contextmanager
+    def _saving(self, checkpoint: Path) -> Iterator[None]:
+        """Runs a part of saving on all processes; if it fails on one, removes what was written and raises on all."""
+        try:
+            with failing_together(checkpoint), self._describing_full_disk(checkpoint):
+                yield
+        except Exception:
+            if self.args.should_save or self.args.local_process_index == 0:
+                prepare_saving(checkpoint.parent)
+            raise
+
+    @contextmanager
     def _describing_full_disk(self, checkpoint: Path) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
-            prepare_saving(checkpoint.parent)  # removes what was written
+        except DiskFullError:
+            raise
+        except (Exception, CheckpointException) as error:
             # torch does not say why a write failed.
             if is_disk_full(error) or free_bytes(checkpoint) < self._num_bytes():
                 raise self._disk_full(checkpoint) from error
@@ -227,11 +252,6 @@ class CheckpointingTrainer(DistributedTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _naming_checkpoint(checkpoint, "rng_state"):
             super()._load_rng_state(checkpoint)
-
-
-def _wait_for_all() -> None:
-    if world_size() > 1:
-        distributed.barrier()
 
 
 @contextmanager

@@ -178,8 +178,11 @@ class BlipContrastiveTrainer(BlipTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         # A checkpoint of FSDP2 includes all state.
         if self.args.should_save and not self.is_fsdp_enabled:
+            state = self.model.training_state_dict()
+            if base_model(self.model) is not self.model:
+                state["temp"] = self.model.temp  # trained beside the adapters, and not saved with them
             with atomic_write(Path(output_dir) / MOMENTUM_STATE_NAME) as path:
-                save_file(self.model.training_state_dict(), path, metadata={"format": "pt"})
+                save_file(state, path, metadata={"format": "pt"})
 
     def _load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
         super()._load_weights(checkpoint, model)

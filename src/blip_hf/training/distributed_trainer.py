@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from torch.optim import Optimizer
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import safe_globals
 
 from .lost_processes import naming_lost_processes
@@ -32,6 +34,8 @@ class DistributedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._whole_class = type(self.model)
         self._sharded_groups: list[list[nn.Parameter]] = []
+        if self._uses_fsdp2:
+            self._check_sharding()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; if another process dies or hangs, the error names it."""
@@ -54,6 +58,24 @@ class DistributedTrainer(Trainer):
     def _uses_fsdp2(self) -> bool:
         return self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 2
 
+    def _check_sharding(self) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.activation_checkpointing:
+            raise ValueError(
+                "fsdp_activation_checkpointing is set, but BLIP's layers do their own. Set it to false and pass"
+                " `--gradient_checkpointing`."
+            )
+        if plugin.state_dict_type != StateDictType.SHARDED_STATE_DICT:
+            raise ValueError(
+                f"fsdp_state_dict_type is {plugin.state_dict_type.name}, but checkpoints of FSDP2 are sharded. Set it to"
+                " SHARDED_STATE_DICT; the model in the output folder is gathered to model.safetensors anyway."
+            )
+        if not isinstance(self.model, PreTrainedModel):
+            raise ValueError(
+                "LoRA does not train with FSDP2, whose checkpoints would lack the frozen weights and the queue. Use DDP"
+                " (examples/accelerate/ddp.yaml), where only the adapters have gradients and optimizer state."
+            )
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Shards the model before accelerate would do it, and creates the optimizer of the shards."""
         if self._uses_fsdp2:
@@ -66,11 +88,6 @@ class DistributedTrainer(Trainer):
         from .sharding import shard_model
 
         plugin, mesh = self.accelerator.state.fsdp_plugin, self.accelerator.torch_device_mesh
-        if plugin.activation_checkpointing:
-            raise ValueError(
-                "fsdp_activation_checkpointing is set, but BLIP's layers do their own. Set it to false and pass"
-                " `--gradient_checkpointing`."
-            )
         plugin.auto_wrap_policy = None  # accelerate would look for the layers again
         if mesh is None:
             mesh = torch.distributed.init_device_mesh(self.args.device.type, (self.args.world_size,))
@@ -134,6 +151,11 @@ class DistributedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model for `from_pretrained`; a checkpoint of FSDP2 has its shards instead."""
+        if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
+            # Each process has all weights. DeepSpeed would save tied ones twice.
+            if self.args.should_save:
+                self._save(output_dir)
+            return
         if not self._uses_fsdp2 or _internal_call:
             super().save_model(output_dir, _internal_call)
             return

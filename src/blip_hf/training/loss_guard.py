@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stops a training whose loss is not finite, without waiting for the device at each step."""
+"""Stops a training or an evaluation whose loss is not finite, without waiting for the device at each step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +40,11 @@ class LossGuard:
     """Remembers the losses of the last steps with the ids of their batches, and raises if one is not finite."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[int, Tensor, Sequence[Any]]] = []
+        self._pending: list[tuple[str, Tensor, Sequence[Any]]] = []
 
     def add(self, step: int, loss: Tensor, ids: Sequence[Any]) -> None:
-        """Remembers a loss; on the CPU, checks it at once."""
-        self._pending.append((step, loss.detach().float(), ids))
+        """Remembers the loss of a training step; on the CPU, checks it at once."""
+        self._pending.append((f"training loss of step {step}", loss.detach().float(), ids))
         if loss.device.type == "cpu" or len(self._pending) >= MAX_PENDING:
             self.check()
 
@@ -54,14 +54,36 @@ class LossGuard:
             return
         pending, self._pending = self._pending, []
         values = torch.stack([loss for _, loss, _ in pending]).tolist()
-        for (step, _, ids), value in zip(pending, values, strict=True):
+        for (name, _, ids), value in zip(pending, values, strict=True):
             if not math.isfinite(value):
-                records = f" for the records {name_ids(ids)}" if len(ids) else ""
-                raise NotFiniteError(
-                    f"The training loss of step {step} is {value}{records}. Lower `learning_rate`, set `max_grad_norm`, or"
-                    " check these records, and resume from the last checkpoint. `stop_on_nan=False` continues, but saves no"
-                    " weights with NaN."
-                )
+                raise _loss_error(name, value, ids)
 
 
-__all__ = ["RECORD_IDS", "LossGuard", "NamingCollator"]
+class EvaluationLossGuard:
+    """Remembers the losses of an evaluation with the ids of their batches, for the message about their mean."""
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[Tensor, Sequence[Any]]] = []
+
+    def add(self, loss: Tensor, ids: Sequence[Any]) -> None:
+        """Remembers the loss of a batch."""
+        self._losses.append((loss.detach().float(), ids))
+
+    def check(self, mean: float | None, step: int) -> None:
+        """Raises a `NotFiniteError` if the mean over all processes is not finite, so that all of them stop."""
+        if mean is None or math.isfinite(mean):
+            return
+        values = torch.stack([loss for loss, _ in self._losses]).tolist()
+        bad_ids = (ids for value, (_, ids) in zip(values, self._losses, strict=True) if not math.isfinite(value))
+        raise _loss_error(f"evaluation loss after step {step}", mean, next(bad_ids, ()))
+
+
+def _loss_error(name: str, value: float, ids: Sequence[Any]) -> NotFiniteError:
+    records = f" for the records {name_ids(ids)}" if len(ids) else ""
+    return NotFiniteError(
+        f"The {name} is {value}{records}. Lower `learning_rate`, set `max_grad_norm`, or check these records, and resume"
+        " from the last checkpoint. `stop_on_nan=False` continues, but saves no weights with NaN."
+    )
+
+
+__all__ = ["RECORD_IDS", "EvaluationLossGuard", "LossGuard", "NamingCollator"]

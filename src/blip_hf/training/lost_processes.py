@@ -30,7 +30,7 @@ def naming_lost_processes(timeout_seconds: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() == 1 or not _is_collective(error):
+        if world_size() == 1 or not is_collective_error(error):
             raise
         lost = _processes_without_report()
         if not lost:
@@ -42,7 +42,8 @@ def naming_lost_processes(timeout_seconds: float) -> Iterator[None]:
         ) from error
 
 
-def _is_collective(error: RuntimeError) -> bool:
+def is_collective_error(error: RuntimeError) -> bool:
+    """Whether a collective operation failed, as it does if another process dies."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
@@ -63,4 +64,4 @@ def _processes_without_report() -> list[int]:
         return []  # the store was lost too
 
 
-__all__ = ["LostProcessError", "naming_lost_processes"]
+__all__ = ["LostProcessError", "is_collective_error", "naming_lost_processes"]

@@ -30,8 +30,9 @@ from .arguments import BLIP_COSINE_SCHEDULE, BLIP_SCHEDULE, BlipTrainingArgument
 from .best_metric import find_evaluation
 from .checkpointing import CheckpointingTrainer
 from .evaluation_set import IS_COUNTED, PaddingCollator, PadToWorldSize, usable_subset
+from .loss_guard import RECORD_IDS, EvaluationLossGuard, NamingCollator
 from .metrics import RunningMeans
-from .sampling import CaptionLengthSampler
+from .sampling import CaptionLengthSampler, ShuffleSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
 from .streaming import Stream, StreamBatches, make_stream_loader
 from .task_metrics import TaskEvaluation, evaluation_of, records_of
@@ -47,7 +48,7 @@ class EpochCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.sampler: CaptionLengthSampler | None = None
+        self.sampler: CaptionLengthSampler | ShuffleSampler | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, train_dataloader: DataLoader, **kwargs: Any
@@ -215,12 +216,17 @@ class BlipTrainer(CheckpointingTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        is_grouped = self.args.train_sampling_strategy == "group_by_length"
-        if not is_grouped or not isinstance(dataset, PairDataset | EncodedPairs):
+        strategy = self.args.train_sampling_strategy
+        if strategy not in ("random", "group_by_length") or not isinstance(dataset, PairDataset | EncodedPairs):
             return super()._get_train_sampler(train_dataset)
-        pairs_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self._epoch_callback.sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_per_step, self.args.seed)
-        return self._epoch_callback.sampler
+        if strategy == "random":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler = ShuffleSampler(len(dataset), seed)
+        else:
+            pairs_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_per_step, self.args.seed)
+        self._epoch_callback.sampler = sampler
+        return sampler
 
     def _get_dataloader(
         self, dataset: Dataset, description: str, *args: Any, is_training: bool = False, **kwargs: Any
@@ -238,6 +244,7 @@ class BlipTrainer(CheckpointingTrainer):
             collator = self._get_collator_with_removed_columns(collator, description)
         if isinstance(dataset, PairDataset):
             dataset = self._usable_subset(dataset)
+        collator = NamingCollator(collator)
         if self.args.world_size > 1:
             collator = PaddingCollator(collator, dataset)
             dataset = PadToWorldSize(dataset, self.args.eval_batch_size * self.args.world_size)
@@ -330,10 +337,12 @@ class BlipTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Adds the loss to the mean, weighted by the rows of the batch."""
         self._is_counted = inputs.pop(IS_COUNTED, True)
+        ids = inputs.pop(RECORD_IDS, ())
         num_rows = find_batch_size(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None:
             self._eval_means.add("loss", loss, num_rows * self._is_counted)
+            self._eval_loss_guard.add(loss, ids)
         return loss, logits, labels
 
     def evaluation_loop(
@@ -344,10 +353,17 @@ class BlipTrainer(CheckpointingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Reports the mean loss over records, and the metrics of the task; Trainer reports the mean over batches."""
-        self._eval_means = RunningMeans()
+        """Reports the mean loss over records, and the metrics of the task; Trainer reports the mean over batches.
+
+        Raises:
+            NotFiniteError: If the mean loss is NaN or infinite, unless `stop_on_nan=False`.
+        """
+        self._eval_means, self._eval_loss_guard = RunningMeans(), EvaluationLossGuard()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        metrics = self._eval_means.pop() | self._evaluate_task(dataloader.dataset)
+        metrics = self._eval_means.pop()
+        if self.args.stop_on_nan:
+            self._eval_loss_guard.check(metrics.get("loss"), self.state.global_step)
+        metrics |= self._evaluate_task(dataloader.dataset)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

@@ -8,10 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip_hf.data.pairs import PairDataset
-from blip_hf.data.readers import Sample, find_shards, load_pairs
-from blip_hf.image_utils import UnreadableImageError
-from tests.support.bad_records import (
+from benchmarks.bad_records import (
     ALL_RECORDS,
     GOOD_IMAGE,
     LIST_RECORDS,
@@ -21,12 +18,15 @@ from tests.support.bad_records import (
     tar_members,
     write_bad_files,
 )
+from blip_hf.data.pairs import PairDataset
+from blip_hf.data.readers import Sample, find_shards, load_pairs
+from blip_hf.image_utils import UnreadableImageError
 from tests.support.files import write_tar
 
 
 def write_list(folder, records):
     write_bad_files(folder)
-    good = b'{"image": "good.png", "caption": "good"}'
+    good = b'{"image": "good.jpg", "caption": "good"}'
     lines = chain.from_iterable((good, record.content) for record in records)
     (folder / "list.jsonl").write_bytes(b"\n".join(lines))
     return folder / "list.jsonl"
@@ -35,7 +35,7 @@ def write_list(folder, records):
 def write_members(folder, records):
     members = []
     for number, record in enumerate(records):
-        members += [(f"{number:03d}-good.png", GOOD_IMAGE), (f"{number:03d}-good.txt", b"good")]
+        members += [(f"{number:03d}-good.jpg", GOOD_IMAGE), (f"{number:03d}-good.txt", b"good")]
         members += tar_members(record, f"{number:03d}-{record.kind}")
     return write_tar(folder / "a.tar", members)
 

@@ -14,6 +14,7 @@
 | CapFilt folder                       | the pairs that were kept, in each format                                     |
 | `datasets` object, name or folder    | as Parquet, with `image` as `datasets.Image()` too                           |
 | `scenes:NUMBER[:NOISE]`, [`Scenes`]  | a drawn scene                                                                |
+| tars or Parquet at an address        | as above; any address of fsspec, such as `s3://bucket/{00000..00099}.tar`    |
 
 Several files are one source as a folder, a pattern (`data/*.tar`, `{00000..00099}.tar`) or a list.
 """
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
+from .large_lists import are_large_lists, read_large_lists
 from .nlvr2 import load_nlvr2
 from .nocaps import load_nocaps
 from .pairs import group_captions, read_images
@@ -69,7 +71,10 @@ def load_pairs(
         ['a cat', 'an animal', 'a dog']
     """
     readers = open_source(source, image_root=image_root, allow_outside=allow_outside, split=split)
-    return read_images(readers, is_joined=len(as_list(source)) > 1).with_captions()
+    is_joined = len(as_list(source)) > 1
+    if are_large_lists(readers):
+        return read_large_lists(readers, is_joined=is_joined)
+    return read_images(readers, is_joined=is_joined).with_captions()
 
 
 def load_images(

@@ -14,13 +14,21 @@ class OutsideFolderError(ValueError):
 
 @dataclass(frozen=True)
 class ImageRoot:
-    """Joins image paths to a folder. Paths are compared as written: a link inside the folder may lead out of it."""
+    """Joins image paths to a folder. Paths are compared as written: a link inside the folder may lead out of it.
 
-    folder: PathLike
+    Without a folder, as for files at addresses, images must be stored as bytes.
+    """
+
+    folder: PathLike | None
     allow_outside: bool = False
 
     def join(self, path: str, where: str) -> str:
         """The full path of an image. Raises `OutsideFolderError` if it is outside the folder. `where` starts the message."""
+        if self.folder is None:
+            raise OutsideFolderError(
+                f"{where}: image {path!r} is a path, and images of files at addresses must be stored in them. Pass image_root"
+                " (--image_root) with the local folder of the images."
+            )
         joined = os.path.join(self.folder, path)
         if not (self.allow_outside or self._is_inside(path, joined)):
             raise OutsideFolderError(

@@ -38,28 +38,29 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
             ) from error
 
 
-def iterate_json_lines(path: Path, start: int | None = None) -> Iterator[tuple[int, Any]]:
+def iterate_json_lines(path: Path, start: int | None = None, *, errors: str = "replace") -> Iterator[tuple[int, Any]]:
     """The records of JSON lines, each with its first byte, from the line at byte `start` on.
 
-    Yields the `Exception` of a line that cannot be parsed. Skips empty lines and replaces invalid UTF-8.
+    Yields the `Exception` of a line that cannot be parsed. Skips empty lines. `errors` says what to do with invalid
+    UTF-8: `"replace"` it, or with `"strict"` yield the exception.
     """
     with path.open("rb") as file:
         offset = _start_of_text(file) if start is None else start
         file.seek(offset)
         while line := file.readline(MAX_RECORD_BYTES + 1):
-            if text := line.decode("utf-8", errors="replace").strip():
-                yield offset, _parse_line(text)
+            if not line.isspace():
+                yield offset, _parse_line(line, errors)
             offset += len(line)
             while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):  # the rest of a huge line
                 line = file.readline(MAX_RECORD_BYTES + 1)
                 offset += len(line)
 
 
-def _parse_line(text: str) -> Any:
+def _parse_line(line: bytes, errors: str) -> Any:
     try:
-        if len(text) > MAX_RECORD_BYTES:
+        if len(line) > MAX_RECORD_BYTES:
             raise ValueError(f"the record has more than {MAX_RECORD_BYTES} bytes")
-        return json.loads(text)
+        return json.loads(line.decode("utf-8", errors=errors))
     except (ValueError, RecursionError) as error:
         return error
 

@@ -68,6 +68,10 @@ class ListFile:
     def _read_all(self) -> Iterable[Any]:
         if self.path.suffix == ".csv":
             return _read_csv(self.path, errors="strict")
+        if self.path.suffix == ".jsonl":
+            return _read_lines(self.path)
+        if first_character(self.path) == "[":
+            return (raw for _, raw in iterate_json_list(self.path))
         content = read_json(self.path)
         content = self._read_object(content) if isinstance(content, dict) else content
         if not isinstance(content, list):
@@ -117,6 +121,16 @@ class ListFile:
         for row, (_, raw) in enumerate(islice(rows(start), stop - first_row), first_row):
             item = self._parse_or_skip(raw, row, where=f"{self.name}/{row:08d}")
             yield from [item] if isinstance(item, Skipped) else item.samples()
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    """The records of JSON lines. Raises `ValueError` for a line that cannot be parsed."""
+    for row, (_, raw) in enumerate(iterate_json_lines(path, errors="strict")):
+        if isinstance(raw, Exception):
+            raise ValueError(
+                f"{path} cannot be parsed: record {row}: {raw}. Expected JSON in UTF-8, one record a line."
+            ) from raw
+        yield raw
 
 
 def _read_csv(path: Path, errors: str) -> Iterator[Any]:

@@ -2,14 +2,13 @@
 """Image-text pairs with random access: Arrow tables of all records of a source.
 
 Images of a data set stay memory-mapped. Images of tars and Parquet files are copied once to the cache of `datasets`.
-Paths stay in memory: about 200 MB for a million pairs.
+Paths, captions and ids stay in memory, except those of large lists (`large_lists.py`).
 """
 
 import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import datasets
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 
-from ...files import atomic_write
+from .arrow_cache import cached_table
 from .coco import coco_image_id
 from .hub import Table, paths_or_rows
 from .parquet import ParquetFile
 from .records import CAPTION_FIELDS, CaptionGroup, ImageRecord, read_captions, read_optional_id, read_path
-from .samples import Skipped, is_unicode
 from .scenes import SceneSource
 from .sources import ACCEPTED, Reader
 from .tar import TarFile
-from .usable import read_usable, usable_items
+from .usable import read_usable, usable_records
 
 
 _ENCODED = datasets.Image(decode=False)
@@ -80,9 +78,7 @@ def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
     """Reads all images. `is_joined` is true for several sources, because their image ids may clash."""
     tables = [_read(reader) for reader in readers]
     if not any(len(table.images) for table in tables):
-        raise ValueError(
-            f"There are no records in {_described(readers[0])}{' and others' if readers[1:] else ''}. Pass {ACCEPTED}."
-        )
+        raise no_records_error(readers)
     tables = [table for table in tables if len(table.images)]
     if len({str(table.images.features) for table in tables}) > 1:
         tables = [replace(table, images=table.images.cast_column("image", _ENCODED)) for table in tables]
@@ -92,6 +88,12 @@ def read_images(readers: Sequence[Reader], *, is_joined: bool) -> ImageTable:
         for field in ("captions", "image_ids", "places", "names")
     )
     return ImageTable(images, captions, places if is_joined or None in image_ids else image_ids, places, names)
+
+
+def no_records_error(readers: Sequence[Reader]) -> ValueError:
+    """The error for files without records."""
+    others = " and others" if readers[1:] else ""
+    return ValueError(f"There are no records in {_described(readers[0])}{others}. Pass {ACCEPTED}.")
 
 
 def group_captions(pairs: Dataset | Sequence[Mapping[str, Any]]) -> Sequence[CaptionGroup]:
@@ -155,31 +157,16 @@ def _read(reader: Reader) -> ImageTable:
         captions=[record.captions for record in records],
         image_ids=[record.image_id for record in records],
         places=[_place(reader, record.image, record.image_id, record.key) for record in records],
-        names=[_name(record.image_id, record.key if record.path is None else record.path) for record in records],
+        names=[name_image(record.image_id, record.key if record.path is None else record.path) for record in records],
     )
 
 
 def _usable(reader: Reader) -> Iterator[ImageRecord]:
-    """The usable records of a reader. Warns about skipped ones."""
-
-    def items() -> Iterator[ImageRecord | Skipped]:
-        for item in reader.records():
-            if isinstance(item, ImageRecord) and (text := _invalid_text(item)) is not None:
-                # An Arrow table cannot hold it.
-                item = Skipped(item.sample_id, "bad_record", f"{item.sample_id}: it has invalid Unicode: {text!a}")
-            yield item
-
-    return usable_items(items(), _described(reader))
+    return usable_records(reader.records(), _described(reader))
 
 
 def _described(reader: Reader) -> str:
     return reader.name if isinstance(reader, Table | SceneSource) else str(reader.path)
-
-
-def _invalid_text(record: ImageRecord) -> str | None:
-    """The first text of a record that UTF-8 cannot encode, such as a file name in another encoding."""
-    values = (record.image, record.path, record.key, record.image_id, *record.captions)
-    return next((value for value in values if isinstance(value, str) and not is_unicode(value)), None)
 
 
 def _read_table(table: Table) -> ImageTable:
@@ -201,7 +188,7 @@ def _read_table(table: Table) -> ImageTable:
     usable = read_usable(range(len(dataset)), read, name)
     rows, captions, image_ids, places = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
     images = Dataset.from_dict({"image": places}) if has_paths else own_paths.select(rows)
-    names = [_name(image_id, paths[row]) for row, image_id in zip(rows, image_ids, strict=True)]
+    names = [name_image(image_id, paths[row]) for row, image_id in zip(rows, image_ids, strict=True)]
     return ImageTable(images, captions, image_ids, places, names)
 
 
@@ -214,28 +201,25 @@ def _read_stored(reader: TarFile | ParquetFile) -> ImageTable:
     places = [_place(reader, b"" if path is None else path, *own) for path, own in zip(paths, ids, strict=True)]
     if None not in paths:
         images = Dataset.from_dict({"image": paths})
-    names = [_name(image_id, key if path is None else path) for path, (image_id, key) in zip(paths, ids, strict=True)]
+    names = [
+        name_image(image_id, key if path is None else path) for path, (image_id, key) in zip(paths, ids, strict=True)
+    ]
     return ImageTable(images, stored["captions"][:], image_ids, places, names)
 
 
 def _store(reader: TarFile | ParquetFile) -> Dataset:
-    """Caches the records of a file as an Arrow file, and rewrites it if the file has changed."""
-    state = reader.path.stat()
-    identity = f"1 {reader} {reader.path.absolute()} {state.st_size} {state.st_mtime_ns}"
-    name = blake2b(identity.encode(), digest_size=16).hexdigest()
-    path = Path(datasets.config.HF_DATASETS_CACHE, "blip_hf", f"{name}.arrow")
-    if not path.is_file():
-        with (
-            atomic_write(path) as partial_path,
-            ArrowWriter(features=_STORED, path=str(partial_path), writer_batch_size=100) as writer,
-        ):
+    """The records of a file as an Arrow file."""
+
+    def write(path: Path) -> None:
+        with ArrowWriter(features=_STORED, path=str(path), writer_batch_size=100) as writer:
             for record in _join_neighbours(_usable(reader)):
                 is_path = isinstance(record.image, str)
                 image = {"bytes": None if is_path else record.image, "path": record.image if is_path else None}
                 ids = json.dumps([record.image_id, record.key])
                 writer.write({"image": image, "captions": record.captions, "ids": ids})
             writer.finalize()
-    return Dataset.from_file(str(path))
+
+    return cached_table([reader], write)
 
 
 def _join_neighbours(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
@@ -263,7 +247,7 @@ def _place(reader: Reader, image: bytes | str, image_id: int | str | None, key: 
     return image if isinstance(image, str) else f"{reader.name}/{key if image_id is None else image_id}"
 
 
-def _name(image_id: int | str | None, path: str | int) -> int | str:
+def name_image(image_id: int | str | None, path: str | int) -> int | str:
     """The image's id, else COCO's number in its path, else its path or row."""
     if image_id is not None:
         return image_id
@@ -293,4 +277,4 @@ def _of_one_type(ids: Sequence[int | str]) -> Sequence[int | str]:
     return ids if all(isinstance(own, int) for own in ids) else list(map(str, ids))
 
 
-__all__ = ["ImageTable", "group_captions", "read_images"]
+__all__ = ["ImageTable", "group_captions", "name_image", "no_records_error", "read_images"]

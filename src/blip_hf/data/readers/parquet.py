@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .image_root import ImageRoot
+from .parquet_pages import ROWS_PER_READ, LargeDictionaryError, PageBounds
 from .records import (
     CAPTION_FIELDS,
     ImageRecord,
@@ -19,12 +21,12 @@ from .records import (
     read_captions,
     read_optional_id,
 )
+from .remote import BLOCK_BYTES, RemoteFile
 from .samples import Shard, Skipped, Stream
 from .tar_stream import FREE_BYTES, MAX_EXPANSION
 from .usable import skipped_record
 
 
-ROWS_PER_READ = 64
 BUFFER_BYTES = 2**20  # of a column
 
 # What Arrow raises for broken content.
@@ -40,7 +42,7 @@ _URL_COLUMNS = ("url", "image_url", "img_url", "image_link")
 class ParquetFile:
     """A Parquet file, which is one shard. Relative image paths start from `root`."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str
     root: ImageRoot
     needs_captions: bool = True
@@ -56,10 +58,11 @@ class ParquetFile:
     def check(self) -> None:
         """Raises `ValueError` if the file has no images. Ignores a broken file, which the stream reports."""
         try:
-            with pq.ParquetFile(self.path) as file:
-                columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
-                if file.schema_arrow.field(columns["image"]).type in (pa.string(), pa.large_string()):
-                    first = next(_rows(file, 0, [columns["image"]]), {}) if file.num_row_groups else {}
+            with _OpenParquet(self.path) as file:
+                schema = file.parquet.schema_arrow
+                columns = find_columns(schema.names, str(self.path), needs_captions=self.needs_captions)
+                if schema.field(columns["image"]).type in (pa.string(), pa.large_string()):
+                    first = next(file.rows(0, [columns["image"]]), {}) if file.parquet.num_row_groups else {}
                     if str(first.get(columns["image"])).startswith(("http://", "https://")):
                         raise _urls_error(str(self.path), columns["image"])
         except _BROKEN:
@@ -67,6 +70,8 @@ class ParquetFile:
 
     def _count(self) -> int | None:
         """Number of rows in the footer of the file, or `None` for a broken file."""
+        if isinstance(self.path, RemoteFile):
+            return _count_remote_rows(self.path)
         try:
             return pq.read_metadata(self.path).num_rows
         except _BROKEN:
@@ -78,19 +83,17 @@ class ParquetFile:
 
     def _read(self, *, strict: bool) -> RecordStream:
         try:
-            # `pre_buffer` would read a whole group at once.
-            file = pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
-            columns = find_columns(file.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
+            file = _OpenParquet(self.path)
+            columns = find_columns(file.parquet.schema_arrow.names, str(self.path), needs_captions=self.needs_captions)
         except _BROKEN as error:
             yield Skipped(self.name, "bad_record", f"{self.path} is not a Parquet file: {_detail(error)}")
             return
         with file:
             row = 0
-            for group in range(file.num_row_groups):
-                next_group = row + file.metadata.row_group(group).num_rows
+            for group in range(file.parquet.num_row_groups):
+                next_group = row + file.parquet.metadata.row_group(group).num_rows
                 try:
-                    _check_expansion(file, group)
-                    for raw in _rows(file, group, list(columns.values())):
+                    for raw in file.rows(group, list(columns.values())):
                         where = f"{self.path}, record {row}" if strict else None
                         named = {name: raw[column] for name, column in columns.items()}
                         yield read_row(named, row, self.name, self.root, self.needs_captions, where)
@@ -155,18 +158,80 @@ def _read_image(raw: Record, where: str, root: ImageRoot) -> bytes | str:
     raise field_error(raw, "image", where, "encoded bytes, a path, or a struct of bytes and path")
 
 
-def _check_expansion(file: pq.ParquetFile, group: int) -> None:
-    """Raises for a row group that declares to expand to far more than its size."""
+class _OpenParquet:
+    """An open file, whose pages are bounded."""
+
+    def __init__(self, path: Path | RemoteFile) -> None:
+        self._is_remote = isinstance(path, RemoteFile)
+        self._pages = PageBounds(path.open_ranges() if self._is_remote else path.open("rb", buffering=0))
+        try:
+            # `pre_buffer` would read a whole group at once.
+            if self._is_remote:
+                self.parquet = pq.ParquetFile(self._pages, buffer_size=BLOCK_BYTES, pre_buffer=False)
+            else:  # Arrow reads a path faster than a file of Python
+                self.parquet = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        except BaseException:
+            self._pages.close()
+            raise
+
+    def __enter__(self) -> "_OpenParquet":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.parquet.close()
+        self._pages.close()
+
+    def rows(self, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a group. Raises `pa.ArrowInvalid` if they expand to far more than their size in the file."""
+        bound = _check_expansion(self.parquet, group)
+        size = 0
+        for batch in self._batches(group, columns):
+            for row in batch.to_pylist():
+                size += _size(row)
+                if size > bound:
+                    raise pa.ArrowInvalid(f"the rows expand to more than {bound} bytes")
+                yield row
+
+    def _batches(self, group: int, columns: list[str], num_rows: int = ROWS_PER_READ) -> Iterator[pa.RecordBatch]:
+        self._pages.expect(self.parquet, group, columns, num_rows)
+        try:
+            if not self._is_remote:
+                self._pages.check_all()
+            yield from self.parquet.iter_batches(num_rows, row_groups=[group], columns=columns)
+        except LargeDictionaryError as error:  # before the first row
+            yield from self._batches(group, columns, error.num_rows)
+
+
+@cache
+def _count_remote_rows(file: RemoteFile) -> int | None:
+    """Number of rows, or `None` for a broken file. It is asked for often, and each time needs a request."""
+    try:
+        with _OpenParquet(file) as opened:
+            return opened.parquet.metadata.num_rows
+    except _BROKEN as error:
+        _detail(error)
+        return None
+
+
+def _check_expansion(file: pq.ParquetFile, group: int) -> int:
+    """Bytes that a row group may expand to. Raises if it declares more for a column."""
     metadata = file.metadata.row_group(group)
+    bound = FREE_BYTES
     for column in map(metadata.column, range(metadata.num_columns)):
         size, stored = column.total_uncompressed_size, column.total_compressed_size
+        bound += MAX_EXPANSION * max(stored, 0)
         if size > FREE_BYTES + MAX_EXPANSION * max(stored, 0):
             raise pa.ArrowInvalid(f"column {column.path_in_schema!r} expands from {stored} to {size} bytes")
+    return bound
 
 
-def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=columns):
-        yield from batch.to_pylist()
+def _size(value: Any) -> int:
+    """Bytes of the texts and images in a row."""
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    if isinstance(value, (dict, list)):
+        return sum(map(_size, value.values() if isinstance(value, dict) else value))
+    return 0
 
 
 def _detail(error: Exception) -> str:

@@ -4,7 +4,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -18,6 +18,7 @@ from .image_root import ImageRoot
 from .lists import METADATA_FILES, ListFile
 from .parquet import ParquetFile
 from .records import PathLike
+from .remote import RemoteFile, check_exists, find_remote_files, is_remote
 from .scenes import SceneSource, is_scenes, parse_scenes
 from .tar import TarFile
 
@@ -32,9 +33,11 @@ ACCEPTED = (
     "JSON lists (.json, .jsonl), annotation files of COCO or Karpathy, WebDataset tars (.tar, .tar.gz, .tgz), Parquet"
     f" files, a folder of one of these or of images (with {' or '.join(METADATA_FILES)}, or a .txt for each), a"
     " folder of img2dataset, `save_to_disk` or CapFilt, a pattern such as '{00000..00099}.tar', a `Dataset`, a data set on"
-    " the Hub as hf://datasets/OWNER/NAME, or scenes:NUMBER[:NOISE]"
+    " the Hub as hf://datasets/OWNER/NAME, tars or Parquet files at an address such as s3://bucket/{00000..00099}.tar, or"
+    " scenes:NUMBER[:NOISE]"
 )
 _SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet", ".json": "list", ".jsonl": "list"}
+_REMOTE_SUFFIXES = tuple(suffix for suffix, kind in _SUFFIXES.items() if kind != "list")
 _KIND_NAMES = {"tar": "tars", "parquet": "Parquet files", "list": "JSON lists", "image": "images"}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -64,11 +67,11 @@ def open_source(
     ]
     if not found:
         raise ValueError(f"The list of sources is empty; pass {ACCEPTED}.")
-    paths = [place for place in found if isinstance(place, Path)]
+    paths = [place for place in found if isinstance(place, (Path, RemoteFile))]
     names = iter(_names(paths))
     readers = [
         _reader(place, next(names), _root_of(place, image_root, allow_outside), split, needs_captions)
-        if isinstance(place, Path)
+        if isinstance(place, (Path, RemoteFile))
         else place
         for place in found
     ]
@@ -84,8 +87,9 @@ def as_list(source: Source) -> list[OneSource]:
 
 
 def make_absolute(source: PathLike) -> str:
-    """Makes a path absolute. Names on the Hub and drawn scenes do not change."""
-    return str(source) if is_hub_name(source) or is_scenes(source) else os.path.abspath(os.path.expanduser(source))
+    """Makes a path absolute. Addresses, names on the Hub and drawn scenes do not change."""
+    is_name = is_remote(source) or is_hub_name(source) or is_scenes(source)
+    return str(source) if is_name else os.path.abspath(os.path.expanduser(source))
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
@@ -95,7 +99,9 @@ def refuse_equal_names(names: Sequence[str]) -> None:
         raise ValueError(f"Several sources are called {clashing[0]!r}. Pass each file once, and rename one of them.")
 
 
-def _find(source: OneSource, *, split: str, root: ImageRoot, needs_captions: bool) -> list[Path | Table | SceneSource]:
+def _find(
+    source: OneSource, *, split: str, root: ImageRoot, needs_captions: bool
+) -> list[Path | RemoteFile | Table | SceneSource]:
     """Files, folders of images and opened data sets of one source."""
 
     def table(dataset: Dataset | DatasetDict, name: str) -> Table:
@@ -116,6 +122,8 @@ def _find(source: OneSource, *, split: str, root: ImageRoot, needs_captions: boo
         return [SceneSource(parse_scenes(source))]
     if is_hub_name(source):
         return [table(load_from_hub(source, split), source.removeprefix(HUB_PREFIX))]
+    if is_remote(source):
+        return _find_remote(source)
     path = Path(source).expanduser()
     if path.exists():
         files = files_of_folder(path, split) if path.is_dir() else [path]
@@ -132,12 +140,36 @@ def _find(source: OneSource, *, split: str, root: ImageRoot, needs_captions: boo
     return [table(datasets.load_from_disk(file), file.name) if is_saved(file) else file for file in files]
 
 
-def _root_of(path: Path, image_root: PathLike | None, allow_outside: bool) -> ImageRoot:
+def _find_remote(address: str) -> list[RemoteFile]:
+    """The tars or Parquet files of an address. Of a long range only the first and the last are asked for here."""
+    groups = [find_remote_files(each, _REMOTE_SUFFIXES) for each in _expand_braces(address)]
+    files = [file for group in groups for file in group]
+    by_kind: dict[str, list[RemoteFile]] = {}
+    for file in files:
+        by_kind.setdefault(kind_of(file), []).append(file)
+    tars = {_without_suffix(file.name) for file in by_kind.get("tar", ())}
+    if len(by_kind) > 1 and all(_without_suffix(file.name) in tars for file in by_kind["parquet"]):
+        files = by_kind["tar"]  # of img2dataset, whose Parquet has the URLs
+    elif len(by_kind) > 1:
+        raise ValueError(f"{address} contains {_described(by_kind)}. Pass one kind, such as a pattern in quotes.")
+    if not files:
+        raise ValueError(
+            f"{address} has no file that ends in {', '.join(_REMOTE_SUFFIXES)}. Only WebDataset tars and Parquet files are read"
+            " from addresses; copy other sources."
+        )
+    for file in dict.fromkeys((files[0], files[-1])):
+        check_exists(file)
+    return files
+
+
+def _root_of(path: Path | RemoteFile, image_root: PathLike | None, allow_outside: bool) -> ImageRoot:
+    if isinstance(path, RemoteFile):
+        return ImageRoot(image_root, allow_outside)
     return ImageRoot(path.parent if image_root is None else image_root, allow_outside)
 
 
-def _reader(path: Path, name: str, root: ImageRoot, split: str, needs_captions: bool) -> Reader:
-    kind = "image" if path.is_dir() else kind_of(path)
+def _reader(path: Path | RemoteFile, name: str, root: ImageRoot, split: str, needs_captions: bool) -> Reader:
+    kind = "image" if isinstance(path, Path) and path.is_dir() else kind_of(path)
     readers: dict[str, Callable[[], Reader]] = {
         "tar": lambda: TarFile(path, name, needs_captions),
         "parquet": lambda: ParquetFile(path, name, root, needs_captions),
@@ -240,7 +272,7 @@ def _expand_braces(text: str) -> Iterator[str]:
     yield text
 
 
-def kind_of(path: Path) -> str | None:
+def kind_of(path: Path | RemoteFile) -> str | None:
     """The format of a file by its name: `tar`, `parquet`, `list`, `image` or none."""
     if path.name in METADATA_FILES:
         return "list"
@@ -248,7 +280,7 @@ def kind_of(path: Path) -> str | None:
     return "image" if kind is None and path.suffix.lower() in image_suffixes() else kind
 
 
-def _described(files: dict[str, list[Path]]) -> str:
+def _described(files: Mapping[str, Sequence[Path | RemoteFile]]) -> str:
     return " and ".join(
         f"{len(paths)} {_KIND_NAMES[kind]} ({paths[0].name}{', ...' if len(paths) > 1 else ''})"
         for kind, paths in files.items()
@@ -265,9 +297,9 @@ def _listed(folder: Path) -> str:
 # Names
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _names(files: Sequence[Path | RemoteFile]) -> list[str]:
     """File names without suffixes; if these are not unique, with their folders."""
-    paths = [path.absolute() for path in paths]
+    paths = [file.as_path() if isinstance(file, RemoteFile) else file.absolute() for file in files]
     names = [_without_suffix(path.name) for path in paths]
     if len(set(names)) < len(names):
         common = os.path.commonpath([path.parent for path in paths])

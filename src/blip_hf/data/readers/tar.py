@@ -11,6 +11,7 @@ from pathlib import Path
 from ...image_files import image_suffixes, is_visible, warn_of_other_files
 from ...image_utils import MAX_IMAGE_BYTES
 from .records import ImageRecord, RecordStream
+from .remote import RemoteFile
 from .samples import Shard, Skipped, Stream
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars
 from .tar_stream import read_members
@@ -37,7 +38,7 @@ class _Members:
 class TarFile:
     """A tar (one shard), also compressed."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str
     needs_captions: bool = True
 
@@ -67,7 +68,9 @@ class TarFile:
         warn_of_other_files(self.path, others)
 
     def _count(self) -> int | None:
-        """Number of samples in img2dataset's `_stats.json` of the tar, if there is one."""
+        """Number of samples in img2dataset's `_stats.json` of the local tar, if there is one."""
+        if isinstance(self.path, RemoteFile):
+            return None  # only addresses that the user gave are read
         name = self.path.name.partition(".tar")[0].removesuffix(".tgz")
         try:
             count = json.loads(self.path.with_name(f"{name}_stats.json").read_bytes())["successes"]
@@ -103,7 +106,7 @@ class TarFile:
         yield ImageRecord(sample_id, members.key, members.image, captions, image_id)
 
 
-def _read_members(path: Path, others: Counter[str]) -> Iterator[tuple[str, str, bytes | int]]:
+def _read_members(path: Path | RemoteFile, others: Counter[str]) -> Iterator[tuple[str, str, bytes | int]]:
     """Key, suffix and content of each image, text and JSON, or its size if it is too large. Counts other members.
 
     A key ends at the first dot. Members with a further suffix, such as `001.seg.png`, have no content.

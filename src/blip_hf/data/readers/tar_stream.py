@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .remote import RemoteFile
+
 
 MAX_HEADER_BYTES = 2**18
 """Maximum size in bytes of the headers of a member, with those that extend its name and attributes."""
@@ -63,7 +65,7 @@ class _BoundedFile:
         return content
 
 
-def read_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def read_members(path: Path | RemoteFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a tar or gzipped tar in order, each with the archive that `extractfile` reads it from.
 
     Raises `tarfile.TarError` for broken content.

@@ -1,19 +1,54 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Keeps the usable records of a source, and counts the skipped ones in one warning."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers.utils import logging
 
+from ..skips import SkipCounts
 from .image_root import OutsideFolderError
+from .records import ImageRecord
 from .samples import Skipped, is_unicode
 
 
 logger = logging.get_logger(__name__)
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """Counts of the records of a file or data set, and the details of the first skipped one."""
+
+    name: str
+    counts: SkipCounts
+    first: str = ""
+
+    def report(self) -> None:
+        """Warns about skipped records, and adds the counts to those of `recorded_files`."""
+        if self.counts.total:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.by_reason.items())
+            logger.warning(f"{self.name}: skipped {reasons}, the first {self.first}.")
+        for files in _recorders.get():
+            files.append(self)
+
+
+_recorders: ContextVar[tuple[list[LoadedFile], ...]] = ContextVar("recorders", default=())
+
+
+@contextmanager
+def recorded_files() -> Iterator[list[LoadedFile]]:
+    """Yields a list that gets the counts of each file that is loaded within the block."""
+    files: list[LoadedFile] = []
+    token = _recorders.set((*_recorders.get(), files))
+    try:
+        yield files
+    finally:
+        _recorders.reset(token)
 
 
 def skipped_record(sample_id: str, error: ValueError) -> Skipped:
@@ -23,20 +58,36 @@ def skipped_record(sample_id: str, error: ValueError) -> Skipped:
 
 def usable_items(items: Iterable[Item | Skipped], name: str) -> Iterator[Item]:
     """The items that are not skipped. Warns about the others, or raises `ValueError` if there are no others."""
-    skipped: Counter[str] = Counter()
-    first, num_usable = None, 0
+    counts = SkipCounts()
+    first: Skipped | None = None
     for item in items:
         if isinstance(item, Skipped):
-            skipped[item.reason] += 1
+            counts.add(item.reason, item.sample_id)
             first = first or item
         else:
-            num_usable += 1
+            counts.num_usable += 1
             yield item
-    if first and not num_usable and first.reason in ("bad_record", "outside_folder"):
+    if first and not counts.num_usable and first.reason in ("bad_record", "outside_folder"):
         raise ValueError(first.detail)
-    if first:
-        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        logger.warning(f"{name}: skipped {counts}, the first {first.sample_id} ({first.detail.rstrip('.')}).")
+    LoadedFile(name, counts, f"{first.sample_id} ({first.detail.rstrip('.')})" if first else "").report()
+
+
+def usable_records(records: Iterable[ImageRecord | Skipped], name: str) -> Iterator[ImageRecord]:
+    """The usable records of a reader, without those whose texts an Arrow table cannot hold."""
+
+    def items() -> Iterator[ImageRecord | Skipped]:
+        for item in records:
+            if isinstance(item, ImageRecord) and (text := _invalid_text(item)) is not None:
+                item = Skipped(item.sample_id, "bad_record", f"{item.sample_id}: it has invalid Unicode: {text!a}")
+            yield item
+
+    return usable_items(items(), name)
+
+
+def _invalid_text(record: ImageRecord) -> str | None:
+    """The first text of a record that UTF-8 cannot encode, such as a file name in another encoding."""
+    values = (record.image, record.path, record.key, record.image_id, *record.captions)
+    return next((value for value in values if isinstance(value, str) and not is_unicode(value)), None)
 
 
 def read_usable(records: Iterable[Any], read: Callable[[Any, str], Item], name: str) -> list[Item]:
@@ -67,4 +118,12 @@ def check_unicode(value: Any, where: str) -> None:
             check_unicode(part, where)
 
 
-__all__ = ["check_unicode", "read_usable", "skipped_record", "usable_items"]
+__all__ = [
+    "LoadedFile",
+    "check_unicode",
+    "read_usable",
+    "recorded_files",
+    "skipped_record",
+    "usable_items",
+    "usable_records",
+]

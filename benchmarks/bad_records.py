@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kinds of bad records, each with the reason that it must be skipped for.
+"""Kinds of bad records for benchmarks and tests, each with the reason that it must be skipped for.
 
 Every record of `LIST_RECORDS`, `TAR_RECORDS` and `PARQUET_RECORDS` is skipped once, wherever it is among good records.
 """
 
+import io
 import json
 import os
 import pickle
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from blip_hf.data.readers.samples import MAX_TEXT_LENGTH
 from blip_hf.data.readers.tar import MAX_TEXT_BYTES
-from tests.support.images import encode_image, encoded_image, noise_images
 
 
 Content = TypeVar("Content")
@@ -25,6 +28,8 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class BadRecord(Generic[Content]):
+    """A record, in the form of its file format, that a reader must skip."""
+
     kind: str
     reason: str
     content: Content
@@ -47,10 +52,16 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-GOOD_IMAGE = encoded_image()
-_NOISE = noise_images(1, (320, 320))[0]
-_TRUNCATED_BODY = encode_image(_NOISE, "JPEG")[:-2000]
-_BROKEN_BODY = encode_image(_NOISE)[:-2000] + b"\xff" * 2000
+def _encode(image: Image.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+GOOD_IMAGE = _encode(Image.new("RGB", (16, 16), "red"), "JPEG")
+_NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(64, 64, 3), dtype=np.uint8))
+_TRUNCATED_BODY = _encode(_NOISE, "JPEG")[:-2000]
+_BROKEN_BODY = _encode(_NOISE, "PNG")[:-2000] + b"\xff" * 2000
 
 _BAD_IMAGES = {
     "empty_image": ("unreadable_image", b""),
@@ -71,20 +82,20 @@ _BAD_BODIES = {"truncated_body": _TRUNCATED_BODY, "broken_body": _BROKEN_BODY}
 
 
 def _tar_records() -> list[BadRecord[dict[str, bytes]]]:
-    images = [BadRecord(kind, reason, {"png": image, "txt": b"a"}) for kind, (reason, image) in _BAD_IMAGES.items()]
+    images = [BadRecord(kind, reason, {"jpg": image, "txt": b"a"}) for kind, (reason, image) in _BAD_IMAGES.items()]
     bodies = [
-        BadRecord(kind, "unreadable_image", {"png": image, "txt": b"a"}, is_found_by_decoding=True)
+        BadRecord(kind, "unreadable_image", {"jpg": image, "txt": b"a"}, is_found_by_decoding=True)
         for kind, image in _BAD_BODIES.items()
     ]
     others = {
         "member_without_image": ("bad_record", {"txt": b"a"}),
-        "member_without_text": ("bad_record", {"png": GOOD_IMAGE}),
-        "member_with_dots": ("bad_record", {"v1.png": GOOD_IMAGE, "v1.txt": b"a"}),
-        "text_in_another_encoding": ("bad_record", {"png": GOOD_IMAGE, "txt": b"\xff caf\xe9"}),
-        "huge_text_member": ("huge_text", {"png": GOOD_IMAGE, "txt": b"x" * (MAX_TEXT_BYTES + 1)}),
-        "list_as_json": ("bad_record", {"png": GOOD_IMAGE, "json": b"[]"}),
-        "broken_json": ("bad_record", {"png": GOOD_IMAGE, "json": b'{"caption": "a'}),
-        "nested_json": ("bad_record", {"png": GOOD_IMAGE, "json": b"[" * 100_000}),
+        "member_without_text": ("bad_record", {"jpg": GOOD_IMAGE}),
+        "member_with_dots": ("bad_record", {"v1.jpg": GOOD_IMAGE, "v1.txt": b"a"}),
+        "text_in_another_encoding": ("bad_record", {"jpg": GOOD_IMAGE, "txt": b"\xff caf\xe9"}),
+        "huge_text_member": ("huge_text", {"jpg": GOOD_IMAGE, "txt": b"x" * (MAX_TEXT_BYTES + 1)}),
+        "list_as_json": ("bad_record", {"jpg": GOOD_IMAGE, "json": b"[]"}),
+        "broken_json": ("bad_record", {"jpg": GOOD_IMAGE, "json": b'{"caption": "a'}),
+        "nested_json": ("bad_record", {"jpg": GOOD_IMAGE, "json": b"[" * 100_000}),
     }
     return [*images, *bodies, *(BadRecord(kind, *each) for kind, each in others.items())]
 
@@ -101,7 +112,7 @@ def tar_members(record: BadRecord[dict[str, bytes]], key: str) -> list[tuple[str
 
 
 def _line(**fields: Any) -> bytes:
-    return json.dumps({"image": "good.png", "caption": "a", **fields}).encode()
+    return json.dumps({"image": "good.jpg", "caption": "a", **fields}).encode()
 
 
 LIST_RECORDS = [
@@ -112,13 +123,13 @@ LIST_RECORDS = [
         "pipe_as_image": ("unreadable_image", _line(image="pipe.png")),
         "url_as_image": ("unreadable_image", _line(image="http://localhost:9/a.png")),
         "absolute_path_elsewhere": ("outside_folder", _line(image="/etc/passwd")),
-        "path_above_folder": ("outside_folder", _line(image="../good.png")),
+        "path_above_folder": ("outside_folder", _line(image="../good.jpg")),
         "link_to_no_image": ("unreadable_image", _line(image="link.png")),
         "path_is_number": ("bad_record", _line(image=5)),
         "path_is_empty": ("bad_record", _line(image="")),
         "path_with_null_character": ("unreadable_image", _line(image="good\0.png")),
         "path_with_half_a_surrogate_pair": ("bad_record", _line(image="good\udc80.png")),
-        "caption_is_missing": ("bad_record", b'{"image": "good.png"}'),
+        "caption_is_missing": ("bad_record", b'{"image": "good.jpg"}'),
         "caption_is_number": ("bad_record", _line(caption=5)),
         "caption_with_half_a_surrogate_pair": ("bad_record", _line(caption="half \ud800 of a pair")),
         "caption_is_empty": ("empty_text", _line(caption="")),
@@ -130,19 +141,19 @@ LIST_RECORDS = [
         "image_id_with_half_a_surrogate_pair": ("bad_record", _line(image_id="\ud800")),
         "number_with_5000_digits": (
             "bad_record",
-            b'{"image": "good.png", "caption": "a", "image_id": %s}' % (b"9" * 5000),
+            b'{"image": "good.jpg", "caption": "a", "image_id": %s}' % (b"9" * 5000),
         ),
-        "line_is_text": ("bad_record", b'"good.png"'),
-        "line_is_truncated": ("bad_record", b'{"image": "good.png", "caption": "a'),
+        "line_is_text": ("bad_record", b'"good.jpg"'),
+        "line_is_truncated": ("bad_record", b'{"image": "good.jpg", "caption": "a'),
         "line_is_nested": ("bad_record", b"[" * 100_000),
     }.items()
 ]
 
 
 def write_bad_files(folder: Path) -> None:
-    """Writes the files that `LIST_RECORDS` and good lines name: `good.png`, a folder, a pipe and a link."""
+    """Writes the files that `LIST_RECORDS` and good lines name: `good.jpg`, a folder, a pipe and a link."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "good.png").write_bytes(GOOD_IMAGE)
+    (folder / "good.jpg").write_bytes(GOOD_IMAGE)
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.png")
     (folder / "link.png").symlink_to("/etc/passwd")

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Digests of sources: what counts as a change."""
 
+import os
+
 import pytest
 
-from blip_hf.capfilt.source_digests import digest_source, find_changes
 from blip_hf.data.readers.sources import open_source
+from blip_hf.data.source_digests import digest_source, find_changes
+from tests.support.file_server import serve_files
 from tests.support.files import write_json, write_json_lines, write_tar
 from tests.support.images import write_image
 
@@ -49,6 +52,18 @@ def test_a_folder_of_images_is_its_listing(tmp_path, change):
     else:
         (tmp_path / ("c.txt" if change == "text" else "b.txt")).write_text("longer")
     assert (digest(tmp_path) != before) == (change != "text")  # a text without an image is not read
+
+
+def test_files_at_addresses_have_the_version_of_their_server(tmp_path):
+    pytest.importorskip("aiohttp")
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [("a.jpg", b"1"), ("a.txt", name.encode())])
+    with serve_files(tmp_path) as server:
+        address = f"{server.address}/{{a,b}}.tar"
+        before = digest(address)
+        assert digest(address) == before
+        os.utime(tmp_path / "b.tar", (1, 1))
+        assert find_changes(before, digest(address)) == [f"{server.address}/b.tar has changed"]
 
 
 def test_drawn_scenes_have_no_digest():
