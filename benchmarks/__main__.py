@@ -28,6 +28,7 @@ JOBS = (
     "finetune_step",
     "vqa_ranking",
     "processor",
+    "serving",
     "imports",
     "streams",
     "savings",

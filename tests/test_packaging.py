@@ -37,7 +37,7 @@ LAYERS = (
     ("modeling", "data"),
     ("training", "evaluation", "conversion", "captioner", "ray_captioner", "auto", "planning"),
     ("tasks",),
-    ("bootstrap", "capfilt", "demo", "pages"),
+    ("bootstrap", "capfilt", "demo", "pages", "serving"),
     ("cli", "__main__"),
 )
 # The libraries that restricted parts may import, besides the standard library.

@@ -20,6 +20,7 @@ COMMANDS = {
     "ask": "Answers questions about images",
     "match": "Compares images with texts",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
+    "serve": "Serves a checkpoint over HTTP",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
