@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names of checkpoints, and the error for one that does not fit. Imports nothing heavy."""
 
+import os
 import re
 from pathlib import Path
 
 
+EXPORT_FILE = "export.json"
+"""The file that makes a folder one of an exported model."""
 _MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -24,6 +27,11 @@ class WrongCheckpointError(ValueError):
         super().__init__(f"{problem} {remedy}")
         self.problem = problem
         self.model_class = model_class
+
+
+def is_export(source: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an exported model."""
+    return isinstance(source, (str, os.PathLike)) and Path(source, EXPORT_FILE).is_file()
 
 
 def require_checkpoint(source: str) -> None:
@@ -52,4 +60,4 @@ def require_checkpoint(source: str) -> None:
         )
 
 
-__all__ = ["WrongCheckpointError", "require_checkpoint"]
+__all__ = ["EXPORT_FILE", "WrongCheckpointError", "is_export", "require_checkpoint"]
