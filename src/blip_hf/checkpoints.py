@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names of checkpoints, and the error for one that does not fit. Imports nothing heavy."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -8,6 +9,13 @@ from pathlib import Path
 
 EXPORT_FILE = "export.json"
 """The file that makes a folder one of an exported model."""
+# By the architecture in `config.json`.
+_HEADS = {
+    "BlipForConditionalGeneration": "captioner",
+    "BlipForImageTextRetrieval": "matcher",
+    "BlipForRetrievalTraining": "matcher",
+    "BlipForQuestionAnswering": "vqa",
+}
 _MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -60,4 +68,20 @@ def require_checkpoint(source: str) -> None:
         )
 
 
-__all__ = ["EXPORT_FILE", "WrongCheckpointError", "is_export", "require_checkpoint"]
+def head_of(source: str | os.PathLike[str]) -> str:
+    """What a checkpoint is loaded as, by the architecture in its configuration: captioner, matcher or vqa.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    from transformers.utils import CONFIG_NAME, cached_file
+
+    require_checkpoint(str(source))
+    config = json.loads(Path(cached_file(source, CONFIG_NAME)).read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or ["model without architecture"])[0]
+    if architecture not in _HEADS:
+        raise ValueError(f"{source} is a {architecture}. Pass a checkpoint of {', '.join(_HEADS)}.")
+    return _HEADS[architecture]
+
+
+__all__ = ["EXPORT_FILE", "WrongCheckpointError", "head_of", "is_export", "require_checkpoint"]

@@ -17,12 +17,13 @@ from transformers.utils import logging
 from ..checkpoints import EXPORT_FILE
 from ..files import atomic_write, file_digest, size_of, write_json
 from ..modeling.base import BlipPreTrainedModel
+from ..modeling.exported.graph_names import IMAGE_ENCODER, IMAGE_MEMORY
+from ..modeling.exported.models import DIGEST_KEY, HEADS_FILE
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .calibration import NUM_IMAGES, calibration_pixels
-from .graphs import IMAGE_ENCODER, IMAGE_MEMORY, Graph, graphs_of
-from .models import DIGEST_KEY, HEADS_FILE
-from .runtimes import precisions, write_graph
+from .graphs import Graph, graphs_of
+from .writers import precisions, write_graph
 
 
 logger = logging.get_logger(__name__)

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from ..modeling.attention import ImageMemory
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.caption import BlipForConditionalGeneration
+from ..modeling.exported.graph_names import (
+    GROUNDED_ENCODER,
+    IMAGE_ENCODER,
+    IMAGE_MEMORY,
+    QUESTION_MEMORY,
+    TEXT_DECODER,
+    TEXT_ENCODER,
+)
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.text import BlipTextModel
 from ..modeling.vision import BlipVisionModel
 from ..modeling.vqa import BlipForQuestionAnswering
-
-
-IMAGE_ENCODER = "image_encoder"
-IMAGE_MEMORY = "image_memory"
-TEXT_ENCODER = "text_encoder"
-GROUNDED_ENCODER = "grounded_encoder"
-QUESTION_MEMORY = "question_memory"
-TEXT_DECODER = "text_decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,13 +249,4 @@ def _layer_inputs(text_model: BlipTextModel, kinds: Sequence[str], *, rows: int,
     return {name: torch.rand(shape) for name in _layer_names(text_model, *kinds)}
 
 
-__all__ = [
-    "GROUNDED_ENCODER",
-    "IMAGE_ENCODER",
-    "IMAGE_MEMORY",
-    "QUESTION_MEMORY",
-    "TEXT_DECODER",
-    "TEXT_ENCODER",
-    "Graph",
-    "graphs_of",
-]
+__all__ = ["Graph", "graphs_of"]

@@ -78,7 +78,7 @@ class BlipPreTrainedModel(PreTrainedModel):
         """
         if is_export(pretrained_model_name_or_path):
             # It replaces parts of the heads, which are built on this module.
-            from ..export.models import open_export
+            from .exported.models import open_export
 
             return open_export(pretrained_model_name_or_path, cls, **kwargs)
         allow_new_heads = kwargs.pop("allow_new_heads", False)

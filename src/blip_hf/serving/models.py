@@ -1,32 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The models of a server, loaded from one checkpoint or from one for each head."""
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
 
 from ..captioner import BlipCaptioner
-from ..checkpoints import require_checkpoint
+from ..checkpoints import head_of, require_checkpoint
 from ..devices import pick_device
 from ..modeling.cpu import optimize_for_cpu
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
-
-
-# By the architecture in `config.json`.
-_HEADS = {
-    "BlipForConditionalGeneration": "captioner",
-    "BlipForImageTextRetrieval": "matcher",
-    "BlipForRetrievalTraining": "matcher",
-    "BlipForQuestionAnswering": "vqa",
-}
 
 
 @dataclass(frozen=True)
@@ -102,22 +90,6 @@ class ServedModels:
         return getattr(self, head).processor
 
 
-def head_of(checkpoint: str | os.PathLike[str]) -> str:
-    """What a checkpoint is loaded as, by the architecture in its configuration: captioner, matcher or vqa.
-
-    Raises:
-        ValueError: If the server does not serve it.
-    """
-    require_checkpoint(str(checkpoint))
-    config = json.loads(Path(cached_file(checkpoint, CONFIG_NAME)).read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or ["model without architecture"])[0]
-    if architecture not in _HEADS:
-        raise ValueError(
-            f"{checkpoint} is a {architecture}, which the server does not serve. Pass a checkpoint of {', '.join(_HEADS)}."
-        )
-    return _HEADS[architecture]
-
-
 def _load(
     model_class: type[PreTrainedModel],
     source: str | os.PathLike[str],
@@ -130,4 +102,4 @@ def _load(
     return LoadedModel(model, BlipProcessor.from_pretrained(source))
 
 
-__all__ = ["LoadedModel", "ServedModels", "head_of"]
+__all__ = ["LoadedModel", "ServedModels"]

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 
-from ..configuration_blip import BlipTextConfig, BlipVisionConfig
-from ..modeling.attention import ImageMemory, self_attention_mask
-from ..modeling.input_checks import refuse_long_text, refuse_token_types
-from ..modeling.text import check_rows
-from ..modeling.text_layers import image_of_each_row
-from .graphs import GROUNDED_ENCODER, TEXT_DECODER, TEXT_ENCODER
+from ...configuration_blip import BlipTextConfig, BlipVisionConfig
+from ..attention import ImageMemory, self_attention_mask
+from ..input_checks import refuse_long_text, refuse_token_types
+from ..text import check_rows
+from ..text_layers import image_of_each_row
+from .graph_names import GROUNDED_ENCODER, TEXT_DECODER, TEXT_ENCODER
 from .runtimes import Runtime
 
 
@@ -117,6 +117,7 @@ class RuntimeTextModel(nn.Module):
             raise ValueError("The exported decoder reads images. Pass image_memory or encoder_hidden_states.")
         rows, length = input_ids.shape
         cache = DynamicCache(config=self.config) if cache is None else cache
+        _require_dynamic(cache)
         num_past = cache.get_seq_length()
         refuse_long_text(num_past + length, self.config)
         if position_ids is None:
@@ -142,15 +143,18 @@ class RuntimeTextModel(nn.Module):
     def _past(self, cache: Cache, rows: int) -> list[Tensor]:
         """Keys, then values of earlier tokens, `(b, h, q, head_dim)` for each layer."""
         config = self.config
-        if not isinstance(cache, DynamicCache):
-            raise ValueError(
-                f"The cache is a {type(cache).__name__}, and an exported model keeps a DynamicCache. Leave"
-                " cache_implementation out."
-            )
         if cache.get_seq_length() == 0:
             shape = (rows, config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
             return [torch.empty(shape)] * (2 * config.num_hidden_layers)
         return [layer.keys for layer in cache.layers] + [layer.values for layer in cache.layers]
+
+
+def _require_dynamic(cache: Cache) -> None:
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"The cache is a {type(cache).__name__}, and an exported model keeps a DynamicCache. Leave cache_implementation"
+            " out."
+        )
 
 
 def _refuse_inspection(kwargs: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes, quantises and runs graphs in the ONNX format with ONNX Runtime."""
+"""Writes and quantises graphs in the ONNX format."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .graphs import IMAGE_ENCODER, IMAGE_MEMORY, Graph
+from ..modeling.exported.graph_names import IMAGE_ENCODER, IMAGE_MEMORY
+from ..modeling.exported.onnx_runtime import SUFFIX
+from .graphs import Graph
 from .tracing import tracing
 
 
-SUFFIX = ".onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 18
 
@@ -85,26 +86,4 @@ class _Calibration:
         return next(self._rows, None)
 
 
-class OnnxGraph:
-    """A graph that ONNX Runtime runs on the CPU."""
-
-    memory_dtype = torch.float32
-
-    def __init__(self, name: str, path: Path, precision: str) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            path.with_suffix(SUFFIX), options, providers=["CPUExecutionProvider"]
-        )
-        self._names = [each.name for each in self._session.get_inputs()]
-
-    def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Runs the graph."""
-        given = {name: tensor.detach().contiguous().numpy() for name, tensor in zip(self._names, inputs, strict=True)}
-        return [torch.from_numpy(result) for result in self._session.run(None, given)]
-
-
-__all__ = ["OPSET", "PRECISIONS", "SUFFIX", "OnnxGraph", "write_graph"]
+__all__ = ["OPSET", "PRECISIONS", "write_graph"]

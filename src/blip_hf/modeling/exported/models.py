@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from ..checkpoints import EXPORT_FILE, WrongCheckpointError
-from ..configuration_blip import BlipConfig, BlipTextConfig
-from ..modeling.base import BlipPreTrainedModel
-from ..modeling.caption import BlipForConditionalGeneration
-from ..modeling.language_modeling import BlipTextLMHeadModel
-from ..modeling.prompts import unset_library_defaults
-from ..modeling.retrieval import BlipForImageTextRetrieval
-from ..modeling.text import BlipTextPreTrainedModel
-from ..modeling.vqa import BlipForQuestionAnswering, decoder_config
-from .graphs import IMAGE_ENCODER, IMAGE_MEMORY, QUESTION_MEMORY
-from .runtime_parts import RuntimeTextModel, RuntimeVisionModel
+from ...checkpoints import EXPORT_FILE, WrongCheckpointError
+from ...configuration_blip import BlipConfig, BlipTextConfig
+from ..base import BlipPreTrainedModel
+from ..caption import BlipForConditionalGeneration
+from ..language_modeling import BlipTextLMHeadModel
+from ..prompts import unset_library_defaults
+from ..retrieval import BlipForImageTextRetrieval
+from ..text import BlipTextPreTrainedModel
+from ..vqa import BlipForQuestionAnswering, decoder_config
+from .graph_names import IMAGE_ENCODER, IMAGE_MEMORY, QUESTION_MEMORY
+from .parts import RuntimeTextModel, RuntimeVisionModel
 from .runtimes import Runtime, open_graph
 
 
