@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows += [size_row(models), memory_row(options, models)]
         for row in rows[-2:]:
             print_row(row)
-    return finish("export", options, rows) | {"rates": rates}
+    return finish("export", options, rows)
 
 
 class Models:

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from benchmarks import __main__ as everything
 from benchmarks import (
     caption,
+    export,
     finetune_step,
     growth,
     harness,
@@ -292,6 +293,15 @@ def test_the_load_test_ends_with_json(capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert len(result["rows"]) == 3 * len(serving.CLIENTS["tiny"])
     assert len(list(everything.table_lines([result]))) == 3 + len(result["rows"])
+
+
+@pytest.mark.slow
+def test_exports_are_compared(capsys):
+    result = export.main(TINY)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert [len(row["peak_bytes"]) for row in result["rows"]] == [0, 0, 0, 0, 5, 7]
+    assert set(result["rows"][0]["limit"]["rates"]) == {"fp32", "bf16", "int8"}
+    assert len(list(everything.table_lines([result]))) == 3 + 6 + 7 + 7 + 6 + 4 + 6
 
 
 def test_memory_growth_is_plotted(tmp_path):
