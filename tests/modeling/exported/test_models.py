@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exported heads give what the heads give in PyTorch, for other sizes than those of the traces."""
 
+import shutil
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from blip_hf import BlipCaptioner, answer_questions, match_texts
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
-from tests.support.exports import tiny_head
+from tests.support.exports import HEADS, tiny_head
 from tests.support.processors import make_processor, random_photo
 
 
@@ -155,3 +157,12 @@ def test_the_digest_tells_exports_apart(exports):
         for which in (("onnx",), ("openvino",), ("onnx", "int8"))
     }
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_damaged_graph_is_named(exports, tmp_path, format):
+    folder = shutil.copytree(exports.path("captioner", format), tmp_path / "export")
+    for path in folder.glob("text_decoder.*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"The graph .*text_decoder cannot be opened: .* Export the model again\."):
+        HEADS["captioner"].from_pretrained(folder)

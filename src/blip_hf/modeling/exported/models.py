@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ...checkpoints import EXPORT_FILE, WrongCheckpointError
 from ...configuration_blip import BlipConfig, BlipTextConfig
@@ -30,17 +30,12 @@ from .parts import RuntimeTextModel, RuntimeVisionModel
 from .runtimes import Runtime, open_graph
 
 
-logger = logging.get_logger(__name__)
-
 HEADS_FILE = "heads.safetensors"
 DIGEST_KEY = "digest"
 
 
-class ExportedModel(BlipPreTrainedModel):
-    """What exported heads share: they run on the CPU, and are neither trained nor saved."""
-
-    digest: Tensor
-    _graphs: Mapping[str, Runtime]
+class _OnCpu:
+    """Device and dtype of a model without parameters."""
 
     @property
     def device(self) -> torch.device:
@@ -49,8 +44,15 @@ class ExportedModel(BlipPreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of pixels and features."""
+        """The dtype of pixels, features and logits."""
         return torch.float32
+
+
+class ExportedModel(_OnCpu, BlipPreTrainedModel):
+    """What exported heads share: they run on the CPU, and are neither trained nor saved."""
+
+    digest: Tensor
+    _graphs: Mapping[str, Runtime]
 
     def to(self, *args: Any, **kwargs: Any) -> "ExportedModel":
         """Returns the model itself: exported graphs run on the CPU in the precision of the export."""
@@ -66,23 +68,13 @@ class ExportedModel(BlipPreTrainedModel):
         self.register_buffer("digest", torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8))
 
 
-class _ExportedDecoder(BlipTextLMHeadModel):
+class _ExportedDecoder(_OnCpu, BlipTextLMHeadModel):
     """The text decoder. Its `bert` returns logits, so the head is empty."""
 
     def __init__(self, config: BlipTextConfig, graphs: Mapping[str, Runtime], memory: str) -> None:
         BlipTextPreTrainedModel.__init__(self, config)
         self.bert = RuntimeTextModel(self.config, graphs, memory=memory)
         self.cls = nn.Identity()
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of logits."""
-        return torch.float32
 
 
 class ExportedCaptioner(ExportedModel, BlipForConditionalGeneration):

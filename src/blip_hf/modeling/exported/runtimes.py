@@ -25,8 +25,17 @@ def open_graph(format: str, name: str, path: Path, precision: str) -> Runtime:
 
     Raises:
         ImportError: If the runtime is not installed.
+        ValueError: If the file is missing or damaged.
     """
     require_packages(format)
+    try:
+        return _open(format, name, path, precision)
+    except Exception as error:  # each runtime has errors of its own
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"The graph {path} cannot be opened: {reason} Export the model again.") from error
+
+
+def _open(format: str, name: str, path: Path, precision: str) -> Runtime:
     if format == "openvino":
         from .openvino_runtime import OpenVinoGraph
 
