@@ -19,6 +19,8 @@ COMMANDS = {
     "caption": "Captions images",
     "ask": "Answers questions about images",
     "match": "Compares images with texts",
+    "index": "Indexes images, to search them by text or by image",
+    "search": "Searches an index of images",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
