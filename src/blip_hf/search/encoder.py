@@ -192,10 +192,12 @@ def _read(processor: BlipProcessor, found: FoundImage) -> _ReadImage:
 def _content(image: str | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
+    path = Path(image)
     with image_errors(image):
-        path = Path(image)
-        if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
-            open_image(path)  # raises for what is no regular file or too large
+        size = path.stat().st_size
+    if not path.is_file() or size > MAX_IMAGE_BYTES:
+        open_image(path)  # raises for what is no regular file or too large
+    with image_errors(image):
         return path.read_bytes()
 
 

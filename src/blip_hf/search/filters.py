@@ -27,7 +27,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int]]] = {
 class Filter:
     """An SQL condition on the images of a store, and its values."""
 
-    condition: str = "1"
+    condition: str | None = None
     values: tuple[Any, ...] = ()
 
 

@@ -141,13 +141,21 @@ class BlipIndex:
         Images that a source no longer has are removed. Those of other sources are kept.
         """
         counts = update_index(self.store.folder, LocalEngine(self.encoder), _as_list(sources), **options)
-        self.__dict__.pop("neighbors", None)
+        for cached in ("neighbors", "_all_rows"):
+            self.__dict__.pop(cached, None)
         return counts
 
     @cached_property
     def neighbors(self) -> Neighbors:
         """The nearest-neighbour search over the vectors."""
         return Neighbors(self.store)
+
+    @cached_property
+    def _all_rows(self) -> np.ndarray:
+        return self.store.live_rows()
+
+    def _rows(self, own: Filter) -> np.ndarray:
+        return self._all_rows if own.condition is None else self.store.live_rows(own.condition, own.values)
 
     @property
     def skipped(self) -> list[StoredImage]:
@@ -197,8 +205,7 @@ class BlipIndex:
             raise ValueError("Re-ranking compares images with a text. Pass a text, or leave rerank out.")
         query = self._query_vector(text, image, image_weight)
         own = parse_filters(filters)
-        live = self.store.live_rows(own.condition, own.values)
-        rows, similarities = self.neighbors.search(query[None], max(k, rerank), live)
+        rows, similarities = self.neighbors.search(query[None], max(k, rerank), self._rows(own))
         found = [(int(row), float(value)) for row, value in zip(rows[0], similarities[0], strict=True) if row >= 0]
         probabilities: dict[int, float] = {}
         if rerank:
@@ -218,7 +225,7 @@ class BlipIndex:
             `list[list[Hit]]`: groups of two or more images. `similarity` is the cosine with the first of the group.
         """
         own = parse_filters(filters)
-        groups = find_groups(self.neighbors, self.store.live_rows(own.condition, own.values), threshold)
+        groups = find_groups(self.neighbors, self._rows(own), threshold)
         hits = []
         for rows in groups:
             cosines = self.neighbors.vectors[rows] @ self.neighbors.vectors[rows[0]]
@@ -250,7 +257,7 @@ class BlipIndex:
         label_features = build_label_features(model, processor, labels, templates=templates).cpu()
         own = parse_filters(filters)
         found: list[tuple[int, LabeledImage]] = []
-        rows = self.store.live_rows(own.condition, own.values)
+        rows = self._rows(own)
         for start in range(0, len(rows), 10_000):
             block = rows[start : start + 10_000]
             features = torch.from_numpy(self.neighbors.vectors[block])

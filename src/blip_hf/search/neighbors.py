@@ -76,18 +76,20 @@ class Neighbors:
         best = np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK):
             own = rows[start : start + _BLOCK]
-            block = np.ascontiguousarray(self.vectors[own])
+            is_range = own[-1] - own[0] + 1 == len(own)
+            block = self.vectors[own[0] : own[-1] + 1] if is_range else self.vectors[own]  # a range is not copied
             products, index = self.faiss.knn(queries, block, min(k, len(own)), metric=self.faiss.METRIC_INNER_PRODUCT)
             found = own[index], products
             best = _merge(*(np.concatenate(parts, axis=1) for parts in zip(best, found, strict=True)), k)
         return best
 
     def _candidates(self, queries: np.ndarray, number: int, rows: np.ndarray, num_probes: int) -> np.ndarray:
-        bits = np.zeros(self.ivf.ntotal, dtype=bool)
-        bits[rows] = True
-        packed = np.packbits(bits, bitorder="little")
-        selector = self.faiss.IDSelectorBitmap(packed)
-        parameters = self.faiss.SearchParametersIVF(sel=selector, nprobe=num_probes)
+        parameters = self.faiss.SearchParametersIVF(nprobe=num_probes)
+        if len(rows) < self.ivf.ntotal:
+            bits = np.zeros(self.ivf.ntotal, dtype=bool)
+            bits[rows] = True
+            selector = self.faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+            parameters = self.faiss.SearchParametersIVF(sel=selector, nprobe=num_probes)
         _, index = self.ivf.search(queries, number, params=parameters)
         return index
 

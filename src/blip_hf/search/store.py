@@ -122,18 +122,22 @@ class Store:
         """All vectors, `(rows, width)`, memory-mapped."""
         return self.vectors_file.read(self.num_rows())
 
-    def live_rows(self, condition: str = "1", values: Sequence[Any] = ()) -> np.ndarray:
-        """Sorted rows of the images that fulfil an SQL condition, `(r,)`."""
-        sql = f"SELECT DISTINCT row FROM images JOIN contents USING (row) WHERE {condition} ORDER BY row"
+    def live_rows(self, condition: str | None = None, values: Sequence[Any] = ()) -> np.ndarray:
+        """Sorted rows of all images, or of those that fulfil an SQL condition, `(r,)`."""
+        where = "row IS NOT NULL"
+        if condition is not None:
+            where = f"{where} AND {condition}"
+        table = "images" if condition is None else "images JOIN contents USING (row)"  # the index alone is faster
+        sql = f"SELECT DISTINCT row FROM {table} WHERE {where} ORDER BY row"
         return np.fromiter((row for (row,) in self.query(sql, values)), dtype=np.int64)
 
     def find(self, name: str) -> StoredImage | None:
         """The image of a name."""
         return next(map(_as_image, self.query(f"{_SELECT} WHERE name = CAST(? AS TEXT)", [_encode(name)])), None)
 
-    def images_of(self, row: int, condition: str = "1", values: Sequence[Any] = ()) -> list[StoredImage]:
-        """The images with a content that fulfil an SQL condition, by name."""
-        found = self.query(f"{_SELECT} WHERE row = ? AND {condition} ORDER BY name", [row, *values])
+    def images_of(self, row: int, condition: str | None = None, values: Sequence[Any] = ()) -> list[StoredImage]:
+        """The images with a content, or those of them that fulfil an SQL condition, by name."""
+        found = self.query(f"{_SELECT} WHERE row = ? AND {condition or 1} ORDER BY name", [row, *values])
         return list(map(_as_image, found))
 
     def skipped(self) -> list[StoredImage]:
