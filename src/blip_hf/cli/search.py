@@ -81,7 +81,8 @@ class SearchOptions:
                 "there is nothing to search for. Pass a text in quotes, --image, --duplicates or --labels."
             )
         if len(lists) > 1 or (lists and queries):
-            raise UsageError(f"--{lists[0]} does not go with {[*queries, *lists[1:]][0]}. Leave one of them out.")
+            other = "a text" if self.text is not None else f"--{[*queries, *lists[1:]][0]}"
+            raise UsageError(f"--{lists[0]} does not go with {other}. Leave one of them out.")
         if self.rerank and self.text is None:
             raise UsageError("--rerank compares images with a text. Add a text in quotes, or leave it out.")
         for name, minimum in (("k", 1), ("rerank", 0), ("batch_size", 1), ("workers", 0)):

@@ -18,7 +18,7 @@ from .updating import Advance, Report, Update, UpdateCounts
 _FORMAT = 1
 _LOCK_NAME = ".index"
 # What changes the vectors.
-_IDENTITY = {"weights": "weights", "processor": "processor settings", "dtype": "data type"}
+_IDENTITY = {"dtype": "data type", "weights": "weights", "processor": "processor settings"}
 
 
 def update_index(

@@ -10,8 +10,8 @@ from typing import Any
 
 
 FILTER_HELP = (
-    "folder (PATH), or FIELD=GLOB, FIELD!=GLOB of path, caption or image_id, or a comparison (=, !=, <, <=, >, >=) of"
-    " width, height, bytes or modified (a date such as 2026-11-28)"
+    "a folder; FIELD=GLOB or FIELD!=GLOB of path, caption or image_id; or a comparison (=, !=, <, <=, >, >=) of width,"
+    " height, bytes or modified (a date such as 2026-11-28)"
 )
 _CONDITION = re.compile(r"(?P<field>[a-z_]+)\s*(?P<operator><=|>=|!=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
 _TEXTS = {"path": "name", "caption": "caption", "image_id": "image_id"}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import DiskFullError, is_disk_full
+
 
 class RowFile:
     """Rows of one shape and dtype in a file without a header.
@@ -38,10 +40,15 @@ class RowFile:
 
     def append(self, rows: np.ndarray) -> None:
         """Writes rows to the disk."""
-        with self.path.open("ab") as file:
-            file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(self.path, f"{len(rows) * self.row_bytes:,} bytes") from error
+            raise
 
     def read(self, num_rows: int) -> np.ndarray:
         """The first `num_rows` rows, `(num_rows, *shape)`, memory-mapped."""

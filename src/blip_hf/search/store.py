@@ -8,6 +8,7 @@ the transaction that counts them, so a process that is killed loses the batch it
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import DiskFullError
 from .row_file import RowFile
 
 
@@ -100,7 +102,19 @@ class Store:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Rows of a query."""
-        return self._database.execute(sql, values)
+        with self._named_errors():
+            return self._database.execute(sql, values)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Raises errors of the disk as those of files, with the path."""
+        path = self.folder / DATABASE_NAME
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise DiskFullError(path, "space for the next batch") from error
+            raise OSError(f"{path}: {error}.") from error
 
     @cached_property
     def vectors_file(self) -> RowFile:
@@ -197,29 +211,34 @@ class Store:
 
         Returns how many are gone, and how many moved: their content has a new name.
         """
-        num_removed = num_moved = 0
-        is_unseen = "name NOT IN (SELECT name FROM temp.seen)"
-        for source in sources:
-            text, folder = _encode(source), _encode(source.rstrip("/") + "/")
-            own = f"(source = CAST(? AS TEXT) OR substr(CAST(name AS BLOB), 1, ?) = ?) AND {is_unseen}"
-            values = [text, len(folder), folder]
-            has_new_name = (
-                "EXISTS (SELECT 1 FROM images AS others JOIN temp.seen AS news ON others.name = news.name"
-                " WHERE news.is_new AND others.row = images.row)"
-            )
-            ((moved,),) = self.query(f"SELECT count(*) FROM images WHERE {own} AND {has_new_name}", values)
-            removed = self.query(f"DELETE FROM images WHERE {own}", values).rowcount
-            num_moved += moved
-            num_removed += removed - moved
-        return num_removed, num_moved
+        own = set(sources)
+        unseen = self.query("SELECT name, source, row FROM images WHERE name NOT IN (SELECT name FROM temp.seen)")
+        gone = [(name, row) for name, source, row in unseen if source in own or not own.isdisjoint(_folders_of(name))]
+        sql = "SELECT 1 FROM images JOIN temp.seen USING (name) WHERE row = ? AND is_new"
+        num_moved = sum(any(self.query(sql, [row])) for _, row in gone)
+        self._database.executemany(
+            "DELETE FROM images WHERE name = CAST(? AS TEXT)", [(_encode(name),) for name, _ in gone]
+        )
+        return len(gone) - num_moved, num_moved
 
     def commit(self) -> None:
         """Makes all changes since the last call permanent."""
-        self._database.commit()
+        with self._named_errors():
+            self._database.commit()
 
 
 def _encode(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    """The folders and containers that a name is inside of.
+
+    Example:
+        >>> list(_folders_of("/photos/web.tar/1.jpg"))
+        ['/photos', '/photos/web.tar']
+    """
+    return (name[:place] for place in range(1, len(name)) if name[place] == "/")
 
 
 def _as_image(values: Sequence[Any]) -> StoredImage:
