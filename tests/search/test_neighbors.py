@@ -52,7 +52,7 @@ def test_the_inverted_file_finds_the_nearest_and_their_exact_cosines(store):
     rows, queries = np.arange(3000), clustered(50, seed=2)
     search = Neighbors(store)
     assert search.ivf is not None
-    found, cosines = search.search(queries, 10, rows)
+    found, cosines = search.search(queries, 10, rows, num_probes=32)  # of 219 lists
     assert recall(found, best_rows(search.vectors, queries, rows, 10)) > 0.95
     np.testing.assert_allclose(cosines, np.einsum("qd,qkd->qk", queries, search.vectors[found]), atol=1e-6)
     exact, _ = Neighbors(store, exact=True).search(queries, 10, rows)
