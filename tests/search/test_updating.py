@@ -13,7 +13,7 @@ from blip_hf.search.sources import SourceOptions
 from blip_hf.search.store import Store
 from blip_hf.search.updating import UpdateCounts
 from tests.support.files import write_json, write_tar
-from tests.support.forks import run_forked
+from tests.support.forks import kill_at_write, run_forked
 from tests.support.images import encode_image, noise_images, write_image
 
 
@@ -175,3 +175,18 @@ def test_two_processes_do_not_write_one_index(encoder, photos, tmp_path, monkeyp
     with pytest.raises(Exception, match="no such table"):
         update(tmp_path / "index", encoder, photos)
     assert messages[0].startswith(f"Another process is writing to {tmp_path / 'index'}")
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_index_that_was_killed_while_it_was_created_or_replaced_is_built(number, encoder, photos, tmp_path):
+    folder = tmp_path / "index"
+    if number > 3:
+        update(folder, encoder, photos, keep_states=True)
+
+    def build_and_die():
+        kill_at_write(folder, number)
+        update(folder, encoder, photos, overwrite=True)
+
+    assert run_forked(build_and_die) == -signal.SIGKILL
+    update(folder, encoder, photos, overwrite=True)
+    assert len(contents(folder)) == 11

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import remove_partial
 from ..locks import Locks
 from .engines import LocalEngine, RayEngine
 from .neighbors import ivf_path, refresh_ivf
@@ -70,13 +71,17 @@ def open_for_update(
     """The store of an index, which no other process can write within the block. `identity` gives that of the model."""
     folder = Path(folder)
     is_new = not (folder / DATABASE_NAME).is_file()
-    if is_new and folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    # Hidden files are those of locks, and a partial database is of a process that was killed.
+    is_ours = (".", f"{DATABASE_NAME}.")
+    if is_new and folder.is_dir() and any(not entry.name.startswith(is_ours) for entry in folder.iterdir()):
         raise ValueError(f"{folder} has files and is not an index. Pass another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     with Locks(folder).hold(_LOCK_NAME, wait=False) as is_held:
         if not is_held:
             raise ValueError(f"Another process is writing to {folder}. Wait for its end, or pass another folder.")
         own = identity()
+        for path in (folder / DATABASE_NAME, ivf_path(folder)):
+            remove_partial(path)  # of a process that was killed here
         if overwrite:
             _remove_index(folder)
         store = _open_or_create(folder, own, keep_states=keep_states)
@@ -114,10 +119,10 @@ def check_model(store: Store, identity: Mapping[str, Any]) -> None:
 
 
 def _remove_index(folder: Path) -> None:
-    for path in (folder / DATABASE_NAME, folder / f"{DATABASE_NAME}-journal", ivf_path(folder)):
-        path.unlink(missing_ok=True)
-    for path in (*folder.glob("vectors.f32"), *folder.glob("states.f16")):
-        path.unlink()
+    """Removes the files of an index, the one that makes the folder an index last."""
+    names = (ivf_path(folder).name, "vectors.f32", "states.f16", f"{DATABASE_NAME}-journal", DATABASE_NAME)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 __all__ = ["check_model", "open_for_update", "update_index"]

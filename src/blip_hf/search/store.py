@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DiskFullError
+from ..files import DiskFullError, atomic_write
 from .row_file import RowFile
 
 
@@ -86,12 +86,13 @@ class Store:
     def create(cls, folder: Path, settings: Mapping[str, Any]) -> "Store":
         """An empty index. `settings` have the `width` of vectors and the `states` shape or `None`."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / DATABASE_NAME
-        with sqlite3.connect(path) as database:
-            database.executescript(f"BEGIN; {_SCHEMA}")
+        with atomic_write(folder / DATABASE_NAME) as path:
+            database = sqlite3.connect(path)
+            database.executescript(_SCHEMA)
             rows = [(name, json.dumps(value)) for name, value in settings.items()]
             database.executemany("INSERT INTO settings VALUES (?, ?)", rows)
-        database.close()
+            database.commit()
+            database.close()
         return cls(folder)
 
     def close(self) -> None:
