@@ -22,6 +22,8 @@ COMMANDS = {
     "index": "Indexes images, to search them by text or by image",
     "search": "Searches an index of images",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
+    "serve": "Serves a checkpoint over HTTP",
+    "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
