@@ -190,3 +190,19 @@ def test_an_index_that_was_killed_while_it_was_created_or_replaced_is_built(numb
     assert run_forked(build_and_die) == -signal.SIGKILL
     update(folder, encoder, photos, overwrite=True)
     assert len(contents(folder)) == 11
+
+
+def test_an_index_is_read_while_another_process_writes(encoder, photos, tmp_path, monkeypatch):
+    update(tmp_path / "index", encoder, photos)
+    write_image(photos / "new.png", "blue")
+    found = []
+    put = Store.put
+
+    def put_and_read(self, image):
+        put(self, image)  # a transaction is open
+        found.append(len(contents(tmp_path / "index")))
+
+    monkeypatch.setattr(Store, "put", put_and_read)
+    assert update(tmp_path / "index", encoder, photos).new == 1
+    assert found == [11]
+    assert len(contents(tmp_path / "index")) == 12
