@@ -269,12 +269,19 @@ def main() -> None:
     }
     if options.vectors:
         result["vectors"] = measure_vectors(options.vectors)
+        print("\n".join(lines(result)), flush=True)
+        write_result(result, options.output)
     if options.model and options.photos and options.photos.is_dir():
         result["photos"] = measure_photos(options.model, options.photos, options.number, options.num_workers)
     print("\n".join(lines(result)))
-    with atomic_write(options.output) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(result, options.output)
     print(json.dumps(result))
+
+
+def write_result(result: dict[str, Any], output: Path) -> None:
+    """Writes the figures, also those of a part that is done."""
+    with atomic_write(output) as path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
