@@ -28,6 +28,7 @@ _HOME_OF = {
     "BlipImageProcessor": "image_processing_blip",
     "BlipImageProcessorFast": "image_processing_blip",
     "BlipImageProcessorPil": "image_processing_blip",
+    "BlipIndex": "search.index",
     "BlipMatchingCollator": "data.collators",
     "BlipModel": "modeling.dual_encoder",
     "BlipNlvr2Collator": "data.nlvr2",

@@ -2,7 +2,7 @@
 """Maps a function of a loaded worker over shards on a Ray cluster. Each actor loads its worker (its models) once.
 
 Ray restarts an actor whose process or node died, and repeats its shard. All nodes need this package, and the checkpoints and
-files that workers open at the same paths. CapFilt and captioning use it.
+files that workers open at the same paths. CapFilt, captioning and indexing use it.
 """
 
 import os

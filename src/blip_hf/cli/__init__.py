@@ -19,6 +19,8 @@ COMMANDS = {
     "caption": "Captions images",
     "ask": "Answers questions about images",
     "match": "Compares images with texts",
+    "index": "Indexes images, to search them by text or by image",
+    "search": "Searches an index of images",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
     "serve": "Serves a checkpoint over HTTP",
     "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
