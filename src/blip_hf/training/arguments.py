@@ -24,6 +24,36 @@ TASK_RECIPES: dict[str, dict[str, float]] = {
     "nlvr2": {"learning_rate": 3e-5, "num_train_epochs": 15},
 }
 
+# Arguments that change the weights.
+WEIGHT_ARGUMENTS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "alpha_ramp_epochs",
+    "bf16",
+    "data_seed",
+    "dataloader_drop_last",
+    "decay_all_parameters",
+    "decay_rate",
+    "fp16",
+    "gradient_accumulation_steps",
+    "learn_temperature",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "min_learning_rate",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "train_sampling_strategy",
+    "warmup_learning_rate",
+    "warmup_steps",
+    "weight_decay",
+)
+
 
 @dataclass
 class BlipTrainingArguments(TrainingArguments):
@@ -237,4 +267,11 @@ class BlipFinetuningArguments(BlipTrainingArguments):
         return cls(**{**TASK_RECIPES[task], **kwargs})
 
 
-__all__ = ["BLIP_COSINE_SCHEDULE", "BLIP_SCHEDULE", "TASK_RECIPES", "BlipFinetuningArguments", "BlipTrainingArguments"]
+__all__ = [
+    "BLIP_COSINE_SCHEDULE",
+    "BLIP_SCHEDULE",
+    "TASK_RECIPES",
+    "WEIGHT_ARGUMENTS",
+    "BlipFinetuningArguments",
+    "BlipTrainingArguments",
+]
