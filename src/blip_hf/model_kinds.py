@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 
 _OPEN = """from PIL import Image
-from transformers import {names}
+from transformers import {opened}, BlipProcessor
 
 checkpoint = "{checkpoint}"
-processor = BlipProcessor.from_pretrained(checkpoint)
-model = {load}
+processor = BlipProcessor.from_pretrained(checkpoint{options})
+model = {opened}.from_pretrained(checkpoint{options})
 image = Image.open("photo.jpg").convert("RGB")
 """
 _CAPTION = """inputs = processor(image, {prompt}return_tensors="pt")
@@ -40,10 +40,9 @@ class ModelKind:
 
     def snippet(self, model_class: str, checkpoint: str, prompt: str = "") -> str:
         """Code that opens the checkpoint in plain transformers and runs it on an image."""
-        names, load = f"{model_class}, BlipProcessor", f"{model_class}.from_pretrained(checkpoint)"
-        if self.needs_code:
-            names, load = "AutoModel, BlipProcessor", "AutoModel.from_pretrained(checkpoint, trust_remote_code=True)"
-        opening = _OPEN.format(names=names, checkpoint=checkpoint, load=load)
+        options = ", trust_remote_code=True" if self.needs_code else ""
+        opened = "AutoModel" if self.needs_code else model_class
+        opening = _OPEN.format(opened=opened, checkpoint=checkpoint, options=options)
         return opening + self.use.replace("{prompt}", f'"{prompt.strip()}", ' if prompt.strip() else "")
 
 

@@ -242,7 +242,8 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> "BlipProcessor
         return base.load_processor(options.model, options.image_size)
     source = options.tokenizer or options.text
     if source is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # The folder of a BLIP model may hold code, which a tokenizer does not need.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     else:
         tokenizer = train_wordpiece_tokenizer(_vocabulary_texts(train_pairs), vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
