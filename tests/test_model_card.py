@@ -2,13 +2,19 @@
 """Model cards: metadata that the Hub reads, figures of the run, no paths of this machine, and snippets that run."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import blip_hf
+from blip_hf.demo.settings import DemoSettings
 from blip_hf.model_card import TrainingFacts, make_model_card, public_name, write_model_card
 from blip_hf.model_kinds import KINDS
+from blip_hf.tasks.run_card import changed_options
+from blip_hf.training.arguments import weight_arguments
+from tests.support.paths import ROOT
 
 
 FACTS = TrainingFacts(
@@ -82,3 +88,40 @@ def test_each_head_has_a_kind():
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         write_model_card(tmp_path)
+
+
+# The rows of README's table of the demo, and the names of its metrics.
+DEMO_METRICS = {
+    "caption, exact match": "caption_exact_match",
+    "caption, word accuracy": "caption_word_accuracy",
+    "image to caption, R@1": "image_to_text_r@1",
+    "caption to image, R@1": "text_to_image_r@1",
+}
+
+
+def demo_card():
+    """The card of `make demo` with the figures of the README, which `MODEL_CARD.md` shows."""
+    settings, readme = DemoSettings(), (ROOT / "README.md").read_text()
+    minutes, cores = re.search(r"for a few minutes \(([\d.]+) on (\w+) cores\)", readme).groups()
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+)% \|", readme, re.MULTILINE)
+    facts = TrainingFacts(
+        data=["scenes"],
+        eval_data=[f"scenes:{settings.num_held_out} (held-out)"],
+        arguments=changed_options(settings.pretrain_options())
+        | weight_arguments(settings.training_arguments(Path("."))),
+        metrics={DEMO_METRICS[label]: round(float(value) / 100, 3) for label, value in rows if label in DEMO_METRICS},
+        steps=settings.steps,
+        epochs=settings.steps * settings.batch_size / settings.num_scenes,
+        minutes=float(minutes),
+        hardware=f"CPU, {cores} cores",
+    )
+    return make_model_card(
+        "BlipForPreTraining", "runs/demo", replace(facts, code="blip_hf 0.1.0"), license="bsd-3-clause"
+    )
+
+
+def test_the_card_of_the_repository_is_that_of_the_demo():
+    # To renew it: python -c "from tests.test_model_card import demo_card; print(demo_card(), end='')" > MODEL_CARD.md
+    card = str(demo_card())
+    assert {name for name in DEMO_METRICS.values() if f"| {name} |" in card} == set(DEMO_METRICS.values())
+    assert (ROOT / "MODEL_CARD.md").read_text() == card

@@ -31,7 +31,7 @@ def write_run_cards(
         data=options.data,
         eval_data=options.eval_data or (),
         eval_split=getattr(options, "eval_split", None),
-        arguments=_changed_options(options) | trainer.facts().arguments,
+        arguments=changed_options(options) | trainer.facts().arguments,
         metrics={name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
     )
     write_cards(Path(trainer.args.output_dir), facts, parts)
@@ -74,7 +74,7 @@ def _base_models(options: "TrainingOptions") -> list[str]:
     return [name for name in named if name is not None]
 
 
-def _changed_options(options: "TrainingOptions") -> dict[str, Any]:
+def changed_options(options: "TrainingOptions") -> dict[str, Any]:
     """The options that weights depend on and that differ from their defaults, without files."""
     left_out = {*FREE_OPTIONS, *path_options(options)}
     return {
@@ -84,4 +84,4 @@ def _changed_options(options: "TrainingOptions") -> dict[str, Any]:
     }
 
 
-__all__ = ["push_run", "read_facts", "write_cards", "write_run_cards"]
+__all__ = ["changed_options", "push_run", "read_facts", "write_cards", "write_run_cards"]

@@ -4,6 +4,7 @@
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from typing import Any, Self
 
 from torch import distributed
@@ -267,6 +268,13 @@ class BlipFinetuningArguments(BlipTrainingArguments):
         return cls(**{**TASK_RECIPES[task], **kwargs})
 
 
+def weight_arguments(arguments: BlipTrainingArguments) -> dict[str, Any]:
+    """Returns the arguments that the weights of a run depend on, with its steps or its epochs."""
+    unused = "num_train_epochs" if arguments.max_steps > 0 else "max_steps"
+    values = {name: getattr(arguments, name) for name in WEIGHT_ARGUMENTS if name != unused}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
 __all__ = [
     "BLIP_COSINE_SCHEDULE",
     "BLIP_SCHEDULE",
@@ -274,4 +282,5 @@ __all__ = [
     "WEIGHT_ARGUMENTS",
     "BlipFinetuningArguments",
     "BlipTrainingArguments",
+    "weight_arguments",
 ]

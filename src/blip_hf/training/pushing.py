@@ -12,7 +12,7 @@ from ..hub import PUSHED_FILES, add_remote_code
 from ..model_card import TrainingFacts, model_class_of, source_commit, write_model_card
 from ..model_kinds import KINDS
 from ..remote_code import CODE_FOLDER
-from .arguments import WEIGHT_ARGUMENTS
+from .arguments import weight_arguments
 from .distributed_trainer import DistributedTrainer
 
 
@@ -28,9 +28,8 @@ class PushingTrainer(DistributedTrainer):
         evaluation = next((log for log in reversed(logs) if any(name.startswith("eval_") for name in log)), {})
         seconds = next((log["train_runtime"] for log in reversed(logs) if "train_runtime" in log), None)
         commit = source_commit()
-        unused = "num_train_epochs" if self.args.max_steps > 0 else "max_steps"
         found = {
-            "arguments": {name: getattr(self.args, name) for name in WEIGHT_ARGUMENTS if name != unused},
+            "arguments": weight_arguments(self.args),
             "metrics": {
                 name.removeprefix("eval_"): value for name, value in evaluation.items() if name.startswith("eval_")
             },
