@@ -32,17 +32,27 @@ BlipForConditionalGeneration.from_pretrained(folder).push_to_hub("me/with-card")
 BlipForConditionalGeneration.from_pretrained(folder).save_pretrained(
     folder.parent / "saved", push_to_hub=True, repo_id="me/saved"
 )
-trainer = BlipTrainer(
-    captioner,
-    make_arguments(folder.parent / "trained", max_steps=1, hub_model_id="me/trained"),
-    train_dataset=PairDataset(make_records(2)),
-    eval_dataset=PairDataset(make_records(2)),
-    data_collator=BlipCaptioningCollator(processor, prompt=""),
-    processing_class=processor,
-)
+
+
+def make_trainer(name, **options):
+    output_dir = folder.parent / name
+    output_dir.mkdir()
+    (output_dir / "training_run.json").write_text("{}")
+    return BlipTrainer(
+        captioner,
+        make_arguments(output_dir, max_steps=1, hub_model_id=f"me/{name}", **options),
+        train_dataset=PairDataset(make_records(2)),
+        eval_dataset=PairDataset(make_records(2)),
+        data_collator=BlipCaptioningCollator(processor, prompt=""),
+        processing_class=processor,
+    )
+
+
+saving = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
+make_trainer("saving", **saving).train()
+trainer = make_trainer("trained")
 trainer.train()
 loss = trainer.evaluate()["eval_loss"]
-(folder.parent / "trained" / "training_run.json").write_text("{}")
 trainer.push_to_hub(dataset="records", license="mit")
 print(loss)
 """
@@ -201,6 +211,12 @@ def test_the_trainer_pushes_its_card_and_no_record_of_the_run(pushed):
     assert f"value: {loss:.6g}" in card
     assert "| data | records |" in card
     assert "license: mit" in card
+
+
+def test_saves_push_the_model_and_the_checkpoint_that_was_asked_for(pushed):
+    files = pushed[0].repos["me/saving"]
+    assert {"model.safetensors", "tokenizer.json", "last-checkpoint/optimizer.pt"} < set(files)
+    assert not {"training_args.bin", "training_run.json"} & set(files)
 
 
 def test_pushed_models_open_without_this_package_by_the_snippets_of_their_cards(pushed, tmp_path):

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Trainer whose pushes to the Hub carry the model card of the run, and no file that holds paths of this machine."""
 
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
 
 from .. import __version__
@@ -16,7 +20,7 @@ from .arguments import weight_arguments
 from .distributed_trainer import DistributedTrainer
 
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_PUSHED = [*PUSHED_FILES, f"{CODE_FOLDER}/*.py", "adapter_config.json", "adapter_model.safetensors"]
 
 
 class PushingTrainer(DistributedTrainer):
@@ -125,14 +129,41 @@ class PushingTrainer(DistributedTrainer):
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        return hf_api().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            commit_message=commit_message,
+        return self._upload(
+            Path(self.args.output_dir),
+            commit_message,
             token=token or self.args.hub_token,
             run_as_future=not blocking,
-            allow_patterns=[*PUSHED_FILES, *_ADAPTER_FILES, f"{CODE_FOLDER}/*.py"],
+            allow_patterns=_PUSHED,
             revision=revision or self.args.hub_revision,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes the model of a checkpoint while training continues, and its state if `hub_strategy` says so."""
+        strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        is_wanted = strategy != HubStrategy.END and (self.args.hub_always_push or not is_busy)
+        if not self.is_world_process_zero() or not is_wanted:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        for path in checkpoint.iterdir():
+            # A copy: the checkpoint may be removed before the push ends.
+            if any(fnmatch(path.name, pattern) for pattern in _PUSHED):
+                shutil.copy(path, self.args.output_dir)
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(Path(self.args.output_dir), message, run_as_future=True, allow_patterns=_PUSHED)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            jobs.append(self._upload(checkpoint, f"{message}, checkpoint", run_as_future=True, path_in_repo=name))
+        if is_busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _upload(self, folder: Path, message: str | None, **options: Any) -> Any:
+        defaults = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        return hf_api().upload_folder(
+            repo_id=self.hub_model_id, folder_path=folder, commit_message=message, **{**defaults, **options}
         )
 
 
