@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard
 
 from blip_hf.cli import main
 from blip_hf.tasks.run_card import read_facts
+from tests.support.hub_server import serve_hub
 from tests.support.images import write_image
-from tests.support.processes import run_code
+from tests.support.processes import run_code, run_python
 
 
 TRAINING = [
@@ -63,3 +64,17 @@ def test_pretraining_writes_a_card_beside_each_model(pretrained, tmp_path, capsy
     assert facts.metrics["loss_itc"] == pytest.approx(printed["eval_loss_itc"])
     assert facts.steps == 1
     assert "BlipForPreTraining" in (folder / "README.md").read_text()
+
+
+def test_a_command_pushes_the_model_that_it_saves(pretrained, tmp_path):
+    with serve_hub() as hub:
+        words = ["-m", "blip_hf", "finetune", "retrieval", "--model", pretrained, *TRAINING, "--queue_size", "8"]
+        words += ["--output_dir", tmp_path / "tuned", "--push_to_hub", "True", "--hub_model_id", "me/tuned"]
+        done = run_python(*words, HF_HOME=str(tmp_path / "home"), **hub.environment())
+    assert done.returncode == 0, done.stderr
+    files = hub.repos["me/tuned"]
+    assert json.loads(files["config.json"])["architectures"] == ["BlipForImageTextRetrieval"]
+    card = files["README.md"].decode()
+    assert 'checkpoint = "me/tuned"' in card
+    assert "type: r_mean" in card
+    assert not any(str(tmp_path).encode() in content for content in files.values())
