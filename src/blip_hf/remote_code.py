@@ -7,6 +7,7 @@ changed: `modeling/text.py` becomes `remote_code/modeling_text.py`.
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)( import )", re.MULTILIN
 _LICENSE = "# SPDX-License-Identifier: BSD-3-Clause\n"
 
 
-def write_remote_code(folder: Path, model_class: type, *, auto_class: str = "AutoModel") -> list[Path]:
+def write_remote_code(folder: Path, model_class: Any, *, auto_class: str = "AutoModel") -> list[Path]:
     """Copies the code of a model class into the folder of its checkpoint, and names it in `config.json`.
 
     `AutoModel.from_pretrained(folder, trust_remote_code=True)` opens the folder, without this package.
@@ -60,7 +61,7 @@ def _modules_of(module: str) -> dict[str, str]:
         path = _SOURCE.joinpath(*module.split(".")).with_suffix(".py")
         text = path.read_text(encoding="utf-8")
         remaining += [_resolve(module, match) for match in _RELATIVE_IMPORT.finditer(text)]
-        sources[module] = _RELATIVE_IMPORT.sub(lambda match, own=module: _flatten(own, match), text)
+        sources[module] = _RELATIVE_IMPORT.sub(partial(_flatten, module), text)
     return dict(sorted(sources.items()))
 
 
