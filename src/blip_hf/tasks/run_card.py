@@ -24,6 +24,8 @@ def write_run_cards(
 
     `metrics` are those that the command prints; `eval_...` are of the evaluation. Returns what the card says, for the record.
     """
+    from ..training.arguments import weight_arguments
+
     if not trainer.is_world_process_zero():
         return None
     facts = trainer.facts(
@@ -31,7 +33,7 @@ def write_run_cards(
         data=options.data,
         eval_data=options.eval_data or (),
         eval_split=getattr(options, "eval_split", None),
-        arguments=changed_options(options) | trainer.facts().arguments,
+        arguments=changed_options(options) | weight_arguments(trainer.args),
         metrics={name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
     )
     write_cards(Path(trainer.args.output_dir), facts, parts)
