@@ -50,14 +50,14 @@ LAYERS = (
     ("modeling", "data"),
     ("training", "evaluation", "conversion", "captioner", "ray_captioner", "auto", "planning"),
     ("tasks",),
-    ("bootstrap", "capfilt", "demo", "pages"),
+    ("bootstrap", "capfilt", "demo", "export", "pages", "serving"),
     ("cli", "__main__"),
 )
 # The libraries that restricted parts may import, besides the standard library.
 LIBRARIES = {
     "objectives": {"torch"},
     "evaluation.recall": {"torch", "numpy"},
-    "modeling": {"torch", "transformers", "huggingface_hub", "safetensors"},
+    "modeling": {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "openvino", "onnxruntime"},
 }
 
 

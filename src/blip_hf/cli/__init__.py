@@ -20,6 +20,8 @@ COMMANDS = {
     "ask": "Answers questions about images",
     "match": "Compares images with texts",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
+    "serve": "Serves a checkpoint over HTTP",
+    "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "push": "Pushes a model with its card to the Hub",

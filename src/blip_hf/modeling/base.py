@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Base class of the BLIP models: initialisation, capabilities, and checks of loaded checkpoints."""
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..checkpoints import WrongCheckpointError
+from ..checkpoints import WrongCheckpointError, is_export
 from ..configuration_blip import BlipConfig, own_config
 from ..remote_code import write_remote_code
 from .prompts import unset_library_defaults
@@ -67,7 +68,7 @@ class BlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint and checks that it fits this class.
+        """Loads a checkpoint, or the folder of an exported model, and checks that it fits this class.
 
         Args:
             **kwargs:
@@ -80,6 +81,10 @@ class BlipPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If the checkpoint lacks whole parts of this class, or its files are damaged.
         """
+        if is_export(pretrained_model_name_or_path):
+            # By name: it replaces parts of the heads, which are built on this module, and is not copied as remote code.
+            exported = importlib.import_module("blip_hf.modeling.exported.models")
+            return exported.open_export(pretrained_model_name_or_path, cls, **kwargs)
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
         loading = {**kwargs, "output_loading_info": True}
