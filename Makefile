@@ -19,9 +19,10 @@ demo: $(INSTALLED)  ## Pre-train a small BLIP on drawn scenes, then caption and 
 test: lint  ## Check the style, then run the tests and doctests (WORKERS=2 processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(INSTALLED)  ## Check style and formatting
+lint: $(INSTALLED)  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)  ## Fix style and formatting in place
 	$(BIN)/ruff check --fix .
@@ -31,7 +32,7 @@ bench: $(INSTALLED)  ## Benchmark each job against other packages at base size (
 	$(BIN)/python -m benchmarks --size base
 
 clean:  ## Remove caches and build products, but not .venv and runs
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted installation starts again.

@@ -23,7 +23,20 @@ CORE = {"torch", "transformers", "accelerate", "datasets", "safetensors", "pillo
 
 # From the bottom up. A module may import its own layer and lower layers.
 LAYERS = (
-    ("devices", "distributed", "files", "finite", "locks", "checkpoints", "caption_settings", "ray_pool"),
+    (
+        "devices",
+        "distributed",
+        "files",
+        "finite",
+        "locks",
+        "checkpoints",
+        "caption_settings",
+        "hub",
+        "model_card",
+        "model_kinds",
+        "ray_pool",
+        "remote_code",
+    ),
     (
         "cjk",
         "objectives",

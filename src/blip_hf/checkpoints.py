@@ -62,10 +62,15 @@ def require_checkpoint(source: str) -> None:
             f"{source} is a file. Pass a folder with a saved model; `blip-hf convert` makes one from an original"
             " checkpoint."
         )
-    if not re.fullmatch(_MODEL_ID, source) or path.parent.is_dir():
+    if not is_model_id(source):
         raise ValueError(
             f"{source} does not exist. Pass a folder with a saved model, or a model id such as owner/name."
         )
+
+
+def is_model_id(source: str) -> bool:
+    """Returns whether a name may be a model id on the Hub: its first part is not a local folder."""
+    return re.fullmatch(_MODEL_ID, source) is not None and not Path(source).parent.is_dir()
 
 
 def head_of(source: str | os.PathLike[str]) -> str:
@@ -84,4 +89,4 @@ def head_of(source: str | os.PathLike[str]) -> str:
     return _HEADS[architecture]
 
 
-__all__ = ["EXPORT_FILE", "WrongCheckpointError", "head_of", "is_export", "require_checkpoint"]
+__all__ = ["EXPORT_FILE", "WrongCheckpointError", "head_of", "is_export", "is_model_id", "require_checkpoint"]

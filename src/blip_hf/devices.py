@@ -2,6 +2,7 @@
 """Picks the device that models run on, and draws samples by a seed."""
 
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,20 @@ def _check(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
+def describe_device(device: torch.device, num_processes: int = 1) -> str:
+    """Names a device for a report, with the number of processes that use one each.
+
+    Example:
+        >>> describe_device(torch.device("cpu")).split(",")[0]
+        'CPU'
+    """
+    if device.type == "cpu":
+        name = f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+    else:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return name if num_processes == 1 else f"{num_processes} x {name}"
+
+
 class SeededSampling(TorchFunctionMode):
     """Within the block, `torch.multinomial` draws from a generator of this block alone.
 
@@ -71,4 +86,4 @@ class SeededSampling(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-__all__ = ["SeededSampling", "pick_device"]
+__all__ = ["SeededSampling", "describe_device", "pick_device"]

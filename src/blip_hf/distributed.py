@@ -72,14 +72,14 @@ def pad_to_longest(tensor: Tensor, value: int) -> Tensor:
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         counts = _row_counts(tensor)
         start = sum(counts[: rank()])
         ctx.own = slice(start, start + len(tensor))
         return _gather_rows(tensor, counts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[ctx.own]

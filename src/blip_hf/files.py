@@ -123,10 +123,10 @@ def _remove(beside: Path) -> None:
     beside.unlink(missing_ok=True)
 
 
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+def write_json(content: Any, path: str | os.PathLike[str], **options: Any) -> None:
     """Writes a JSON file atomically; NaN and infinity, which JSON lacks, become `null`."""
     with atomic_write(path) as beside:
-        beside.write_text(format_json(content), encoding="utf-8")
+        beside.write_text(format_json(content, **options), encoding="utf-8")
 
 
 def format_json(content: Any, **options: Any) -> str:

@@ -51,7 +51,8 @@ def list_images(folder: str | os.PathLike[str], *, recursive: bool = False, foll
 
     With `recursive`, also those of subfolders, and with `follow_links` those of linked folders, each folder once.
     """
-    images, others = [], Counter()
+    images: list[Path] = []
+    others: Counter[str] = Counter()
     for path in visible_files(Path(folder), recursive=recursive, follow_links=follow_links):
         suffix = path.suffix.lower()
         if suffix in image_suffixes():

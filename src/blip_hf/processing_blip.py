@@ -154,7 +154,7 @@ class BlipProcessor(UpstreamBlipProcessor):
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         moments = {"image_mean": image_mean, "image_std": image_std}
-        given_moments = {name: list(values) for name, values in moments.items() if values is not None}
+        given_moments: dict[str, Any] = {name: list(values) for name, values in moments.items() if values is not None}
         size = {"height": image_size, "width": image_size}
         return cls(BlipImageProcessor(size=size, **given_moments), tokenizer)
 
@@ -231,7 +231,9 @@ class BlipProcessor(UpstreamBlipProcessor):
             if isinstance(text, list) and options.get("return_tensors") is not None:
                 options.setdefault("padding", True)
             return super().__call__(images, text, **options)
-        return self._call_with_role(images, [text] if isinstance(text, str) else text, role, prompt, options)
+        return self._call_with_role(
+            images, [text] if isinstance(text, str) else list(text or ()), role, prompt, options
+        )
 
     def _call_with_role(
         self,
@@ -294,7 +296,7 @@ class BlipProcessor(UpstreamBlipProcessor):
             token_ids = [token_id for token_id in row if token_id not in special_ids]
             if token_ids[: len(prompt_ids)] == prompt_ids:
                 token_ids = token_ids[len(prompt_ids) :]
-            captions.append(self.decode(token_ids).strip())
+            captions.append(self.batch_decode([token_ids])[0].strip())
         return captions
 
     def decode(self, *args: Any, **kwargs: Any) -> str | list[str]:
@@ -310,7 +312,8 @@ class BlipProcessor(UpstreamBlipProcessor):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """Decodes the outputs of `generate`, as pipelines do. See `decode`."""
-        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        decoded = self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        return [decoded] if isinstance(decoded, str) else decoded
 
 
 def _merge_text_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
+    "push": "Pushes a model with its card to the Hub",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",
     "plan": "Estimates memory, time and data rates of a pre-training",
     "env": "Prints the versions and hardware that a bug report needs",

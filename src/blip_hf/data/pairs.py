@@ -154,11 +154,13 @@ class PairDataset(Dataset):
             text = self._normalize(text, max_words=self.max_words)
         if not text.strip():
             detail = f"its {self.text_field} {record[self.text_field]!r} has no words left"
-            return self._skip(index, "empty_text", detail)
+            self._skip(index, "empty_text", detail)
+            return None
         try:
             images = self._open(record)
         except UnreadableImageError as error:
-            return self._skip(index, image_reason(error.kind), str(error))
+            self._skip(index, image_reason(error.kind), str(error))
+            return None
         self._outcomes[index] = _USABLE
         return self._make_item(record, images, text, rng)
 

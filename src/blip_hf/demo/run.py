@@ -2,7 +2,7 @@
 """Runs the demo: pre-training with a progress bar, evaluation, and the report."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from transformers import TrainerCallback
 from ..data.scenes import Scenes
 from ..devices import pick_device
 from ..files import atomic_write, write_json
+from ..model_card import write_model_card
 from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..pages import percent
 from ..processing_blip import BlipProcessor
 from ..tasks.pretrain import pretrain
+from ..tasks.run_card import read_facts
 from .evaluate import Evaluation, evaluate
 from .page import LOSSES, NOTES, render_report
 from .settings import DemoSettings
@@ -62,6 +64,7 @@ def run_demo(settings: DemoSettings, output_dir: Path, console: Console) -> dict
         "losses": progress.history,
     }
     write_json(metrics, output_dir / "metrics.json")
+    write_score_cards(output_dir, evaluation, settings.num_held_out)
     page = render_report(metrics, evaluation, [held_out[i] for i in range(min(_NUM_IMAGES, len(held_out)))])
     with atomic_write(output_dir / "index.html") as path:
         path.write_text(page, encoding="utf-8")
@@ -70,6 +73,17 @@ def run_demo(settings: DemoSettings, output_dir: Path, console: Console) -> dict
         f"{metrics['minutes']:.1f} minutes. Images and captions: {output_dir / 'index.html'}", soft_wrap=True
     )
     return metrics
+
+
+def write_score_cards(output_dir: Path, evaluation: Evaluation, num_held_out: int) -> None:
+    """Adds the scores to the model cards: each model gets those that it takes part in."""
+    facts = read_facts(output_dir)
+    scores = {score.key: score.value for score in evaluation.scores}
+    captioning = {name: value for name, value in scores.items() if "caption_" in name}
+    retrieval = {name: value for name, value in scores.items() if name not in captioning}
+    for part, metrics in {"": scores, "captioner": captioning, "retriever": retrieval}.items():
+        found = replace(facts, eval_data=[f"scenes:{num_held_out} (held-out)"], metrics=metrics)
+        write_model_card(output_dir / part, found)
 
 
 class LossProgress(TrainerCallback):

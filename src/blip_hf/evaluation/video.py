@@ -84,7 +84,7 @@ def evaluate_video_retrieval(
         relevance=relevance,
     )
     videos: dict[int, str] = {}
-    captions: dict[int, list[str]] = {}
+    captions: dict[int | str, list[str]] = {}
     for record in records:
         videos.setdefault(record["video_id"], record["video"])
         captions.setdefault(record["video_id"], []).append(record["caption"])

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Base class of the BLIP models: initialisation, capabilities, and checks of loaded checkpoints."""
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..checkpoints import WrongCheckpointError, is_export
 from ..configuration_blip import BlipConfig, own_config
+from ..remote_code import write_remote_code
 from .prompts import unset_library_defaults
 
 
@@ -57,6 +60,8 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # Auto class of transformers that loads the copied code of this class, see `register_for_auto_class`.
+    _remote_auto_class: str | None = None
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(own_config(config, self.config_class))
@@ -77,10 +82,9 @@ class BlipPreTrainedModel(PreTrainedModel):
             ValueError: If the checkpoint lacks whole parts of this class, or its files are damaged.
         """
         if is_export(pretrained_model_name_or_path):
-            # It replaces parts of the heads, which are built on this module.
-            from .exported.models import open_export
-
-            return open_export(pretrained_model_name_or_path, cls, **kwargs)
+            # By name: it replaces parts of the heads, which are built on this module, and is not copied as remote code.
+            exported = importlib.import_module("blip_hf.modeling.exported.models")
+            return exported.open_export(pretrained_model_name_or_path, cls, **kwargs)
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
         loading = {**kwargs, "output_loading_info": True}
@@ -110,6 +114,42 @@ class BlipPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, GenerationMixin):
                 unset_library_defaults(module.generation_config)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Makes `save_pretrained` copy the code of this class beside the weights, for `trust_remote_code=True`.
+
+        `push_to_hub` does it by default for the classes that transformers lacks.
+
+        Args:
+            auto_class (`str` or `type`, *optional*, defaults to `"AutoModel"`):
+                Auto class of transformers that loads the model.
+        """
+        # Not `_auto_class`, for which transformers would copy modules of one folder only.
+        cls._remote_auto_class = auto_class if isinstance(auto_class, str) else auto_class.__name__
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Saves the model, and its code if the class is registered or was loaded with `trust_remote_code=True`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Folder to write.
+            **kwargs:
+                Options of `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if self._remote_auto_class is not None and is_main_process:
+            write_remote_code(Path(save_directory), type(self), auto_class=self._remote_auto_class)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Adds the model card and the code of a class that transformers lacks to the files of `push_to_hub`."""
+        try:
+            from blip_hf.hub import complete_model_folder
+        except ImportError:
+            pass  # code that was copied beside weights, without the package
+        else:
+            complete_model_folder(Path(working_dir), repo_id, source=self.name_or_path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Resizes the image encoder's position embeddings (bicubic) to a new image size in pixels."""

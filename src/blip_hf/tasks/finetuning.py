@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .base import FinetuneOptions, PairTrainingOptions, TrainingOptions, image_size_of
 from .loading import add_loading_skips, loading_counts
 from .lora import add_adapters, check_lora, save_adapter
+from .run_card import push_run, write_run_cards
 from .run_folder import finish_run, prepare_run, start_run
 from .source import Source, is_scenes
 from .streams import make_stream
@@ -115,7 +116,8 @@ def run_finetuning(
         found = add_loading_skips(found, eval_files)
         found |= {} if baseline is None else baseline(train_records, eval_records)
         metrics |= {f"eval_{name}": value for name, value in found.items()}
-    finish_run(arguments)
+    finish_run(arguments, card=write_run_cards(options, trainer, metrics))
+    push_run(arguments, trainer.hub_model_id)
     return metrics
 
 

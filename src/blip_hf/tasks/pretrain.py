@@ -11,6 +11,7 @@ from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base, finetuning
 from .loading import add_loading_skips, loading_counts
 from .options import option
+from .run_card import push_run, write_run_cards
 from .run_folder import finish_run, prepare_run
 from .streams import NUM_VOCABULARY_CAPTIONS, make_stream
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Image size of pre-training in pixels (paper, section 4.1).
 IMAGE_SIZE = 224
+# Sub-folders of the output folder, with the models inside the pre-trained one.
+PARTS = ("captioner", "retriever")
 # Options that are fields of the configuration, which has their defaults.
 CONFIGURED = (
     "queue_size",
@@ -176,7 +179,8 @@ def pretrain(
         metrics |= trainer.evaluate()
         skipped = add_loading_skips(eval_dataset.skip_counts(all_processes=True).metrics(), eval_files)
         metrics |= {f"eval_{name}": value for name, value in skipped.items()}
-    finish_run(arguments)
+    finish_run(arguments, card=write_run_cards(options, trainer, metrics, PARTS))
+    push_run(arguments, trainer.hub_model_id)
     return metrics
 
 
@@ -238,7 +242,8 @@ def make_processor(options: PretrainOptions, train_pairs: Any) -> "BlipProcessor
         return base.load_processor(options.model, options.image_size)
     source = options.tokenizer or options.text
     if source is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # The folder of a BLIP model may hold code, which a tokenizer does not need.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     else:
         tokenizer = train_wordpiece_tokenizer(_vocabulary_texts(train_pairs), vocab_size=options.vocab_size)
     return BlipProcessor.from_bert_tokenizer(
@@ -326,7 +331,7 @@ def save_parts(model: "BlipForPreTraining", processor: "BlipProcessor", output_d
     # A copy: fine-tuning of the whole model starts from its own processor, with the default prompt.
     processor = copy.copy(processor)
     processor.caption_settings = PRETRAINING_SETTINGS
-    for name, part in (("captioner", model.export_captioner()), ("retriever", model.export_retriever())):
+    for name, part in zip(PARTS, (model.export_captioner(), model.export_retriever()), strict=True):
         part.save_pretrained(output_dir / name)
         processor.save_pretrained(output_dir / name)
 

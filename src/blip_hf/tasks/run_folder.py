@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # The command of the run, written when training starts.
 RECORD_NAME = "training_run.json"
 # Options that change no weight, so that a resumed run may have others.
-_FREE_OPTIONS = (
+FREE_OPTIONS = (
     "dry_run",
     "eval_data",
     "eval_split",
@@ -26,35 +26,6 @@ _FREE_OPTIONS = (
     "num_eval_scenes",
     "overwrite",
     "tokenizer_of_metrics",
-)
-# Arguments of the trainer that change the weights.
-_ARGUMENTS = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "alpha_ramp_epochs",
-    "bf16",
-    "data_seed",
-    "dataloader_drop_last",
-    "decay_all_parameters",
-    "decay_rate",
-    "fp16",
-    "gradient_accumulation_steps",
-    "learn_temperature",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "min_learning_rate",
-    "num_train_epochs",
-    "optim",
-    "per_device_train_batch_size",
-    "seed",
-    "train_sampling_strategy",
-    "warmup_learning_rate",
-    "warmup_steps",
-    "weight_decay",
 )
 
 
@@ -90,13 +61,13 @@ def start_run(options: "TrainingOptions", arguments: "BlipTrainingArguments") ->
     _decided_once(arguments, start)
 
 
-def finish_run(arguments: "BlipTrainingArguments") -> None:
-    """Notes that the run is finished, so that the same command does not repeat it."""
+def finish_run(arguments: "BlipTrainingArguments", card: dict[str, Any] | None = None) -> None:
+    """Notes that the run is finished, so that the same command does not repeat it, and what its model card says."""
     from ..files import write_json
 
     if arguments.process_index == 0:
         record = _read_record(arguments) or {}
-        write_json({**record, "is_finished": True}, _record_path(arguments))
+        write_json({**record, "is_finished": True, "card": card}, _record_path(arguments))
 
 
 def _choose_checkpoint(options: "TrainingOptions", arguments: "BlipTrainingArguments") -> str | None:
@@ -161,11 +132,13 @@ def _read_record(arguments: "BlipTrainingArguments") -> dict[str, Any] | None:
 
 def _command(options: "TrainingOptions", arguments: "BlipTrainingArguments") -> dict[str, Any]:
     """Returns what the weights of a run depend on, as JSON has it."""
+    from ..training.arguments import WEIGHT_ARGUMENTS
+
     task = type(options).__module__.rpartition(".")[2]
-    given = {name: value for name, value in asdict(options).items() if name not in _FREE_OPTIONS}
+    given = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
     paths = sorted(path_options(options) & given.keys())
     given |= {name: _resolved(given[name]) for name in paths}
-    given |= {name: getattr(arguments, name) for name in _ARGUMENTS}
+    given |= {name: getattr(arguments, name) for name in WEIGHT_ARGUMENTS}
     given["digests"] = digest_inputs(options, paths)
     return json.loads(json.dumps({"task": task, **given}, default=str))
 
@@ -202,4 +175,4 @@ def _decided_once(arguments: "BlipTrainingArguments", decide: Callable[[], Any])
     return outcome[0]
 
 
-__all__ = ["RECORD_NAME", "finish_run", "prepare_run", "start_run"]
+__all__ = ["FREE_OPTIONS", "RECORD_NAME", "finish_run", "prepare_run", "start_run"]

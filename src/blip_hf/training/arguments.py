@@ -4,6 +4,7 @@
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from typing import Any, Self
 
 from torch import distributed
@@ -23,6 +24,36 @@ TASK_RECIPES: dict[str, dict[str, float]] = {
     "vqa": {"learning_rate": 2e-5, "num_train_epochs": 10},
     "nlvr2": {"learning_rate": 3e-5, "num_train_epochs": 15},
 }
+
+# Arguments that change the weights.
+WEIGHT_ARGUMENTS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "alpha_ramp_epochs",
+    "bf16",
+    "data_seed",
+    "dataloader_drop_last",
+    "decay_all_parameters",
+    "decay_rate",
+    "fp16",
+    "gradient_accumulation_steps",
+    "learn_temperature",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "min_learning_rate",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "train_sampling_strategy",
+    "warmup_learning_rate",
+    "warmup_steps",
+    "weight_decay",
+)
 
 
 @dataclass
@@ -237,4 +268,19 @@ class BlipFinetuningArguments(BlipTrainingArguments):
         return cls(**{**TASK_RECIPES[task], **kwargs})
 
 
-__all__ = ["BLIP_COSINE_SCHEDULE", "BLIP_SCHEDULE", "TASK_RECIPES", "BlipFinetuningArguments", "BlipTrainingArguments"]
+def weight_arguments(arguments: BlipTrainingArguments) -> dict[str, Any]:
+    """Returns the arguments that the weights of a run depend on, with its steps or its epochs."""
+    unused = "num_train_epochs" if arguments.max_steps > 0 else "max_steps"
+    values = {name: getattr(arguments, name) for name in WEIGHT_ARGUMENTS if name != unused}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+__all__ = [
+    "BLIP_COSINE_SCHEDULE",
+    "BLIP_SCHEDULE",
+    "TASK_RECIPES",
+    "WEIGHT_ARGUMENTS",
+    "BlipFinetuningArguments",
+    "BlipTrainingArguments",
+    "weight_arguments",
+]

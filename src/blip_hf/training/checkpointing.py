@@ -31,10 +31,10 @@ from .checkpoint_files import (
     publish,
     require_whole,
 )
-from .distributed_trainer import DistributedTrainer
 from .failed_saves import failing_together
 from .interruption import StopOnSignal, TrainingInterrupted
 from .loss_guard import RECORD_IDS, LossGuard, NamingCollator
+from .pushing import PushingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +43,7 @@ logger = logging.get_logger(__name__)
 _LOADING_ERRORS = (SafetensorError, RuntimeError, pickle.UnpicklingError, ValueError, KeyError, EOFError, OSError)
 
 
-class CheckpointingTrainer(DistributedTrainer):
+class CheckpointingTrainer(PushingTrainer):
     """Extends `transformers.Trainer` by what keeps a run safe; [`BlipTrainer`] documents it."""
 
     args: BlipTrainingArguments

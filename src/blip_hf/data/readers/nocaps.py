@@ -40,7 +40,7 @@ def load_nocaps(
 
 
 def _read_list(content: list[Any], name: str) -> list[NoCapsImage]:
-    items = []
+    items: list[NoCapsImage] = []
     for number, record in enumerate(content):
         where = f"{name}, record {number}"
         check_record(record, where, "img_id")
