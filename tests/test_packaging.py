@@ -35,7 +35,7 @@ LAYERS = (
         "processing_blip",
     ),
     ("modeling", "data"),
-    ("training", "evaluation", "conversion", "captioner", "ray_captioner", "auto", "planning"),
+    ("training", "evaluation", "conversion", "captioner", "explanation", "ray_captioner", "auto", "planning"),
     ("tasks",),
     ("bootstrap", "capfilt", "demo", "pages"),
     ("cli", "__main__"),

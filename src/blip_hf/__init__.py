@@ -58,6 +58,8 @@ _HOME_OF = {
     "evaluate_retrieval": "evaluation.retrieval",
     "evaluate_video_retrieval": "evaluation.video",
     "evaluate_vqa": "evaluation.vqa",
+    "explain": "explanation",
+    "Explanation": "explanation",
     "find_shards": "data.readers",
     "group_captions": "data.readers",
     "load_images": "data.readers",
