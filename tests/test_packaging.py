@@ -38,6 +38,7 @@ LAYERS = (
     ("training", "evaluation", "conversion", "captioner", "explanation", "ray_captioner", "auto", "planning"),
     ("tasks",),
     ("bootstrap", "capfilt", "demo", "pages"),
+    ("app",),
     ("cli", "__main__"),
 )
 # The libraries that restricted parts may import, besides the standard library.

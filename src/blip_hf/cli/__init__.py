@@ -19,6 +19,7 @@ COMMANDS = {
     "caption": "Captions images",
     "ask": "Answers questions about images",
     "match": "Compares images with texts",
+    "app": "Opens a page to try models and browse a CapFilt run",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
