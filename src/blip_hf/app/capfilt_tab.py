@@ -147,7 +147,9 @@ def add_capfilt_tab(content: PageContent, page: gr.Blocks) -> None:
     )
     rule = [threshold, score, best]
     shown = shows_errors(partial(browse, run))
-    gr.on([page.load, threshold.release, score.change, best.change], shown, rule, [table, sheet], **ONE_AT_A_TIME)
+    # `change` rather than `release`, which the keyboard does not trigger.
+    triggers = [page.load, threshold.change, score.change, best.change]
+    gr.on(triggers, shown, rule, [table, sheet], trigger_mode="always_last", **ONE_AT_A_TIME)
     button.click(shows_errors(partial(write_pairs, run)), [name, *rule], written, **ONE_AT_A_TIME)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import gradio as gr
 
+from ..caption_settings import CaptionSettings
 from ..captioner import BlipCaptioner, Caption
 from .components import ONE_AT_A_TIME, image_input, missing, open_upload, result_table, shows_errors
 from .models import LoadedModel, PageContent
@@ -31,6 +32,7 @@ def write_captions(
         ValueError: If the image cannot be read, or settings contradict each other.
     """
     image = open_upload(path)
+    CaptionSettings.resolve(captioner.caption_settings, prompt=prompt, max_length=int(max_length))  # checks them
     if method == SAMPLING:
         settings = {"do_sample": True, "top_p": top_p, "seed": int(seed)}
     else:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the page works with: its models, an index and a CapFilt run, each of which may be missing."""
 
+import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,16 +33,16 @@ _EXPORTS = {"captioner": "captioner", "matcher": "retriever"}
 
 
 class Hit(Protocol):
-    """An image that a search found."""
+    """An image that a search found: its full path, and its cosine with what was searched for."""
 
-    path: str | Path
-    score: float
+    image: str
+    similarity: float
 
 
 class SearchIndex(Protocol):
     """An index of images."""
 
-    def search(self, *, text: str | None = None, image: ImageSource | None = None, k: int = 10) -> list[Hit]:
+    def search(self, text: str | None = None, *, image: ImageSource | None = None, k: int = 10) -> Sequence[Hit]:
         """The `k` images nearest to a text, an image or both, best first."""
 
 
@@ -81,7 +83,7 @@ def find_checkpoints(model: str | None, *, matcher: str | None = None, vqa: str 
     for role, source in (("matcher", matcher), ("vqa", vqa)):
         if source is None:
             continue
-        if role in found and model is not None and found[role] == model:
+        if found.get(role, "") == model:
             raise ValueError(f"{model} is already the model of --{role}. Leave out one of them.")
         require_checkpoint(source)
         found[role] = source
@@ -117,6 +119,19 @@ def load_models(
     return models
 
 
+def load_index(folder: str, *, device: str | None = None) -> SearchIndex:
+    """Opens an index of `blip-hf index` with its model.
+
+    Raises:
+        ValueError: If the folder has no index, or the package no search.
+    """
+    try:
+        module = importlib.import_module("blip_hf.search.index")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{folder} cannot be opened: {error.name} is not installed. Leave out --index.") from error
+    return module.BlipIndex.open(folder, device=device)
+
+
 def _load(model_class: type[PreTrainedModel], source: str, device: str | None, dtype: str | None) -> LoadedModel:
     device = pick_device(device)
     model = model_class.from_pretrained(source, dtype="auto" if dtype is None else dtype).to(device).eval()
@@ -125,4 +140,4 @@ def _load(model_class: type[PreTrainedModel], source: str, device: str | None, d
     return LoadedModel(model, BlipProcessor.from_pretrained(source))
 
 
-__all__ = ["Hit", "LoadedModel", "PageContent", "SearchIndex", "find_checkpoints", "load_models"]
+__all__ = ["Hit", "LoadedModel", "PageContent", "SearchIndex", "find_checkpoints", "load_index", "load_models"]

@@ -30,6 +30,9 @@ class AppOptions:
         default=None, metadata={"help": "Retrieval model, to match and explain", "metavar": "MODEL"}
     )
     vqa: str | None = field(default=None, metadata={"help": "VQA model, to ask", "metavar": "MODEL"})
+    index: str | None = field(
+        default=None, metadata={"help": "Folder that `blip-hf index` wrote, to search", "metavar": "DIR"}
+    )
     capfilt: Path | None = field(
         default=None,
         metadata={"help": "Output folder of `blip-hf capfilt run`, to browse and filter", "metavar": "DIR"},
@@ -54,7 +57,7 @@ class AppOptions:
 def _run(options: AppOptions) -> int:
     with stop_signals():
         try:
-            from ..app.models import PageContent, find_checkpoints, load_models
+            from ..app.models import PageContent, find_checkpoints, load_index, load_models
             from ..app.run import serve
         except ModuleNotFoundError as error:
             raise ImportError(
@@ -66,7 +69,8 @@ def _run(options: AppOptions) -> int:
         checkpoints = find_checkpoints(options.model, matcher=options.matcher, vqa=options.vqa)
         _warn_of_visitors(options)
         models = load_models(checkpoints, device=options.device, dtype=options.dtype)
-        content = PageContent(capfilt_run=options.capfilt, **models)
+        index = None if options.index is None else load_index(options.index, device=options.device)
+        content = PageContent(index=index, capfilt_run=options.capfilt, **models)
         with serve(content, host=options.host, port=options.port, share=options.share) as address:
             print(f"The page is at {address} until you press Ctrl-C", flush=True)
             _wait()
