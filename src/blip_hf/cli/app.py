@@ -67,7 +67,7 @@ def _run(options: AppOptions) -> int:
 
         logging.disable_progress_bar()
         checkpoints = find_checkpoints(options.model, matcher=options.matcher, vqa=options.vqa)
-        _warn_of_visitors(options)
+        warn_of_visitors(options)
         models = load_models(checkpoints, device=options.device, dtype=options.dtype)
         index = None if options.index is None else load_index(options.index, device=options.device)
         content = PageContent(index=index, capfilt_run=options.capfilt, **models)
@@ -84,7 +84,8 @@ def _wait() -> None:
         return
 
 
-def _warn_of_visitors(options: AppOptions) -> None:
+def warn_of_visitors(options: AppOptions) -> None:
+    """Warns on stderr if other machines can reach the page."""
     if options.share or not _is_local(options.host):
         where = "The internet" if options.share else f"The network of {options.host}"
         print(
@@ -109,4 +110,4 @@ COMMAND = Command(
     run=_run,
 )
 
-__all__ = ["COMMAND", "AppOptions"]
+__all__ = ["COMMAND", "AppOptions", "warn_of_visitors"]
