@@ -140,7 +140,7 @@ def test_the_prompt_of_a_captioner_is_read_but_not_explained(captioner, processo
     assert_close(explain(captioner, settings, image, TEXT).maps, with_prompt.maps)
 
 
-def test_the_default_layer_is_that_of_the_original(processor, image):
+def test_the_default_layer_is_that_of_lavis(processor, image):
     layers = {
         number: explain(
             tiny_model_for(BlipForImageTextRetrieval, processor, num_hidden_layers=number), processor, image, "a"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which patches a word looks at: Grad-CAM of the cross-attention, as in the demo of salesforce/BLIP.
+"""Which patches a word looks at: Grad-CAM of the cross-attention, as in the notebook of LAVIS.
 
 The map of a token is ReLU(attention * gradient of a score), averaged over the heads of one text layer ([Grad-CAM](
 https://huggingface.co/papers/1610.02391), for attention as in [ALBEF](https://huggingface.co/papers/2107.07651), section 4).
@@ -111,7 +111,7 @@ def explain(
             A text, which is normalised by [`~blip_hf.data.text.pre_caption`]. A word of several word pieces has the mean of
             their maps.
         layer (`int`, *optional*):
-            Index of the text layer. Defaults to that of salesforce/BLIP, 7 of 12 layers, or in proportion. The last layer
+            Index of the text layer. Defaults to that of the notebook of LAVIS, 7 of 12 (from 0), or in proportion. The last layer
             of a retrieval model has no maps of words, because the matching head reads position 0 alone.
         prompt (`str`, *optional*):
             For a captioning model, text before the caption, which is not explained. Defaults to that of its checkpoint.
@@ -158,7 +158,7 @@ def _check_layer(layer: int | None, num_layers: int, *, is_captioner: bool) -> i
     if num_usable < 1:
         raise ValueError("The text model has one layer, whose matching head reads no word. Pass a deeper model.")
     if layer is None:
-        return max(0, 2 * num_layers // 3 - 1)  # 7 of 12 as in salesforce/BLIP, and before the last one
+        return max(0, 2 * num_layers // 3 - 1)  # `block_num=7` of 12 in LAVIS; before the last one
     if not 0 <= layer < num_usable:
         raise ValueError(f"layer={layer} has no maps of words. Pass 0 to {num_usable - 1}.")
     return layer
