@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The server of the page: its address, its requests to other machines, and what remains of uploads."""
 
+import json
 import os
 import socket
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -46,6 +48,37 @@ def test_a_page_is_served_on_this_machine_without_requests_to_others(content, ho
     assert hosts
     assert [host for host in hosts if host not in LOCAL] == []
     assert not uploads.exists()
+
+
+def post(address, content, media_type):
+    return urlopen(Request(address, content, {"Content-Type": media_type})).read().decode()
+
+
+def test_visitors_cannot_read_files_of_the_server(content, upload, capsys):
+    with serve(content, port=free_port()) as address:
+        config = json.loads(urlopen(f"{address}config").read())
+        types = {component["id"]: component["type"] for component in config["components"]}
+        (match,) = (
+            event["id"]
+            for event in config["dependencies"]
+            if [types[number] for number in event["inputs"]] == ["image", "textbox"]
+        )
+        file = {"path": upload, "meta": {"_type": "gradio.FileData"}}
+        event = {"data": [file, "a b"], "fn_index": match, "session_hash": "visitor"}
+        post(f"{address}gradio_api/queue/join", json.dumps(event).encode(), "application/json")
+        answer = urlopen(f"{address}gradio_api/queue/data?session_hash=visitor").read().decode()
+        with pytest.raises(HTTPError, match="403"):
+            urlopen(f"{address}gradio_api/file={upload}")
+    assert '"success":false' in answer
+    assert "InvalidPathError" in capsys.readouterr().err
+
+
+def test_large_uploads_are_refused(content):
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    with serve(content, port=free_port()) as address:
+        body = head + bytes(65 * 2**20) + b"\r\n--x--\r\n"
+        with pytest.raises(HTTPError, match="413"):
+            post(f"{address}gradio_api/upload", body, "multipart/form-data; boundary=x")
 
 
 def test_analytics_are_off(content):
