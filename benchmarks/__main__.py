@@ -28,6 +28,8 @@ JOBS = (
     "finetune_step",
     "vqa_ranking",
     "processor",
+    "export",
+    "serving",
     "imports",
     "streams",
     "savings",
@@ -109,6 +111,9 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    if not row["seconds"]:
+        yield from _bytes_lines(row)
+        return
     ours, share = row["seconds"][OURS]["median"], f"{row['limit']['share']:.0%}" if row["limit"] else "-"
     if not row["speedup"]:
         yield f"| {row['case']} | - | {ours:.4g} | - | - | {row['note']} | - | {share} |"
@@ -122,6 +127,16 @@ def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"| {row['case']} | {rival} | {ours:.4g} | {seconds:.4g} | {ratio:.2f} | {wanted} | {memory} | {share} |"
         )
+
+
+def _bytes_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of a row that has bytes only."""
+    sizes = row["peak_bytes"]
+    for rival, size in sizes.items():
+        if rival != OURS:
+            least = row["memory_targets"].get(rival)
+            target = "" if least is None else f" (target {least})"
+            yield f"| {row['case']} | {rival} | - | - | - | - | {sizes[OURS] / size:.2f}{target} | - |"
 
 
 if __name__ == "__main__":

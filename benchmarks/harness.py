@@ -221,6 +221,9 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
 def print_row(row: Mapping[str, Any]) -> None:
     """Prints a row."""
     print(f"{row['case']}  (share of the limit: {row['limit']['share']:.0%})" if row["limit"] else row["case"])
+    if not row["seconds"]:
+        for name, size in row["peak_bytes"].items():
+            print(f"  {name:>28}  {size / 2**20:10.1f} MiB")
     for name, summary in row["seconds"].items():
         ratio = "" if name == OURS else f"  {OURS} is {row['speedup'][name]:6.2f} times as fast"
         target = f", target {row['targets'][name]}" if name in row["targets"] else ""

@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blip_hf import BlipProcessor
+from tests.support.exports import Exports
 from tests.support.paths import DATA
 from tests.support.ray_cluster import ray_cluster
 from tests.support.tiny_models import tiny_capfilt
@@ -85,3 +86,9 @@ def save(model: PreTrainedModel, processor: BlipProcessor, folder: Path) -> Path
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Exports of tiny models."""
+    return Exports(tmp_path_factory.mktemp("exports"))

@@ -37,7 +37,7 @@ LAYERS = (
     ("modeling", "data"),
     ("training", "evaluation", "conversion", "captioner", "explanation", "ray_captioner", "auto", "planning"),
     ("tasks",),
-    ("bootstrap", "capfilt", "demo", "pages"),
+    ("bootstrap", "capfilt", "demo", "export", "pages", "serving"),
     ("app",),
     ("cli", "__main__"),
 )
@@ -45,7 +45,7 @@ LAYERS = (
 LIBRARIES = {
     "objectives": {"torch"},
     "evaluation.recall": {"torch", "numpy"},
-    "modeling": {"torch", "transformers", "huggingface_hub", "safetensors"},
+    "modeling": {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "openvino", "onnxruntime"},
 }
 
 

@@ -60,6 +60,7 @@ _HOME_OF = {
     "evaluate_vqa": "evaluation.vqa",
     "explain": "explanation",
     "Explanation": "explanation",
+    "export_model": "export.exporter",
     "find_shards": "data.readers",
     "group_captions": "data.readers",
     "load_images": "data.readers",

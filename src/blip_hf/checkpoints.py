@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names of checkpoints, and the error for one that does not fit. Imports nothing heavy."""
 
+import json
+import os
 import re
 from pathlib import Path
 
 
+EXPORT_FILE = "export.json"
+"""The file that makes a folder one of an exported model."""
+# By the architecture in `config.json`.
+_HEADS = {
+    "BlipForConditionalGeneration": "captioner",
+    "BlipForImageTextRetrieval": "matcher",
+    "BlipForRetrievalTraining": "matcher",
+    "BlipForQuestionAnswering": "vqa",
+}
 _MODEL_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -24,6 +35,11 @@ class WrongCheckpointError(ValueError):
         super().__init__(f"{problem} {remedy}")
         self.problem = problem
         self.model_class = model_class
+
+
+def is_export(source: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an exported model."""
+    return isinstance(source, (str, os.PathLike)) and Path(source, EXPORT_FILE).is_file()
 
 
 def require_checkpoint(source: str) -> None:
@@ -52,4 +68,20 @@ def require_checkpoint(source: str) -> None:
         )
 
 
-__all__ = ["WrongCheckpointError", "require_checkpoint"]
+def head_of(source: str | os.PathLike[str]) -> str:
+    """What a checkpoint is loaded as, by the architecture in its configuration: captioner, matcher or vqa.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    from transformers.utils import CONFIG_NAME, cached_file
+
+    require_checkpoint(str(source))
+    config = json.loads(Path(cached_file(source, CONFIG_NAME)).read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or ["model without architecture"])[0]
+    if architecture not in _HEADS:
+        raise ValueError(f"{source} is a {architecture}. Pass a checkpoint of {', '.join(_HEADS)}.")
+    return _HEADS[architecture]
+
+
+__all__ = ["EXPORT_FILE", "WrongCheckpointError", "head_of", "is_export", "require_checkpoint"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from blip_hf import BlipCaptioner, BlipForQuestionAnswering
-from blip_hf.app.models import LoadedModel, PageContent
+from blip_hf.app.models import PageContent
+from blip_hf.serving.models import LoadedModel
 from tests.support.capfilt_runs import write_scene_run
 from tests.support.images import noise_images, write_image
 from tests.support.tiny_models import tiny_capfilt, tiny_model_for

@@ -44,5 +44,5 @@ def test_wrong_checkpoints_are_errors(tmp_path, matcher_folder):
     with pytest.raises(ValueError, match="does not exist"):
         find_checkpoints(None, vqa=str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text('{"architectures": ["BlipForVisualReasoning"]}')
-    with pytest.raises(ValueError, match="is a BlipForVisualReasoning, for which the page has no tab"):
+    with pytest.raises(ValueError, match="is a BlipForVisualReasoning"):
         find_checkpoints(str(tmp_path))

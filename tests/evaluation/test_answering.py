@@ -115,3 +115,23 @@ def test_an_unreadable_image_is_skipped_on_request(model, processor, images, tmp
 def test_invalid_arguments_raise(questions, options, message, model, processor, images):
     with pytest.raises(ValueError, match=message):
         answer_questions(model, processor, images, questions, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"answer_list": ["red", "green", "dark blue"], "top_k": 2}], ids=str)
+def test_pairwise_asks_each_image_its_own_question(model, processor, images, options):
+    questions = [QUESTION, "is it red?", "what is it"]
+    found = answer_questions(model, processor, images, questions, pairwise=True, batch_size=2, **options)
+    expected = [
+        answer
+        for image, question in zip(images, questions, strict=True)
+        for answer in answer_questions(model, processor, [image], question, **options)
+    ]
+    num_each = options.get("top_k", 1)
+    assert [answer.image_index for answer in found] == [index for index in range(3) for _ in range(num_each)]
+    assert [(answer.question, answer.text) for answer in found] == [(each.question, each.text) for each in expected]
+    assert [answer.confidence for answer in found] == pytest.approx([each.confidence for each in expected], abs=1e-5)
+
+
+def test_pairwise_needs_a_question_for_each_image(model, processor, images):
+    with pytest.raises(ValueError, match="Got 3 images and 2 questions"):
+        answer_questions(model, processor, images, [QUESTION, QUESTION], pairwise=True)

@@ -55,3 +55,29 @@ def test_an_unreadable_image_is_skipped_on_request(model, processor, images, tmp
 def test_texts_without_words_are_refused(texts, model, processor, images):
     with pytest.raises(ValueError, match="at least one text, each with words"):
         match_texts(model, processor, images, texts)
+
+
+def test_pairwise_compares_each_image_with_its_own_texts(model, processor, images, tmp_path):
+    texts = [TEXTS[:1], TEXTS[1:3], TEXTS]
+    found = match_texts(model, processor, images[:3], texts, pairwise=True, batch_size=2)
+    expected = [match_texts(model, processor, [image], own) for image, own in zip(images[:3], texts, strict=True)]
+    assert [(match.image_index, match.text) for match in found] == [
+        (index, text) for index, own in enumerate(texts) for text in own
+    ]
+    for match, alone in zip(found, (match for own in expected for match in own), strict=True):
+        assert match.itm_probability == pytest.approx(alone.itm_probability, abs=1e-5)
+        assert match.itc_similarity == pytest.approx(alone.itc_similarity, abs=1e-5)
+    first, failed, last = match_texts(
+        model,
+        processor,
+        [images[0], tmp_path / "lost.png", images[1]],
+        [["a"], ["b"], ["c"]],
+        pairwise=True,
+        on_error="skip",
+    )
+    assert (first.text, failed.text, last.text) == ("a", None, "c")
+
+
+def test_pairwise_needs_texts_for_each_image(model, processor, images):
+    with pytest.raises(ValueError, match="Got 2 images and 1 lists of texts"):
+        match_texts(model, processor, images[:2], [["a"]], pairwise=True)

@@ -11,11 +11,13 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 from torch.testing import assert_close
 
 from benchmarks import __main__ as everything
 from benchmarks import (
     caption,
+    export,
     finetune_step,
     growth,
     harness,
@@ -28,6 +30,7 @@ from benchmarks import (
     processor,
     reranking,
     savings,
+    serving,
     sizes,
     streams,
     tried,
@@ -45,6 +48,7 @@ from blip_hf.evaluation.features import TokenizedTexts
 from blip_hf.evaluation.two_stage import EncodedImages, matching_scores, rerank
 from blip_hf.modeling import contrastive
 from blip_hf.modeling.projection import with_first_token
+from blip_hf.serving import ServedModels, create_app
 from tests.support.optimization import gradients_of
 from tests.support.paths import ROOT
 from tests.support.tiny_models import DEC, PAD, tiny_batch, tiny_config, tiny_pretraining_config
@@ -270,6 +274,34 @@ def test_a_job_ends_with_json(job, capsys, monkeypatch):
         assert set(row["targets"]) <= set(row["speedup"])
     table = list(everything.table_lines([result]))
     assert len(table) == 3 + sum(len(row["speedup"]) for row in result["rows"])
+
+
+def test_the_request_of_the_load_test_gives_a_caption_of_its_length(tmp_path):
+    options = harness.parse_options(TINY)
+    serving.save_captioner(options.size, tmp_path)
+    content, content_type = serving.request_body(serving.NUM_TOKENS["tiny"])
+    models = ServedModels.from_pretrained(tmp_path, device="cpu")
+    with TestClient(create_app(models)) as client:
+        response = client.post("/caption", content=content, headers={"Content-Type": content_type})
+    assert response.status_code == 200, response.text
+    assert len(response.json()["captions"]) == 1
+
+
+@pytest.mark.slow
+def test_the_load_test_ends_with_json(capsys):
+    result = serving.main(TINY)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert len(result["rows"]) == 3 * len(serving.CLIENTS["tiny"])
+    assert len(list(everything.table_lines([result]))) == 3 + len(result["rows"])
+
+
+@pytest.mark.slow
+def test_exports_are_compared(capsys):
+    result = export.main(TINY)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert [len(row["peak_bytes"]) for row in result["rows"]] == [0, 0, 0, 0, 5, 7]
+    assert set(result["rows"][0]["limit"]["rates"]) == {"fp32", "bf16", "int8"}
+    assert len(list(everything.table_lines([result]))) == 3 + 6 + 7 + 7 + 6 + 4 + 6
 
 
 def test_memory_growth_is_plotted(tmp_path):

@@ -7,8 +7,9 @@ import gradio as gr
 
 from ..evaluation.answering import Answer, answer_questions
 from ..evaluation.defaults import NUM_CANDIDATES
+from ..serving.models import LoadedModel
 from .components import ONE_AT_A_TIME, image_input, missing, open_upload, result_table, shows_errors
-from .models import LoadedModel, PageContent
+from .models import PageContent
 
 
 def ask(vqa: LoadedModel, path: str | None, question: str, choices: str, num_answers: int) -> list[Answer]:

@@ -7,8 +7,9 @@ import gradio as gr
 
 from ..caption_settings import CaptionSettings
 from ..captioner import BlipCaptioner, Caption
+from ..serving.models import LoadedModel
 from .components import ONE_AT_A_TIME, image_input, missing, open_upload, result_table, shows_errors
-from .models import LoadedModel, PageContent
+from .models import PageContent
 
 
 BEAMS, SAMPLING = "Beam search", "Sampling"

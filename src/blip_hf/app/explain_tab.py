@@ -8,8 +8,9 @@ from PIL import Image
 
 from ..explanation import explain
 from ..pages import png_url
+from ..serving.models import LoadedModel
 from .components import ONE_AT_A_TIME, figure_grid, image_input, missing, open_upload, reduced, shows_errors
-from .models import LoadedModel, PageContent
+from .models import PageContent
 
 
 def draw_words(

@@ -6,8 +6,9 @@ from functools import partial
 import gradio as gr
 
 from ..evaluation.matching import Match, match_texts
+from ..serving.models import LoadedModel
 from .components import ONE_AT_A_TIME, image_input, missing, open_upload, result_table, shows_errors
-from .models import LoadedModel, PageContent
+from .models import PageContent
 
 
 def match(matcher: LoadedModel, path: str | None, texts: str) -> list[Match]:

@@ -2,34 +2,19 @@
 """What the page works with: its models, an index and a CapFilt run, each of which may be missing."""
 
 import importlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
+from typing import Protocol
 
 from ..captioner import BlipCaptioner
-from ..checkpoints import require_checkpoint
-from ..devices import pick_device
+from ..checkpoints import head_of, require_checkpoint
 from ..image_utils import ImageSource
-from ..modeling.cpu import optimize_for_cpu
-from ..modeling.retrieval import BlipForImageTextRetrieval
-from ..modeling.vqa import BlipForQuestionAnswering
-from ..processing_blip import BlipProcessor
+from ..serving.models import LoadedModel, ServedModels
 
 
-# By the architecture in `config.json`.
-_ROLES = {
-    "BlipForConditionalGeneration": "captioner",
-    "BlipForImageTextRetrieval": "matcher",
-    "BlipForRetrievalTraining": "matcher",
-    "BlipForQuestionAnswering": "vqa",
-}
 # The folders in the output of a pre-training.
-_EXPORTS = {"captioner": "captioner", "matcher": "retriever"}
+_PARTS = {"captioner": "captioner", "matcher": "retriever"}
 
 
 class Hit(Protocol):
@@ -44,14 +29,6 @@ class SearchIndex(Protocol):
 
     def search(self, text: str | None = None, *, image: ImageSource | None = None, k: int = 10) -> Sequence[Hit]:
         """The `k` images nearest to a text, an image or both, best first."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in evaluation mode, and its processor."""
-
-    model: PreTrainedModel
-    processor: BlipProcessor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,32 +68,22 @@ def find_checkpoints(model: str | None, *, matcher: str | None = None, vqa: str 
 
 
 def _roles_of(source: str) -> dict[str, str]:
-    exports = {role: str(Path(source, name)) for role, name in _EXPORTS.items() if Path(source, name).is_dir()}
-    if exports:
-        return exports
-    require_checkpoint(source)
-    config = json.loads(Path(cached_file(source, CONFIG_NAME)).read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or ["model without architecture"])[0]
-    if architecture not in _ROLES:
-        raise ValueError(
-            f"{source} is a {architecture}, for which the page has no tab. Pass a captioning, retrieval or VQA model, or the"
-            " output folder of a pre-training."
-        )
-    return {_ROLES[architecture]: source}
+    parts = {role: str(Path(source, name)) for role, name in _PARTS.items() if Path(source, name).is_dir()}
+    if parts:
+        return parts
+    return {head_of(source): source}
 
 
 def load_models(
     checkpoints: dict[str, str], *, device: str | None = None, dtype: str | None = None
 ) -> dict[str, BlipCaptioner | LoadedModel]:
     """Loads the checkpoints of [`find_checkpoints`], as arguments of [`PageContent`]."""
-    models: dict[str, Any] = {}
-    for role, model_class in (("matcher", BlipForImageTextRetrieval), ("vqa", BlipForQuestionAnswering)):
-        if role in checkpoints:
-            models[role] = _load(model_class, checkpoints[role], device, dtype)
-    if "captioner" in checkpoints:
-        captioner = BlipCaptioner.from_pretrained(checkpoints["captioner"], device=device, dtype=dtype)
-        models["captioner"] = captioner
-    return models
+    if not checkpoints:
+        return {}
+    first = "captioner" if "captioner" in checkpoints else next(iter(checkpoints))
+    others = {role: source for role, source in checkpoints.items() if role != first}
+    models = ServedModels.from_pretrained(checkpoints[first], **others, device=device, dtype=dtype)
+    return {role: getattr(models, role) for role in checkpoints}
 
 
 def load_index(folder: str, *, device: str | None = None) -> SearchIndex:
@@ -132,12 +99,4 @@ def load_index(folder: str, *, device: str | None = None) -> SearchIndex:
     return module.BlipIndex.open(folder, device=device)
 
 
-def _load(model_class: type[PreTrainedModel], source: str, device: str | None, dtype: str | None) -> LoadedModel:
-    device = pick_device(device)
-    model = model_class.from_pretrained(source, dtype="auto" if dtype is None else dtype).to(device).eval()
-    if device.type == "cpu":
-        optimize_for_cpu(model)
-    return LoadedModel(model, BlipProcessor.from_pretrained(source))
-
-
-__all__ = ["Hit", "LoadedModel", "PageContent", "SearchIndex", "find_checkpoints", "load_index", "load_models"]
+__all__ = ["Hit", "PageContent", "SearchIndex", "find_checkpoints", "load_index", "load_models"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Dataset
 from transformers import set_seed
 
 from ..capfilt.engine import CapFilt
@@ -119,7 +120,7 @@ class _SeedLoop:
                     *read_web(sets.folder / WEB)["caption"].to_pylist(),
                     *datasets.load_from_disk(sets.folder / HUMAN)["caption"],
                 ]
-            processor = make_processor(options, {"caption": captions})
+            processor = make_processor(options, Dataset.from_dict({"caption": captions}))
             model = make_model(options, processor)
             model.save_pretrained(work)
             processor.save_pretrained(work)

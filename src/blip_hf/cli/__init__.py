@@ -21,6 +21,8 @@ COMMANDS = {
     "match": "Compares images with texts",
     "app": "Opens a page to try models and browse a CapFilt run",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
+    "serve": "Serves a checkpoint over HTTP",
+    "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
     "convert": "Converts an original .pth to a folder for from_pretrained, or back",
     "bootstrap": "Runs the whole loop: pre-train, clean the data, pre-train again",
     "demo": "Pre-trains a small BLIP on drawn scenes, with a report",

@@ -49,6 +49,7 @@ def answer_questions(
     normalize_questions: bool = True,
     num_workers: int = 0,
     on_error: OnError = "raise",
+    pairwise: bool = False,
 ) -> list[Answer]:
     """Answers each question about each image. Answers are ranked if a list is given, else generated.
 
@@ -84,12 +85,15 @@ def answer_questions(
             Threads that read images ahead of the model.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Whether to raise an error for an unreadable image, or to return one `Answer` with its `error`.
+        pairwise (`bool`, *optional*, defaults to `False`):
+            Whether each image has one question, `questions[i]`, rather than all of them.
 
     Returns:
         `list[Answer]`: `top_k` answers per question, at most as many as the list has, in the order of images and questions.
 
     Raises:
-        ValueError: If there are no questions, one has no words, or the list or `top_k` is invalid.
+        ValueError: If there are no questions, one has no words, or the list or `top_k` is invalid; with `pairwise`, if
+            the numbers of images and questions differ.
         UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
 
     Example:
@@ -100,6 +104,8 @@ def answer_questions(
     asked = [pre_question(question) for question in questions] if normalize_questions else questions
     if not asked or not all(question.strip() for question in asked):
         raise ValueError(f"questions is {questions!r}, expected at least one question, each with words.")
+    if pairwise and len(images := list(images)) != len(questions):
+        raise ValueError(f"Got {len(images)} images and {len(questions)} questions. Pass one question per image.")
     rows = processor(text=asked, role="contrast", return_tensors="pt").to(model.device)  # [CLS]; the model sets [ENC]
     if answer_list is None:
         if not 1 <= top_k <= num_beams:
@@ -117,29 +123,31 @@ def answer_questions(
         for batch in batches:
             found = batch.failures(Answer)
             if batch.indices:
-                found |= _answer_batch(model, batch.indices, batch.pixel_values, questions, rows, answer)
+                own = {index: [index] if pairwise else range(len(questions)) for index in batch.indices}
+                found |= _answer_batch(model, own, batch.pixel_values, questions, rows, answer)
             answers += [own for index in sorted(found) for own in found[index]]
     return answers
 
 
 def _answer_batch(
     model: BlipForQuestionAnswering,
-    indices: list[int],
+    own: dict[int, Sequence[int]],
     pixel_values: Tensor,
     questions: list[str],
     rows: dict[str, Tensor],
     answer: Callable[..., list[list[tuple[str, float]]]],
 ) -> dict[int, list[Answer]]:
-    """Answers to all questions about each of `n` images, by index."""
-    repeated = {name: value.repeat(len(indices), 1) for name, value in rows.items()}  # (q, t) -> (n * q, t)
-    texts = iter(answer(pixel_values=pixel_values.to(model.device, model.dtype), **repeated))
+    """Answers about each of `n` images to its own questions, by index; `own` has their positions."""
+    positions = [position for positions in own.values() for position in positions]
+    asked = {name: value[positions] for name, value in rows.items()}  # (q, t) -> (n * own questions, t)
+    texts = iter(answer(pixel_values=pixel_values.to(model.device, model.dtype), **asked))
     return {
         index: [
-            Answer(image_index=index, question=question, text=text, confidence=confidence)
-            for question in questions
+            Answer(image_index=index, question=questions[position], text=text, confidence=confidence)
+            for position in positions
             for text, confidence in next(texts)
         ]
-        for index in indices
+        for index, positions in own.items()
     }
 
 

@@ -109,7 +109,8 @@ def attend(
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
     """`(b, t, d)` -> `(b, h, t, head_dim)`, without a copy."""
-    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    rows, length, _ = states.shape
+    return states.view(rows, length, num_heads, -1).transpose(1, 2)
 
 
 def attend_grouped(

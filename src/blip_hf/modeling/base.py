@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..checkpoints import WrongCheckpointError
+from ..checkpoints import WrongCheckpointError, is_export
 from ..configuration_blip import BlipConfig, own_config
 from .prompts import unset_library_defaults
 
@@ -63,7 +63,7 @@ class BlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint and checks that it fits this class.
+        """Loads a checkpoint, or the folder of an exported model, and checks that it fits this class.
 
         Args:
             **kwargs:
@@ -76,6 +76,11 @@ class BlipPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If the checkpoint lacks whole parts of this class, or its files are damaged.
         """
+        if is_export(pretrained_model_name_or_path):
+            # It replaces parts of the heads, which are built on this module.
+            from .exported.models import open_export
+
+            return open_export(pretrained_model_name_or_path, cls, **kwargs)
         allow_new_heads = kwargs.pop("allow_new_heads", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
         loading = {**kwargs, "output_loading_info": True}

@@ -147,10 +147,10 @@ class BlipTextModel(BlipTextPreTrainedModel):
         hidden_states = self._embed(input_ids, position_ids, inputs_embeds, encoder_embeds, past_key_values)
         if image_memory is not None:
             encoder_hidden_states, encoder_attention_mask = None, image_memory.mask
-            _check_rows(hidden_states, image_memory.num_images, image_index)
+            check_rows(hidden_states, image_memory.num_images, image_index)
         elif encoder_hidden_states is not None:
             self._require_cross_attention()
-            _check_rows(hidden_states, encoder_hidden_states.shape[0], image_index)
+            check_rows(hidden_states, encoder_hidden_states.shape[0], image_index)
 
         output_attentions = wants_attentions(kwargs, self.config)
         implementation = "eager" if output_attentions else self.config._attn_implementation
@@ -202,7 +202,8 @@ class BlipTextModel(BlipTextPreTrainedModel):
         return self.embeddings(inputs_embeds, position_ids)
 
 
-def _check_rows(hidden_states: Tensor, num_images: int, image_index: Tensor | None) -> None:
+def check_rows(hidden_states: Tensor, num_images: int, image_index: Tensor | None) -> None:
+    """Raises `ValueError` if text rows, of shape `(b, ...)`, do not divide among the images."""
     if torch.jit.is_tracing():  # a trace has no branches
         return
     num_grouped = hidden_states.shape[0] - (0 if image_index is None else image_index.shape[0])
@@ -213,4 +214,4 @@ def _check_rows(hidden_states: Tensor, num_images: int, image_index: Tensor | No
         )
 
 
-__all__ = ["BlipTextModel", "BlipTextPreTrainedModel"]
+__all__ = ["BlipTextModel", "BlipTextPreTrainedModel", "check_rows"]

@@ -100,7 +100,7 @@ class BlipTextCrossAttention(nn.Module):
         """`(b, t, d)` -> `(b, t, d)` and optional probabilities of shape `(b, h, t, p)`."""
         if output_attentions:
             if image_index is not None:
-                index = _image_of_each_row(image_index, key.shape[0], hidden_states.shape[0])
+                index = image_of_each_row(image_index, key.shape[0], hidden_states.shape[0])
                 key, value, mask = _pick((key, value, mask), index)
             probabilities = self.probabilities(hidden_states, key, mask)
             return self.context(probabilities, value), probabilities
@@ -134,7 +134,7 @@ class BlipTextCrossAttention(nn.Module):
         return self._attend(query, *_pick((key, value, mask), image_index))
 
 
-def _image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Tensor:
+def image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Tensor:
     """Images that all rows read, given those of the last rows: `(r,)` -> `(num_rows,)`."""
     group = (num_rows - image_index.shape[0]) // num_images
     in_order = torch.arange(num_images, device=image_index.device).repeat_interleave(group)
@@ -271,4 +271,5 @@ __all__ = [
     "BlipTextLayer",
     "BlipTextPooler",
     "BlipTextSelfAttention",
+    "image_of_each_row",
 ]

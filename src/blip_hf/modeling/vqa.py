@@ -56,7 +56,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         config = self.config
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
-        self.text_decoder = BlipTextLMHeadModel(_decoder_config(config.text_config))
+        self.text_decoder = BlipTextLMHeadModel(decoder_config(config.text_config))
         self.post_init()
 
     @classmethod
@@ -324,7 +324,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         return with_first_token(answer_ids, first.masked_fill(is_start, config.bos_token_id))
 
 
-def _decoder_config(text_config: BlipTextConfig) -> BlipTextConfig:
+def decoder_config(text_config: BlipTextConfig) -> BlipTextConfig:
+    """The configuration of the answer decoder, which reads states of the width of texts."""
     config = copy.deepcopy(text_config)
     config.encoder_hidden_size = config.hidden_size
     return config
@@ -357,4 +358,4 @@ def _answer_loss(losses: Tensor, labels: Tensor, weights: Tensor | None, num_que
     return (weights * losses).sum() / num_questions
 
 
-__all__ = ["BlipForQuestionAnswering"]
+__all__ = ["BlipForQuestionAnswering", "decoder_config"]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Export of captioners, matchers and VQA models to ONNX and OpenVINO, and the models that run such a folder."""
