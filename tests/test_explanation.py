@@ -15,6 +15,7 @@ from blip_hf import (
     explain,
 )
 from blip_hf.explanation import Explanation
+from blip_hf.modeling.exported.models import ExportedMatcher
 from tests.support.tiny_models import SUMMATION_TOLERANCE, tiny_model_for
 from tests.support.vocabularies import LETTERS, make_processor
 
@@ -202,5 +203,7 @@ def test_unknown_words_and_models_are_errors(matcher, processor, image):
         explanation.overlay(3)
     with pytest.raises(ValueError, match="Pass a value in"):
         explanation.overlay("a", opacity=2)
+    with pytest.raises(ValueError, match="exported model computes no gradients"):
+        explain(ExportedMatcher.__new__(ExportedMatcher), processor, image, TEXT)
     with pytest.raises(ValueError, match="BlipForQuestionAnswering cannot be explained"):
         explain(tiny_model_for(BlipForQuestionAnswering, processor), processor, image, TEXT)

@@ -19,6 +19,7 @@ from .cjk import split_cjk
 from .data.text import pre_caption
 from .image_utils import ImageSource, open_image
 from .modeling.caption import BlipForConditionalGeneration
+from .modeling.exported.models import ExportedModel
 from .modeling.retrieval import BlipForImageTextRetrieval
 from .processing_blip import BlipProcessor
 
@@ -122,7 +123,7 @@ def explain(
         `Explanation`: words, their maps, and overlays.
 
     Raises:
-        ValueError: If the text has no words, the layer does not exist, or the model is of another class.
+        ValueError: If the text has no words, the layer does not exist, or the model is of another class or exported.
         UnreadableImageError: If the image cannot be read.
     """
     opened = open_image(image)
@@ -132,6 +133,8 @@ def explain(
             f"{type(model).__name__} cannot be explained. Pass a BlipForImageTextRetrieval or a"
             " BlipForConditionalGeneration; a model of pre-training has export_retriever()."
         )
+    if isinstance(model, ExportedModel):
+        raise ValueError("An exported model computes no gradients. Pass the checkpoint that it was exported from.")
     if prompt is not None and not is_captioner:
         raise ValueError("prompt applies to captioning models only. Leave it out.")
     layer = _check_layer(layer, model.config.text_config.num_hidden_layers, is_captioner=is_captioner)
