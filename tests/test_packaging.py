@@ -48,10 +48,11 @@ LAYERS = (
         "processing_blip",
     ),
     ("modeling", "data"),
-    ("training", "evaluation", "conversion", "captioner", "ray_captioner", "auto", "planning"),
+    ("training", "evaluation", "conversion", "captioner", "explanation", "ray_captioner", "auto", "planning"),
     ("tasks",),
     ("bootstrap", "capfilt", "demo", "export", "pages", "serving"),
     ("search",),
+    ("app",),
     ("cli", "__main__"),
 )
 # The libraries that restricted parts may import, besides the standard library.

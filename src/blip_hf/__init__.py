@@ -59,6 +59,8 @@ _HOME_OF = {
     "evaluate_retrieval": "evaluation.retrieval",
     "evaluate_video_retrieval": "evaluation.video",
     "evaluate_vqa": "evaluation.vqa",
+    "explain": "explanation",
+    "Explanation": "explanation",
     "export_model": "export.exporter",
     "find_shards": "data.readers",
     "group_captions": "data.readers",

@@ -21,6 +21,7 @@ COMMANDS = {
     "match": "Compares images with texts",
     "index": "Indexes images, to search them by text or by image",
     "search": "Searches an index of images",
+    "app": "Opens a page to try models and browse a CapFilt run",
     "capfilt": "Cleans image-text pairs by captioning and filtering",
     "serve": "Serves a checkpoint over HTTP",
     "export": "Exports a checkpoint to OpenVINO or ONNX, also in int8",
