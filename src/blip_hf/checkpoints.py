@@ -82,7 +82,8 @@ def head_of(source: str | os.PathLike[str]) -> str:
     from transformers.utils import CONFIG_NAME, cached_file
 
     require_checkpoint(str(source))
-    config = json.loads(Path(cached_file(source, CONFIG_NAME)).read_text(encoding="utf-8"))
+    path = str(cached_file(source, CONFIG_NAME))  # raises if there is none
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
     architecture = (config.get("architectures") or ["model without architecture"])[0]
     if architecture not in _HEADS:
         raise ValueError(f"{source} is a {architecture}. Pass a checkpoint of {', '.join(_HEADS)}.")
