@@ -40,6 +40,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_on_ray_with_the_same_bytes(
     on_ray, captioner_folder, photos, tmp_path, capsys, monkeypatch
 ):

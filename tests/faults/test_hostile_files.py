@@ -147,7 +147,8 @@ class SlowImages(torch.utils.data.Dataset):
 
 
 def test_slow_image_is_skipped_in_a_loader_worker():
-    (batch,) = torch.utils.data.DataLoader(SlowImages(), num_workers=1)
+    # A new process: threads of other tests, such as those of Ray, would not survive a fork.
+    (batch,) = torch.utils.data.DataLoader(SlowImages(), num_workers=1, multiprocessing_context="spawn")
     assert "reading it takes more than 0.5 seconds" in batch[0]
 
 

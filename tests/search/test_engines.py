@@ -14,6 +14,7 @@ from tests.support.files import write_tar
 from tests.support.images import encode_image, noise_images
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_actors_write_the_files_of_the_local_engine(cluster, matcher_folder, photos, tmp_path):
     pytest.importorskip("faiss")
