@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from blip_hf.data.readers import find_shards, json_files
-from blip_hf.data.readers.json_files import iterate_json_lines, iterate_json_list
+from blip_hf.data.readers.json_files import JsonArray, iterate_json_lines, iterate_json_list, read_json_object
 
 
 RECORDS = [
@@ -78,6 +78,73 @@ def test_non_list_raises_with_the_file_and_the_remedy(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"a\.json cannot be parsed after byte \d+ .*\.jsonl"):
         list(iterate_json_list(path))
+
+
+OBJECT = {
+    "info": {"year": 2017, "more": {"urls": ["a", {}], "empty": {}}},
+    "images": RECORDS[:-1],
+    "none": [],
+    'ж " :': 12,
+    "text": "a, {b} [c]",
+    "annotations": [[1], 2.5],
+    "last": None,
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_streamed_object_equals_the_parsed_object(tmp_path, chunk, indent, mark):
+    path = tmp_path / "a.json"
+    path.write_text(f"{mark} \n{json.dumps(OBJECT, indent=indent, ensure_ascii=False)}\r\n ", encoding="utf-8")
+    content = read_json_object(path)
+    assert list(content) == list(OBJECT)
+    lists = {key: list(value) if isinstance(value, JsonArray) else value for key, value in content.items()}
+    assert lists == OBJECT | {"info": {}}
+    assert content["images"].first == RECORDS[0]
+    text = path.read_bytes()
+    assert [json.loads(text[start:stop]) for start, stop, _ in content["images"].located()] == RECORDS[:-1]
+
+
+def test_of_equal_keys_the_last_counts(tmp_path, chunk):
+    (tmp_path / "a.json").write_text('{"a": [1, 2], "b": {}, "a": [3]}')
+    content = read_json_object(tmp_path / "a.json")
+    assert list(content) == ["a", "b"]
+    assert list(content["a"]) == [3]
+
+
+@pytest.mark.parametrize("text", ["{}", " { } "])
+def test_an_object_may_be_empty(tmp_path, chunk, text):
+    (tmp_path / "a.json").write_text(text)
+    assert read_json_object(tmp_path / "a.json") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"a"',
+        '{"a":',
+        '{"a": 1',
+        '{"a": 1,',
+        '{"a": 1,}',
+        '{"a" 1}',
+        "{1: 2}",
+        '{"a": 1 "b": 2}',
+        '{"a": [1 2]}',
+        '{"a": [1}',
+        '{"a": {"b": }}',
+        '{"a": 1} 2',
+        '{"a": ' * 100_000,
+        '{"a": "b',
+        '{"a": nul}',
+    ],
+)
+def test_non_object_raises_with_the_file_and_the_byte(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json cannot be parsed after byte \d+ .*Expected JSON in UTF-8"):
+        read_json_object(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("content", [b'["caf\xe9"]', b'{"a": "caf\xe9"}', b'["' + b"a" * 99_999 + b'", "\xe9"]'])

@@ -9,7 +9,7 @@ import tracemalloc
 import datasets
 import pytest
 
-from blip_hf.data.readers import arrow_cache, large_lists, lists, load_pairs
+from blip_hf.data.readers import arrow_cache, json_files, large_lists, lists, load_pairs
 from blip_hf.data.readers.usable import recorded_files
 from tests.support.files import write_json, write_json_lines
 
@@ -23,6 +23,9 @@ RECORDS = {
     "texts": [{"image": f"{i}.jpg", "caption": f"a {i}", "image_id": f"x{i // 2}"} for i in range(9)],
     "some ids": [{"image": f"{i // 2}.jpg", "caption": f"a {i}", "image_id": i if i % 2 else None} for i in range(9)],
     "clashing ids": [{"image": f"{i}.jpg", "caption": f"a {i}", "image_id": i // 2 or None} for i in range(9)],
+    "equal numbers and texts": [
+        {"image": f"{i}.jpg", "caption": "a", "image_id": 4 if i % 2 else "4"} for i in range(9)
+    ],
     "numbers and texts": [{"image": f"{i}.jpg", "caption": "a", "image_id": i if i % 2 else "x"} for i in range(9)],
 }
 
@@ -30,15 +33,15 @@ RECORDS = {
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Makes all lists large, and stores them in a new cache."""
-    monkeypatch.setattr(large_lists, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache" / "blip_hf"
 
 
 def both_ways(source, monkeypatch, **options):
-    monkeypatch.setattr(large_lists, "MAX_BYTES_IN_MEMORY", 2**40)
+    monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", 2**40)
     in_memory = load_pairs(source, **options)
-    monkeypatch.setattr(large_lists, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(large_lists, "_ROWS_PER_BATCH", 2)
     return load_pairs(source, **options), in_memory
 
@@ -115,9 +118,9 @@ def test_processes_that_load_the_same_list_convert_it_once(tmp_path):
     source = write_json(tmp_path / "a.json", [*PATH_RECORDS * 20, {"image": 5}])
     code = (
         "import datasets, os, sys\n"
-        "from blip_hf.data.readers import arrow_cache, large_lists, load_pairs\n"
+        "from blip_hf.data.readers import arrow_cache, json_files, large_lists, load_pairs\n"
         f"datasets.config.HF_DATASETS_CACHE = {str(tmp_path / 'cache')!r}\n"
-        "large_lists.MAX_BYTES_IN_MEMORY = 0\n"
+        "json_files.MAX_BYTES_IN_MEMORY = 0\n"
         "write_rows = large_lists._write_rows\n"
         "large_lists._write_rows = lambda *args: print('converted') or write_rows(*args)\n"
         f"print(len(load_pairs({str(source)!r})))\n"

@@ -27,7 +27,7 @@ from .usable import LoadedFile, recorded_files
 logger = logging.get_logger(__name__)
 
 # Changes with the content of the Arrow files.
-VERSION = 2
+VERSION = 3
 
 
 def cached_table(readers: Sequence[Any], write: Callable[[Path], None], *, key: str = "") -> Dataset:
@@ -41,7 +41,7 @@ def cached_table(readers: Sequence[Any], write: Callable[[Path], None], *, key: 
         key (`str`, *optional*):
             Further options that the content depends on.
     """
-    folder = _writable_folder()
+    folder = writable_folder()
     name = _digest(readers, key)
     path, counts_path = folder / f"{name}.arrow", folder / f"{name}.json"
     with Locks(folder).hold(name, wait=True):
@@ -80,7 +80,8 @@ def _loaded_file(state: dict[str, Any]) -> LoadedFile:
     return LoadedFile(state["name"], SkipCounts.from_state(state["counts"]), state["first"])
 
 
-def _writable_folder() -> Path:
+def writable_folder() -> Path:
+    """The folder of the Arrow files, or a temporary one if it is not writable."""
     folder = Path(datasets.config.HF_DATASETS_CACHE, "blip_hf")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,4 +106,4 @@ def _temporary_folder(unwritable: Path) -> Path:
 
 _temporary_folders: list[tempfile.TemporaryDirectory] = []
 
-__all__ = ["cached_table"]
+__all__ = ["cached_table", "writable_folder"]

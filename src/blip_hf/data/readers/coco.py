@@ -4,7 +4,9 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from .json_files import JsonArray
 from .records import Record, check_record, field_error, read_id, read_path, read_text
 
 
@@ -34,11 +36,13 @@ def coco_records(content: Record, name: str, *, needs_captions: bool = True) -> 
 
 def coco_images(content: Record, name: str) -> dict[int | str, Record]:
     """The records of `images` by id."""
-    images = {}
-    for where, image in listed(content, "images", name, "file_name"):
-        read_path(image, "file_name", where)
-        images[read_id(image, "id", where)] = image
-    return images
+    return {read_coco_image(image, where): image for where, image in listed(content, "images", name, "file_name")}
+
+
+def read_coco_image(image: Record, where: str) -> int | str:
+    """The id of an image. Raises `ValueError` if it has no path."""
+    read_path(image, "file_name", where)
+    return read_id(image, "id", where)
 
 
 def coco_captions(content: Record, name: str, images: Mapping[int | str, Record]) -> dict[int | str, list[str]]:
@@ -47,19 +51,29 @@ def coco_captions(content: Record, name: str, images: Mapping[int | str, Record]
     for where, annotation in listed(content, "annotations", name, "caption"):
         image_id = read_id(annotation, "image_id", where)
         if image_id not in images:
-            raise ValueError(f"{where}: image_id {image_id!r} is not among 'images'. Correct or remove this record.")
+            raise unknown_image_error(image_id, where)
         captions.setdefault(image_id, []).append(read_text(annotation, "caption", where))
     return captions
 
 
+def unknown_image_error(image_id: int | str, where: str) -> ValueError:
+    """The error for a caption without an image."""
+    return ValueError(f"{where}: image_id {image_id!r} is not among 'images'. Correct or remove this record.")
+
+
 def listed(content: Record, field: str, name: str, expected: str) -> Iterator[tuple[str, Record]]:
     """The records of a list in an object, each with its name in messages."""
-    records = content.get(field)
-    if not isinstance(records, list) or not records:
-        raise field_error(content, field, name, "a list of records")
-    for number, record in enumerate(records):
+    for number, record in enumerate(list_of(content, field, name)):
         where = f"{name}, {field}, record {number}"
         yield where, check_record(record, where, expected)
+
+
+def list_of(content: Record, field: str, name: str) -> list[Any] | JsonArray:
+    """A list in an object. Raises `ValueError` if it is missing or empty."""
+    records = content.get(field)
+    if not isinstance(records, (list, JsonArray)) or not records:
+        raise field_error(content, field, name, "a list of records")
+    return records
 
 
 def coco_image_id(path: str) -> int | None:
@@ -73,4 +87,13 @@ def coco_image_id(path: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-__all__ = ["coco_captions", "coco_image_id", "coco_images", "coco_records", "listed"]
+__all__ = [
+    "coco_captions",
+    "coco_image_id",
+    "coco_images",
+    "coco_records",
+    "list_of",
+    "listed",
+    "read_coco_image",
+    "unknown_image_error",
+]

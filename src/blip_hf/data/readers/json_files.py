@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Streams JSON lists and JSON lines record by record, from any record on, in constant memory."""
+"""Streams JSON lists, the lists in a JSON object, and JSON lines record by record in constant memory."""
 
 import codecs
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
+MAX_BYTES_IN_MEMORY = 2**22
+"""Size in bytes of files that are kept in memory: some 30,000 records."""
 MAX_RECORD_BYTES = 2**24
 """Maximum size in bytes of a record."""
 _CHUNK = 1 << 20  # bytes
 _DECODER = json.JSONDecoder()
-_BEHIND_VALUES = frozenset(" \t\n\r,]")
+_BEHIND_VALUES = frozenset(" \t\n\r,:]}")
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -22,13 +25,8 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
     with path.open("rb") as file:
         window = _Window(file, _start_of_text(file) if start is None else start)
         try:
-            if start is None:
-                window.take("[")
-            behind = window.take("]") if start is None and window.peek() == "]" else ","
-            while behind == ",":
-                window.peek()
-                yield window.offset, window.parse()
-                behind = window.take(",]")
+            for first_byte, _, record in _items(window, is_resumed=start is not None):
+                yield first_byte, record
             if window.peek():
                 raise ValueError("more text follows the list")
         except (ValueError, RecursionError) as error:
@@ -36,6 +34,42 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
                 f"{path} cannot be parsed after byte {window.offset} ({error}). Expected one list of JSON records in"
                 " UTF-8; name a file with one record a line .jsonl."
             ) from error
+
+
+@dataclass(frozen=True)
+class JsonArray:
+    """A list with records in a JSON object. They are parsed one by one, and each iteration parses them again."""
+
+    path: Path
+    offset: int  # of the bracket
+    first: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return (record for _, _, record in self.located())
+
+    def located(self) -> Iterator[tuple[int, int, Any]]:
+        """The records, each with its first byte and the byte after its last one."""
+        with self.path.open("rb") as file:
+            yield from _items(_Window(file, self.offset))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object without the content of its values: a [`JsonArray`] for each list with records, `{}` for each object.
+
+    Parses the whole file once, so all errors of its syntax are raised here.
+    """
+    with path.open("rb") as file:
+        window = _Window(file, _start_of_text(file))
+        try:
+            content = {key: _skim(window, path) for key in _keys(window)}
+            if window.peek():
+                raise ValueError("more text follows the object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} cannot be parsed after byte {window.offset} ({error}). Expected JSON in UTF-8: in a .json file one"
+                " value, such as a list of records; in a .jsonl file one record a line."
+            ) from error
+    return content
 
 
 def iterate_json_lines(path: Path, start: int | None = None, *, errors: str = "replace") -> Iterator[tuple[int, Any]]:
@@ -67,6 +101,47 @@ def _parse_line(line: bytes, errors: str) -> Any:
 
 def _start_of_text(file: BinaryIO) -> int:
     return len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+
+
+def _items(window: "_Window", *, is_resumed: bool = False) -> Iterator[tuple[int, int, Any]]:
+    """The values of a list, each with its first byte and the byte after its last one."""
+    if not is_resumed:
+        window.take("[")
+    behind = window.take("]") if not is_resumed and window.peek() == "]" else ","
+    while behind == ",":
+        window.peek()
+        start, value = window.offset, window.parse()
+        yield start, window.offset, value
+        behind = window.take(",]")
+
+
+def _keys(window: "_Window") -> Iterator[str]:
+    """The keys of an object. The caller consumes the value of a key before it asks for the next one."""
+    window.take("{")
+    behind = window.take("}") if window.peek() == "}" else ","
+    while behind == ",":
+        if window.peek() != '"':
+            raise ValueError(f"expected a key in double quotes, found {window.peek()!r}")
+        key = window.parse()
+        window.take(":")
+        yield key
+        behind = window.take(",}")
+
+
+def _skim(window: "_Window", path: Path) -> Any:
+    """The next value, without the content of lists and objects."""
+    start = window.peek()
+    if start == "{":
+        for _ in _keys(window):
+            _skim(window, path)
+        return {}
+    if start != "[":
+        return window.parse()
+    offset, items = window.offset, _items(window)
+    first = next(items, None)
+    for _ in items:
+        pass
+    return JsonArray(path, offset, first[2]) if first else []
 
 
 class _Window:
@@ -125,4 +200,4 @@ class _Window:
         self.is_whole = not content
 
 
-__all__ = ["iterate_json_lines", "iterate_json_list"]
+__all__ = ["JsonArray", "iterate_json_lines", "iterate_json_list", "read_json_object"]

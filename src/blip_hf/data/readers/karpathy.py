@@ -2,26 +2,26 @@
 """Karpathy's `dataset_{coco,flickr30k,flickr8k}.json`: `images` with `filename`, `split` and `sentences`."""
 
 import os
+from collections.abc import Iterator
 
 from .coco import listed
 from .records import Record, read_optional_id, read_path, read_text
 
 
-def karpathy_records(content: Record, name: str, split: str) -> list[Record]:
+def karpathy_records(content: Record, name: str, split: str) -> Iterator[Record]:
     """One record `{"image", "caption", "image_id"}` for each image of a split.
 
     As in BLIP's own list of COCO, the split `"train"` includes `restval`.
     """
     wanted = ("train", "restval") if split == "train" else (split,)
-    records, found = [], {}
+    found: dict[str, bool] = {}
     for where, image in listed(content, "images", name, "sentences"):
         own_split = read_text(image, "split", where)
         found[own_split] = True
         if own_split in wanted:
-            records.append(_read_image(image, where))
-    if not records:
+            yield _read_image(image, where)
+    if not any(own_split in wanted for own_split in found):
         raise ValueError(f"{name} has no split {split!r}; pass split= one of {', '.join(map(repr, found))}.")
-    return records
 
 
 def _read_image(image: Record, where: str) -> Record:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from . import json_files
 from .arrow_cache import cached_table
 from .lists import ListFile
 from .pairs import name_image, no_records_error
@@ -21,11 +22,10 @@ from .sources import Reader
 from .usable import usable_records
 
 
-MAX_BYTES_IN_MEMORY = 2**22
-"""Size in bytes of lists that are kept in memory: some 30,000 records."""
-
 _ROWS_PER_BATCH = 10_000
-_PART_COLUMNS = ("image", "caption", "name")
+_PARTS = pa.schema(
+    [("image", pa.string()), ("caption", pa.string()), ("name", pa.string()), ("is_text", pa.bool_())]  # of the name
+)
 # Hashes are grouped in as many parts, one after the other: sorting all of them at once takes more memory.
 _NUM_PARTS = 64
 
@@ -33,7 +33,7 @@ _NUM_PARTS = 64
 def are_large_lists(readers: Sequence[Reader]) -> bool:
     """Whether the readers are lists, and too large for memory."""
     are_lists = all(isinstance(reader, ListFile) for reader in readers)
-    return are_lists and sum(reader.path.stat().st_size for reader in readers) > MAX_BYTES_IN_MEMORY
+    return are_lists and sum(reader.path.stat().st_size for reader in readers) > json_files.MAX_BYTES_IN_MEMORY
 
 
 def read_large_lists(readers: Sequence[ListFile], *, is_joined: bool) -> Dataset:
@@ -72,7 +72,7 @@ def _write_pairs(readers: Sequence[ListFile], is_joined: bool, path: Path) -> No
         if is_joined or not kinds.are_given:
             columns = _columns_by_path(rows)
         else:
-            columns = _Columns(None if kinds.are_numbers else _Numbers(_first_rows(_hashes(rows, "name"))))
+            columns = _Columns(None if kinds.are_numbers else _Numbers(_first_rows(_hashes(rows, "name", "is_text"))))
         is_number = columns.source_column == "name" and kinds.names_are_numbers
         _write_table(rows, columns, path, pa.int64() if is_number else pa.string())
     finally:
@@ -80,30 +80,31 @@ def _write_pairs(readers: Sequence[ListFile], is_joined: bool, path: Path) -> No
 
 
 def _write_rows(readers: Sequence[ListFile], path: Path) -> _IdKinds:
-    """Writes image, caption and name of each pair."""
+    """Writes image, caption and name of each pair, and whether the name is a text or a number."""
     kinds = _IdKinds()
-    schema = pa.schema([(column, pa.string()) for column in _PART_COLUMNS])
     num_rows = 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        rows: list[tuple[str, str, str]] = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _PARTS) as writer:
+        rows: list[tuple[str, str, str, bool]] = []
         for reader in readers:
             for record in usable_records(reader.records(), str(reader.path)):
                 name = name_image(record.image_id, record.path)
                 kinds.note(record.image_id, name)
-                rows += [(record.image, caption, str(name)) for caption in record.captions]
+                is_text = isinstance(name, str)
+                rows += [(record.image, caption, str(name), is_text) for caption in record.captions]
                 if len(rows) >= _ROWS_PER_BATCH:
                     num_rows += len(rows)
-                    writer.write_batch(_batch(rows, schema))
+                    writer.write_batch(_batch(rows))
                     rows = []
         if rows:
-            writer.write_batch(_batch(rows, schema))
+            writer.write_batch(_batch(rows))
     if not num_rows + len(rows):
         raise no_records_error(readers)
     return kinds
 
 
-def _batch(rows: Sequence[tuple[str, ...]], schema: pa.Schema) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema)
+def _batch(rows: Sequence[tuple[str, str, str, bool]]) -> pa.RecordBatch:
+    columns = zip(zip(*rows, strict=True), _PARTS.types, strict=True)
+    return pa.record_batch([pa.array(column, kind) for column, kind in columns], _PARTS)
 
 
 def _write_table(rows: Path, columns: _Columns, path: Path, source_type: pa.DataType) -> None:
@@ -160,11 +161,12 @@ def _names_of(rows: Path, renamed: np.ndarray, first: np.ndarray) -> dict[int, s
     return {row: name_of[first[row]] for row in renamed.tolist()}
 
 
-def _hashes(rows: Path, column: str) -> np.ndarray:
+def _hashes(rows: Path, *columns: str) -> np.ndarray:
     """A hash of 64 bits for each row: with 10,000,000 images, two are equal with a probability of 3e-6."""
     hashes = np.empty(sum(len(batch) for _, batch in _batches(rows)), np.int64)
     for start, batch in _batches(rows):
-        hashes[start : start + len(batch)] = np.fromiter(map(hash, batch[column].to_pylist()), np.int64, len(batch))
+        values = zip(*(batch[column].to_pylist() for column in columns), strict=True)
+        hashes[start : start + len(batch)] = np.fromiter(map(hash, values), np.int64, len(batch))
     return hashes
 
 
@@ -208,4 +210,4 @@ class _Numbers:
         return self.numbers[self.first[rows]].astype(np.int64) - 1
 
 
-__all__ = ["MAX_BYTES_IN_MEMORY", "are_large_lists", "read_large_lists"]
+__all__ = ["are_large_lists", "read_large_lists"]

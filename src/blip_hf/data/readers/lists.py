@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from . import json_files
 from .coco import coco_records
 from .image_root import ImageRoot
-from .json_files import iterate_json_lines, iterate_json_list
+from .json_files import JsonArray, iterate_json_lines, iterate_json_list, read_json_object
 from .karpathy import karpathy_records
+from .large_coco import large_coco_records
 from .records import (
     ImageRecord,
     Record,
@@ -70,10 +72,14 @@ class ListFile:
             return _read_csv(self.path, errors="strict")
         if self.path.suffix == ".jsonl":
             return _read_lines(self.path)
-        if first_character(self.path) == "[":
+        start = first_character(self.path)
+        if start == "[":
             return (raw for _, raw in iterate_json_list(self.path))
+        if start == "{" and self.path.stat().st_size > json_files.MAX_BYTES_IN_MEMORY:
+            return self._read_object(read_json_object(self.path))
         content = read_json(self.path)
-        content = self._read_object(content) if isinstance(content, dict) else content
+        if isinstance(content, dict):
+            return self._read_object(content)
         if not isinstance(content, list):
             raise ValueError(f"{self.path} contains a {type(content).__name__}, expected {SHAPES}.")
         return content
@@ -86,15 +92,16 @@ class ListFile:
             return partial(_iterate_sequence, list(_read_csv(self.path, errors="replace")))
         if first_character(self.path) == "[":
             return partial(iterate_json_list, self.path)
-        return partial(_iterate_sequence, self._read_all())
+        return partial(_iterate_sequence, list(self._read_all()))
 
-    def _read_object(self, content: Record) -> list[Record]:
+    def _read_object(self, content: Record) -> Iterable[Record]:
         name = str(self.path)
         if "images" not in content:
             fields = ", ".join(map(repr, content)) or "nothing"
             raise ValueError(f"{name} contains an object with {fields}, expected {SHAPES}.")
-        if "annotations" in content or (not self.needs_captions and "sentences" not in (content["images"] or [{}])[0]):
-            return coco_records(content, name, needs_captions=self.needs_captions)
+        if "annotations" in content or not (self.needs_captions or _has_sentences(content["images"])):
+            read = large_coco_records if isinstance(content["images"], JsonArray) else coco_records
+            return read(content, name, needs_captions=self.needs_captions)
         return karpathy_records(content, name, self.split)
 
     def _parse_or_skip(self, raw: Any, row: int, where: str) -> ImageRecord | Skipped:
@@ -121,6 +128,13 @@ class ListFile:
         for row, (_, raw) in enumerate(islice(rows(start), stop - first_row), first_row):
             item = self._parse_or_skip(raw, row, where=f"{self.name}/{row:08d}")
             yield from [item] if isinstance(item, Skipped) else item.samples()
+
+
+def _has_sentences(images: Any) -> bool:
+    """Whether the first record of `images` is Karpathy's."""
+    if isinstance(images, JsonArray):
+        return _has_sentences([images.first])
+    return bool(images) and isinstance(images, list) and isinstance(images[0], dict) and "sentences" in images[0]
 
 
 def _read_lines(path: Path) -> Iterator[Any]:
