@@ -67,7 +67,7 @@ def pairs_of_first_images(similarity: Tensor, k: int, num_images: int) -> tuple[
 
     def remember(images: Tensor, texts: Tensor) -> Tensor:
         found.extend([images, texts])
-        return torch.zeros(len(images), device=images.device)
+        return torch.zeros(len(images), 2, device=images.device)
 
     rerank(similarity, k, remember)
     images, texts = found

@@ -6,6 +6,7 @@ saved here. They define only new fields and other defaults: the defaults of tran
 vision weights with standard deviation 1e-10) fit no released model.
 """
 
+import math
 import os
 from typing import Any
 
@@ -37,6 +38,8 @@ _MAX_SIZES = {
     "num_channels": 2**10,
 }
 _MAX_QUEUE_SIZE = 10**7
+# That of ITC at its start (salesforce/BLIP). Files of released retrieval models do not store another one.
+DEFAULT_ITM_TEMPERATURE = 0.07
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
 
 
@@ -119,6 +122,9 @@ class BlipConfig(UpstreamBlipConfig):
             Position-0 token of image-text matching: `"enc"` as in the BLIP paper, or `"cls"` as in transformers.
         question_start_token (`str`, *optional*, defaults to `"enc"`):
             Position-0 token of questions in VQA: `"enc"` or `"cls"`.
+        itm_temperature (`float`, *optional*, defaults to 0.07):
+            Temperature that the hard negatives of ITM were drawn at, which the posterior score divides cosines by. Training
+            stores it in the retrieval model, and `blip-hf evaluate retrieval --fit_temperature` replaces it.
 
     Example:
         >>> config = BlipConfig(text_config={"num_hidden_layers": 2}, label_smoothing=0.2)
@@ -131,6 +137,7 @@ class BlipConfig(UpstreamBlipConfig):
     label_smoothing: float | None = None
     itm_start_token: str = "enc"
     question_start_token: str = "enc"
+    itm_temperature: float = DEFAULT_ITM_TEMPERATURE
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict) and self.label_smoothing is not None:
@@ -159,6 +166,11 @@ class BlipConfig(UpstreamBlipConfig):
             value = getattr(self, name)
             if value not in ("enc", "cls"):
                 raise ValueError(f"{name} is {value!r}, expected 'enc' or 'cls'.")
+
+    def validate_itm_temperature(self) -> None:
+        """Checks that the temperature is above 0."""
+        if not 0 < self.itm_temperature < math.inf:
+            raise ValueError(f"itm_temperature is {self.itm_temperature}, expected a finite value above 0.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "BlipConfig":
@@ -224,7 +236,7 @@ class BlipContrastiveConfig(BlipConfig):
     queue_size: int = 57600
     momentum: float = 0.995
     alpha: float = 0.4
-    temperature_init_value: float = 0.07
+    temperature_init_value: float = DEFAULT_ITM_TEMPERATURE
     negative_temperature: float | None = None
     gather_keys: bool = True
     negative_all_rank: bool = False
@@ -374,6 +386,7 @@ def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
 
 
 __all__ = [
+    "DEFAULT_ITM_TEMPERATURE",
     "BlipConfig",
     "BlipContrastiveConfig",
     "BlipPreTrainingConfig",

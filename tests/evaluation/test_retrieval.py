@@ -154,7 +154,8 @@ def test_rerank_scores_each_pair_once():
 
     def score(images, texts):
         asked.extend(zip(images.tolist(), texts.tolist(), strict=True))
-        return torch.tensor([{(0, 0): 0.0, (0, 1): 1.0, (1, 0): 5.0, (1, 1): 2.0}[pair] for pair in asked])
+        matched = torch.tensor([{(0, 0): 0.0, (0, 1): 1.0, (1, 0): 5.0, (1, 1): 2.0}[pair] for pair in asked])
+        return torch.stack([torch.zeros_like(matched), matched], dim=1)
 
     of_images, _, num_pairs = rerank(similarity[:, :2], 2, score)
     assert asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -284,3 +285,28 @@ def test_two_processes_share_the_images_and_return_the_same_result(monkeypatch, 
         assert result.metrics() == {**alone.metrics(), **skipped}
         assert_close(dense(result.image_candidates, 15), dense(alone.image_candidates, 15), **SUMMATION_TOLERANCE)
         assert_close(dense(result.text_candidates, 6), dense(alone.text_candidates, 6), **SUMMATION_TOLERANCE)
+
+
+@pytest.mark.parametrize("score", ["itm", "paper", "posterior"])
+def test_metrics_of_a_score_do_not_depend_on_the_chosen_one(model, processor, pairs, score, monkeypatch):
+    monkeypatch.setattr(model.config, "itm_temperature", 0.02)
+    chosen = evaluate_retrieval(model, processor, pairs, k=3, score=score)
+    other = evaluate_retrieval(model, processor, pairs, k=3, score="paper")
+    assert chosen.reranked == chosen.rescored(score) == other.rescored(score)
+    logits, cosines = chosen.image_candidates.itm_logits, chosen.image_candidates.cosines
+    expected = {
+        "itm": logits[..., 1] - logits[..., 0],
+        "paper": logits[..., 1] + cosines,
+        "posterior": logits[..., 1] - logits[..., 0] + cosines / 0.02,
+    }
+    assert_close(chosen.image_candidates.scores, expected[score], **SUMMATION_TOLERANCE)
+    assert chosen.image_candidates.scores.diff(dim=1).le(0).all()
+    metrics = chosen.metrics()
+    assert metrics["itm_temperature"] == 0.02
+    for reported in {"paper", "posterior"} - {score}:
+        assert metrics[f"{reported}_r_mean"] == other.rescored(reported)["r_mean"]
+
+
+def test_unknown_score_is_refused_before_images_are_read(model, processor, pairs):
+    with pytest.raises(ValueError, match="score='cosine' is unknown"):
+        evaluate_retrieval(model, processor, [{**pair, "image": b"no image"} for pair in pairs], score="cosine")

@@ -18,11 +18,17 @@ from ..distributed import gather, rank, world_size
 from ..finite import require_finite_results
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
-from .defaults import BATCH_SIZE, K_TEST
+from .defaults import BATCH_SIZE, K_TEST, PAIR_SCORE, PairScore
 from .features import TokenizedTexts, encode_texts, evaluating, read_pixels
-from .recall import best_ranks, listed_ranks, rank_metrics
+from .pair_scores import check_score
+from .recall import best_ranks, rank_metrics
 from .relevance import Equality, Relevance, check_relevance
+from .rescoring import JudgedCandidates, fit_temperature
 from .two_stage import Candidates, PixelDataset, encode_images, matching_scores, rerank
+
+
+# Scores whose metrics stand beside those of the chosen one.
+_REPORTED_SCORES: tuple[PairScore, ...] = ("paper", "posterior")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,11 @@ class RetrievalResult:
         itc (`dict[str, float]`):
             Metrics of the cosine similarities, as named by [`~blip_hf.evaluation.recall.rank_metrics`].
         reranked (`dict[str, float]`):
-            The same metrics after re-ranking: the result.
+            The same metrics after re-ranking by `score`: the result.
+        score (`str`):
+            The score, as in [`~blip_hf.evaluation.pair_scores.pair_scores`].
+        temperature (`float`):
+            Temperature of the posterior score: `itm_temperature` of the model.
         num_skipped (`int`):
             Images left out with their captions: unreadable, or without usable captions.
         num_skipped_by_reason (`dict[str, int]`):
@@ -54,6 +64,10 @@ class RetrievalResult:
             Re-ranked captions of each image, `(n, k)`.
         text_candidates (`Candidates`):
             Re-ranked images of each caption, `(m, k)`.
+        judged (`dict[str, JudgedCandidates]`):
+            The candidates of each direction with their relevance.
+        ks (sequence of `int`):
+            Values of k for recall at k.
     """
 
     itc: dict[str, float]
@@ -67,12 +81,21 @@ class RetrievalResult:
     text_to_image: Tensor = field(repr=False)
     image_candidates: Candidates = field(repr=False)
     text_candidates: Candidates = field(repr=False)
+    score: PairScore
+    temperature: float
+    judged: dict[str, JudgedCandidates] = field(repr=False)
+    ks: Sequence[int] = field(repr=False)
     num_skipped_by_reason: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
-        """Returns re-ranked metrics, first-stage metrics (`itc_...`) and counts as one flat dictionary."""
+        """Returns re-ranked metrics, those of the cosines (`itc_...`), and counts as one flat dictionary.
+
+        Metrics of the other scores have names such as `paper_r_mean` and `posterior_r_mean`.
+        """
+        others = {score: self.rescored(score) for score in _REPORTED_SCORES if score != self.score}
         return {
             **self.reranked,
+            **{f"{score}_{name}": value for score, metrics in others.items() for name, value in metrics.items()},
             **{f"itc_{name}": value for name, value in self.itc.items()},
             "num_items": len(self.image_ids),
             "num_texts": len(self.texts),
@@ -81,7 +104,28 @@ class RetrievalResult:
             "num_pairs": self.num_pairs,
             "num_equal_images": self.num_equal_images,
             "num_equal_texts": self.num_equal_texts,
+            "itm_temperature": self.temperature,
         }
+
+    def rescored(self, score: PairScore, *, temperature: float | None = None) -> dict[str, float]:
+        """Returns the metrics of another score of the same candidates, without the model.
+
+        Args:
+            score (`str`):
+                `"itm"`, `"paper"` or `"posterior"`, see [`~blip_hf.evaluation.pair_scores.pair_scores`].
+            temperature (`float`, *optional*):
+                Temperature of the posterior score. Defaults to `self.temperature`.
+        """
+        own = self.temperature if temperature is None else temperature
+        ranks = {name: judged.ranks(score, temperature=own) for name, judged in self.judged.items()}
+        return rank_metrics(ranks, ks=self.ks)
+
+    def fit_temperature(self) -> float:
+        """Returns the temperature that fits this set, see [`~blip_hf.evaluation.rescoring.fit_temperature`].
+
+        Set it as `model.config.itm_temperature`, and evaluate on another set.
+        """
+        return fit_temperature(self.judged.values())
 
 
 def evaluate_retrieval(
@@ -98,11 +142,12 @@ def evaluate_retrieval(
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
     relevance: Relevance = "equal",
+    score: PairScore = PAIR_SCORE,
 ) -> RetrievalResult:
     """Ranks all captions for each image, and all images for each caption.
 
-    The cosine similarity of the features selects `k` candidates per query. They are re-ranked by the ITM logit plus the
-    cosine; all others rank below them. Each image is encoded once, and each pair is scored once.
+    The cosine similarity of the features selects `k` candidates per query. They are re-ranked by `score`, which combines ITM
+    logits and cosines; all others rank below them. Each image is encoded once, and each pair is scored once.
 
     The vision states of all images stay in main memory between the stages: 1.8 MB per image for ViT-B at 384 pixels in
     fp32. Under `torch.distributed` each process takes a share of the images, and all return the same result.
@@ -135,12 +180,16 @@ def evaluate_retrieval(
             `image_id` alone, the protocol of the published numbers, in which a caption is wrong for an image whose own
             caption equals it. `"equal"`: also captions equal to a right one, and those of an equal image, because no
             model can tell equal inputs apart.
+        score (`str`, *optional*, defaults to `"paper"`):
+            Score that re-ranks: `"paper"`, the ITM logit plus the cosine; `"posterior"`, the log-odds of a match plus the
+            cosine divided by `model.config.itm_temperature`; or `"itm"`, the log-odds alone. The result has the metrics of
+            all of them.
 
     Returns:
         `RetrievalResult`: metrics of both stages, and the ranked candidates.
 
     Raises:
-        ValueError: If there are no pairs, none can be used, a score is NaN, `k` is below one, or `relevance` is unknown.
+        ValueError: If there are no pairs, none can be used, a score is NaN, `k` is below one, or `relevance` or `score` is unknown.
 
     Example:
         >>> result = evaluate_retrieval(model, processor, load_pairs("test.json"), k=256)  # doctest: +SKIP
@@ -157,6 +206,7 @@ def evaluate_retrieval(
         states_dtype=states_dtype,
         show_progress=show_progress,
         relevance=relevance,
+        score=score,
     )
     groups = group_captions(pairs)
     captions = {group["image_id"]: usable_captions(group["captions"], normalize_captions) for group in groups}
@@ -176,8 +226,10 @@ class TwoStageSettings:
     states_dtype: torch.dtype | None
     show_progress: bool
     relevance: Relevance
+    score: PairScore
 
     def __post_init__(self) -> None:
+        check_score(self.score)
         check_num_candidates(self.k)
         check_relevance(self.relevance)
 
@@ -197,6 +249,7 @@ def evaluate_two_stages(
 
     Ids without captions are left out.
     """
+    temperature = model.config.itm_temperature
     with evaluating(model):
         images = encode_images(
             model,
@@ -218,12 +271,21 @@ def evaluate_two_stages(
         scorer = matching_scores(
             model, images, rows, batch_size=settings.text_batch_size, show_progress=settings.show_progress
         )
-        of_images, of_texts, num_pairs = rerank(similarity, settings.k, scorer)
+        of_images, of_texts, num_pairs = rerank(
+            similarity, settings.k, scorer, score=settings.score, temperature=temperature
+        )
         require_finite_results(_are_finite(of_images.scores), image_ids, model=model)
     of_images, of_texts = of_images.cpu(), of_texts.cpu()
+    judged = {
+        direction: JudgedCandidates.of(candidates, relevance)
+        for direction, candidates, relevance in zip(
+            settings.direction_names, (of_images, of_texts), (is_right, is_right.T), strict=True
+        )
+    }
+    ranks = tuple(own.ranks(settings.score, temperature=temperature) for own in judged.values())
     return RetrievalResult(
         itc=settings.metrics(cosine_ranks),
-        reranked=settings.metrics(_listed_ranks(of_images, of_texts, is_right)),
+        reranked=settings.metrics(ranks),
         num_skipped=len(captions) - len(image_ids),
         num_skipped_by_reason=dict(images.skipped + Counter(empty_text=sum(not own for own in captions.values()))),
         num_pairs=num_pairs,
@@ -234,6 +296,10 @@ def evaluate_two_stages(
         text_to_image=text_to_image,
         image_candidates=of_images,
         text_candidates=of_texts,
+        score=settings.score,
+        temperature=temperature,
+        judged=judged,
+        ks=settings.ks,
     )
 
 
@@ -283,15 +349,6 @@ def _cosines(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 def _cosine_ranks(similarity: Tensor, is_right: Tensor) -> tuple[Tensor, Tensor]:
     return best_ranks(similarity, is_right), best_ranks(similarity.T, is_right.T)
-
-
-def _listed_ranks(of_images: Candidates, of_texts: Candidates, is_right: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks of the images, `(n,)`, and of the texts, `(m,)`, in the candidates of the other kind."""
-    ranks = []
-    for candidates, right in ((of_images, is_right), (of_texts, is_right.T)):
-        num_wrong = right.shape[1] - right.sum(dim=1)
-        ranks.append(listed_ranks(candidates.scores, right.gather(1, candidates.index), num_wrong))
-    return ranks[0], ranks[1]
 
 
 __all__ = [

@@ -19,39 +19,70 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.utils import logging
 
+from ..configuration_blip import DEFAULT_ITM_TEMPERATURE
 from ..data.pairs import SkipReporter
 from ..data.skips import image_reason
 from ..distributed import gather, gather_objects, rank, world_size
 from ..image_utils import UnreadableImageError
 from ..modeling.retrieval import BlipForImageTextRetrieval
+from .defaults import PAIR_SCORE, PairScore
 from .features import TokenizedTexts
+from .pair_scores import pair_scores
 
 
 PairScorer = Callable[[Tensor, Tensor], Tensor]
-"""Maps image numbers and text numbers, `(u,)` each, to scores of the pairs, `(u,)`."""
+"""Maps image numbers and text numbers, `(u,)` each, to ITM logits of the pairs, `(u, 2)`."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The scored candidates of each query, best first: their numbers and scores, `(q, k)` each."""
+    """The candidates of each query, best first.
+
+    Args:
+        index (`torch.Tensor` of shape `(q, k)`):
+            Their numbers.
+        scores (`torch.Tensor` of shape `(q, k)`):
+            Scores that sort them.
+        itm_logits (`torch.Tensor` of shape `(q, k, 2)`):
+            ITM logits, unmatched and matched.
+        cosines (`torch.Tensor` of shape `(q, k)`):
+            Cosines with the query.
+    """
 
     index: Tensor
     scores: Tensor
+    itm_logits: Tensor = field(repr=False)
+    cosines: Tensor = field(repr=False)
+
+    @classmethod
+    def best_first(cls, index: Tensor, scores: Tensor, itm_logits: Tensor, cosines: Tensor) -> "Candidates":
+        """Sorts candidates by score; ties keep their order."""
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        itm_logits = itm_logits.gather(1, order[..., None].expand_as(itm_logits))
+        return cls(index.gather(1, order), scores, itm_logits, cosines.gather(1, order))
 
     def cpu(self) -> "Candidates":
         """Returns a copy on the CPU."""
-        return Candidates(self.index.cpu(), self.scores.cpu())
+        return Candidates(self.index.cpu(), self.scores.cpu(), self.itm_logits.cpu(), self.cosines.cpu())
 
 
-def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candidates, Candidates, int]:
-    """Ranks the `k` nearest texts of each image, and images of each text, by ITM score plus cosine similarity.
+def rerank(
+    similarity: Tensor,
+    k: int,
+    score_pairs: PairScorer,
+    *,
+    score: PairScore = PAIR_SCORE,
+    temperature: float = DEFAULT_ITM_TEMPERATURE,
+) -> tuple[Candidates, Candidates, int]:
+    """Ranks the `k` nearest texts of each image, and images of each text, by ITM logits and cosines.
 
-    Calls `score_pairs` once, with all distinct pairs sorted by image. Returns the candidates of each image, those of each
-    text, and the number of scored pairs.
+    Calls `score_pairs` once, with all distinct pairs sorted by image. `score` and `temperature` are those of
+    [`~blip_hf.evaluation.pair_scores.pair_scores`]. Returns the candidates of each image, those of each text, and the number
+    of scored pairs.
 
     Example:
         >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # (n, m)
-        >>> of_images, of_texts, num_pairs = rerank(similarity, 1, lambda images, texts: torch.ones(len(images)))
+        >>> of_images, of_texts, num_pairs = rerank(similarity, 1, lambda images, texts: torch.zeros(len(images), 2))
         >>> of_images.index.tolist(), of_texts.index.tolist(), num_pairs
         ([[0], [1]], [[0], [1]], 2)
     """
@@ -63,18 +94,15 @@ def rerank(similarity: Tensor, k: int, score_pairs: PairScorer) -> tuple[Candida
     numbers_of_texts = num_texts * image_index + torch.arange(num_texts, device=similarity.device)[:, None]
     wanted = torch.cat([numbers_of_images.flatten(), numbers_of_texts.flatten()])
     numbers, place = wanted.unique(return_inverse=True)  # (u,), (n * k + m * k,)
-    scores = score_pairs(numbers // num_texts, numbers % num_texts) + similarity.take(numbers)
-    of_images, of_texts = scores[place].split([text_index.numel(), image_index.numel()])
-    return (
-        _best_first(text_index, of_images.view_as(text_index)),
-        _best_first(image_index, of_texts.view(image_index.shape)),
-        len(numbers),
+    itm_logits, cosines = score_pairs(numbers // num_texts, numbers % num_texts), similarity.take(numbers)
+    scores = pair_scores(itm_logits, cosines, score, temperature=temperature)  # (u,)
+    num_of_images = text_index.numel()
+    own = (place[:num_of_images].view(text_index.shape), place[num_of_images:].view(image_index.shape))
+    of_images, of_texts = (
+        Candidates.best_first(index, scores[pairs], itm_logits[pairs], cosines[pairs])
+        for index, pairs in zip((text_index, image_index), own, strict=True)
     )
-
-
-def _best_first(index: Tensor, scores: Tensor) -> Candidates:
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return Candidates(index.gather(1, order), scores)
+    return of_images, of_texts, len(numbers)
 
 
 class PixelDataset(Dataset):
@@ -198,7 +226,7 @@ def matching_scores(
     batch_size: int,
     show_progress: bool,
 ) -> PairScorer:
-    """Returns a function that scores pairs by their ITM logit, for `rerank`. Each process scores the pairs of its images.
+    """Returns a function that computes the ITM logits of pairs, for `rerank`. Each process scores the pairs of its images.
 
     The function frees the states of each image after use, so it can be called only once.
     """
@@ -207,7 +235,7 @@ def matching_scores(
         starts = torch.searchsorted(image_index.cpu(), torch.arange(len(images.numbers) + 1)).tolist()
         text_index = text_index.cpu()
         places = [torch.empty(0, dtype=torch.long)]
-        scores = [torch.empty(0, device=model.device, dtype=torch.float32)]
+        own_logits = [torch.empty(0, 2, device=model.device, dtype=torch.float32)]
         for number in logging.tqdm(sorted(images.states), desc="Re-ranking", disable=not show_progress):
             states = images.states.pop(number)[None].to(model.device, model.vision_proj.weight.dtype)
             memory = model.text_encoder.build_image_memory(states)
@@ -216,10 +244,10 @@ def matching_scores(
                 place = own[position]
                 logits = model.get_itm_logits(memory, *rows.batch(text_index[place]))
                 places.append(place)
-                scores.append(logits[:, 1].float())
+                own_logits.append(logits.float())
         all_places = gather(torch.cat(places).to(model.device))
-        all_scores = gather(torch.cat(scores))
-        return torch.empty_like(all_scores).index_copy_(0, all_places, all_scores)
+        all_logits = gather(torch.cat(own_logits))
+        return torch.empty_like(all_logits).index_copy_(0, all_places, all_logits)  # (u, 2)
 
     return score
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.videos import read_frames
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
-from .defaults import K_TEST
+from .defaults import K_TEST, PAIR_SCORE, PairScore
 from .features import read_pixels
 from .relevance import Relevance
 from .retrieval import RetrievalResult, TwoStageSettings, evaluate_two_stages, usable_captions
@@ -31,6 +31,7 @@ def evaluate_video_retrieval(
     states_dtype: torch.dtype | None = None,
     show_progress: bool = False,
     relevance: Relevance = "equal",
+    score: PairScore = PAIR_SCORE,
 ) -> RetrievalResult:
     """Ranks all captions for each video, and all videos for each caption, without training on videos.
 
@@ -64,6 +65,8 @@ def evaluate_video_retrieval(
             Whether to show progress bars.
         relevance (`str`, *optional*, defaults to `"equal"`):
             Which captions are right for a video, as in [`~blip_hf.evaluation.retrieval.evaluate_retrieval`].
+        score (`str`, *optional*, defaults to `"paper"`):
+            Score that re-ranks, as in [`~blip_hf.evaluation.retrieval.evaluate_retrieval`].
 
     Returns:
         `RetrievalResult`: metrics named `video_to_text_...` and `text_to_video_...`; its images are the videos.
@@ -82,6 +85,7 @@ def evaluate_video_retrieval(
         states_dtype=states_dtype,
         show_progress=show_progress,
         relevance=relevance,
+        score=score,
     )
     videos: dict[int, str] = {}
     captions: dict[int | str, list[str]] = {}

@@ -119,7 +119,15 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     def export_retriever(self) -> BlipForImageTextRetrieval:
         """The retrieval model inside, which shares its weights with this model; plain transformers can load it."""
         parts = ("vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head")
-        return self._export(BlipForImageTextRetrieval, parts)
+        retriever = self._export(BlipForImageTextRetrieval, parts)
+        retriever.config.itm_temperature = self.negative_temperature()
+        return retriever
+
+    def negative_temperature(self) -> float:
+        """The temperature that hard negatives are drawn at: the configured one, or that of ITC."""
+        if self.config.negative_temperature is not None:
+            return self.config.negative_temperature
+        return round(self._clamped_temperature().item(), 6)  # without the digits that float32 adds
 
     def _check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, return_loss: bool) -> Tensor:
         """The attention mask, derived from the padding tokens if it is not given."""
