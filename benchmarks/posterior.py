@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     report = {
         "job": "posterior",
         **describe(torch.device("cpu")),
-        "model": options.model,
+        "model": "/".join(Path(options.model).parts[-2:]),
         "itm_temperature": model.config.itm_temperature,
         "k": options.k,
         "sets": sets,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
 
 def _sets(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     if options.data is not None:
-        yield options.data, load_pairs(options.data, allow_outside=True)
+        yield Path(options.data).name, load_pairs(options.data, allow_outside=True)
         return
     for number in range(options.num_sets):
         start = FIRST_SCENE + number * options.num_scenes
@@ -75,11 +75,12 @@ def _sets(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 def score_metrics(result: RetrievalResult) -> dict[str, dict[str, float]]:
     """The metrics of each score, by its label in the table."""
     fitted = result.fit_temperature()
+    temperatures = sorted({*TEMPERATURES, result.temperature})
     return {
         "cosine": result.itc,
         "paper": result.rescored("paper"),
         "ITM alone": result.rescored("itm"),
-        **{f"posterior, T = {value:g}": result.rescored("posterior", temperature=value) for value in TEMPERATURES},
+        **{f"posterior, T = {value:g}": result.rescored("posterior", temperature=value) for value in temperatures},
         "posterior, T fitted on the set itself": result.rescored("posterior", temperature=fitted),
     }
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor
+from blip_hf import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipProcessor, match_texts
 from blip_hf.caption_settings import CaptionSettings
 from blip_hf.captioner import BlipCaptioner, Caption
 from blip_hf.image_utils import UnreadableImageError
@@ -244,6 +244,22 @@ def test_itm_probability_is_the_softmax_of_the_matcher(model, processor, matcher
         assert_close(torch.tensor(caption.itm_probability), probability, rtol=1e-4, atol=1e-6)
         assert caption.log_probability is None
     assert len({caption.itm_probability for caption in captions}) > 1
+
+
+@pytest.mark.parametrize("score", ["itm", "paper", "posterior"])
+def test_pair_score_is_that_of_match_texts(model, processor, matcher, images, score):
+    captioner = BlipCaptioner(model, processor, matcher=matcher, matcher_score=score)
+    captions = [caption for caption in captioner.caption(images, num_return_sequences=2) if caption.text]
+    assert len({caption.image_index for caption in captions}) > 1
+    for caption in captions:
+        image = images[caption.image_index]
+        (match,) = match_texts(matcher, processor, [image], caption.text, normalize_texts=False, score=score)
+        assert caption.pair_score == pytest.approx(match.pair_score, abs=1e-4)
+
+
+def test_a_score_without_matcher_raises(model, processor):
+    with pytest.raises(ValueError, match="matcher_score='posterior' needs a matcher"):
+        BlipCaptioner(model, processor, matcher_score="posterior")
 
 
 def test_matcher_can_use_cls_instead_of_enc(model, processor, matcher, images):

@@ -40,6 +40,7 @@ LAYERS = (
     (
         "cjk",
         "objectives",
+        "pair_scores",
         "configuration_blip",
         "image_arrays",
         "image_files",
@@ -58,6 +59,7 @@ LAYERS = (
 # The libraries that restricted parts may import, besides the standard library.
 LIBRARIES = {
     "objectives": {"torch"},
+    "pair_scores": {"torch", "numpy"},
     "evaluation.recall": {"torch", "numpy"},
     "modeling": {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "openvino", "onnxruntime"},
 }

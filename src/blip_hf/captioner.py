@@ -24,7 +24,9 @@ from .modeling.attention import ImageMemory
 from .modeling.caption import BlipForConditionalGeneration, score_sequences
 from .modeling.cpu import optimize_for_cpu
 from .modeling.logits_check import LogitsCheck
+from .modeling.projection import pool_and_project
 from .modeling.retrieval import BlipForImageTextRetrieval
+from .pair_scores import PairScore, check_score, pair_scores
 from .processing_blip import BlipProcessor
 
 
@@ -46,6 +48,8 @@ class Caption:
     """Number of tokens in that sum."""
     itm_probability: float | None = None
     """Probability that image and `text` match, from the ITM head of the matcher."""
+    pair_score: float | None = None
+    """`matcher_score` of image and `text`, which ranks the captions of an image."""
     error: str | None = None
     """Why the image could not be read."""
     error_kind: ImageErrorKind | None = None
@@ -99,6 +103,9 @@ class BlipCaptioner:
             Model that computes `itm_probability`.
         matcher_processor (`BlipProcessor`, *optional*, defaults to `processor`):
             Processor of `matcher`, if it has another image size or vocabulary.
+        matcher_score (`str`, *optional*):
+            Score of the matcher to compute as `pair_score`: `"paper"`, `"posterior"` or `"itm"`, see
+            [`~blip_hf.pair_scores.pair_scores`].
         prompt (`str`, *optional*):
             Start of each caption, which is removed from the result. `""` for none. Defaults to the prompt of the
             checkpoint, else `"a picture of "`.
@@ -124,12 +131,17 @@ class BlipCaptioner:
         *,
         matcher: BlipForImageTextRetrieval | None = None,
         matcher_processor: BlipProcessor | None = None,
+        matcher_score: PairScore | None = None,
         prompt: str | None = None,
         batch_size: int = 8,
         seed: int | None = None,
         num_workers: int = 0,
         **generation_settings: Any,
     ) -> None:
+        if matcher_score is not None:
+            check_score(matcher_score)
+            if matcher is None:
+                raise ValueError(f"matcher_score={matcher_score!r} needs a matcher. Pass one, or leave it out.")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is too small. Pass 1 or more.")
         refused = [name for name in _OWN_SETTINGS if name in generation_settings]
@@ -141,6 +153,7 @@ class BlipCaptioner:
         self.model = model.eval()
         self.processor = processor
         self.matcher = None if matcher is None else matcher.eval()
+        self.matcher_score = matcher_score
         self.matcher_processor = processor if matcher_processor is None else matcher_processor
         self.caption_settings = CaptionSettings.resolve(processor.caption_settings)
         self.prompt = self.caption_settings.prompt if prompt is None else prompt
@@ -169,7 +182,7 @@ class BlipCaptioner:
             device (`str` or `torch.device`, *optional*):
                 Defaults to an accelerator (CUDA, XPU, MPS) if there is one. On CPUs, [`optimize_for_cpu`] is applied.
             **kwargs:
-                `prompt`, `batch_size`, `seed`, `num_workers` and settings of `generate`.
+                `prompt`, `batch_size`, `seed`, `num_workers`, `matcher_score` and settings of `generate`.
         """
         device = pick_device(device)
         dtype = "auto" if dtype is None else dtype
@@ -264,7 +277,7 @@ class BlipCaptioner:
         if return_scores:
             columns["log_probability"], columns["num_tokens"] = self._score(memory, sequences)
         if self.matcher is not None:
-            columns["itm_probability"] = self._match(batch.images, texts)
+            columns |= self._match(batch.images, texts)
         return [Caption(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
     @torch.inference_mode()
@@ -296,13 +309,23 @@ class BlipCaptioner:
         return sums.tolist(), counts.tolist()
 
     @torch.inference_mode()
-    def _match(self, images: list[Image.Image], texts: list[str]) -> list[float]:
-        """Probabilities that each of `n * g` texts matches its image."""
+    def _match(self, images: list[Image.Image], texts: list[str]) -> dict[str, list[float]]:
+        """Probabilities that each of `n * g` texts matches its image, and their scores if one is chosen."""
+        matcher = self.matcher
         # [CLS] first: the matcher replaces it by the token of its configuration.
-        inputs = self.matcher_processor(images, texts, role="contrast", return_tensors="pt").to(self.matcher.device)
-        memory = self.matcher.get_image_memory(inputs["pixel_values"])
-        logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
-        return logits.float().softmax(dim=-1)[:, 1].tolist()
+        inputs = self.matcher_processor(images, texts, role="contrast", return_tensors="pt").to(matcher.device)
+        states = matcher.vision_model(inputs["pixel_values"]).last_hidden_state  # (n, p, d)
+        memory = matcher.text_encoder.build_image_memory(states)
+        logits = matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"]).float()  # (n * g, 2)
+        columns = {"itm_probability": logits.softmax(dim=-1)[:, 1].tolist()}
+        if self.matcher_score is not None:
+            image_features = pool_and_project(states, matcher.vision_proj)  # (n, d)
+            text_features = matcher.get_text_features(inputs["input_ids"], inputs["attention_mask"], cls_only=True)
+            own_images = image_features.repeat_interleave(len(texts) // len(images), dim=0)  # (n * g, d)
+            cosines = (own_images * text_features.pooler_output).sum(dim=-1)
+            temperature = matcher.config.itm_temperature
+            columns["pair_score"] = pair_scores(logits, cosines, self.matcher_score, temperature=temperature).tolist()
+        return columns
 
 
 def single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:

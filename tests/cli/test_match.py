@@ -63,6 +63,15 @@ def test_a_table_has_names_and_four_digits(matcher_folder, paths, capsys):
         ]
 
 
+def test_the_score_is_a_column(matcher_folder, paths, capsys):
+    assert match(matcher_folder, paths[0], "a b", "--score", "posterior", "--format", "json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    model = BlipForImageTextRetrieval.from_pretrained(matcher_folder)
+    processor = BlipProcessor.from_pretrained(matcher_folder)
+    (expected,) = match_texts(model, processor, paths[:1], "a b", score="posterior")
+    assert row["pair_score"] == pytest.approx(expected.pair_score, abs=1e-4)
+
+
 def test_the_status_is_1_if_every_image_fails(matcher_folder, image_folder, capsys):
     assert match(matcher_folder, image_folder / "broken.jpg", "missing.png", "a b") == 1
     output, error = capsys.readouterr()

@@ -53,7 +53,7 @@ def test_json_has_all_fields_in_full(index_folder, capsys):
     results = json.loads(capsys.readouterr().out)
     index = BlipIndex.open(index_folder, device="cpu")
     hits = index.search("a dog", k=3, rerank=5)
-    names = ("image", "similarity", "itm_probability", "caption", "image_id", "width", "height")
+    names = ("image", "similarity", "itm_probability", "pair_score", "caption", "image_id", "width", "height")
     assert results == [
         {"rank": rank} | {name: getattr(hit, name) for name in names} for rank, hit in enumerate(hits, 1)
     ]

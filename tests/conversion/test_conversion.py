@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import blip_hf
 from blip_hf import (
+    BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForPreTraining,
@@ -136,6 +137,11 @@ def test_from_pretrained_finds_every_tensor_and_the_processor(task, converted):
     assert (processor.dec_token_id, processor.enc_token_id) == (VOCAB_SIZE - 2, VOCAB_SIZE - 1)
     assert processor.image_processor.size == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     assert processor.image_processor.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+@pytest.mark.parametrize(("task", "expected"), [("retrieval", 0.031), ("matching", 0.07)])
+def test_a_matcher_keeps_the_temperature_of_its_file(converted, task, expected):
+    assert BlipConfig.from_pretrained(converted[task][1]).itm_temperature == expected
 
 
 @pytest.mark.parametrize("name", ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"])

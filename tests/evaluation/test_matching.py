@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Scores of images and texts equal those of the model, pair by pair."""
 
+import math
+
 import pytest
 import torch
 
@@ -81,3 +83,24 @@ def test_pairwise_compares_each_image_with_its_own_texts(model, processor, image
 def test_pairwise_needs_texts_for_each_image(model, processor, images):
     with pytest.raises(ValueError, match="Got 2 images and 1 lists of texts"):
         match_texts(model, processor, images[:2], [["a"]], pairwise=True)
+
+
+@pytest.mark.parametrize("score", ["itm", "paper", "posterior"])
+def test_the_score_that_is_asked_for_is_computed(score, model, processor, images, monkeypatch):
+    monkeypatch.setattr(model.config, "itm_temperature", 0.02)
+    for match in match_texts(model, processor, images, TEXTS, score=score, batch_size=2):
+        probability, cosine = match.itm_probability, match.itc_similarity
+        log_odds = math.log(probability / (1 - probability))
+        if score == "paper":
+            inputs = processor(images[match.image_index], match.text.lower().strip("!"), return_tensors="pt")
+            with torch.no_grad():
+                expected = model(**inputs).itm_logits[0, 1].item() + cosine
+        else:
+            expected = log_odds + (cosine / 0.02 if score == "posterior" else 0)
+        assert match.pair_score == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_score_is_computed_by_default_and_an_unknown_one_raises(model, processor, images):
+    assert match_texts(model, processor, images[:1], "a")[0].pair_score is None
+    with pytest.raises(ValueError, match="score='cosine' is unknown"):
+        match_texts(model, processor, images[:1], "a", score="cosine")

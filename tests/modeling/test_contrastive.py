@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from blip_hf import BlipConfig, BlipRetrievalTrainingConfig
 from tests.support.batches import CONTRASTIVE_TASKS, make_model_and_batch
 
 
@@ -36,3 +37,17 @@ def test_return_loss_false_raises(model_and_batch):
     model, batch = model_and_batch
     with pytest.raises(ValueError, match=rf"{type(model).__name__} only computes losses. Call export_\w+\(\)"):
         model(**batch, return_loss=False)
+
+
+@pytest.mark.parametrize(("negative_temperature", "expected"), [(None, 0.031), (0.2, 0.2)])
+def test_the_exported_retriever_stores_the_temperature_of_the_negatives(
+    model_and_batch, negative_temperature, expected, tmp_path
+):
+    model, _ = model_and_batch
+    model.config.negative_temperature = negative_temperature
+    with torch.no_grad():
+        model.temp.fill_(0.031)
+    model.export_retriever().save_pretrained(tmp_path)
+    assert BlipConfig.from_pretrained(tmp_path).itm_temperature == expected
+    # It does not become a setting of the next training.
+    assert BlipRetrievalTrainingConfig.from_pretrained(tmp_path).negative_temperature is None

@@ -72,10 +72,30 @@ def test_candidates_are_sorted_by_their_itm_probability(keep_states, encoder, ph
     matches = match_texts(encoder.model, encoder.processor, images, "a dog")
     wanted = {f"{match.image_index:02d}.png": match.itm_probability for match in matches}
     nearest = names(index.search("a dog", k=6))
-    hits = index.search("a dog", k=4, rerank=6)
+    hits = index.search("a dog", k=4, rerank=6, score="itm")
     assert names(hits) == sorted(nearest, key=wanted.get, reverse=True)[:4]
     found = dict(zip(names(hits), (hit.itm_probability for hit in hits), strict=True))
     assert found == pytest.approx({name: wanted[name] for name in found}, abs=5e-3 if keep_states else 1e-5)
+
+
+@pytest.mark.parametrize("score", ["itm", "paper", "posterior"])
+@pytest.mark.parametrize("with_image", [False, True])
+def test_candidates_are_sorted_by_the_score_with_the_text(score, with_image, encoder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder.model.config, "itm_temperature", 0.01)
+    index = build(tmp_path / "index", encoder, photos)
+    matches = match_texts(encoder.model, encoder.processor, all_photos(photos), "a dog", score=score)
+    wanted = {f"{match.image_index:02d}.png": match.pair_score for match in matches}
+    query = {"image": photos / "05.png"} if with_image else {}
+    nearest = names(index.search("a dog", **query, k=6))
+    hits = index.search("a dog", **query, k=6, rerank=6, score=score)
+    assert names(hits) == sorted(nearest, key=wanted.get, reverse=True)
+    assert [hit.pair_score for hit in hits] == pytest.approx([wanted[name] for name in names(hits)], abs=1e-4)
+
+
+def test_unknown_score_raises(encoder, photos, tmp_path):
+    index = build(tmp_path / "index", encoder, photos)
+    with pytest.raises(ValueError, match="score='cosine' is unknown"):
+        index.search("a dog", rerank=3, score="cosine")
 
 
 def test_images_that_are_gone_follow_the_re_ranked_ones(encoder, photos, tmp_path):

@@ -90,6 +90,20 @@ def test_matches_equal_those_of_match_texts(client, models):
         assert found["itc_similarity"] == pytest.approx(match.itc_similarity, **TOLERANCE)
 
 
+def test_matches_have_the_score_that_is_asked_for(client, models):
+    matcher = models.matcher
+    matches = match_texts(matcher.model, matcher.processor, IMAGES, "a b", batch_size=1, score="posterior")
+    expected = [match.pair_score for match in matches]
+    response = client.post("/match", files=as_files(*IMAGES), data={"texts": ["a b"], "score": "posterior"})
+    found = [match["pair_score"] for match in response.json()["matches"]]
+    assert found == pytest.approx(expected, **TOLERANCE)
+    without = client.post("/match", files=as_files(*IMAGES), data={"texts": ["a b"]})
+    assert "pair_score" not in without.json()["matches"][0]
+    assert (
+        client.post("/match", files=as_files(*IMAGES), data={"texts": ["a b"], "score": "cosine"}).status_code == 422
+    )
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"num_beams": 4, "top_k": 2}, {"answer_list": ["a", "b c", "d"], "top_k": 3}], ids=str
 )

@@ -306,6 +306,32 @@ def test_captions_and_rankings_are_written_with_source_ids(pretrained, tmp_path,
         assert ids == [391895, 42]
 
 
+def test_a_fitted_temperature_is_written_into_the_checkpoint(pretrained, tmp_path, capsys):
+    model = BlipForPreTraining.from_pretrained(pretrained).export_retriever()
+    model.save_pretrained(tmp_path)
+    BlipProcessor.from_pretrained(pretrained).save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    assert before["itm_temperature"] == 0.07
+    argv = ["retrieval", "--model", tmp_path, "--data", "scenes", "--num_scenes", "12", "--score", "posterior"]
+    argv += ["--device", "cpu", "--no_progress"]
+    fitted = run("evaluate", capsys, *argv, "--fit_temperature")
+    assert fitted["itm_temperature"] != 0.07
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        **before,
+        "itm_temperature": fitted["itm_temperature"],
+    }
+    assert run("evaluate", capsys, *argv) == fitted
+    assert {"r_mean", "itc_r_mean", "paper_r_mean"} <= fitted.keys()
+
+
+def test_a_temperature_is_not_fitted_without_a_folder_to_write_to(capsys):
+    argv = ["evaluate", "retrieval", "--model", "some/retriever", "--data", "scenes", "--fit_temperature"]
+    assert main(argv) == 2
+    assert "--fit_temperature writes into the checkpoint, but some/retriever is not a local folder" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_fine_tuned_captioner_is_saved_with_its_prompt_and_lengths(pretrained, tmp_path, capsys):
     own = ["--prompt", "a photo of ", "--max_length", "12"]
     run(

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from ..pair_scores import PairScore
 from .errors import UsageError
 from .image_options import TableOptions, is_path
 from .parser import Command
@@ -27,6 +28,13 @@ class MatchOptions(TableOptions):
             "help": "Text(s) to compare with each image; all other words are then images",
             "metavar": "TEXT",
             "repeatable": True,
+        },
+    )
+    score: PairScore | None = field(
+        default=None,
+        metadata={
+            "help": "Add the column pair_score: paper (ITM logit plus cosine), posterior (ITM log-odds plus cosine / T) or"
+            " itm (log-odds)"
         },
     )
 
@@ -72,14 +80,11 @@ def _run(options: MatchOptions) -> int:
             batch_size=options.batch_size,
             num_workers=options.workers,
             on_error="skip",
+            score=options.score,
         )
+        columns = ["text", "itm_probability", "itc_similarity", *(["pair_score"] if options.score else [])]
         rows = [
-            {
-                "image": images.names[match.image_index],
-                "text": match.text,
-                "itm_probability": match.itm_probability,
-                "itc_similarity": match.itc_similarity,
-            }
+            {"image": images.names[match.image_index], **{name: getattr(match, name) for name in columns}}
             for match in matches
             if match.error is None
         ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..pair_scores import PAIR_SCORE, PairScore
 from ..search.filters import FILTER_HELP
 from .errors import UsageError
 from .output import open_output
@@ -36,7 +37,14 @@ class SearchOptions:
     )
     k: int = field(default=10, metadata={"help": "Number of images to find; with --labels, of each label"})
     rerank: int = field(
-        default=0, metadata={"help": "Candidates that the ITM head compares with the text, to sort them by it"}
+        default=0, metadata={"help": "Candidates that the ITM head compares with the text, to sort them by --score"}
+    )
+    score: PairScore = field(
+        default=PAIR_SCORE,
+        metadata={
+            "help": "Score of --rerank: paper (ITM logit plus cosine), posterior (ITM log-odds plus cosine / T) or itm"
+            " (log-odds)"
+        },
     )
     filter: list[str] = field(
         default_factory=list,
@@ -140,6 +148,7 @@ def _find(index: "BlipIndex", options: SearchOptions) -> list[Result]:
         rerank=options.rerank,
         filters=options.filter,
         image_weight=options.image_weight,
+        score=options.score,
     )
     return hit_results(hits)
 

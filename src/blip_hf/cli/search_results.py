@@ -16,12 +16,13 @@ SearchFormat = Literal["table", "json", "html"]
 Result = dict[str, Any]
 
 _NOT_IN_TABLES = ("caption", "image_id", "width", "height")
+_RANKED_SCORES = ("itm_probability", "pair_score")
 
 
 def hit_results(hits: "Sequence[Hit]") -> list[Result]:
     """One result for each image, without scores that were not computed."""
     is_ranked = any(hit.itm_probability is not None for hit in hits)
-    return [_as_result(hit, rank=number) | _itm(hit, is_ranked) for number, hit in enumerate(hits, 1)]
+    return [_as_result(hit, rank=number) | _ranked_scores(hit, is_ranked) for number, hit in enumerate(hits, 1)]
 
 
 def duplicate_results(groups: "Sequence[Sequence[Hit]]") -> list[Result]:
@@ -49,8 +50,8 @@ def _as_result(hit: "Hit", **first: Any) -> Result:
     }
 
 
-def _itm(hit: "Hit", is_ranked: bool) -> Result:
-    return {"itm_probability": hit.itm_probability} if is_ranked else {}
+def _ranked_scores(hit: "Hit", is_ranked: bool) -> Result:
+    return {name: getattr(hit, name) for name in _RANKED_SCORES} if is_ranked else {}
 
 
 def write_results(
@@ -68,8 +69,9 @@ def write_results(
 def _row(result: Result) -> Result:
     """The columns of a table: scores first, and the path relative to the working folder."""
     row = {name: value for name, value in result.items() if name not in (*_NOT_IN_TABLES, "image")}
-    if "itm_probability" in row and row["itm_probability"] is None:
-        row["itm_probability"] = float("nan")  # could not be read again
+    for name in _RANKED_SCORES:
+        if name in row and row[name] is None:
+            row[name] = float("nan")  # could not be read again
     return {**row, "image": short_path(result["image"])}
 
 
@@ -111,7 +113,7 @@ def _page(results: Sequence[Result], title: str, index: "BlipIndex") -> str:
 
 def _scores(result: Result) -> str:
     words = {"group": "group {}", "label": "{}", "similarity": "cosine {:.3f}", "probability": "probability {:.3f}"}
-    words["itm_probability"] = "ITM {:.3f}"
+    words |= {"itm_probability": "ITM {:.3f}", "pair_score": "score {:.3f}"}
     return ", ".join(text.format(result[name]) for name, text in words.items() if result.get(name) is not None)
 
 

@@ -118,6 +118,8 @@ def infer_config(
         fields["merge_from_layer"] = _first_merging_layer(state, text_config["num_hidden_layers"])
     if issubclass(config_class, BlipContrastiveConfig) and "queue.image_features" in state:
         fields["queue_size"] = len(state["queue.image_features"])
+    if "temp" in state:  # hard negatives are drawn at the temperature of ITC
+        fields["itm_temperature"] = round(state["temp"].item(), 6)
     return config_class(text_config={**text_config, **token_ids}, vision_config=vision_config, **fields)
 
 

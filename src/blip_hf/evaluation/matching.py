@@ -12,6 +12,7 @@ from ..data.text import pre_caption
 from ..image_utils import ImageSource
 from ..modeling.projection import pool_and_project
 from ..modeling.retrieval import BlipForImageTextRetrieval
+from ..pair_scores import PairScore, check_score, pair_scores
 from ..processing_blip import BlipProcessor
 from .features import TokenizedTexts, encode_texts, evaluating
 
@@ -30,6 +31,8 @@ class Match(ImageResult):
     """Probability that image and text match, from the ITM head."""
     itc_similarity: float | None = None
     """Cosine of the features of image and text."""
+    pair_score: float | None = None
+    """Score that ranks the texts of an image, or the images of a text, if one was asked for."""
 
 
 def match_texts(
@@ -43,6 +46,7 @@ def match_texts(
     num_workers: int = 0,
     on_error: OnError = "raise",
     pairwise: bool = False,
+    score: PairScore | None = None,
 ) -> list[Match]:
     """Compares each image with each text. An image is encoded once for all texts.
 
@@ -65,12 +69,15 @@ def match_texts(
             Whether to raise an error for an unreadable image, or to return one `Match` with its `error`.
         pairwise (`bool`, *optional*, defaults to `False`):
             Whether each image has its own texts, `texts[i]`, rather than all of them.
+        score (`str`, *optional*):
+            Score to compute as `pair_score`: `"paper"`, `"posterior"` or `"itm"`, see
+            [`~blip_hf.pair_scores.pair_scores`].
 
     Returns:
         `list[Match]`: one for each pair, in the order of images, then texts.
 
     Raises:
-        ValueError: If there are no texts, or one has no words; with `pairwise`, if the numbers of images and lists of texts
+        ValueError: If there are no texts, one has no words, or `score` is unknown; with `pairwise`, if the numbers of images and lists of texts
             differ.
         UnreadableImageError: If an image cannot be read and `on_error` is `"raise"`.
 
@@ -78,6 +85,8 @@ def match_texts(
         >>> match_texts(model, processor, ["dog.jpg"], ["a dog", "a cat"])  # doctest: +SKIP
         [Match(image_index=0, text='a dog', itm_probability=0.98, itc_similarity=0.41), Match(image_index=0, ...)]
     """
+    if score is not None:
+        check_score(score)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if pairwise:
         images = list(images)
@@ -105,35 +114,45 @@ def match_texts(
                 for (indices, columns), own in zip(
                     groups, states.split([len(each) for each, _ in groups]), strict=True
                 ):
-                    scores = _scores(model, own, rows, features, columns)
-                    found |= _matches(indices, [texts[column] for column in columns.tolist()], *scores)
+                    scores = _scores(model, own, rows, features, columns, score)
+                    found |= _matches(indices, [texts[column] for column in columns.tolist()], scores)
             matches += [own for index in sorted(found) for own in found[index]]
     return matches
 
 
 def _scores(
-    model: BlipForImageTextRetrieval, states: Tensor, rows: TokenizedTexts, text_features: Tensor, columns: Tensor
-) -> tuple[Tensor, Tensor]:
-    """ITM probabilities and cosines of the states of `n` images with the texts at `c` columns, `(n, c)` each."""
+    model: BlipForImageTextRetrieval,
+    states: Tensor,
+    rows: TokenizedTexts,
+    text_features: Tensor,
+    columns: Tensor,
+    score: PairScore | None,
+) -> dict[str, Tensor]:
+    """The fields of `Match`, `(n, c)` each, of the states of `n` images with the texts at `c` columns."""
     cosines = pool_and_project(states, model.vision_proj) @ text_features[columns.to(text_features.device)].T
     memory = model.text_encoder.build_image_memory(states)
     num_images = len(states)
     parts = []
     for index in columns.split(max(1, _MAX_ROWS // num_images)):
         input_ids, mask = rows.batch(index)
-        logits = model.get_itm_logits(memory, input_ids.repeat(num_images, 1), mask.repeat(num_images, 1))
-        parts.append(logits.float().softmax(dim=-1)[:, 1].view(num_images, -1))
-    return torch.cat(parts, dim=1), cosines
+        part = model.get_itm_logits(memory, input_ids.repeat(num_images, 1), mask.repeat(num_images, 1))
+        parts.append(part.float().view(num_images, -1, 2))
+    logits = torch.cat(parts, dim=1)  # (n, c, 2)
+    scores = {"itm_probability": logits.softmax(dim=-1)[..., 1], "itc_similarity": cosines}
+    if score is not None:
+        scores["pair_score"] = pair_scores(logits, cosines, score, temperature=model.config.itm_temperature)
+    return scores
 
 
-def _matches(indices: Sequence[int], texts: Sequence[str], itm: Tensor, itc: Tensor) -> dict[int, list[Match]]:
-    """The scores `(n, c)` of images with all texts, by index of the image."""
+def _matches(indices: Sequence[int], texts: Sequence[str], scores: dict[str, Tensor]) -> dict[int, list[Match]]:
+    """The matches of images with all texts, by index of the image. Each of the named scores is `(n, c)`."""
+    values = torch.stack(list(scores.values()), dim=-1).tolist()  # (n, c, number of scores)
     return {
         index: [
-            Match(image_index=index, text=text, itm_probability=probability, itc_similarity=cosine)
-            for text, probability, cosine in zip(texts, probabilities, cosines, strict=True)
+            Match(image_index=index, text=text, **dict(zip(scores, own, strict=True)))
+            for text, own in zip(texts, row, strict=True)
         ]
-        for index, probabilities, cosines in zip(indices, itm.tolist(), itc.tolist(), strict=True)
+        for index, row in zip(indices, values, strict=True)
     }
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_blip import DEFAULT_ITM_TEMPERATURE
-from .defaults import PairScore
-from .pair_scores import pair_scores, posterior_scores
+from ..pair_scores import PairScore, pair_scores, posterior_scores
 from .recall import listed_ranks
 from .two_stage import Candidates
 
@@ -46,7 +45,7 @@ class JudgedCandidates:
         return cls(candidates, relevance.gather(1, candidates.index), num_wrong)
 
     def scores(self, score: PairScore, *, temperature: float) -> Tensor:
-        """Scores of the candidates, `(q, k)`, as in [`~blip_hf.evaluation.pair_scores.pair_scores`]."""
+        """Scores of the candidates, `(q, k)`, as in [`~blip_hf.pair_scores.pair_scores`]."""
         return pair_scores(self.candidates.itm_logits, self.candidates.cosines, score, temperature=temperature)
 
     def ranks(self, score: PairScore, *, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,10 @@ from ..data.text import pre_caption
 from ..distributed import gather, rank, world_size
 from ..finite import require_finite_results
 from ..modeling.retrieval import BlipForImageTextRetrieval
+from ..pair_scores import PAIR_SCORE, PairScore, check_score
 from ..processing_blip import BlipProcessor
-from .defaults import BATCH_SIZE, K_TEST, PAIR_SCORE, PairScore
+from .defaults import BATCH_SIZE, K_TEST
 from .features import TokenizedTexts, encode_texts, evaluating, read_pixels
-from .pair_scores import check_score
 from .recall import best_ranks, rank_metrics
 from .relevance import Equality, Relevance, check_relevance
 from .rescoring import JudgedCandidates, fit_temperature
@@ -41,7 +41,7 @@ class RetrievalResult:
         reranked (`dict[str, float]`):
             The same metrics after re-ranking by `score`: the result.
         score (`str`):
-            The score, as in [`~blip_hf.evaluation.pair_scores.pair_scores`].
+            The score, as in [`~blip_hf.pair_scores.pair_scores`].
         temperature (`float`):
             Temperature of the posterior score: `itm_temperature` of the model.
         num_skipped (`int`):
@@ -112,13 +112,26 @@ class RetrievalResult:
 
         Args:
             score (`str`):
-                `"itm"`, `"paper"` or `"posterior"`, see [`~blip_hf.evaluation.pair_scores.pair_scores`].
+                `"itm"`, `"paper"` or `"posterior"`, see [`~blip_hf.pair_scores.pair_scores`].
             temperature (`float`, *optional*):
                 Temperature of the posterior score. Defaults to `self.temperature`.
         """
         own = self.temperature if temperature is None else temperature
         ranks = {name: judged.ranks(score, temperature=own) for name, judged in self.judged.items()}
         return rank_metrics(ranks, ks=self.ks)
+
+    def with_temperature(self, temperature: float) -> "RetrievalResult":
+        """Returns the result that another `model.config.itm_temperature` gives, without the model."""
+        of_images, of_texts = (
+            judged.candidates.sorted_by(self.score, temperature=temperature) for judged in self.judged.values()
+        )
+        return replace(
+            self,
+            temperature=temperature,
+            reranked=self.rescored(self.score, temperature=temperature),
+            image_candidates=of_images,
+            text_candidates=of_texts,
+        )
 
     def fit_temperature(self) -> float:
         """Returns the temperature that fits this set, see [`~blip_hf.evaluation.rescoring.fit_temperature`].

@@ -25,9 +25,8 @@ from ..data.skips import image_reason
 from ..distributed import gather, gather_objects, rank, world_size
 from ..image_utils import UnreadableImageError
 from ..modeling.retrieval import BlipForImageTextRetrieval
-from .defaults import PAIR_SCORE, PairScore
+from ..pair_scores import PAIR_SCORE, PairScore, pair_scores
 from .features import TokenizedTexts
-from .pair_scores import pair_scores
 
 
 PairScorer = Callable[[Tensor, Tensor], Tensor]
@@ -61,6 +60,11 @@ class Candidates:
         itm_logits = itm_logits.gather(1, order[..., None].expand_as(itm_logits))
         return cls(index.gather(1, order), scores, itm_logits, cosines.gather(1, order))
 
+    def sorted_by(self, score: PairScore, *, temperature: float) -> "Candidates":
+        """Sorts by a score of [`~blip_hf.pair_scores.pair_scores`]."""
+        scores = pair_scores(self.itm_logits, self.cosines, score, temperature=temperature)
+        return Candidates.best_first(self.index, scores, self.itm_logits, self.cosines)
+
     def cpu(self) -> "Candidates":
         """Returns a copy on the CPU."""
         return Candidates(self.index.cpu(), self.scores.cpu(), self.itm_logits.cpu(), self.cosines.cpu())
@@ -77,7 +81,7 @@ def rerank(
     """Ranks the `k` nearest texts of each image, and images of each text, by ITM logits and cosines.
 
     Calls `score_pairs` once, with all distinct pairs sorted by image. `score` and `temperature` are those of
-    [`~blip_hf.evaluation.pair_scores.pair_scores`]. Returns the candidates of each image, those of each text, and the number
+    [`~blip_hf.pair_scores.pair_scores`]. Returns the candidates of each image, those of each text, and the number
     of scored pairs.
 
     Example:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..data.videos import read_frames
 from ..modeling.retrieval import BlipForImageTextRetrieval
+from ..pair_scores import PAIR_SCORE, PairScore
 from ..processing_blip import BlipProcessor
-from .defaults import K_TEST, PAIR_SCORE, PairScore
+from .defaults import K_TEST
 from .features import read_pixels
 from .relevance import Relevance
 from .retrieval import RetrievalResult, TwoStageSettings, evaluate_two_stages, usable_captions

@@ -13,13 +13,14 @@ import torch
 
 from ..evaluation.zero_shot import DEFAULT_TEMPERATURE, DEFAULT_TEMPLATES, build_label_features, classify
 from ..image_utils import ImageSource
+from ..pair_scores import PAIR_SCORE, PairScore, check_score
 from .building import check_model, update_index
 from .duplicates import find_groups
 from .encoder import RetrievalEncoder
 from .engines import LocalEngine
 from .filters import Filter, parse_filters
 from .neighbors import Neighbors
-from .reranking import rerank_rows
+from .reranking import RankedRow, rerank_rows
 from .store import Store, StoredImage
 from .updating import UpdateCounts
 
@@ -34,6 +35,8 @@ class Hit:
     """Cosine with the text or the image; with both, the weighted mean of the two."""
     itm_probability: float | None = None
     """Probability that it matches the text, from the ITM head, if it was re-ranked."""
+    pair_score: float | None = None
+    """Score that sorted it, if it was re-ranked."""
     caption: str | None = None
     """Its captions in the source, one a line."""
     image_id: str | None = None
@@ -171,6 +174,7 @@ class BlipIndex:
         rerank: int = 0,
         filters: Iterable[str] = (),
         image_weight: float = 0.5,
+        score: PairScore = PAIR_SCORE,
     ) -> list[Hit]:
         """Finds the images that are nearest to a text, to an image, or to both.
 
@@ -182,11 +186,14 @@ class BlipIndex:
             k (`int`, *optional*, defaults to 10):
                 Number of images.
             rerank (`int`, *optional*, defaults to 0):
-                Number of candidates that the ITM head compares with the text, by which they are then sorted.
+                Number of candidates that the ITM head compares with the text, and that are then sorted by `score`.
             filters (iterable of `str`, *optional*):
                 Conditions that all hold, such as `"photos/2026"`, `"width>=640"` or `"caption=*dog*"`.
             image_weight (`float`, *optional*, defaults to 0.5):
                 Weight of the image, in [0, 1], if there is a text too.
+            score (`str`, *optional*, defaults to `"paper"`):
+                Score of re-ranking: `"paper"`, `"posterior"` or `"itm"`, see
+                [`~blip_hf.pair_scores.pair_scores`]. It compares with the text alone, also if there is an image.
 
         Returns:
             `list[Hit]`: best first.
@@ -203,14 +210,19 @@ class BlipIndex:
             )
         if rerank and text is None:
             raise ValueError("Re-ranking compares images with a text. Pass a text, or leave rerank out.")
+        check_score(score)
         query = self._query_vector(text, image, image_weight)
         own = parse_filters(filters)
         rows, similarities = self.neighbors.search(query[None], max(k, rerank), self._rows(own))
         found = [(int(row), float(value)) for row, value in zip(rows[0], similarities[0], strict=True) if row >= 0]
-        probabilities: dict[int, float] = {}
+        ranked: dict[int, RankedRow] = {}
         if rerank:
-            found, probabilities = rerank_rows(self.store, self.encoder, text, found, rerank)
-        return self._hits(found, probabilities, own)[:k]
+            cosines = dict(found[:rerank])
+            if image is not None:
+                products = self.neighbors.vectors[list(cosines)] @ self.encoder.text_vector(text)
+                cosines = dict(zip(cosines, products.tolist(), strict=True))
+            found, ranked = rerank_rows(self.store, self.encoder, text, found, cosines, score=score)
+        return self._hits(found, ranked, own)[:k]
 
     def duplicates(self, threshold: float = 0.95, *, filters: Iterable[str] = ()) -> list[list[Hit]]:
         """Groups of images with equal content or nearly equal vectors.
@@ -278,13 +290,13 @@ class BlipIndex:
             return image_vector
         return (1 - image_weight) * self.encoder.text_vector(text) + image_weight * image_vector
 
-    def _hits(self, found: Sequence[tuple[int, float]], probabilities: dict[int, float], own: Filter) -> list[Hit]:
+    def _hits(self, found: Sequence[tuple[int, float]], ranked: dict[int, RankedRow], own: Filter) -> list[Hit]:
         """A hit for each image of the rows that fulfils the filter."""
         return [
             Hit(
                 image=image.name,
                 similarity=similarity,
-                itm_probability=probabilities.get(row),
+                **ranked.get(row, RankedRow())._asdict(),
                 caption=image.caption,
                 image_id=image.image_id,
                 width=image.width,

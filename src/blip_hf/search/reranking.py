@@ -1,32 +1,49 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Re-ranks images by the ITM head, from their states in the index or from their files."""
+"""Re-ranks images by ITM logits and cosines, from their states in the index or from their files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..pair_scores import PairScore, pair_scores
 from .encoder import RetrievalEncoder
 from .sources import SourceOptions, reopen_images
 from .store import Store
 
 
-def rerank_rows(
-    store: Store, encoder: RetrievalEncoder, text: str, found: Sequence[tuple[int, float]], number: int
-) -> tuple[list[tuple[int, float]], dict[int, float]]:
-    """Sorts the first `number` of the rows by their ITM score with a text, and returns their ITM probabilities by row.
+class RankedRow(NamedTuple):
+    """Scores of a row with the text."""
 
-    Rows whose image cannot be read any more follow in their old order.
+    itm_probability: float | None = None
+    pair_score: float | None = None
+
+
+def rerank_rows(
+    store: Store,
+    encoder: RetrievalEncoder,
+    text: str,
+    found: Sequence[tuple[int, float]],
+    cosines: Mapping[int, float],
+    *,
+    score: PairScore,
+) -> tuple[list[tuple[int, float]], dict[int, RankedRow]]:
+    """Sorts the rows that have cosines with a text by their score with it, and returns their scores by row.
+
+    Other rows, and those whose image cannot be read any more, follow in their old order.
     """
-    states = _states(store, encoder, [row for row, _ in found[:number]])
+    states = _states(store, encoder, list(cosines))
     if not states:
         return list(found), {}
     logits = encoder.itm_logits(text, list(states.values()))  # (r, 2)
-    # Probabilities near 1 are equal in float32, their logits are not.
-    scores = dict(zip(states, (logits[:, 1] - logits[:, 0]).tolist(), strict=True))
-    probabilities = dict(zip(states, logits.softmax(dim=-1)[:, 1].tolist(), strict=True))
-    ranked = sorted((item for item in found if item[0] in scores), key=lambda item: -scores[item[0]])
-    return [*ranked, *(item for item in found if item[0] not in scores)], probabilities
+    own = torch.tensor([cosines[row] for row in states])
+    # Probabilities near 1 are equal in float32, scores are not.
+    scores = pair_scores(logits, own, score, temperature=encoder.model.config.itm_temperature).tolist()
+    probabilities = logits.softmax(dim=-1)[:, 1].tolist()
+    ranked = {row: RankedRow(*values) for row, *values in zip(states, probabilities, scores, strict=True)}
+    in_order = sorted((item for item in found if item[0] in ranked), key=lambda item: -ranked[item[0]].pair_score)
+    return [*in_order, *(item for item in found if item[0] not in ranked)], ranked
 
 
 def _states(store: Store, encoder: RetrievalEncoder, rows: Sequence[int]) -> dict[int, Tensor]:
@@ -42,4 +59,4 @@ def _states(store: Store, encoder: RetrievalEncoder, rows: Sequence[int]) -> dic
     return {row: own for row, own in zip(present, states, strict=True) if own is not None}
 
 
-__all__ = ["rerank_rows"]
+__all__ = ["RankedRow", "rerank_rows"]

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from ..evaluation.matching import Match, match_texts
+from ..pair_scores import PairScore
 from .models import ServedModels
 from .operation import OperationRequest, OperationResponse, Text, check_texts
 
@@ -21,11 +22,15 @@ class MatchJob:
 
     name: ClassVar[str] = "match"
 
+    score: PairScore | None = None
+
     def run(self, models: ServedModels, inputs: Sequence[tuple[Image.Image, tuple[str, ...]]]) -> list[list[Match]]:
         """Scores of each image; inputs are pairs of an image and its texts."""
         images, texts = zip(*inputs, strict=True)
         matcher = models.matcher
-        matches = match_texts(matcher.model, matcher.processor, images, texts, batch_size=len(images), pairwise=True)
+        matches = match_texts(
+            matcher.model, matcher.processor, images, texts, batch_size=len(images), pairwise=True, score=self.score
+        )
         return [list(own) for _, own in groupby(matches, key=attrgetter("image_index"))]
 
 
@@ -35,6 +40,11 @@ class MatchRequest(OperationRequest):
     head: ClassVar[str] = "matcher"
 
     texts: list[Text] = Field(min_length=1, description="Texts to compare with each image")
+    score: PairScore | None = Field(
+        None,
+        description="Score to return as pair_score: paper (ITM logit plus cosine), posterior (ITM log-odds plus cosine / T)"
+        " or itm (log-odds)",
+    )
 
     def check(self) -> None:
         """Raises if a text has no words."""
@@ -42,7 +52,7 @@ class MatchRequest(OperationRequest):
 
     def jobs(self, images: Sequence[Image.Image]) -> list[tuple[MatchJob, Any]]:
         """One input per image."""
-        return [(MatchJob(), (image, tuple(self.texts))) for image in images]
+        return [(MatchJob(self.score), (image, tuple(self.texts))) for image in images]
 
     def response(self, results: Sequence[list[Match]]) -> "MatchResponse":
         """The scores of all pairs."""
@@ -53,6 +63,7 @@ class MatchRequest(OperationRequest):
                     text=match.text,
                     itm_probability=match.itm_probability,
                     itc_similarity=match.itc_similarity,
+                    pair_score=match.pair_score,
                 )
                 for index, matches in enumerate(results)
                 for match in matches
@@ -67,6 +78,7 @@ class MatchOfPair(OperationResponse):
     text: str
     itm_probability: float = Field(description="Probability that image and text match, from the ITM head")
     itc_similarity: float = Field(description="Cosine of the features of image and text")
+    pair_score: float | None = Field(None, description="The score that was asked for")
 
 
 class MatchResponse(OperationResponse):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image-text retrieval (paper, section 5.1): fine-tunes with ITC and ITM, and ranks in two stages."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..evaluation.defaults import K_TEST
+from ..pair_scores import PAIR_SCORE, PairScore
 from . import base, finetuning
 from .base import PairEvaluateOptions, PairFinetuneOptions
 from .loading import add_loading_skips
@@ -31,6 +34,10 @@ class RankingOptions:
     relevance: Literal["equal", "own"] = option(
         "equal", "Right captions of an image: its own, as in published numbers, or also those equal to them"
     )
+    score: PairScore = option(
+        PAIR_SCORE,
+        "Score that re-ranks: paper (ITM logit plus cosine), posterior (ITM log-odds plus cosine / T) or itm (log-odds)",
+    )
 
 
 @dataclass(kw_only=True)
@@ -52,6 +59,10 @@ class FinetuneOptions(RankingOptions, PairFinetuneOptions):
 @dataclass(kw_only=True)
 class EvaluateOptions(RankingOptions, PairEvaluateOptions):
     """Options of evaluating retrieval."""
+
+    fit_temperature: bool = option(
+        False, "Fit T of the posterior to --data, a development set, and write it into the checkpoint's config.json"
+    )
 
 
 def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
@@ -87,7 +98,7 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     evaluation = None
     if options.eval_data is not None:
         # Fails here rather than after training.
-        evaluation = retrieval_evaluation(k=options.k_test, relevance=options.relevance)
+        evaluation = retrieval_evaluation(k=options.k_test, relevance=options.relevance, score=options.score)
     if options.lora:
         arguments.learn_temperature = False  # an adapter has no temperature
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
@@ -114,13 +125,23 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
             Model and data.
 
     Returns:
-        `dict[str, float]`: recalls in both directions after re-ranking, and those of the cosines as `itc_...`.
+        `dict[str, float]`: recalls in both directions after re-ranking, those of the cosines as `itc_...`, and those of the
+        other scores as `paper_...` and `posterior_...`.
+
+    Raises:
+        ValueError: If the temperature is to be written into a checkpoint that is not a local folder.
     """
     from ..data.readers.usable import recorded_files
+    from ..distributed import rank
     from ..evaluation.retrieval import evaluate_retrieval
     from ..files import write_json
     from ..modeling.retrieval import BlipForImageTextRetrieval
 
+    if options.fit_temperature and not Path(options.model).is_dir():
+        raise ValueError(
+            f"--fit_temperature writes into the checkpoint, but {options.model} is not a local folder. Download it, or save"
+            " it with `save_pretrained`, and pass its folder."
+        )
     model, processor = base.load_for_evaluation(BlipForImageTextRetrieval, options)
     with recorded_files() as files:
         pairs = options.evaluation_source().read_pairs(base.image_size_of(model))
@@ -130,13 +151,29 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         pairs,
         k=options.k_test,
         relevance=options.relevance,
+        score=options.score,
         image_batch_size=options.batch_size,
         num_workers=options.workers,
         show_progress=not options.no_progress,
     )
+    if options.fit_temperature:
+        result = result.with_temperature(result.fit_temperature())
+        if rank() == 0:
+            write_temperature(Path(options.model), result.temperature)
     if options.output is not None:
         write_json(_ranking(result), options.output)
     return add_loading_skips(result.metrics(), files)
+
+
+def write_temperature(checkpoint: Path, temperature: float) -> None:
+    """Sets `itm_temperature` in the `config.json` of a checkpoint, atomically. All other fields keep their values."""
+    from transformers.utils import CONFIG_NAME
+
+    from ..files import write_json
+
+    path = checkpoint / CONFIG_NAME
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    write_json({**fields, "itm_temperature": temperature}, path, indent=2)
 
 
 def _ranking(result: "RetrievalResult") -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.nlvr2 import BlipForVisualReasoning
 from ..modeling.retrieval_training import BlipForRetrievalTraining
 from ..modeling.vqa import BlipForQuestionAnswering
+from ..pair_scores import PAIR_SCORE, PairScore, check_score
 from ..processing_blip import BlipProcessor
 from .evaluation_set import PadToWorldSize
 
@@ -81,16 +82,21 @@ def caption_evaluation(
     return TaskEvaluation(metric_names(metrics), evaluate, select_images)
 
 
-def retrieval_evaluation(*, k: int = K_TEST, relevance: Relevance = "equal") -> TaskEvaluation:
+def retrieval_evaluation(
+    *, k: int = K_TEST, relevance: Relevance = "equal", score: PairScore = PAIR_SCORE
+) -> TaskEvaluation:
     """Ranks captions and images in two stages, as [`~blip_hf.evaluation.retrieval.evaluate_retrieval`] does."""
     check_num_candidates(k)
     check_relevance(relevance)
+    check_score(score)
 
     def evaluate(
         model: BlipForRetrievalTraining, processor: BlipProcessor, pairs: Records, batch_size: int
     ) -> dict[str, float]:
         retriever = model.export_retriever() if isinstance(model, BlipForRetrievalTraining) else model
-        result = evaluate_retrieval(retriever, processor, pairs, k=k, relevance=relevance, image_batch_size=batch_size)
+        result = evaluate_retrieval(
+            retriever, processor, pairs, k=k, relevance=relevance, score=score, image_batch_size=batch_size
+        )
         return result.metrics()
 
     names = tuple(rank_metrics({"image_to_text": torch.zeros(1), "text_to_image": torch.zeros(1)}))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blip_hf.evaluation.pair_scores import pair_scores
+from blip_hf.pair_scores import pair_scores
 
 
 TEMPERATURE = 0.2

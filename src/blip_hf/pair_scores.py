@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The scores that rank image-text pairs, from the ITM logits and the cosine of a pair. `docs/posterior.md` derives the posterior."""
+"""The scores that rank image-text pairs, from the ITM logits and the cosine of a pair.
 
-from typing import TYPE_CHECKING, TypeVar, get_args
+`docs/posterior.md` derives the posterior. Imports nothing heavy, so that `--help` is quick.
+"""
 
-from .defaults import PairScore
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 
 if TYPE_CHECKING:
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Array = TypeVar("Array", Tensor, np.ndarray)
+
+PairScore = Literal["itm", "paper", "posterior"]
+PAIR_SCORE: PairScore = "paper"
+"""The score that re-ranks by default, in evaluation and search."""
 
 
 def pair_scores(itm_logits: "Tensor", cosines: "Tensor", score: PairScore, *, temperature: float) -> "Tensor":
@@ -61,4 +66,4 @@ def check_score(score: PairScore) -> None:
         raise ValueError(f"score={score!r} is unknown; pass one of {', '.join(map(repr, get_args(PairScore)))}.")
 
 
-__all__ = ["check_score", "pair_scores", "posterior_scores"]
+__all__ = ["PAIR_SCORE", "PairScore", "check_score", "pair_scores", "posterior_scores"]
