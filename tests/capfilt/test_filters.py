@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from blip_hf.capfilt.filters import Rule, find_cutoffs, keep_mask
+from blip_hf.capfilt.filters import Rule, find_cutoffs, keep_mask, rule_scores, with_filter_temperature
 from blip_hf.capfilt.scores import RunFolder, read_scores, write_scores
 from tests.support.scores import score_row, table_of
 
@@ -129,7 +129,7 @@ def test_an_empty_shard_keeps_nothing():
         ({"keep_share": 1.5}, "keep_share=1.5 is not a share"),
         ({"sources": ("net",)}, "expected some of 'web'"),
         ({"sources": ()}, "expected some of 'web'"),
-        ({"by": "lm"}, "expected 'itm' or 'itc'"),
+        ({"by": "lm"}, "expected 'itm', 'itc' or 'posterior'"),
         ({"threshold": math.nan}, "threshold=nan"),
     ],
 )
@@ -148,3 +148,49 @@ def test_scores_round_trip_through_parquet(tmp_path):
     content = run.scores("b").read_bytes()
     write_scores(pa.concat_tables(split(table, 100)), run.scores("b"))
     assert run.scores("b").read_bytes() == content
+
+
+def test_the_posterior_is_the_log_odds_plus_the_cosine_over_the_temperature():
+    pairs = [(0.9, 0.2), (0.1, 0.5), (0.5, -0.3)]
+    table = table_of(
+        score_row(f"s/{number}", str(number), "a text", "web", itm, itc=itc) for number, (itm, itc) in enumerate(pairs)
+    )
+    expected = [math.log(itm / (1 - itm)) + itc / 0.1 for itm, itc in pairs]
+    rule = Rule(by="posterior", itm_temperature=0.1, threshold=3)
+    assert rule_scores(table, rule) == pytest.approx(expected, rel=1e-5)
+    # 2.2 + 2, -2.2 + 5, 0 - 3
+    assert keep_mask(table, rule).tolist() == [True, False, False]
+    assert keep_mask(table, Rule(by="posterior", itm_temperature=0.1, keep_share=2 / 3)).tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_the_posterior_of_rounded_probabilities_is_ordered_by_the_cosine():
+    rows = [(1.0, 0.3), (1.0, 0.2), (0.0, 0.9), (None, None), (1 - 2**-24, 0.3)]
+    table = table_of(
+        score_row(f"s/{number}", str(number), "a text", "web", itm, itc=itc) for number, (itm, itc) in enumerate(rows)
+    )
+    rule = Rule(by="posterior", keep_share=0.5)
+    scores = rule_scores(table, rule)
+    assert scores[0] == scores[4] == pytest.approx(24 * math.log(2) + 0.3 / 0.07, rel=1e-5)
+    assert scores[0] > scores[1]
+    assert scores[2] == -math.inf
+    assert math.isnan(scores[3])
+    assert keep_mask(table, rule).tolist() == [True, False, False, False, True]
+
+
+def test_the_posterior_has_no_default_threshold():
+    with pytest.raises(ValueError, match="by='posterior' needs a minimum score"):
+        Rule(by="posterior")
+    assert Rule().threshold == Rule(by="itc").threshold == 0.5
+
+
+def test_a_rule_by_the_posterior_takes_the_temperature_of_the_filter():
+    rule, models = Rule(by="posterior", threshold=0), {"filter": {"itm_temperature": 0.3}}
+    assert with_filter_temperature(rule, models).itm_temperature == 0.3
+    own = dataclasses.replace(rule, itm_temperature=0.2)
+    assert with_filter_temperature(own, models) == own
+    assert with_filter_temperature(rule, {"filter": {}}).itm_temperature == 0.07  # of an earlier version
+    assert with_filter_temperature(Rule(), models) == Rule()

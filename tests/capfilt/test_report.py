@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from blip_hf.capfilt import statistics as capfilt_statistics
+from blip_hf.capfilt.filters import Rule
 from blip_hf.capfilt.report import build_report, write_report
 from blip_hf.capfilt.report_examples import NUM_TEXTS, ExampleSheet, add_thumbnails
 from blip_hf.capfilt.scores import SCHEMA, RunFolder, write_scores
@@ -226,7 +227,7 @@ def many_scores(num_texts: int) -> pa.Table:
 
 
 def examples_of(tables: dict[str, pa.Table]) -> list:
-    sheet = ExampleSheet(list(tables), {"web": 0.5}, "itm")
+    sheet = ExampleSheet(list(tables), {"web": 0.5}, Rule())
     for name, table in tables.items():
         sheet.add(name, table, table["itm"].to_numpy() >= 0.5)
     return sheet.examples()

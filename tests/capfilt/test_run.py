@@ -181,6 +181,38 @@ def test_keep_share_applies_to_all_shards_together(engine, tmp_path):
     assert pq.read_table(tmp_path / "pairs").num_rows == NUM_IMAGES // 2
 
 
+@pytest.mark.parametrize("minimum", [{"keep_share": 0.5}, {"threshold": 0.0}])
+def test_a_run_by_the_posterior_equals_its_refiltering_and_reports_it(engine, undisturbed, tmp_path, minimum):
+    engine.matcher.config.itm_temperature = 0.2
+    rule = Rule(by="posterior", **minimum)
+    totals = run(engine, tmp_path / "run", rule=rule)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert settings["rule"]["itm_temperature"] == settings["models"]["filter"]["itm_temperature"] == 0.2
+    # A rule without its own temperature takes that of the run: of this one, and 0.07 of the other one.
+    assert sum(refilter(tmp_path / "run", rule, tmp_path / "again").values()) == totals["num_kept"]
+    refilter(undisturbed[0], replace(rule, itm_temperature=0.2), tmp_path / "other")
+    pairs = [run_contents(folder) for folder in (tmp_path / "run" / "pairs", tmp_path / "again", tmp_path / "other")]
+    assert pairs[0] == pairs[1] == pairs[2]
+    write_report(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert list(report["histograms"]) == ["itm", "itc", "posterior"]
+    assert report["kept_share_by_threshold"]["by"] == "posterior"
+    assert report["filter"]["num_kept"] == totals["by_source"]["web"]["num_kept"]
+    assert "posterior score" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_is_resumed_after_its_filter_got_another_temperature(engine, tmp_path):
+    totals = run(engine, tmp_path)
+    engine.matcher.config.itm_temperature = 0.2
+    assert run(engine, tmp_path) == totals
+    engine.matcher.config.itm_temperature = 0.07
+    by_posterior = Rule(by="posterior", keep_share=0.5)
+    run(engine, tmp_path / "posterior", rule=by_posterior)
+    engine.matcher.config.itm_temperature = 0.2
+    with pytest.raises(ValueError, match=r"rule\.itm_temperature was 0\.07, is 0\.2"):
+        run(engine, tmp_path / "posterior", rule=by_posterior)
+
+
 def test_scores_do_not_depend_on_the_working_directory(engine, tmp_path, monkeypatch):
     write_image(tmp_path / "a.png")
     write_json(tmp_path / "web.json", [{"image": "a.png", "caption": "a dog"}])

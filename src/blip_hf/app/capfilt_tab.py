@@ -20,8 +20,8 @@ from .components import ONE_AT_A_TIME, figure_grid, missing, result_table, shows
 from .models import PageContent
 
 
-_SCORES = {"ITM: probability of a match": "itm", "ITC: cosine": "itc"}
-_LOWEST = {"itm": 0, "itc": -1}
+_SCORES = {"ITM: probability of a match": "itm", "ITC: cosine": "itc", "Posterior: both together": "posterior"}
+_RANGES = {"itm": (0, 1), "itc": (-1, 1), "posterior": (-50, 50)}
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,17 @@ class CapFiltRun:
             shards = open_unchanged(run, settings)
         except (OSError, ValueError):
             shards = []  # no images to show
-        return cls(folder, Rule(**settings["rule"]), shards)
+        rule = Rule(**settings["rule"])
+        if rule.itm_temperature is None:
+            rule = replace(rule, itm_temperature=settings["models"]["filter"].get("itm_temperature"))
+        return cls(folder, rule, shards)
 
     def filter(self, rule: Rule) -> tuple[dict[str, tuple[int, int]], list[Example]]:
         """Numbers of texts and of kept texts by source, and examples. Score files are read one by one."""
         run = RunFolder(self.folder)
         cutoffs = find_cutoffs(rule, run.tables)
         files = run.score_files()
-        sheet = ExampleSheet([path.stem for path in files], cutoffs, rule.by)
+        sheet = ExampleSheet([path.stem for path in files], cutoffs, rule)
         num_texts: Counter[str] = Counter()
         num_kept: Counter[str] = Counter()
         for path in files:
@@ -74,6 +77,13 @@ class CapFiltRun:
 def make_rule(run: CapFiltRun, threshold: float, score: str, best_per_image: bool) -> Rule:
     """The rule of a run with another threshold, score and choice of the best text."""
     return replace(run.rule, threshold=threshold, keep_share=None, by=_SCORES[score], best_per_image=best_per_image)
+
+
+def threshold_slider(score: str, threshold: float) -> gr.Slider:
+    """The slider of a score, with the threshold moved into its range."""
+    low, high = _RANGES[_SCORES[score]]
+    value = min(max(threshold, low), high)
+    return gr.Slider(minimum=low, maximum=high, value=value, step=(high - low) / 200, label="Threshold")
 
 
 def browse(run: CapFiltRun, threshold: float, score: str, best_per_image: bool) -> tuple[str, str]:
@@ -133,7 +143,7 @@ def add_capfilt_tab(content: PageContent, page: gr.Blocks) -> None:
     score_names = {by: name for name, by in _SCORES.items()}
     gr.Markdown(f"Run: `{run.folder}`. Nothing is written until you press the button at the end.")
     with gr.Row():
-        threshold = gr.Slider(_LOWEST[run.rule.by], 1, value=run.rule.threshold, step=0.01, label="Threshold")
+        threshold = threshold_slider(score_names[run.rule.by], run.rule.threshold)
         score = gr.Radio(list(_SCORES), value=score_names[run.rule.by], label="Score")
         best = gr.Checkbox(run.rule.best_per_image, label="Only the best text of each image")
     table = gr.HTML(container=False)
@@ -142,9 +152,7 @@ def add_capfilt_tab(content: PageContent, page: gr.Blocks) -> None:
         name = gr.Textbox("kept", label="New folder beside the run")
         button = gr.Button("Write the kept pairs")
     written = gr.Markdown()
-    score.change(
-        lambda name: gr.Slider(minimum=_LOWEST[_SCORES[name]]), score, threshold, api_visibility="private", queue=False
-    )
+    score.change(threshold_slider, [score, threshold], threshold, api_visibility="private", queue=False)
     rule = [threshold, score, best]
     shown = shows_errors(partial(browse, run))
     # `change` rather than `release`, which the keyboard does not trigger.

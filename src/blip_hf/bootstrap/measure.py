@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..capfilt.filters import Rule, keep_mask
+from ..capfilt.filters import Rule, keep_mask, rule_scores
 from ..data.readers import group_captions, load_pairs
 from ..demo.evaluate import word_accuracy
 from ..evaluation.caption import evaluate_captions
@@ -77,7 +77,7 @@ def measure_capfilt(run: Path, truth: Truth, rule: Rule) -> Metrics:
     """Computes the share of texts that a rule keeps, and with labels the metrics of the filter, by source."""
     table = read_scores(run)
     mask = keep_mask(table, rule)
-    scores = table[rule.by].to_numpy()
+    scores = rule_scores(table, rule)
     sources, image_ids, texts = (table[name].to_pylist() for name in ("source", "image_id", "text"))
     metrics: Metrics = {}
     for source in ("web", "synthetic"):

@@ -163,13 +163,16 @@ class CapFilt:
                 skipped += empty
             yield Scored(pa.Table.from_pylist(rows, schema=SCHEMA), skipped, len(items))
 
-    def identities(self) -> dict[str, dict[str, str]]:
-        """Returns the `"name"`, `"dtype"` and digests of weights and processor of the `"captioner"` and the `"filter"`."""
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """Returns the `"name"`, `"dtype"` and digests of weights and processor of the `"captioner"` and the `"filter"`.
+
+        The filter also has its `"itm_temperature"`.
+        """
         parts = {
             "captioner": (self.captioner, self.captioner_processor),
             "filter": (self.matcher, self.matcher_processor),
         }
-        return {
+        identities: dict[str, dict[str, Any]] = {
             role: {
                 "name": model.name_or_path,
                 "fingerprint": fingerprint(model),
@@ -178,6 +181,8 @@ class CapFilt:
             }
             for role, (model, processor) in parts.items()
         }
+        identities["filter"]["itm_temperature"] = self.matcher.config.itm_temperature
+        return identities
 
     def _read(self, sample: Sample | Skipped) -> "_Prepared | Skipped":
         if isinstance(sample, Skipped):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.readers import Shard
 from ..locks import Locks
-from .filters import Rule, find_cutoffs, keep_mask
+from .filters import Rule, find_cutoffs, keep_mask, with_filter_temperature
 from .output_folder import refuse_taken
 from .scores import RunFolder, read_scores
 from .source_digests import open_unchanged
@@ -89,6 +89,7 @@ def _write_pairs(
     out_dir: str | os.PathLike[str],
     format: PairFormat,
 ) -> dict[str, int]:
+    rule = with_filter_temperature(rule, models)
     cutoffs = find_cutoffs(rule, lambda: (read_scores(run.scores(shard.name)) for shard in shards))
     totals: Counter[str] = Counter(dict.fromkeys(rule.sources, 0))
     for shard in shards:

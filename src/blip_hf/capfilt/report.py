@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..evaluation.filtering import filter_metrics
 from ..files import atomic_write, write_json
-from .filters import Rule, find_cutoffs, keep_mask
+from .filters import Rule, find_cutoffs, keep_mask, rule_scores
 from .report_examples import Example, ExampleSheet, add_thumbnails
 from .report_labels import LabelReader, find_labels
 from .scores import SOURCES, RunFolder, read_scores
@@ -23,8 +23,8 @@ from .source_digests import open_unchanged
 from .statistics import ScoreStatistics, TextStatistics, word_changes
 
 
-# Range of each score, and number of bins, each 0.01 wide
-_RANGES = {"itm": (0.0, 1.0, 100), "itc": (-1.0, 1.0, 200)}
+# Range of each score, and number of bins. The posterior has a histogram if it decides.
+_RANGES = {"itm": (0.0, 1.0, 100), "itc": (-1.0, 1.0, 200), "posterior": (-50.0, 50.0, 200)}
 
 
 def build_report(
@@ -44,7 +44,7 @@ def build_report(
 
         - `totals`: numbers of images, texts and kept texts, also `by_source`, and `skipped` records by reason;
         - `rule`, and its `cutoffs` by source, `None` if nothing is kept;
-        - `histograms` of `itm` and `itc`: `edges`, and `counts` by source;
+        - `histograms` of `itm`, `itc` and the score of the rule: `edges`, and `counts` by source;
         - `kept_share_by_threshold`: `kept_shares` by source at each of `thresholds`;
         - `texts`: lengths and vocabulary of `web`, `web_kept`, `synthetic`, `synthetic_kept` and all that is `kept`;
         - `words`: those `added` and `dropped` most between `web` and `kept`;
@@ -65,15 +65,15 @@ def build_report(
     rule = Rule(**settings["rule"])
     cutoffs = find_cutoffs(rule, run.tables)
     label_reader = find_labels(labels, settings["source"], lambda: open_unchanged(run, settings))
-    statistics = _RunStatistics(ExampleSheet([path.stem for path in files], cutoffs, rule.by), label_reader)
+    statistics = _RunStatistics(ExampleSheet([path.stem for path in files], cutoffs, rule), label_reader)
     for path in files:
         table = read_scores(path)
-        statistics.add(path.stem, table, keep_mask(table, rule, cutoffs), rule.by)
+        statistics.add(path.stem, table, keep_mask(table, rule, cutoffs))
     return {
         "totals": {**statistics.totals(), "num_shards": len(files), "skipped": _count_skipped(run)},
         "rule": asdict(rule),
         "cutoffs": {source: cutoff if math.isfinite(cutoff) else None for source, cutoff in cutoffs.items()},
-        **statistics.details(rule.by),
+        **statistics.details(),
         "settings": settings,
     }
 
@@ -119,20 +119,23 @@ class _RunStatistics:
 
     def __init__(self, examples: ExampleSheet, labels: LabelReader | None) -> None:
         self.examples = examples
+        self.rule = examples.rule
+        self.names = list(dict.fromkeys(["itm", "itc", self.rule.by]))
         self.labels = labels
         self.num_images = 0
         self.num_images_kept = 0
         self.num_texts: Counter[tuple[str, bool]] = Counter()
-        self.scores = {(name, source): ScoreStatistics(*_RANGES[name]) for name in _RANGES for source in SOURCES}
+        self.scores = {(name, source): ScoreStatistics(*_RANGES[name]) for name in self.names for source in SOURCES}
         self.texts = {(source, is_kept): TextStatistics() for source in SOURCES for is_kept in (True, False)}
         self.judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray, by: str) -> None:
+    def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray) -> None:
         """Adds the scores of a shard."""
         sample_ids, sources, texts = (
             table[name].to_numpy(zero_copy_only=False) for name in ("sample_id", "source", "text")
         )
-        scores = {name: table[name].to_numpy(zero_copy_only=False) for name in _RANGES}
+        scores = {name: table[name].to_numpy(zero_copy_only=False) for name in ("itm", "itc")}
+        scores[self.rule.by] = rule_scores(table, self.rule)
         self.num_images += len(set(sample_ids))
         self.num_images_kept += len(set(sample_ids[is_kept]))
         for source in SOURCES:
@@ -147,14 +150,14 @@ class _RunStatistics:
         if self.labels is not None:
             is_web = sources == "web"
             labels = self.labels(shard_name, table.filter(pa.array(is_web)))
-            self.judged.append((scores[by][is_web], labels, is_kept[is_web]))
+            self.judged.append((scores[self.rule.by][is_web], labels, is_kept[is_web]))
 
     def totals(self) -> dict[str, Any]:
         by_source = {}
         for source in self._sources():
             num_kept, num_dropped = self.num_texts[source, True], self.num_texts[source, False]
             by_source[source] = _shares(num_kept + num_dropped, num_kept) | {
-                f"mean_{name}": self.scores[name, source].mean() for name in _RANGES
+                f"mean_{name}": self.scores[name, source].mean() for name in self.names
             }
         num_kept = sum(totals["num_kept"] for totals in by_source.values())
         return {
@@ -164,8 +167,9 @@ class _RunStatistics:
             "by_source": by_source,
         }
 
-    def details(self, by: str) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Returns histograms, curve, texts, words, filter metrics and examples."""
+        by = self.rule.by
         sources = self._sources()
         return {
             "histograms": {
@@ -173,7 +177,7 @@ class _RunStatistics:
                     "edges": _edges(name),
                     "counts": {source: self.scores[name, source].counts.tolist() for source in sources},
                 }
-                for name in _RANGES
+                for name in self.names
             },
             "kept_share_by_threshold": {
                 "by": by,

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..data.readers.samples import Sample, Shard
 from ..image_utils import UnreadableImageError
 from ..pages import thumbnail_url
+from .filters import Rule, rule_scores
 
 
 Place = Literal["near", "far"]
@@ -50,17 +51,17 @@ class ExampleSheet:
     A hash of the ids selects shards and breaks ties, so the selection does not depend on the order.
     """
 
-    def __init__(self, shard_names: Sequence[str], cutoffs: Mapping[str, float], by: str) -> None:
+    def __init__(self, shard_names: Sequence[str], cutoffs: Mapping[str, float], rule: Rule) -> None:
         self.shard_names = set(sorted(shard_names, key=_hash)[:_MAX_SHARDS])
         self.cutoffs = cutoffs
-        self.by = by
+        self.rule = rule
         self._held: dict[tuple[str, bool, Place], list[tuple[float, int, Example]]] = {}
 
     def add(self, shard_name: str, table: pa.Table, is_kept: np.ndarray) -> None:
         """Considers the texts of a shard. `is_kept` has shape `(m,)`, one value per row of the table."""
         if shard_name not in self.shard_names:
             return
-        scores = table[self.by].to_numpy(zero_copy_only=False)  # (m,)
+        scores = rule_scores(table, self.rule)  # (m,)
         sources = table["source"].to_numpy(zero_copy_only=False)  # (m,)
         for source, cutoff in self.cutoffs.items():
             distances = np.abs(scores - (cutoff if np.isfinite(cutoff) else 1.0)).round(_DECIMALS)  # (m,)

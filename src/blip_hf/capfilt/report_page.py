@@ -36,7 +36,16 @@ _REASONS = {
     "truncated_tar": "tar ends too early",
     "bad_record": "record is not well-formed",
 }
-_SCORE_NAMES = {"itm": "ITM: matching probability", "itc": "ITC: cosine similarity"}
+_SCORE_NAMES = {
+    "itm": "ITM: matching probability",
+    "itc": "ITC: cosine similarity",
+    "posterior": "posterior: ITM log-odds plus cosine / T",
+}
+_HISTOGRAM_TITLES = {
+    "itm": "Matching probabilities by source, on a logarithmic scale.",
+    "itc": "Contrastive similarities by source, on a logarithmic scale.",
+    "posterior": "Posterior scores by source, on a logarithmic scale.",
+}
 _MAX_BARS = 40
 # Numbers of bins per bar, so that its edges are round numbers
 _BAR_WIDTHS = (1, 2, 5, 10)
@@ -58,7 +67,8 @@ def render_report(report: Mapping[str, Any], examples: Sequence[tuple[Example, s
 
 def _summary(report: Mapping[str, Any]) -> str:
     rule, source = report["rule"], report["settings"]["source"]
-    name = {"itm": "matching probability (ITM)", "itc": "cosine similarity (ITC)"}[rule["by"]]
+    names = {"itm": "matching probability (ITM)", "itc": "cosine similarity (ITC)", "posterior": "posterior score"}
+    name = names[rule["by"]]
     if rule["keep_share"] is None:
         kept = f"a text is kept if its {name} is {rule['threshold']:g} or more"
     else:
@@ -86,13 +96,9 @@ def _charts(report: Mapping[str, Any]) -> list[Chart]:
     histograms, curve = report["histograms"], report["kept_share_by_threshold"]
     groups = {_GROUP_NAMES[name]: group for name, group in report["texts"].items() if name in _LENGTH_GROUPS}
     return [
-        draw_chart(
-            partial(_draw_histogram, histogram=histograms["itm"], score="itm"),
-            "Matching probabilities by source, on a logarithmic scale.",
-        ),
-        draw_chart(
-            partial(_draw_histogram, histogram=histograms["itc"], score="itc"),
-            "Contrastive similarities by source, on a logarithmic scale.",
+        *(
+            draw_chart(partial(_draw_histogram, histogram=histogram, score=score), _HISTOGRAM_TITLES[score])
+            for score, histogram in histograms.items()
         ),
         draw_chart(
             partial(_draw_kept_shares, curve=curve, cutoffs=report["cutoffs"]),
@@ -129,7 +135,7 @@ def _draw_kept_shares(
             colour = palette.ink if is_shared else _colour(palette, source)
             axes.axvline(cutoff, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
     inside = thresholds[_is_between_ends(curve["kept_shares"].values())]
-    if curve["by"] == "itc" and inside.size:
+    if curve["by"] != "itm" and inside.size:
         axes.set_xlim(inside[0] - 0.02, inside[-1] + 0.02)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(_percent_label)

@@ -19,7 +19,7 @@ from ..data.readers.samples import Shard
 from ..data.readers.sources import make_absolute, open_source
 from ..data.source_digests import digest_source
 from ..files import remove_partial, write_json
-from .filters import Rule
+from .filters import Rule, with_filter_temperature
 from .output_folder import refuse_source_folder
 from .refilter import write_kept
 from .report import build_report
@@ -31,11 +31,13 @@ from .writers import Models, PairFormat
 
 Totals = dict[str, Any]
 
-# A checkpoint is identified by its digests; the same folder can be passed by several paths.
+# A checkpoint is identified by its digests; the same folder can be passed by several paths. Its temperature may be fitted
+# later, and a rule by the posterior has its own.
 _NOT_COMPARED = {
     *(f"capfilt.{name}" for name in FREE_SETTINGS),
     "models.captioner.name",
     "models.filter.name",
+    "models.filter.itm_temperature",
 }
 
 
@@ -86,7 +88,7 @@ class Run:
             "num_shards": len(shards),
             "models": models,
             "capfilt": asdict(settings),
-            "rule": asdict(self.rule),
+            "rule": asdict(with_filter_temperature(self.rule, models)),
             "format": self.format,
         }
         # JSON has lists for tuples.
@@ -109,8 +111,11 @@ class Run:
 
 
 def without_names(models: Mapping[str, Mapping[str, str]]) -> Models:
-    """Returns what identifies the models: all but their paths."""
-    return {role: {key: value for key, value in model.items() if key != "name"} for role, model in models.items()}
+    """Returns what identifies the models: all but their paths and the temperature."""
+    left_out = ("name", "itm_temperature")
+    return {
+        role: {key: value for key, value in model.items() if key not in left_out} for role, model in models.items()
+    }
 
 
 def _write_or_check(folder: RunFolder, settings: dict[str, Any], digests: dict[str, str]) -> Models:

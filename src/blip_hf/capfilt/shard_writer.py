@@ -9,7 +9,7 @@ import pyarrow as pa
 from ..data.readers.samples import Shard
 from ..files import remove_partial, write_json
 from .engine import CapFilt, join_tables
-from .filters import find_cutoffs, keep_mask
+from .filters import find_cutoffs, keep_mask, with_filter_temperature
 from .progress import Counts
 from .run import Run
 from .scores import write_scores
@@ -22,17 +22,18 @@ def write_shard(engine: CapFilt, run: Run, models: Models, shard: Shard, report:
     for path in (scores, skipped):
         remove_partial(path)
     remove_partial_pairs(pairs, run.format)
+    rule = with_filter_temperature(run.rule, models)
     # With `keep_share` the pairs are written at the end, when all scores are known.
-    cutoffs = None if run.rule.keep_share is not None else find_cutoffs(run.rule, list)
+    cutoffs = None if rule.keep_share is not None else find_cutoffs(rule, list)
     batches = []
     for batch in engine.score_batches(shard.samples()):
         batches.append(batch)
-        is_kept = None if cutoffs is None else keep_mask(batch.table, run.rule, cutoffs).tolist()
+        is_kept = None if cutoffs is None else keep_mask(batch.table, rule, cutoffs).tolist()
         report(Counts.of_batch(batch.table, batch.num_images, is_kept))
     table = join_tables([batch.table for batch in batches])
     write_json([asdict(item) for batch in batches for item in batch.skipped], skipped)
     if cutoffs is not None:
-        rows = table.filter(pa.array(keep_mask(table, run.rule, cutoffs)))
+        rows = table.filter(pa.array(keep_mask(table, rule, cutoffs)))
         write_pairs(shard.samples(checks_images=False), rows, pairs, run.format, models=models)
     write_scores(table, scores)
 

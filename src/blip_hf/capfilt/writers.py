@@ -26,7 +26,7 @@ from ..files import atomic_write, remove_partial
 
 
 PairFormat = Literal["parquet", "webdataset", "json"]
-Models = Mapping[str, Mapping[str, str]]
+Models = Mapping[str, Mapping[str, Any]]
 
 SUFFIXES: dict[PairFormat, str] = {"parquet": ".parquet", "webdataset": ".tar", "json": ".json"}
 

@@ -26,7 +26,8 @@ class RuleOptions:
     """Which pairs to keep, and their format. Options that are not given keep the defaults of `Rule`."""
 
     threshold: float | None = field(
-        default=None, metadata={"help": "Keep texts with at least this score (default: 0.5, the paper's)"}
+        default=None,
+        metadata={"help": "Keep texts with at least this score (default: 0.5, the paper's; none for the posterior)"},
     )
     keep_share: float | None = field(
         default=None,
@@ -36,8 +37,15 @@ class RuleOptions:
     sources: list[str] | None = field(
         default=None, metadata={"help": "Keep texts of web, synthetic or both (default: both)", "metavar": "SOURCE"}
     )
-    by: Literal["itm", "itc"] = field(
-        default="itm", metadata={"help": "Score: itm, the probability of a match, or itc, the cosine similarity"}
+    by: Literal["itm", "itc", "posterior"] = field(
+        default="itm",
+        metadata={
+            "help": "Score: itm, the probability of a match; itc, the cosine similarity; or posterior, both together: ITM"
+            " log-odds plus cosine / T"
+        },
+    )
+    itm_temperature: float | None = field(
+        default=None, metadata={"help": "T of the posterior (default: that of the filter)", "metavar": "T"}
     )
     format: Literal["parquet", "webdataset", "json"] = field(
         default="parquet", metadata={"help": "Format of the pairs: parquet, webdataset (tars) or json (BLIP's lists)"}
@@ -47,7 +55,7 @@ class RuleOptions:
         """The rule that these options make."""
         from ..capfilt.filters import Rule
 
-        names = ("threshold", "keep_share", "best_per_image", "sources", "by")
+        names = ("threshold", "keep_share", "best_per_image", "sources", "by", "itm_temperature")
         return Rule(**{name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
 
