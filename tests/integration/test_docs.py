@@ -200,3 +200,9 @@ def test_python_of_the_readme_that_loads_checkpoints_runs(tmp_path, monkeypatch,
     for block in used:
         exec(block.replace('"cuda"', '"cpu"'), {})
     assert "tensor(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["posterior_scenes", "filter_scenes"])
+def test_the_page_of_the_posterior_has_the_tables_of_the_benchmarks(name):
+    table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
+    assert table in (ROOT / "docs" / "posterior.md").read_text()
