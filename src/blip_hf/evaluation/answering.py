@@ -162,9 +162,8 @@ def _generate(
     **settings: Any,
 ) -> list[list[tuple[str, float]]]:
     """Generated answers to each of `b` questions with their probabilities."""
-    inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-    sequences = model.generate(**inputs, num_return_sequences=top_k, **settings)  # (b * k, t)
     memory = model.get_question_memory(input_ids, pixel_values, attention_mask)
+    sequences = model.generate(question_memory=memory, num_return_sequences=top_k, **settings)  # (b * k, t)
     logits = model.text_decoder(sequences, image_memory=memory).logits
     sums, _ = sum_log_probabilities(logits, sequences, 1, model.config.text_config.sep_token_id)
     pairs = zip(decode_answers(processor, sequences), sums.exp().tolist(), strict=True)

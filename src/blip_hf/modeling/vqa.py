@@ -205,12 +205,13 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor,
-        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
         token_type_ids: Tensor | None = None,
+        question_memory: ImageMemory | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generates answers to questions as in `forward`, which are encoded once for all beams and returned sequences.
@@ -218,6 +219,9 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Args:
             token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Zeros, as a BERT tokenizer returns them. BLIP has no token types.
+            question_memory (`ImageMemory`, *optional*):
+                What `get_question_memory` returned for the questions, which are then not encoded again. Other inputs are
+                not needed.
             **generate_kwargs:
                 Options that override `generation_config`. salesforce/BLIP uses `num_beams=3`, `max_length=10`,
                 `min_length=1`.
@@ -227,14 +231,19 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: If a question, or the answer that the settings allow, exceeds `max_position_embeddings`.
+            ValueError: If a question, or the answer that the settings allow, exceeds `max_position_embeddings`, or if there
+                are neither questions with images nor their memory.
         """
         refuse_token_types(token_type_ids, self)
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
         refuse_long_generation(settings, 1, self.config.text_config)
-        memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        memory = question_memory
+        if memory is None:
+            if input_ids is None or pixel_values is None:
+                raise ValueError("Pass input_ids and pixel_values, or question_memory from get_question_memory.")
+            memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         start = start_tokens(memory.keys[0], self.config.text_config)
         return self.text_decoder.generate(
             input_ids=start,
