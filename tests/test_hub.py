@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pushes to a stand-in for the Hub: the files that go up, cards, code, errors, and opening what was pushed."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
+from huggingface_hub import constants
 
+from blip_hf.cli import main
 from blip_hf.hub import PushError, plan_upload
-from tests.support.hub_server import serve_hub
+from tests.support.hub_server import TOKEN, serve_hub
 from tests.support.paths import ROOT
 
 
@@ -102,19 +106,31 @@ def run(hub, *words, cwd=ROOT, **variables):
     )
 
 
-def push(hub, *words, **variables):
-    return run(hub, "-m", "blip_hf", "push", *words, **variables)
+@pytest.fixture(scope="module")
+def online(hub, tmp_path_factory):
+    """Makes `huggingface_hub` use the stand-in in this process, with its token."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path_factory.mktemp("home") / "token"))
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield
+
+
+def push(*words):
+    return main(["push", *map(str, words)])
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, folder):
+def pushed(hub, online, folder):
     """The Hub after pushes of models, of a trainer, and of the command; with the loss that the trainer measured."""
     home = str(folder.parent / "home")
     done = run(hub, "-c", PUSH, folder, HF_HOME=home)
     assert done.returncode == 0, done.stderr
-    command = push(hub, folder, "me/pushed", "--private", HF_HOME=home)
-    assert command.returncode == 0, command.stderr
-    assert command.stdout.startswith(f"{hub.address}/me/pushed/commit/")
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert push(folder, "me/pushed", "--private") == 0
+    assert printed.getvalue().startswith(f"{hub.address}/me/pushed/commit/")
     return hub, float(done.stdout.split()[-1])
 
 
@@ -157,29 +173,38 @@ def test_a_folder_without_a_model_and_a_wrong_name_are_refused(folder, tmp_path)
         plan_upload(folder, "not a name")
 
 
-def test_a_dry_run_lists_files_and_sends_nothing(hub, folder):
+@pytest.mark.usefixtures("online")
+def test_a_dry_run_lists_files_and_sends_nothing(hub, folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")
     before = len(hub.requests)
-    done = push(hub, folder, "me/dry", "--dry_run", HF_TOKEN="")
-    assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors" in done.stdout
-    assert "not pushed: adapter/adapter_model.safetensors, checkpoint-3/config.json" in done.stdout
+    assert push(folder, "me/dry", "--dry_run") == 0
+    printed = capsys.readouterr().out
+    assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors" in printed
+    assert "not pushed: adapter/adapter_model.safetensors, checkpoint-3/config.json" in printed
     assert "me/dry" not in hub.repos
     assert [path for _, path in hub.requests[before:] if "repos" in path or "models" in path] == []
 
 
 @pytest.mark.parametrize(
-    ("repo", "variables", "message"),
+    ("repo", "token", "message"),
     [
-        ("me/x", {"HF_TOKEN": "hf_wrong"}, "does not accept the token. Run `hf auth login`"),
-        ("you/x", {}, "The token may not write to you/x"),
-        ("me/x", {"HF_TOKEN": ""}, "There is no token of the Hub. Run `hf auth login`"),
-        ("me/x", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
+        ("me/x", "hf_wrong", "does not accept the token. Run `hf auth login`"),
+        ("you/x", TOKEN, "The token may not write to you/x"),
+        ("me/x", "", "There is no token of the Hub. Run `hf auth login`"),
     ],
 )
-def test_errors_say_what_to_do(repo, variables, message, hub, folder, tmp_path):
-    done = push(hub, folder, repo, HF_HOME=str(tmp_path), **variables)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("online")
+def test_errors_say_what_to_do(repo, token, message, folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert push(folder, repo) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("online")
+def test_a_hub_that_does_not_answer_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert push(folder, "me/x") == 2
+    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
 
 
 def test_the_command_pushes_the_model_alone(pushed):
