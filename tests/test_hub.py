@@ -12,54 +12,50 @@ from contextlib import redirect_stdout
 import pytest
 from huggingface_hub import constants
 
-from blip_hf.cli import main
-from blip_hf.hub import PushError, plan_upload
-from tests.support.hub_server import TOKEN, serve_hub
-from tests.support.paths import ROOT
-
-
-PUSH = """
-import sys
-from pathlib import Path
 from blip_hf import BlipForConditionalGeneration, BlipForVisualReasoning, BlipTrainer
+from blip_hf.cli import main
 from blip_hf.data.collators import BlipCaptioningCollator
+from blip_hf.data.pairs import PairDataset
+from blip_hf.hub import PushError, plan_upload
+from tests.support.hub_server import TOKEN, serve_hub, use_hub
+from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_capfilt, tiny_nlvr2_config
 from tests.support.trainers import make_arguments, make_records
-from blip_hf.data.pairs import PairDataset
-
-folder = Path(sys.argv[1])
-BlipForVisualReasoning(tiny_nlvr2_config()).push_to_hub("me/nlvr2")
-captioner, processor, *_ = tiny_capfilt()
-processor.push_to_hub("me/captioner")  # writes the plain card of transformers
-captioner.push_to_hub("me/captioner")
-BlipForConditionalGeneration.from_pretrained(folder).push_to_hub("me/with-card")
-BlipForConditionalGeneration.from_pretrained(folder).save_pretrained(
-    folder.parent / "saved", push_to_hub=True, repo_id="me/saved"
-)
 
 
-def make_trainer(name, **options):
-    output_dir = folder.parent / name
-    output_dir.mkdir()
-    (output_dir / "training_run.json").write_text("{}")
-    return BlipTrainer(
-        captioner,
-        make_arguments(output_dir, max_steps=1, hub_model_id=f"me/{name}", **options),
-        train_dataset=PairDataset(make_records(2)),
-        eval_dataset=PairDataset(make_records(2)),
-        data_collator=BlipCaptioningCollator(processor, prompt=""),
-        processing_class=processor,
+def push_models(captioner_folder, folder):
+    """Pushes models and trainers, and returns the loss that the last trainer measured."""
+    BlipForVisualReasoning(tiny_nlvr2_config()).push_to_hub("me/nlvr2")
+    captioner, processor, *_ = tiny_capfilt()
+    processor.push_to_hub("me/captioner")  # writes the plain card of transformers
+    captioner.push_to_hub("me/captioner")
+    BlipForConditionalGeneration.from_pretrained(captioner_folder).push_to_hub("me/with-card")
+    BlipForConditionalGeneration.from_pretrained(captioner_folder).save_pretrained(
+        folder / "saved", push_to_hub=True, repo_id="me/saved"
     )
 
+    def make_trainer(name, **options):
+        output_dir = folder / name
+        output_dir.mkdir()
+        (output_dir / "training_run.json").write_text("{}")
+        return BlipTrainer(
+            captioner,
+            make_arguments(output_dir, max_steps=1, hub_model_id=f"me/{name}", **options),
+            train_dataset=PairDataset(make_records(2)),
+            eval_dataset=PairDataset(make_records(2)),
+            data_collator=BlipCaptioningCollator(processor, prompt=""),
+            processing_class=processor,
+        )
 
-saving = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
-make_trainer("saving", **saving).train()
-trainer = make_trainer("trained")
-trainer.train()
-loss = trainer.evaluate()["eval_loss"]
-trainer.push_to_hub(dataset="records", license="mit")
-print(loss)
-"""
+    saving = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
+    make_trainer("saving", **saving).train()
+    trainer = make_trainer("trained")
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.push_to_hub(dataset="records", license="mit")
+    return loss
+
+
 OPEN = """
 import sys
 sys.modules["blip_hf"] = None  # as if it were not installed
@@ -108,12 +104,8 @@ def run(hub, *words, cwd=ROOT, **variables):
 
 @pytest.fixture(scope="module")
 def online(hub, tmp_path_factory):
-    """Makes `huggingface_hub` use the stand-in in this process, with its token."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", hub.address)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path_factory.mktemp("home") / "token"))
-        patch.setenv("HF_TOKEN", TOKEN)
+    """Makes `huggingface_hub` use the stand-in in this process."""
+    with use_hub(hub, tmp_path_factory.mktemp("home")):
         yield
 
 
@@ -122,16 +114,14 @@ def push(*words):
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, online, folder):
+def pushed(hub, online, folder, tmp_path_factory):
     """The Hub after pushes of models, of a trainer, and of the command; with the loss that the trainer measured."""
-    home = str(folder.parent / "home")
-    done = run(hub, "-c", PUSH, folder, HF_HOME=home)
-    assert done.returncode == 0, done.stderr
+    loss = push_models(folder, tmp_path_factory.mktemp("pushed"))
     printed = io.StringIO()
     with redirect_stdout(printed):
         assert push(folder, "me/pushed", "--private") == 0
     assert printed.getvalue().startswith(f"{hub.address}/me/pushed/commit/")
-    return hub, float(done.stdout.split()[-1])
+    return hub, loss
 
 
 def test_a_plan_has_the_model_and_leaves_the_run_here(folder):

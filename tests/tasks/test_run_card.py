@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 
 from blip_hf.cli import main
 from blip_hf.tasks.run_card import read_facts
-from tests.support.hub_server import serve_hub
+from tests.support.hub_server import serve_hub, use_hub
 from tests.support.images import write_image
-from tests.support.processes import run_code, run_python
+from tests.support.processes import run_code
 
 
 TRAINING = [
@@ -99,11 +99,10 @@ def test_pretraining_writes_a_card_beside_each_model(pretrained, tmp_path, capsy
 
 
 def test_a_command_pushes_the_model_that_it_saves(pretrained, tmp_path):
-    with serve_hub() as hub:
-        words = ["-m", "blip_hf", "finetune", "retrieval", "--model", pretrained, *TRAINING, "--queue_size", "8"]
-        words += ["--output_dir", tmp_path / "tuned", "--push_to_hub", "True", "--hub_model_id", "me/tuned"]
-        done = run_python(*words, HF_HOME=str(tmp_path / "home"), **hub.environment())
-    assert done.returncode == 0, done.stderr
+    with serve_hub() as hub, use_hub(hub, tmp_path / "home"):
+        argv = ["finetune", "retrieval", "--model", str(pretrained), *TRAINING, "--queue_size", "8"]
+        argv += ["--output_dir", str(tmp_path / "tuned"), "--push_to_hub", "True", "--hub_model_id", "me/tuned"]
+        assert main(argv) == 0
     files = hub.repos["me/tuned"]
     assert json.loads(files["config.json"])["architectures"] == ["BlipForImageTextRetrieval"]
     card = files["README.md"].decode()
