@@ -11,8 +11,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import transformers
 
 import blip_hf
+from tests.support.forkserver import run_apart
 from tests.support.paths import ROOT
 from tests.support.processes import run_code
 
@@ -192,16 +194,18 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert {"torch", "transformers", "numpy", "PIL", "datasets"} & set(loaded) == set()
 
 
+def check_auto_classes() -> None:
+    for name in blip_hf.__all__:
+        getattr(blip_hf, name)
+    config = transformers.CONFIG_MAPPING["blip"]
+    assert config is transformers.BlipConfig, config
+    model = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
+    assert model is transformers.BlipForConditionalGeneration, model
+    assert "blip_pretraining" not in transformers.CONFIG_MAPPING
+
+
 def test_using_the_package_does_not_change_the_auto_classes() -> None:
-    run_code(
-        "import transformers, blip_hf\n"
-        "for name in blip_hf.__all__: getattr(blip_hf, name)\n"
-        "config = transformers.CONFIG_MAPPING['blip']\n"
-        "assert config is transformers.BlipConfig, config\n"
-        "model = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]\n"
-        "assert model is transformers.BlipForConditionalGeneration, model\n"
-        "assert 'blip_pretraining' not in transformers.CONFIG_MAPPING\n"
-    )
+    run_apart(check_auto_classes)  # apart from tests that register
 
 
 def test_no_module_imports_torchvision() -> None:
