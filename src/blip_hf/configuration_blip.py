@@ -7,7 +7,7 @@ vision weights with standard deviation 1e-10) fit no released model.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -15,6 +15,7 @@ from transformers import BlipConfig as UpstreamBlipConfig
 from transformers import BlipTextConfig as UpstreamBlipTextConfig
 from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 
@@ -38,6 +39,17 @@ _MAX_SIZES = {
 }
 _MAX_QUEUE_SIZE = 10**7
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
+
+
+if TYPE_CHECKING:
+    _Read = TypeVar("_Read")
+    _Set = TypeVar("_Set")
+
+    class _Converted(Generic[_Read, _Set]):
+        """A field that takes more types than it has once `__post_init__` ran."""
+
+        def __get__(self, config: object, owner: object) -> _Read: ...
+        def __set__(self, config: object, value: _Set) -> None: ...
 
 
 @strict
@@ -66,7 +78,14 @@ class BlipTextConfig(UpstreamBlipTextConfig):
     label_smoothing: float = 0.1
     eos_token_id: int | list[int] | None = 102
     cls_token_id: int = 101
-    enc_token_id: int | None = None
+    if TYPE_CHECKING:
+        # All models need these tokens.
+        bos_token_id: int = 30522
+        pad_token_id: int = 0
+        sep_token_id: int = 102
+        enc_token_id: _Converted[int, int | None] = _Converted()
+    else:
+        enc_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -95,6 +114,8 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
             ViT-L, VQA and NLVR2.
     """
 
+    image_size: int = 384
+    patch_size: int = 16
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     drop_path_rate: float = 0.0
@@ -126,9 +147,17 @@ class BlipConfig(UpstreamBlipConfig):
         (0.2, 12)
     """
 
-    sub_configs_defaults = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(BlipTextConfig),
+        "vision_config": SubConfigSpec(BlipVisionConfig),
+    }
 
-    label_smoothing: float | None = None
+    if TYPE_CHECKING:
+        text_config: _Converted[BlipTextConfig, dict[str, Any] | PreTrainedConfig | None] = _Converted()
+        vision_config: _Converted[BlipVisionConfig, dict[str, Any] | PreTrainedConfig | None] = _Converted()
+        label_smoothing: _Converted[float, float | None] = _Converted()
+    else:
+        label_smoothing: float | None = None
     itm_start_token: str = "enc"
     question_start_token: str = "enc"
 
@@ -161,20 +190,20 @@ class BlipConfig(UpstreamBlipConfig):
                 raise ValueError(f"{name} is {value!r}, expected 'enc' or 'cls'.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "BlipConfig":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """Reads the `config.json` of a checkpoint.
 
         Raises:
             ValueError: If a value has the wrong type or is out of range.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except StrictDataclassError as error:
             reason = error.__cause__ or error
             raise ValueError(f"config.json of {pretrained_model_name_or_path} cannot be used: {reason}") from error
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Builds a configuration from the contents of a `config.json` of this package or of transformers.
 
         `kwargs` are fields to override, and options of `PreTrainedConfig.from_dict`.
