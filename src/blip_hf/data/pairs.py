@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
+from typing_extensions import TypeVar
 
 from ..distributed import gather_objects
 from ..image_utils import UnreadableImageError, open_image
@@ -23,6 +24,8 @@ from .text import pre_caption
 logger = logging.get_logger(__name__)
 
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
+# Of the images of a record, which may be a list.
+_Transform = Callable[[Any, str, random.Random], tuple[Any, str]]
 
 NUM_NAMED_SKIPS = 3
 # Outcomes of reading a record: 0 for none yet, 1 for a usable one, then the reasons.
@@ -40,7 +43,11 @@ class Pair(TypedDict):
     image_id: int
 
 
-class PairDataset(Dataset):
+# `Pair`, or the item of a subclass.
+Item = TypeVar("Item", default=Pair)
+
+
+class PairDataset(Dataset[Item]):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item per caption.
 
     A record is unusable if its image cannot be read or its normalised caption is empty. The next usable record
@@ -80,7 +87,7 @@ class PairDataset(Dataset):
     def __init__(
         self,
         pairs: Sequence[Mapping[str, Any]],
-        transform: PairTransform | None = None,
+        transform: _Transform | None = None,
         seed: int = 0,
         max_words: int = 30,
         normalize_captions: bool = True,
@@ -100,7 +107,7 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, i: int) -> Pair:
+    def __getitem__(self, i: int) -> Item:
         index = self._index(i)
         num_tries = min(MAX_MISSES, len(self))
         for number in range(index, index + num_tries):
@@ -112,7 +119,7 @@ class PairDataset(Dataset):
             " Check that image paths start from the right folder (`image_root` of `load_pairs`)."
         )
 
-    def get(self, i: int) -> Pair | None:
+    def get(self, i: int) -> Item | None:
         """Item `i` itself, or `None` if its record is unusable."""
         index = self._index(i)
         return self._read(index, self._rng(index))
@@ -147,7 +154,7 @@ class PairDataset(Dataset):
         """Seeds the transform for an epoch."""
         self._epoch.fill_(epoch)
 
-    def _read(self, index: int, rng: random.Random) -> Pair | None:
+    def _read(self, index: int, rng: random.Random) -> Item | None:
         record = self.pairs[index]
         text = record[self.text_field]
         if self.normalize_captions:
@@ -169,7 +176,7 @@ class PairDataset(Dataset):
     def _open(self, record: Mapping[str, Any]) -> Any:
         return open_image(record["image"])
 
-    def _make_item(self, record: Mapping[str, Any], image: Image.Image, caption: str, rng: random.Random) -> Pair:
+    def _make_item(self, record: Mapping[str, Any], image: Any, caption: str, rng: random.Random) -> Any:
         if self.transform is not None:
             image, caption = self.transform(image, caption, rng)
         return {"image": image, "caption": caption, "image_id": record["image_id"]}

@@ -25,7 +25,7 @@ _NUM_CHUNKS = 64
 
 def large_coco_records(content: Record, name: str, *, needs_captions: bool = True) -> Iterator[Record]:
     """Same as [`coco_records`], for the content of [`read_json_object`]."""
-    array = list_of(content, "images", name)
+    array = _array_of(content, "images", name)
     places = _stored(_image_places(array, name))
     images = _Images(places)
     if "annotations" in content or needs_captions:
@@ -42,6 +42,12 @@ def large_coco_records(content: Record, name: str, *, needs_captions: bool = Tru
                 yield {"image": image["file_name"], "caption": texts, "image_id": image["id"]}
 
 
+def _array_of(content: Record, field: str, name: str) -> JsonArray:
+    array = list_of(content, field, name)
+    assert isinstance(array, JsonArray)  # that is how such a file is read
+    return array
+
+
 def _image_places(array: JsonArray, name: str) -> Iterator[tuple[int, int, int]]:
     for number, (start, stop, image) in enumerate(array.located()):
         where = f"{name}, images, record {number}"
@@ -49,7 +55,7 @@ def _image_places(array: JsonArray, name: str) -> Iterator[tuple[int, int, int]]
 
 
 def _caption_places(content: Record, name: str, images: "_Images") -> Iterator[tuple[int, int, int]]:
-    for number, (start, stop, annotation) in enumerate(list_of(content, "annotations", name).located()):
+    for number, (start, stop, annotation) in enumerate(_array_of(content, "annotations", name).located()):
         where = f"{name}, annotations, record {number}"
         image_id = read_id(check_record(annotation, where, "caption"), "image_id", where)
         row = images.row_of(_key(image_id))
@@ -106,9 +112,9 @@ def _stored(places: Iterator[tuple[int, int, int]]) -> np.ndarray:
         for place in places:
             batch.append(place)
             if len(batch) == _ROWS_PER_WRITE:
-                file.write(np.array(batch, _PLACE))
+                file.write(np.array(batch, _PLACE).data)
                 batch.clear()
-        file.write(np.array(batch, _PLACE))
+        file.write(np.array(batch, _PLACE).data)
         file.flush()
         return np.memmap(file, _PLACE, mode="r")
 

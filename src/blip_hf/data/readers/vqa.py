@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -92,7 +93,8 @@ def load_vqa(
         for path in paths
         for question in _usable_questions(path, annotations, ImageRoots(path, image_root, allow_outside), answer_lists)
     ]
-    columns = {field: [question[field] for question in questions] for field in VqaRecord.__annotations__}
+    rows: Sequence[Mapping[str, Any]] = questions
+    columns: dict[str, list[Any]] = {field: [row[field] for row in rows] for field in VqaRecord.__annotations__}
     if not all(isinstance(question_id, int) for question_id in columns["question_id"]):
         columns["question_id"] = list(map(str, columns["question_id"]))
     return Dataset.from_dict(columns)

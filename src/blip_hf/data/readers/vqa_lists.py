@@ -32,7 +32,10 @@ def read_question_list(
     usable = read_usable(records, read, str(path))
     reader.unread.warn()
     ids = [own for _, _, own in usable] if has_ids else _ids_of_images([record for record, _, _ in usable])
-    return [{**question, "question_id": own} for (_, question, _), own in zip(usable, ids, strict=True)]
+    questions: list[Any] = [
+        {**question, "question_id": own} for (_, question, _), own in zip(usable, ids, strict=True)
+    ]
+    return questions
 
 
 class _ListReader:
