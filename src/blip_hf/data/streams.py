@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -23,6 +23,10 @@ from .readers.remote import NUM_REQUESTS
 from .readers.samples import Reason
 from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts, image_reason
 from .text import pre_caption
+
+
+if TYPE_CHECKING:
+    from .mixtures import PairMixture
 
 
 State = dict[str, Any]

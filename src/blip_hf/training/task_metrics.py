@@ -66,7 +66,7 @@ def caption_evaluation(
 
     def evaluate(
         model: BlipForConditionalGeneration, processor: BlipProcessor, pairs: Records, batch_size: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         groups = group_captions(pairs)
         result = evaluate_captions(
             model, processor, groups, metrics=metrics, tokenizer=tokenizer, batch_size=batch_size, **settings
