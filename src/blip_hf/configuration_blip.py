@@ -7,7 +7,7 @@ vision weights with standard deviation 1e-10) fit no released model.
 """
 
 import os
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -15,8 +15,12 @@ from transformers import BlipConfig as UpstreamBlipConfig
 from transformers import BlipTextConfig as UpstreamBlipTextConfig
 from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
 from transformers import PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers.configuration_utils import SubConfigSpec as Spec
 from transformers.utils import logging
+
+
+if TYPE_CHECKING:
+    from .converted_field import ConvertedField
 
 
 logger = logging.get_logger(__name__)
@@ -39,17 +43,6 @@ _MAX_SIZES = {
 }
 _MAX_QUEUE_SIZE = 10**7
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
-
-
-if TYPE_CHECKING:
-    _Read = TypeVar("_Read")
-    _Set = TypeVar("_Set")
-
-    class _Converted(Generic[_Read, _Set]):
-        """A field that takes more types than it has once `__post_init__` ran."""
-
-        def __get__(self, config: object, owner: object) -> _Read: ...
-        def __set__(self, config: object, value: _Set) -> None: ...
 
 
 @strict
@@ -78,12 +71,11 @@ class BlipTextConfig(UpstreamBlipTextConfig):
     label_smoothing: float = 0.1
     eos_token_id: int | list[int] | None = 102
     cls_token_id: int = 101
-    if TYPE_CHECKING:
-        # All models need these tokens.
+    if TYPE_CHECKING:  # all models need these tokens
         bos_token_id: int = 30522
         pad_token_id: int = 0
         sep_token_id: int = 102
-        enc_token_id: _Converted[int, int | None] = _Converted()
+        enc_token_id: ConvertedField[int, int | None] = ConvertedField()
     else:
         enc_token_id: int | None = None
 
@@ -147,17 +139,12 @@ class BlipConfig(UpstreamBlipConfig):
         (0.2, 12)
     """
 
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(BlipTextConfig),
-        "vision_config": SubConfigSpec(BlipVisionConfig),
-    }
+    sub_configs_defaults = {"text_config": Spec(BlipTextConfig), "vision_config": Spec(BlipVisionConfig)}
 
     if TYPE_CHECKING:
-        text_config: _Converted[BlipTextConfig, dict[str, Any] | PreTrainedConfig | None] = _Converted()
-        vision_config: _Converted[BlipVisionConfig, dict[str, Any] | PreTrainedConfig | None] = _Converted()
-        label_smoothing: _Converted[float, float | None] = _Converted()
-    else:
-        label_smoothing: float | None = None
+        text_config: ConvertedField[BlipTextConfig, dict[str, Any] | PreTrainedConfig | None] = ConvertedField()
+        vision_config: ConvertedField[BlipVisionConfig, dict[str, Any] | PreTrainedConfig | None] = ConvertedField()
+    label_smoothing: float | None = None  # type: ignore[assignment]  # `None` is that of `text_config`
     itm_start_token: str = "enc"
     question_start_token: str = "enc"
 

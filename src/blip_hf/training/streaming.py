@@ -32,7 +32,7 @@ Stream = PairStream | PairMixture
 Collator = Callable[[Sequence[Pair]], dict[str, Any]]
 
 
-def make_stream_loader(stream: Stream, collator: Collator, args: TrainingArguments, batch_size: int) -> DataLoader:
+def make_stream_loader(stream: Stream, collator: Any, args: TrainingArguments, batch_size: int) -> DataLoader:
     """The loader of this process. Its data set, [`StreamBatches`], has the state."""
     unchanged: Any = _unchanged  # of a batch, not of a list
     return DataLoader(StreamBatches(stream, collator, args, batch_size), batch_size=None, collate_fn=unchanged)

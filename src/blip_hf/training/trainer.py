@@ -36,6 +36,7 @@ from .sampling import CaptionLengthSampler, ShuffleSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
 from .streaming import Stream, StreamBatches, make_stream_loader
 from .task_metrics import TaskEvaluation, evaluation_of, records_of
+from .trained_model import base_model, check_precision
 
 
 logger = logging.get_logger(__name__)
@@ -111,7 +112,7 @@ class BlipTrainer(CheckpointingTrainer):
         task_evaluation: TaskEvaluation | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_precision(model)
+        check_precision(model)
         super().__init__(model, args, **kwargs)
         self._task_evaluation = self._find_task_evaluation(task_evaluation)
         self._epoch_callback = EpochCallback()
@@ -163,8 +164,7 @@ class BlipTrainer(CheckpointingTrainer):
         if isinstance(self.train_dataset, Stream):
             if self.args.train_sampling_strategy == "group_by_length":
                 raise ValueError("train_sampling_strategy='group_by_length' needs all lengths, which a stream lacks.")
-            collator: Any = self.data_collator
-            loader = make_stream_loader(self.train_dataset, collator, self.args, self._train_batch_size)
+            loader = make_stream_loader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
             assert isinstance(loader.dataset, StreamBatches)
             self._stream_batches = loader.dataset
             return loader
@@ -395,21 +395,6 @@ class BlipTrainer(CheckpointingTrainer):
             assert self._processor is not None  # see `_check_can_generate`
             metrics = evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
         return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}  # for the loggers
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The model inside a wrapper of peft, or the model itself."""
-    wrapper: Any = model
-    return model if isinstance(model, PreTrainedModel) else wrapper.get_base_model()
-
-
-def _check_precision(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"{name} is {parameter.dtype}, expected torch.float32: half precision rounds small"
-                " updates to zero. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
-            )
 
 
 __all__ = ["BlipTrainer", "EpochCallback", "base_model"]
