@@ -9,117 +9,65 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 
-if TYPE_CHECKING:  # for type checkers and editors, which do not follow `_HOME_OF`
+if TYPE_CHECKING:  # the names of `_HOME_OF`, for type checkers and editors
+    # isort: off
     from .auto import register_auto_classes as register_auto_classes
     from .capfilt.filters import Rule as Rule
     from .capfilt.refilter import refilter as refilter
     from .caption_settings import CaptionSettings as CaptionSettings
-    from .captioner import BlipCaptioner as BlipCaptioner
-    from .captioner import Caption as Caption
+    from .captioner import BlipCaptioner as BlipCaptioner, Caption as Caption
     from .configuration_blip import (
         BlipConfig as BlipConfig,
-    )
-    from .configuration_blip import (
         BlipPreTrainingConfig as BlipPreTrainingConfig,
-    )
-    from .configuration_blip import (
         BlipRetrievalTrainingConfig as BlipRetrievalTrainingConfig,
-    )
-    from .configuration_blip import (
         BlipTextConfig as BlipTextConfig,
-    )
-    from .configuration_blip import (
         BlipVisionConfig as BlipVisionConfig,
-    )
-    from .configuration_blip import (
         BlipVisualReasoningConfig as BlipVisualReasoningConfig,
     )
     from .conversion import (
         Conversion as Conversion,
-    )
-    from .conversion import (
         convert_original_checkpoint as convert_original_checkpoint,
-    )
-    from .conversion import (
         convert_original_state_dict as convert_original_state_dict,
-    )
-    from .conversion import (
         restore_original_checkpoint as restore_original_checkpoint,
-    )
-    from .conversion import (
         restore_original_state_dict as restore_original_state_dict,
     )
     from .data.collators import (
         BlipCaptioningCollator as BlipCaptioningCollator,
-    )
-    from .data.collators import (
         BlipMatchingCollator as BlipMatchingCollator,
-    )
-    from .data.collators import (
         BlipPretrainingCollator as BlipPretrainingCollator,
     )
     from .data.nlvr2 import (
         BlipNlvr2Collator as BlipNlvr2Collator,
-    )
-    from .data.nlvr2 import (
         Nlvr2Dataset as Nlvr2Dataset,
-    )
-    from .data.nlvr2 import (
         Nlvr2TrainTransform as Nlvr2TrainTransform,
     )
     from .data.pairs import PairDataset as PairDataset
     from .data.readers import (
         find_shards as find_shards,
-    )
-    from .data.readers import (
         group_captions as group_captions,
-    )
-    from .data.readers import (
         load_images as load_images,
-    )
-    from .data.readers import (
         load_nlvr2 as load_nlvr2,
-    )
-    from .data.readers import (
         load_nocaps as load_nocaps,
-    )
-    from .data.readers import (
         load_pairs as load_pairs,
-    )
-    from .data.readers import (
         load_vqa as load_vqa,
-    )
-    from .data.readers import (
         most_common_answers as most_common_answers,
     )
     from .data.transforms import TrainTransform as TrainTransform
-    from .data.vqa import BlipVqaCollator as BlipVqaCollator
-    from .data.vqa import VqaDataset as VqaDataset
-    from .evaluation.answering import Answer as Answer
-    from .evaluation.answering import answer_questions as answer_questions
-    from .evaluation.caption import CaptionResult as CaptionResult
-    from .evaluation.caption import evaluate_captions as evaluate_captions
+    from .data.vqa import BlipVqaCollator as BlipVqaCollator, VqaDataset as VqaDataset
+    from .evaluation.answering import Answer as Answer, answer_questions as answer_questions
+    from .evaluation.caption import CaptionResult as CaptionResult, evaluate_captions as evaluate_captions
     from .evaluation.caption_metrics import caption_metrics as caption_metrics
-    from .evaluation.matching import Match as Match
-    from .evaluation.matching import match_texts as match_texts
-    from .evaluation.nlvr2 import Nlvr2Result as Nlvr2Result
-    from .evaluation.nlvr2 import evaluate_nlvr2 as evaluate_nlvr2
-    from .evaluation.retrieval import RetrievalResult as RetrievalResult
-    from .evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
+    from .evaluation.matching import Match as Match, match_texts as match_texts
+    from .evaluation.nlvr2 import evaluate_nlvr2 as evaluate_nlvr2, Nlvr2Result as Nlvr2Result
+    from .evaluation.retrieval import evaluate_retrieval as evaluate_retrieval, RetrievalResult as RetrievalResult
     from .evaluation.video import evaluate_video_retrieval as evaluate_video_retrieval
-    from .evaluation.vqa import VqaResult as VqaResult
-    from .evaluation.vqa import evaluate_vqa as evaluate_vqa
+    from .evaluation.vqa import evaluate_vqa as evaluate_vqa, VqaResult as VqaResult
     from .evaluation.zero_shot import ZeroShotClassifier as ZeroShotClassifier
-    from .explanation import Explanation as Explanation
-    from .explanation import explain as explain
+    from .explanation import explain as explain, Explanation as Explanation
     from .export.exporter import export_model as export_model
     from .image_processing_blip import (
         BlipImageProcessor as BlipImageProcessor,
-    )
-    from .image_processing_blip import (
         BlipImageProcessorFast as BlipImageProcessorFast,
-    )
-    from .image_processing_blip import (
         BlipImageProcessorPil as BlipImageProcessorPil,
     )
     from .modeling.base import BlipPreTrainedModel as BlipPreTrainedModel
@@ -131,21 +79,18 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not follow `_HOME_O
     from .modeling.pretraining import BlipForPreTraining as BlipForPreTraining
     from .modeling.retrieval import BlipForImageTextRetrieval as BlipForImageTextRetrieval
     from .modeling.retrieval_training import BlipForRetrievalTraining as BlipForRetrievalTraining
-    from .modeling.text import BlipTextModel as BlipTextModel
-    from .modeling.text import BlipTextPreTrainedModel as BlipTextPreTrainedModel
+    from .modeling.text import BlipTextModel as BlipTextModel, BlipTextPreTrainedModel as BlipTextPreTrainedModel
     from .modeling.vision import BlipVisionModel as BlipVisionModel
     from .modeling.vqa import BlipForQuestionAnswering as BlipForQuestionAnswering
     from .processing_blip import BlipProcessor as BlipProcessor
     from .search.index import BlipIndex as BlipIndex
     from .training.arguments import (
         BlipFinetuningArguments as BlipFinetuningArguments,
-    )
-    from .training.arguments import (
         BlipTrainingArguments as BlipTrainingArguments,
     )
     from .training.contrastive_trainer import BlipContrastiveTrainer as BlipContrastiveTrainer
     from .training.trainer import BlipTrainer as BlipTrainer
-
+    # isort: on
 
 __version__ = "0.2.0"
 

@@ -82,8 +82,10 @@ def match_texts(
     given: list[Any] = [texts] if isinstance(texts, str) else list(texts)
     if pairwise:
         images = list(images)
-        if len(images) != len(given) or any(isinstance(own, str) for own in given):
-            raise ValueError(f"Got {len(images)} images and texts={texts!r}. Pass one list of texts per image.")
+        if any(isinstance(own, str) for own in given):
+            raise ValueError(f"texts is {texts!r}, expected one list of texts per image with `pairwise`.")
+        if len(images) != len(given):
+            raise ValueError(f"Got {len(images)} images and {len(given)} lists of texts. Pass one list per image.")
         columns_of = torch.arange(sum(map(len, given))).split([len(own) for own in given])
         given = [text for own in given for text in own]
     normalized = [pre_caption(text) for text in given] if normalize_texts else given
