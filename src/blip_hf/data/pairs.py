@@ -4,14 +4,13 @@
 import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
 import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
-from typing_extensions import TypeVar
 
 from ..distributed import gather_objects
 from ..image_utils import UnreadableImageError, open_image
@@ -44,7 +43,12 @@ class Pair(TypedDict):
 
 
 # `Pair`, or the item of a subclass.
-Item = TypeVar("Item", default=Pair)
+if TYPE_CHECKING:
+    import typing_extensions
+
+    Item = typing_extensions.TypeVar("Item", default=Pair)
+else:
+    Item = TypeVar("Item")
 
 
 class PairDataset(Dataset[Item]):
