@@ -20,7 +20,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is not None:
         return _check(device)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
     if "LOCAL_RANK" not in os.environ:
