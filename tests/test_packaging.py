@@ -4,6 +4,7 @@
 import ast
 import configparser
 import functools
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ LAYERS = (
         "locks",
         "checkpoints",
         "caption_settings",
+        "converted_field",
         "hub",
         "model_card",
         "model_kinds",
@@ -273,3 +275,14 @@ def test_relative_and_absolute_imports_are_both_resolved() -> None:
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )
     assert names == {"blip_hf.data.text", "blip_hf.cli.main", "blip_hf.demo"}
+
+
+def test_type_checkers_see_the_exported_names() -> None:
+    seen = {
+        alias.asname: f"blip_hf.{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(MODULES[""].read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert seen.keys() == set(blip_hf.__all__) - {"__version__"}
+    assert [name for name, place in seen.items() if pkgutil.resolve_name(place) is not getattr(blip_hf, name)] == []

@@ -51,7 +51,7 @@ def require_packages(format: str) -> None:
     if format not in FORMATS:
         raise ValueError(f"The format is {format!r}. Pass one of {', '.join(FORMATS)}.")
     # Without this package, OpenVINO sends no usage statistics. It would fork a process for each event.
-    sys.modules.setdefault("openvino_telemetry", None)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None refuses its import
     for package in _PACKAGES[format]:
         try:
             importlib.import_module(package)
