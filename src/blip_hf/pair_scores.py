@@ -55,7 +55,7 @@ def pair_scores(itm_logits: "Tensor", cosines: "Tensor", score: PairScore, *, te
     return log_odds if score == "itm" else posterior_scores(log_odds, cosines, temperature)
 
 
-def posterior_scores(itm_log_odds: "Array", cosines: "Array", temperature: float) -> "Array":
+def posterior_scores(itm_log_odds: "Array", cosines: "Array", temperature: "float | Tensor") -> "Array":
     """Log-probability of each candidate given its query, up to a constant of the query."""
     return itm_log_odds + cosines / temperature
 

@@ -104,3 +104,8 @@ def test_no_score_is_computed_by_default_and_an_unknown_one_raises(model, proces
     assert match_texts(model, processor, images[:1], "a")[0].pair_score is None
     with pytest.raises(ValueError, match="score='cosine' is unknown"):
         match_texts(model, processor, images[:1], "a", score="cosine")
+
+
+def test_pairwise_refuses_a_text_in_place_of_a_list(model, processor, images):
+    with pytest.raises(ValueError, match="expected one list of texts per image"):
+        match_texts(model, processor, images[:2], ["a", "the red square"], pairwise=True)

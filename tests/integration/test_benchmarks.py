@@ -323,6 +323,7 @@ def test_memory_growth_is_plotted(tmp_path):
 
 
 def test_streams_count_all_kinds_of_bad_records(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(streams, "WORKERS", (2,))  # the passes have none
     # A new process for each pass would only import everything again.
     monkeypatch.setattr(streams, "run_pass", lambda name, files: streams.PASSES[name](files))
     result = streams.main(TINY, folder=tmp_path)
@@ -405,7 +406,7 @@ def test_lists_to_measure_can_be_loaded(file_format, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = tmp_path / f"list{lists.SUFFIXES.get(file_format, '.json')}"
     lists.write_list(path, file_format, 5)
-    assert lists.measure_load(path)["num_records"] == 5
+    assert lists.measure_load(file_format, path)["num_records"] == 5
 
 
 def test_the_performance_page_names_existing_jobs():

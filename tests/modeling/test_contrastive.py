@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from blip_hf import BlipConfig, BlipRetrievalTrainingConfig
+from blip_hf.modeling.outputs import BlipContrastiveOutput
 from tests.support.batches import CONTRASTIVE_TASKS, make_model_and_batch
 
 
@@ -51,3 +52,9 @@ def test_the_exported_retriever_stores_the_temperature_of_the_negatives(
     assert BlipConfig.from_pretrained(tmp_path).itm_temperature == expected
     # It does not become a setting of the next training.
     assert BlipRetrievalTrainingConfig.from_pretrained(tmp_path).negative_temperature is None
+
+
+def test_enqueue_refuses_an_output_without_momentum_features(model_and_batch):
+    model, _ = model_and_batch
+    with pytest.raises(ValueError, match="has no momentum features"):
+        model.enqueue(BlipContrastiveOutput())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import gradio as gr
 
@@ -20,7 +21,11 @@ from .components import ONE_AT_A_TIME, figure_grid, missing, result_table, shows
 from .models import PageContent
 
 
-_SCORES = {"ITM: probability of a match": "itm", "ITC: cosine": "itc", "Posterior: both together": "posterior"}
+_SCORES: dict[str, Literal["itm", "itc", "posterior"]] = {
+    "ITM: probability of a match": "itm",
+    "ITC: cosine": "itc",
+    "Posterior: both together": "posterior",
+}
 _RANGES = {"itm": (0, 1), "itc": (-1, 1), "posterior": (-50, 50)}
 
 

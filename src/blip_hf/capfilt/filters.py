@@ -50,7 +50,7 @@ class Rule:
         ValueError: If a value is out of range.
     """
 
-    threshold: float | None = None
+    threshold: float = None  # type: ignore[assignment]  # `None` is replaced by 0.5 below
     keep_share: float | None = None
     best_per_image: bool = False
     sources: tuple[str, ...] = ("web", "synthetic")

@@ -120,7 +120,7 @@ class _RunStatistics:
     def __init__(self, examples: ExampleSheet, labels: LabelReader | None) -> None:
         self.examples = examples
         self.rule = examples.rule
-        self.names = list(dict.fromkeys(["itm", "itc", self.rule.by]))
+        self.names: list[str] = list(dict.fromkeys(["itm", "itc", self.rule.by]))
         self.labels = labels
         self.num_images = 0
         self.num_images_kept = 0

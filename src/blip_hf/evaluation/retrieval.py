@@ -295,10 +295,10 @@ def evaluate_two_stages(
             settings.direction_names, (of_images, of_texts), (is_right, is_right.T), strict=True
         )
     }
-    ranks = tuple(own.ranks(settings.score, temperature=temperature) for own in judged.values())
+    image_ranks, text_ranks = (own.ranks(settings.score, temperature=temperature) for own in judged.values())
     return RetrievalResult(
         itc=settings.metrics(cosine_ranks),
-        reranked=settings.metrics(ranks),
+        reranked=settings.metrics((image_ranks, text_ranks)),
         num_skipped=len(captions) - len(image_ids),
         num_skipped_by_reason=dict(images.skipped + Counter(empty_text=sum(not own for own in captions.values()))),
         num_pairs=num_pairs,

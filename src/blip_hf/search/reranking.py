@@ -37,12 +37,13 @@ def rerank_rows(
     if not states:
         return list(found), {}
     logits = encoder.itm_logits(text, list(states.values()))  # (r, 2)
-    own = torch.tensor([cosines[row] for row in states])
+    own_cosines = torch.tensor([cosines[row] for row in states])
     # Probabilities near 1 are equal in float32, scores are not.
-    scores = pair_scores(logits, own, score, temperature=encoder.model.config.itm_temperature).tolist()
+    values = pair_scores(logits, own_cosines, score, temperature=encoder.model.config.itm_temperature)
+    scores = dict(zip(states, values.tolist(), strict=True))
     probabilities = logits.softmax(dim=-1)[:, 1].tolist()
-    ranked = {row: RankedRow(*values) for row, *values in zip(states, probabilities, scores, strict=True)}
-    in_order = sorted((item for item in found if item[0] in ranked), key=lambda item: -ranked[item[0]].pair_score)
+    ranked = {row: RankedRow(probability, scores[row]) for row, probability in zip(states, probabilities, strict=True)}
+    in_order = sorted((item for item in found if item[0] in ranked), key=lambda item: -scores[item[0]])
     return [*in_order, *(item for item in found if item[0] not in ranked)], ranked
 
 
