@@ -4,12 +4,12 @@
 import pytest
 
 from blip_hf import refilter
-from blip_hf.app.capfilt_tab import CapFiltRun, browse, make_rule, write_pairs
+from blip_hf.app.capfilt_tab import CapFiltRun, browse, make_rule, threshold_slider, write_pairs
 from blip_hf.capfilt.filters import Rule
 from tests.support.capfilt_runs import write_scene_run
 
 
-ITM, ITC = "ITM: probability of a match", "ITC: cosine"
+ITM, ITC, POSTERIOR = "ITM: probability of a match", "ITC: cosine", "Posterior: both together"
 
 
 def files_of(folder):
@@ -77,3 +77,16 @@ def test_only_a_folder_beside_the_run_is_written(tmp_path, name):
 def test_a_folder_without_scores_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="is not a CapFilt run with scores"):
         CapFiltRun.open(tmp_path)
+
+
+def test_the_slider_of_a_score_has_its_range_and_moves_the_threshold_into_it():
+    sliders = [threshold_slider(name, threshold) for name, threshold in ((POSTERIOR, 12), (ITC, 12))]
+    assert [(own.minimum, own.maximum, own.value) for own in sliders] == [(-50, 50, 12), (-1, 1, 1)]
+
+
+def test_a_run_can_be_browsed_by_the_posterior(tmp_path):
+    run = CapFiltRun.open(write_scene_run(tmp_path / "run"))
+    rule = make_rule(run, 0.0, POSTERIOR, False)
+    counts, _ = run.filter(rule)
+    # The log-odds of 0.5 are 0, and its cosine is 0.
+    assert counts == {"web": (4, 2), "synthetic": (4, 3)}
