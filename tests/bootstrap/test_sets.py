@@ -16,6 +16,7 @@ from blip_hf.bootstrap.sets import (
     Truth,
     read_truth,
     read_web,
+    rule_of_run,
     save_pairs,
     write_file_sets,
     write_scene_sets,
@@ -207,3 +208,11 @@ def test_filter_metrics_match_values_computed_by_hand(scored):
     # All synthetic texts are kept; "heart" of the second image is wrong.
     assert (metrics["synthetic_precision"], metrics["synthetic_roc_auc"]) == (pytest.approx(2 / 3), 1.0)
     assert "web_precision" not in measure_capfilt(run, Truth(), Rule())
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(0.2, 0.2), (None, 0.07)])
+def test_a_rule_by_the_posterior_takes_the_temperature_of_the_run(tmp_path, temperature, expected):
+    own = {} if temperature is None else {"itm_temperature": temperature}  # a run of an earlier version has none
+    write_json(tmp_path / "run.json", {"models": {"filter": {"name": "filter", **own}}})
+    assert rule_of_run(tmp_path, Rule(by="posterior", threshold=0)).itm_temperature == expected
+    assert rule_of_run(tmp_path, Rule()) == Rule()

@@ -132,7 +132,7 @@ class _SeedLoop:
         """Collects the pairs of a variant, and pre-trains on them from the initial weights."""
         known: dict[str, Any] = {"with_human": self.settings.with_human}
         if variant in RULED:
-            known["rule"] = asdict(self.rule)
+            known["rule"] = self._known_rule()
         pairs = self._run(
             f"pairs-{variant}",
             known,
@@ -186,9 +186,13 @@ class _SeedLoop:
         known = {name: value for name, value in asdict(settings).items() if name not in FREE_SETTINGS}
         return self._run(name, known, [sets, captioner, matcher], action)
 
+    def _known_rule(self) -> dict[str, Any]:
+        # Loops of earlier versions, which are resumed, have rules without a temperature.
+        return {name: value for name, value in asdict(self.rule).items() if (name, value) != ("itm_temperature", None)}
+
     def _apply_rule(self, name: str, sets: Stage, run: Stage) -> Metrics:
         """Applies the rule to a run and evaluates the result."""
-        known = {"rule": asdict(self.rule)}
+        known = {"rule": self._known_rule()}
         return self._run(
             f"measure-{name}",
             known,

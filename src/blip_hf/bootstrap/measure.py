@@ -18,7 +18,7 @@ from ..modeling.caption import BlipForConditionalGeneration
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .config import EvaluationSettings
-from .sets import Truth, read_scores
+from .sets import Truth, read_scores, rule_of_run
 from .stages import Metrics
 
 
@@ -79,7 +79,7 @@ def scene_caption_metrics(written: Mapping[_Id, str], references: Mapping[_Id, s
 
 def measure_capfilt(run: Path, truth: Truth, rule: Rule) -> Metrics:
     """Computes the share of texts that a rule keeps, and with labels the metrics of the filter, by source."""
-    table = read_scores(run)
+    table, rule = read_scores(run), rule_of_run(run, rule)
     mask = keep_mask(table, rule)
     scores = rule_scores(table, rule)
     sources, image_ids, texts = (table[name].to_pylist() for name in ("source", "image_id", "text"))

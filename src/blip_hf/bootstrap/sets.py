@@ -6,7 +6,7 @@ Sets for training and evaluation are saved with `save_to_disk`; the web set is a
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..capfilt.filters import Rule, keep_mask
+from ..capfilt.filters import Rule, keep_mask, with_filter_temperature
 from ..capfilt.scores import RunFolder
 from ..data.readers import load_pairs
 from ..data.readers.records import read_json
@@ -188,6 +188,13 @@ def read_scores(run: Path) -> pa.Table:
     return table.append_column("id", pa.array([name.rpartition("/")[2] for name in table["sample_id"].to_pylist()]))
 
 
+def rule_of_run(run: Path, rule: Rule) -> Rule:
+    """Returns a rule by the posterior with the temperature of the filter of a CapFilt run."""
+    if rule.by != "posterior":
+        return rule
+    return with_filter_temperature(rule, read_json(RunFolder(run).settings)["models"])
+
+
 def read_web(folder: Path) -> pa.Table:
     """Reads `image`, `caption`, `image_id` and `id` of the web set."""
     return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet"))))
@@ -245,7 +252,7 @@ def _scored_texts(run: Path, variant: str, rule: Rule) -> pa.Table:
     table = read_scores(run)
     if variant != "captioned":
         sources = ("web",) if variant == "filtered" else ("web", "synthetic")
-        own = Rule(**{**vars(rule), "sources": sources})
+        own = replace(rule_of_run(run, rule), sources=sources)
         table = table.filter(pa.array(keep_mask(table, own)))
     texts = table.select(["id", "text", "source"]).rename_columns(["id", "caption", "source"])
     # A synthetic caption that equals the web text is one pair.
@@ -278,6 +285,7 @@ __all__ = [
     "read_scores",
     "read_truth",
     "read_web",
+    "rule_of_run",
     "save_pairs",
     "write_file_sets",
     "write_scene_sets",
