@@ -71,7 +71,7 @@ def write_documented_files(root: Path) -> None:
     for number, scene in enumerate(Scenes(6)):
         scene["image"].save(root / "photos" / f"{number:03}.png")
     _write_annotations(root)
-    for number in (0, 99):  # the ends of {00000..00099}
+    for number in range(2):
         members = [(f"{number}.png", encoded_image((number, 0, 9))), (f"{number}.txt", b"a red ring")]
         write_tar(root / "web" / f"{number:05}.tar", members)
     engine = CapFilt.from_pretrained(root / "runs/caption", root / "runs/retrieval")
