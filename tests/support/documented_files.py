@@ -58,7 +58,8 @@ IMAGES = (
     "tom.jpg",
     "coco/val2014/1.jpg",
     "nocaps/1.jpg",
-    "nlvr2/images/dev/1.png",
+    "nlvr2/images/dev/dev-0-0-img0.png",
+    "nlvr2/images/dev/dev-0-0-img1.png",
 )
 
 
@@ -82,12 +83,10 @@ def write_documented_files(root: Path) -> None:
 def _write_checkpoints(root: Path) -> None:
     captioner, processor, matcher, _ = tiny_capfilt()
     ids = processor.config_token_ids()
-    models: dict[str, PreTrainedModel] = {name: captioner for name in CAPTIONERS} | {
-        name: matcher for name in MATCHERS
-    }
+    models: dict[str, PreTrainedModel] = dict.fromkeys(CAPTIONERS, captioner) | dict.fromkeys(MATCHERS, matcher)
     # Equal widths, which transformers needs for VQA.
     vqa = tiny_model_for(BlipForQuestionAnswering, processor, hidden_size=16)
-    models |= {name: vqa for name in VQA_MODELS}
+    models |= dict.fromkeys(VQA_MODELS, vqa)
     models["runs/nlvr2"] = BlipForVisualReasoning(_with_text(tiny_nlvr2_config(), ids))
     models["runs/demo"] = BlipForPreTraining(_with_text(tiny_pretraining_config(), ids))
     models["google/vit-base-patch16-224"] = ViTModel(
@@ -130,7 +129,7 @@ def _write_annotations(root: Path) -> None:
         write_json(root / name, questions)
     write_json(root / "daquar/train.json", [questions[0] | {"image": "../1.jpg"}, questions[0] | {"image": "2.jpg"}])
     write_image(root / "daquar/2.jpg")
-    sentence = {"images": ["1.png", "1.png"], "sentence": "a ring", "label": "True", "identifier": "dev-0-0-0"}
+    sentence = {"sentence": "a ring", "label": "True", "identifier": "dev-0-0-0"}
     write_json(root / "dev.json", [sentence])
     write_json_lines(root / "msrvtt_test.jsonl", [{"clip_name": "video1", "caption": "a ring"}])
     write_image(root / "videos/video1/1.png")
