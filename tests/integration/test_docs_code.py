@@ -25,7 +25,7 @@ TUTORIALS = [path for path in PAGES if path.parent.name == "tutorials"]
 # Python that is not run: a comment above the block has the reason.
 NOT_RUN = {"docs/distributed": ["needs a Ray cluster, see tests/cli/test_caption_ray.py"]}
 # Commands that take minutes or do not end; test_docs.py parses them.
-LONG_COMMANDS = {"demo", "serve"}
+LONG_COMMANDS = {"demo", "plan", "serve"}
 # The same code with less to do.
 SMALLER = {
     '"cuda"': '"cpu"',
