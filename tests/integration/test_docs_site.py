@@ -3,14 +3,13 @@
 
 import re
 import runpy
-import subprocess
-import sys
 
 import pytest
 
 import blip_hf
 from blip_hf import _HOME_OF
 from tests.support.paths import ROOT
+from tests.support.processes import run_python
 
 
 API = ROOT / "docs" / "api"
@@ -21,8 +20,8 @@ FIGURES = ROOT / "docs" / "figures"
 def site(tmp_path_factory):
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["-m", "mkdocs", "build", "--strict", "--config-file", ROOT / "mkdocs.yml", "--site-dir", folder]
+    result = run_python(*command, NO_MKDOCS_2_WARNING="1")
     assert result.returncode == 0, result.stderr
     assert "WARNING" not in result.stderr
     return folder
