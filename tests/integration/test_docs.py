@@ -172,6 +172,29 @@ def test_settings_of_the_loop_in_its_page_are_valid():
     LoopSettings.from_mapping({**yaml.safe_load(settings), "device": "cpu"}).check()
 
 
+def test_lines_of_shell_blocks_start_with_known_programs():
+    lines = [
+        line
+        for page in PAGES
+        for name in ("bash", "sh")
+        for block in blocks(page, name)
+        for line in shell_lines(block)
+    ]
+    # Their commands are parsed or run by a test, except those of other projects.
+    tested = {"blip-hf", "make", "python", *LAUNCHERS}
+    others = {"#", "curl", "git", "pip", "pre-commit", "pytest", "ray"}
+    assert {line.split()[0] for line in lines if line.strip() and not line.startswith(" ")} == tested | others
+
+
+def test_make_targets_exist():
+    targets = {words[0] for words in command_lines("make")} | {
+        name for page in PAGES for name in re.findall(r"`make (\w+)`", page.read_text())
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    assert "docs" in targets
+    assert [name for name in targets if f"\n{name}:" not in makefile] == []
+
+
 def test_scripts_in_commands_exist():
     named = {words[0] for words in command_lines("python") if words}
     assert {name for name in named if not (ROOT / name).is_file()} == set()

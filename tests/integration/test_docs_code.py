@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Code in the documentation runs, on small stand-ins for the checkpoints and files that it names."""
 
+import inspect
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
+from transformers.models.blip import modeling_blip
 
 from blip_hf.cli import main
 from blip_hf.image_utils import open_image
@@ -140,3 +142,15 @@ def test_old_and_new_lines_of_transformers_give_the_same(folder):
     old, new = results
     assert_close(new["itm"], old["itm"], **SUMMATION_TOLERANCE)
     assert_close(new["cosines"].flatten(), old["cosines"][0].flatten(), **SUMMATION_TOLERANCE)
+
+
+def test_transformers_lacks_what_the_comparison_says():
+    source = inspect.getsource(modeling_blip)
+    assert re.findall(r"^class (BlipFor\w+)\(BlipPreTrainedModel", source, re.MULTILINE) == [
+        "BlipForConditionalGeneration",
+        "BlipForQuestionAnswering",
+        "BlipForImageTextRetrieval",
+    ]
+    assert not modeling_blip.BlipPreTrainedModel._supports_sdpa
+    assert not modeling_blip.BlipPreTrainedModel._supports_flash_attn
+    assert "rank" not in source

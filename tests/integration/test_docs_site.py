@@ -43,7 +43,7 @@ def test_the_search_index_has_pages_and_docstrings(site):
 
 def test_linked_files_of_the_repository_are_part_of_the_site(site):
     assert (site / "repository" / "examples" / "finetune_caption.py").is_file()
-    assert "vqa.yaml" in (site / "repository" / "examples" / "recipes" / "README.html").read_text()
+    assert "vqa.yaml" in (site / "repository" / "examples" / "recipes" / "index.html").read_text()
 
 
 def test_the_reference_has_each_exported_name_once():
