@@ -10,7 +10,7 @@ import griffe
 
 ARGUMENT = re.compile(r"^( +)(\*{0,2}\w+) \((.*)\):$", re.MULTILINE)
 RETURNED = re.compile(r"^ +`[^`]+`(?: of [^:]+)?: ", re.MULTILINE)
-LINK = re.compile(r"\[(`[\w.()]+`)\](?![(\[])")
+LINK = re.compile(r"\[`~?([\w.()]+)`\](?![(\[])")
 
 
 class HuggingFaceDialect(griffe.Extension):
@@ -37,9 +37,8 @@ def convert(docstring: str, parameters: set[str]) -> str:
         # The signature shows the default.
         return f"{indent}{name} ({kind.partition(', defaults to ')[0] if name in parameters else kind}):"
 
-    docstring = re.sub(r"^( *)Example:$", r"\1Examples:", docstring, flags=re.MULTILINE)
-    docstring = RETURNED.sub(lambda match: match[0].replace("`", ""), ARGUMENT.sub(argument, docstring))
-    return LINK.sub(r"\1", docstring)
+    docstring = re.sub(r"^( *)Example:$", r"\1Examples:", LINK.sub(r"`\1`", docstring), flags=re.MULTILINE)
+    return RETURNED.sub(lambda match: match[0].replace("`", ""), ARGUMENT.sub(argument, docstring))
 
 
 def field_help(value: griffe.Expr | str | None) -> str | None:

@@ -39,6 +39,8 @@ def test_the_search_index_has_pages_and_docstrings(site):
     index = (site / "search" / "search_index.json").read_text()
     assert "The last checkpoint is good." in index  # troubleshooting.md
     assert "Captions images of any form" in index  # the docstring of BlipCaptioner
+    assert "Probability mass that nucleus sampling draws from" in index  # the help of a field of CaptionSettings
+    assert "[~" not in index  # links of docstrings
 
 
 def test_linked_files_of_the_repository_are_part_of_the_site(site):
