@@ -303,10 +303,10 @@ def test_sampling_in_several_threads_equals_that_in_one(num_beams, model, proces
         captioner = BlipCaptioner(model, processor, do_sample=True, num_beams=num_beams, seed=seed, top_p=1.0)
         return captioner(images)
 
-    alone = [caption(seed) for seed in range(12)]
-    assert len(set(map(tuple, alone))) > 6
+    alone = [caption(seed) for seed in range(8)]
+    assert len(set(map(tuple, alone))) > 4
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(caption, range(12))) == alone
+        assert list(pool.map(caption, range(8))) == alone
 
 
 def test_sampling_with_a_seed_draws_as_with_the_global_generator(model, processor, images):

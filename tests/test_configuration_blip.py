@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 import blip_hf
 from blip_hf import (
@@ -137,3 +138,14 @@ def test_configurations_of_other_models_are_refused():
         TypeError, match=r"expected a BlipRetrievalTrainingConfig or .* blip or blip_retrieval_training"
     ):
         blip_hf.BlipForRetrievalTraining(blip_hf.BlipPreTrainingConfig())
+
+
+@pytest.mark.parametrize("field", ["image_size", "patch_size"])
+def test_sizes_of_two_numbers_are_refused(field, tmp_path):
+    # The image encoder is square: it would fail in the middle of its construction.
+    with pytest.raises(StrictDataclassError, match=field):
+        BlipVisionConfig(**{**VISION, field: [16, 16]})
+    config = transformers.BlipConfig(vision_config={**VISION, field: [16, 16]}, text_config=TEXT)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=field):
+        BlipConfig.from_pretrained(tmp_path)

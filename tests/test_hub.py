@@ -1,61 +1,61 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pushes to a stand-in for the Hub: the files that go up, cards, code, errors, and opening what was pushed."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
+from huggingface_hub import constants
 
-from blip_hf.hub import PushError, plan_upload
-from tests.support.hub_server import serve_hub
-from tests.support.paths import ROOT
-
-
-PUSH = """
-import sys
-from pathlib import Path
 from blip_hf import BlipForConditionalGeneration, BlipForVisualReasoning, BlipTrainer
+from blip_hf.cli import main
 from blip_hf.data.collators import BlipCaptioningCollator
+from blip_hf.data.pairs import PairDataset
+from blip_hf.hub import PushError, plan_upload
+from tests.support.hub_server import TOKEN, serve_hub, use_hub
+from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_capfilt, tiny_nlvr2_config
 from tests.support.trainers import make_arguments, make_records
-from blip_hf.data.pairs import PairDataset
-
-folder = Path(sys.argv[1])
-BlipForVisualReasoning(tiny_nlvr2_config()).push_to_hub("me/nlvr2")
-captioner, processor, *_ = tiny_capfilt()
-processor.push_to_hub("me/captioner")  # writes the plain card of transformers
-captioner.push_to_hub("me/captioner")
-BlipForConditionalGeneration.from_pretrained(folder).push_to_hub("me/with-card")
-BlipForConditionalGeneration.from_pretrained(folder).save_pretrained(
-    folder.parent / "saved", push_to_hub=True, repo_id="me/saved"
-)
 
 
-def make_trainer(name, **options):
-    output_dir = folder.parent / name
-    output_dir.mkdir()
-    (output_dir / "training_run.json").write_text("{}")
-    return BlipTrainer(
-        captioner,
-        make_arguments(output_dir, max_steps=1, hub_model_id=f"me/{name}", **options),
-        train_dataset=PairDataset(make_records(2)),
-        eval_dataset=PairDataset(make_records(2)),
-        data_collator=BlipCaptioningCollator(processor, prompt=""),
-        processing_class=processor,
+def push_models(captioner_folder, folder):
+    """Pushes models and trainers, and returns the loss that the last trainer measured."""
+    BlipForVisualReasoning(tiny_nlvr2_config()).push_to_hub("me/nlvr2")
+    captioner, processor, *_ = tiny_capfilt()
+    processor.push_to_hub("me/captioner")  # writes the plain card of transformers
+    captioner.push_to_hub("me/captioner")
+    BlipForConditionalGeneration.from_pretrained(captioner_folder).push_to_hub("me/with-card")
+    BlipForConditionalGeneration.from_pretrained(captioner_folder).save_pretrained(
+        folder / "saved", push_to_hub=True, repo_id="me/saved"
     )
 
+    def make_trainer(name, **options):
+        output_dir = folder / name
+        output_dir.mkdir()
+        (output_dir / "training_run.json").write_text("{}")
+        return BlipTrainer(
+            captioner,
+            make_arguments(output_dir, max_steps=1, hub_model_id=f"me/{name}", **options),
+            train_dataset=PairDataset(make_records(2)),
+            eval_dataset=PairDataset(make_records(2)),
+            data_collator=BlipCaptioningCollator(processor, prompt=""),
+            processing_class=processor,
+        )
 
-saving = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
-make_trainer("saving", **saving).train()
-trainer = make_trainer("trained")
-trainer.train()
-loss = trainer.evaluate()["eval_loss"]
-trainer.push_to_hub(dataset="records", license="mit")
-print(loss)
-"""
+    saving = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint"}
+    make_trainer("saving", **saving).train()
+    trainer = make_trainer("trained")
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.push_to_hub(dataset="records", license="mit")
+    return loss
+
+
 OPEN = """
 import sys
 sys.modules["blip_hf"] = None  # as if it were not installed
@@ -102,20 +102,26 @@ def run(hub, *words, cwd=ROOT, **variables):
     )
 
 
-def push(hub, *words, **variables):
-    return run(hub, "-m", "blip_hf", "push", *words, **variables)
+@pytest.fixture(scope="module")
+def online(hub, tmp_path_factory):
+    """Makes `huggingface_hub` use the stand-in in this process."""
+    with use_hub(hub, tmp_path_factory.mktemp("home")):
+        yield
+
+
+def push(*words):
+    return main(["push", *map(str, words)])
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, folder):
+def pushed(hub, online, folder, tmp_path_factory):
     """The Hub after pushes of models, of a trainer, and of the command; with the loss that the trainer measured."""
-    home = str(folder.parent / "home")
-    done = run(hub, "-c", PUSH, folder, HF_HOME=home)
-    assert done.returncode == 0, done.stderr
-    command = push(hub, folder, "me/pushed", "--private", HF_HOME=home)
-    assert command.returncode == 0, command.stderr
-    assert command.stdout.startswith(f"{hub.address}/me/pushed/commit/")
-    return hub, float(done.stdout.split()[-1])
+    loss = push_models(folder, tmp_path_factory.mktemp("pushed"))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert push(folder, "me/pushed", "--private") == 0
+    assert printed.getvalue().startswith(f"{hub.address}/me/pushed/commit/")
+    return hub, loss
 
 
 def test_a_plan_has_the_model_and_leaves_the_run_here(folder):
@@ -157,29 +163,38 @@ def test_a_folder_without_a_model_and_a_wrong_name_are_refused(folder, tmp_path)
         plan_upload(folder, "not a name")
 
 
-def test_a_dry_run_lists_files_and_sends_nothing(hub, folder):
+@pytest.mark.usefixtures("online")
+def test_a_dry_run_lists_files_and_sends_nothing(hub, folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")
     before = len(hub.requests)
-    done = push(hub, folder, "me/dry", "--dry_run", HF_TOKEN="")
-    assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors" in done.stdout
-    assert "not pushed: adapter/adapter_model.safetensors, checkpoint-3/config.json" in done.stdout
+    assert push(folder, "me/dry", "--dry_run") == 0
+    printed = capsys.readouterr().out
+    assert f"{(folder / 'model.safetensors').stat().st_size:,}  model.safetensors" in printed
+    assert "not pushed: adapter/adapter_model.safetensors, checkpoint-3/config.json" in printed
     assert "me/dry" not in hub.repos
     assert [path for _, path in hub.requests[before:] if "repos" in path or "models" in path] == []
 
 
 @pytest.mark.parametrize(
-    ("repo", "variables", "message"),
+    ("repo", "token", "message"),
     [
-        ("me/x", {"HF_TOKEN": "hf_wrong"}, "does not accept the token. Run `hf auth login`"),
-        ("you/x", {}, "The token may not write to you/x"),
-        ("me/x", {"HF_TOKEN": ""}, "There is no token of the Hub. Run `hf auth login`"),
-        ("me/x", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
+        ("me/x", "hf_wrong", "does not accept the token. Run `hf auth login`"),
+        ("you/x", TOKEN, "The token may not write to you/x"),
+        ("me/x", "", "There is no token of the Hub. Run `hf auth login`"),
     ],
 )
-def test_errors_say_what_to_do(repo, variables, message, hub, folder, tmp_path):
-    done = push(hub, folder, repo, HF_HOME=str(tmp_path), **variables)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("online")
+def test_errors_say_what_to_do(repo, token, message, folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert push(folder, repo) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("online")
+def test_a_hub_that_does_not_answer_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert push(folder, "me/x") == 2
+    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
 
 
 def test_the_command_pushes_the_model_alone(pushed):

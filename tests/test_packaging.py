@@ -4,6 +4,7 @@
 import ast
 import configparser
 import functools
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import transformers
 
 import blip_hf
+from tests.support.forkserver import run_apart
 from tests.support.paths import ROOT
 from tests.support.processes import run_code
 
@@ -31,6 +34,7 @@ LAYERS = (
         "locks",
         "checkpoints",
         "caption_settings",
+        "converted_field",
         "hub",
         "model_card",
         "model_kinds",
@@ -192,16 +196,18 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert {"torch", "transformers", "numpy", "PIL", "datasets"} & set(loaded) == set()
 
 
+def check_auto_classes() -> None:
+    for name in blip_hf.__all__:
+        getattr(blip_hf, name)
+    config = transformers.CONFIG_MAPPING["blip"]
+    assert config is transformers.BlipConfig, config
+    model = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
+    assert model is transformers.BlipForConditionalGeneration, model
+    assert "blip_pretraining" not in transformers.CONFIG_MAPPING
+
+
 def test_using_the_package_does_not_change_the_auto_classes() -> None:
-    run_code(
-        "import transformers, blip_hf\n"
-        "for name in blip_hf.__all__: getattr(blip_hf, name)\n"
-        "config = transformers.CONFIG_MAPPING['blip']\n"
-        "assert config is transformers.BlipConfig, config\n"
-        "model = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]\n"
-        "assert model is transformers.BlipForConditionalGeneration, model\n"
-        "assert 'blip_pretraining' not in transformers.CONFIG_MAPPING\n"
-    )
+    run_apart(check_auto_classes)  # apart from tests that register
 
 
 def test_no_module_imports_torchvision() -> None:
@@ -269,3 +275,14 @@ def test_relative_and_absolute_imports_are_both_resolved() -> None:
         "data.videos", "from . import text\nfrom ..cli import main\nimport blip_hf.demo", is_package=False
     )
     assert names == {"blip_hf.data.text", "blip_hf.cli.main", "blip_hf.demo"}
+
+
+def test_type_checkers_see_the_exported_names() -> None:
+    seen = {
+        alias.asname: f"blip_hf.{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(MODULES[""].read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert seen.keys() == set(blip_hf.__all__) - {"__version__"}
+    assert [name for name, place in seen.items() if pkgutil.resolve_name(place) is not getattr(blip_hf, name)] == []

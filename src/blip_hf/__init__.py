@@ -6,8 +6,91 @@ Names are imported when they are first used: `import blip_hf` is fast and change
 
 import importlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:  # the names of `_HOME_OF`, for type checkers and editors
+    # isort: off
+    from .auto import register_auto_classes as register_auto_classes
+    from .capfilt.filters import Rule as Rule
+    from .capfilt.refilter import refilter as refilter
+    from .caption_settings import CaptionSettings as CaptionSettings
+    from .captioner import BlipCaptioner as BlipCaptioner, Caption as Caption
+    from .configuration_blip import (
+        BlipConfig as BlipConfig,
+        BlipPreTrainingConfig as BlipPreTrainingConfig,
+        BlipRetrievalTrainingConfig as BlipRetrievalTrainingConfig,
+        BlipTextConfig as BlipTextConfig,
+        BlipVisionConfig as BlipVisionConfig,
+        BlipVisualReasoningConfig as BlipVisualReasoningConfig,
+    )
+    from .conversion import (
+        Conversion as Conversion,
+        convert_original_checkpoint as convert_original_checkpoint,
+        convert_original_state_dict as convert_original_state_dict,
+        restore_original_checkpoint as restore_original_checkpoint,
+        restore_original_state_dict as restore_original_state_dict,
+    )
+    from .data.collators import (
+        BlipCaptioningCollator as BlipCaptioningCollator,
+        BlipMatchingCollator as BlipMatchingCollator,
+        BlipPretrainingCollator as BlipPretrainingCollator,
+    )
+    from .data.nlvr2 import (
+        BlipNlvr2Collator as BlipNlvr2Collator,
+        Nlvr2Dataset as Nlvr2Dataset,
+        Nlvr2TrainTransform as Nlvr2TrainTransform,
+    )
+    from .data.pairs import PairDataset as PairDataset
+    from .data.readers import (
+        find_shards as find_shards,
+        group_captions as group_captions,
+        load_images as load_images,
+        load_nlvr2 as load_nlvr2,
+        load_nocaps as load_nocaps,
+        load_pairs as load_pairs,
+        load_vqa as load_vqa,
+        most_common_answers as most_common_answers,
+    )
+    from .data.transforms import TrainTransform as TrainTransform
+    from .data.vqa import BlipVqaCollator as BlipVqaCollator, VqaDataset as VqaDataset
+    from .evaluation.answering import Answer as Answer, answer_questions as answer_questions
+    from .evaluation.caption import CaptionResult as CaptionResult, evaluate_captions as evaluate_captions
+    from .evaluation.caption_metrics import caption_metrics as caption_metrics
+    from .evaluation.matching import Match as Match, match_texts as match_texts
+    from .evaluation.nlvr2 import evaluate_nlvr2 as evaluate_nlvr2, Nlvr2Result as Nlvr2Result
+    from .evaluation.retrieval import evaluate_retrieval as evaluate_retrieval, RetrievalResult as RetrievalResult
+    from .evaluation.video import evaluate_video_retrieval as evaluate_video_retrieval
+    from .evaluation.vqa import evaluate_vqa as evaluate_vqa, VqaResult as VqaResult
+    from .evaluation.zero_shot import ZeroShotClassifier as ZeroShotClassifier
+    from .explanation import explain as explain, Explanation as Explanation
+    from .export.exporter import export_model as export_model
+    from .image_processing_blip import (
+        BlipImageProcessor as BlipImageProcessor,
+        BlipImageProcessorFast as BlipImageProcessorFast,
+        BlipImageProcessorPil as BlipImageProcessorPil,
+    )
+    from .modeling.base import BlipPreTrainedModel as BlipPreTrainedModel
+    from .modeling.caption import BlipForConditionalGeneration as BlipForConditionalGeneration
+    from .modeling.cpu import optimize_for_cpu as optimize_for_cpu
+    from .modeling.dual_encoder import BlipModel as BlipModel
+    from .modeling.language_modeling import BlipTextLMHeadModel as BlipTextLMHeadModel
+    from .modeling.nlvr2 import BlipForVisualReasoning as BlipForVisualReasoning
+    from .modeling.pretraining import BlipForPreTraining as BlipForPreTraining
+    from .modeling.retrieval import BlipForImageTextRetrieval as BlipForImageTextRetrieval
+    from .modeling.retrieval_training import BlipForRetrievalTraining as BlipForRetrievalTraining
+    from .modeling.text import BlipTextModel as BlipTextModel, BlipTextPreTrainedModel as BlipTextPreTrainedModel
+    from .modeling.vision import BlipVisionModel as BlipVisionModel
+    from .modeling.vqa import BlipForQuestionAnswering as BlipForQuestionAnswering
+    from .processing_blip import BlipProcessor as BlipProcessor
+    from .search.index import BlipIndex as BlipIndex
+    from .training.arguments import (
+        BlipFinetuningArguments as BlipFinetuningArguments,
+        BlipTrainingArguments as BlipTrainingArguments,
+    )
+    from .training.contrastive_trainer import BlipContrastiveTrainer as BlipContrastiveTrainer
+    from .training.trainer import BlipTrainer as BlipTrainer
+    # isort: on
 
 __version__ = "0.2.0"
 

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 import transformers
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING_NAMES
@@ -33,13 +33,13 @@ from .processing_blip import BlipProcessor
 logger = logging.get_logger(__name__)
 
 # Classes that transformers has under the same name. Its mappings tell which Auto class loads which of the models.
-_CONFIGS_OF_BOTH = (BlipConfig, BlipTextConfig, BlipVisionConfig)
+_CONFIGS_OF_BOTH: tuple[type[PreTrainedConfig], ...] = (BlipConfig, BlipTextConfig, BlipVisionConfig)
 _MODELS_OF_BOTH = {
     model_class.__name__: model_class
     for model_class in (BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering, BlipModel)
 }
 # Classes that only this package has.
-_OWN_MODELS = {
+_OWN_MODELS: dict[type[BlipConfig], type[BlipPreTrainedModel]] = {
     BlipPreTrainingConfig: BlipForPreTraining,
     BlipRetrievalTrainingConfig: BlipForRetrievalTraining,
     BlipVisualReasoningConfig: BlipForVisualReasoning,
@@ -68,7 +68,7 @@ def register_auto_classes() -> None:
         AutoModel.register(config_class, model_class, exist_ok=True)
     backends = dict.fromkeys(IMAGE_PROCESSOR_MAPPING_NAMES[BlipConfig.model_type], BlipImageProcessor)
     # `AutoImageProcessor.register` would load the classes of transformers, and one needs torchvision.
-    IMAGE_PROCESSOR_MAPPING.register(BlipConfig, backends, exist_ok=True)
+    IMAGE_PROCESSOR_MAPPING.register(BlipConfig, backends, exist_ok=True)  # type: ignore[arg-type]  # takes a dict
     AutoProcessor.register(BlipConfig, BlipProcessor, exist_ok=True)
 
 

@@ -54,7 +54,9 @@ class Caption:
     @property
     def mean_log_probability(self) -> float | None:
         """Log-probability per token, which does not favour short captions; `None` without `log_probability`."""
-        return None if self.log_probability is None else self.log_probability / self.num_tokens
+        if self.log_probability is None or self.num_tokens is None:
+            return None
+        return self.log_probability / self.num_tokens
 
     @property
     def picture(self) -> int:
@@ -264,7 +266,7 @@ class BlipCaptioner:
         if return_scores:
             columns["log_probability"], columns["num_tokens"] = self._score(memory, sequences)
         if self.matcher is not None:
-            columns["itm_probability"] = self._match(batch.images, texts)
+            columns["itm_probability"] = self._match(self.matcher, batch.images, texts)
         return [Caption(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
     @torch.inference_mode()
@@ -296,20 +298,19 @@ class BlipCaptioner:
         return sums.tolist(), counts.tolist()
 
     @torch.inference_mode()
-    def _match(self, images: list[Image.Image], texts: list[str]) -> list[float]:
+    def _match(self, matcher: BlipForImageTextRetrieval, images: list[Image.Image], texts: list[str]) -> list[float]:
         """Probabilities that each of `n * g` texts matches its image."""
         # [CLS] first: the matcher replaces it by the token of its configuration.
-        inputs = self.matcher_processor(images, texts, role="contrast", return_tensors="pt").to(self.matcher.device)
-        memory = self.matcher.get_image_memory(inputs["pixel_values"])
-        logits = self.matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
+        inputs = self.matcher_processor(images, texts, role="contrast", return_tensors="pt").to(matcher.device)
+        memory = matcher.get_image_memory(inputs["pixel_values"])
+        logits = matcher.get_itm_logits(memory, inputs["input_ids"], inputs["attention_mask"])
         return logits.float().softmax(dim=-1)[:, 1].tolist()
 
 
 def single_images(images: ImageSource | Iterable[ImageSource]) -> Iterator[ImageSource]:
     """Yields the images one by one; an array or a tensor of shape `(n, ...)` with four axes is several."""
-    is_batch = is_array(images) and images.ndim == 4
-    if isinstance(images, _ONE_IMAGE) or (is_array(images) and not is_batch):
-        yield images
+    if isinstance(images, _ONE_IMAGE) or (is_array(images) and images.ndim != 4):
+        yield images  # type: ignore[misc]  # an `io.IOBase` is the `BinaryIO` of annotations
         return
     for image in images:
         if is_array(image) and image.ndim == 4:

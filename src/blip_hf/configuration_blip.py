@@ -7,7 +7,7 @@ vision weights with standard deviation 1e-10) fit no released model.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -15,12 +15,15 @@ from transformers import BlipConfig as UpstreamBlipConfig
 from transformers import BlipTextConfig as UpstreamBlipTextConfig
 from transformers import BlipVisionConfig as UpstreamBlipVisionConfig
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec as Spec
 from transformers.utils import logging
 
 
+if TYPE_CHECKING:
+    from .converted_field import ConvertedField
+
 logger = logging.get_logger(__name__)
 
-# Fields with another default than in transformers that changes the outputs of a trained model.
 # Highest values of sizes, far above those of any model. Past them a configuration is damaged, or made to exhaust the memory.
 _MAX_SIZES = {
     "hidden_size": 2**16,
@@ -37,6 +40,7 @@ _MAX_SIZES = {
     "num_channels": 2**10,
 }
 _MAX_QUEUE_SIZE = 10**7
+# Fields with another default than in transformers that changes the outputs of a trained model.
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
 
 
@@ -66,7 +70,13 @@ class BlipTextConfig(UpstreamBlipTextConfig):
     label_smoothing: float = 0.1
     eos_token_id: int | list[int] | None = 102
     cls_token_id: int = 101
-    enc_token_id: int | None = None
+    if TYPE_CHECKING:  # all models need these tokens
+        bos_token_id: int = 30522
+        pad_token_id: int = 0
+        sep_token_id: int = 102
+        enc_token_id: ConvertedField[int, int | None] = ConvertedField()
+    else:
+        enc_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -95,6 +105,8 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
             ViT-L, VQA and NLVR2.
     """
 
+    image_size: int = 384
+    patch_size: int = 16
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     drop_path_rate: float = 0.0
@@ -126,9 +138,12 @@ class BlipConfig(UpstreamBlipConfig):
         (0.2, 12)
     """
 
-    sub_configs_defaults = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}
+    sub_configs_defaults = {"text_config": Spec(BlipTextConfig), "vision_config": Spec(BlipVisionConfig)}
 
-    label_smoothing: float | None = None
+    if TYPE_CHECKING:
+        text_config: ConvertedField[BlipTextConfig, dict[str, Any] | PreTrainedConfig | None] = ConvertedField()
+        vision_config: ConvertedField[BlipVisionConfig, dict[str, Any] | PreTrainedConfig | None] = ConvertedField()
+    label_smoothing: float | None = None  # type: ignore[assignment]  # `None` is that of `text_config`
     itm_start_token: str = "enc"
     question_start_token: str = "enc"
 
@@ -161,20 +176,20 @@ class BlipConfig(UpstreamBlipConfig):
                 raise ValueError(f"{name} is {value!r}, expected 'enc' or 'cls'.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "BlipConfig":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """Reads the `config.json` of a checkpoint.
 
         Raises:
             ValueError: If a value has the wrong type or is out of range.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except StrictDataclassError as error:
             reason = error.__cause__ or error
             raise ValueError(f"config.json of {pretrained_model_name_or_path} cannot be used: {reason}") from error
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BlipConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Builds a configuration from the contents of a `config.json` of this package or of transformers.
 
         `kwargs` are fields to override, and options of `PreTrainedConfig.from_dict`.

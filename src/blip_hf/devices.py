@@ -20,12 +20,12 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is not None:
         return _check(device)
-    if not torch.accelerator.is_available():
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
         return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator().type
     if "LOCAL_RANK" not in os.environ:
-        return torch.device(kind)
-    return torch.device(kind, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
+        return torch.device(accelerator.type)
+    return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
 
 
 def _check(device: str | torch.device) -> torch.device:

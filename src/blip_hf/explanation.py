@@ -21,7 +21,7 @@ from .image_utils import ImageSource, open_image
 from .modeling.caption import BlipForConditionalGeneration
 from .modeling.exported.models import ExportedModel
 from .modeling.retrieval import BlipForImageTextRetrieval
-from .processing_blip import BlipProcessor
+from .processing_blip import BlipProcessor, Role
 
 
 # Control points of the colour scale of overlays, from 0 to 1: blue, cyan, yellow, red.
@@ -80,8 +80,8 @@ class Explanation:
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity={opacity} is not a weight. Pass a value in [0, 1].")
         values = self.map_of(word)
-        values = (values / values.max().clamp(min=torch.finfo(values.dtype).tiny)).numpy()
-        smooth = Image.fromarray(values).resize(self.image.size, Image.Resampling.BICUBIC)
+        scaled = values / values.max().clamp(min=torch.finfo(values.dtype).tiny)
+        smooth = Image.fromarray(scaled.numpy()).resize(self.image.size, Image.Resampling.BICUBIC)
         return Image.blend(self.image, _colour(np.asarray(smooth)), opacity)
 
 
@@ -143,8 +143,11 @@ def explain(
     with _gradients(model):
         token_ids, tokens_of_words = _tokenize(model, processor, text, prompt)
         states = _image_states(model, processor, opened, interpolate_pos_encoding)
-        token_maps = _caption_maps if is_captioner else _matching_maps
-        maps, score = token_maps(model, states, token_ids.to(model.device), layer)  # (t, p)
+        token_ids = token_ids.to(model.device)
+        if isinstance(model, BlipForConditionalGeneration):
+            maps, score = _caption_maps(model, states, token_ids, layer)  # (t, p)
+        else:
+            maps, score = _matching_maps(model, states, token_ids, layer)
     size, patch = processor.image_processor.size, model.config.vision_config.patch_size
     grid = maps[:, 1:].unflatten(1, (size["height"] // patch, size["width"] // patch))  # without [CLS]
     return Explanation(
@@ -178,6 +181,7 @@ def _tokenize(
     prompt_words = [] if prompt is None else prompt.split()
     if not words:
         raise ValueError(f"text is {text!r}, expected a text with words.")
+    role: Role
     if isinstance(model, BlipForConditionalGeneration):
         role = "lm"
     else:

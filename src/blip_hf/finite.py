@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 
 NUM_NAMED_IDS = 8
@@ -42,7 +43,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for (name, _), is_finite in zip(floats, are_finite, strict=True) if not is_finite), None)
 
 
-def require_finite_results(are_finite: Sequence[bool], ids: Sequence[Any], **models: nn.Module) -> None:
+def require_finite_results(are_finite: Sequence[bool], ids: Sequence[Any], **models: PreTrainedModel) -> None:
     """Raises if a result of a model is not finite, and names the weight or the images that cause it.
 
     Args:
@@ -50,7 +51,7 @@ def require_finite_results(are_finite: Sequence[bool], ids: Sequence[Any], **mod
             Whether the results of each image are finite.
         ids (sequence):
             The images.
-        **models (`nn.Module`):
+        **models (`PreTrainedModel`):
             The models by their role. Their weights are looked at only if a result is not finite.
 
     Raises:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -208,7 +207,9 @@ def _explaining(repo_id: str) -> Iterator[None]:
             f"{remedies.get(status, f'The Hub refused {repo_id} ({status}).')} It said: {reason}"
         ) from error
     except HTTPError as error:
-        raise PushError(f"{ENDPOINT} does not answer: {error}. Check the network, or HF_ENDPOINT.") from error
+        raise PushError(
+            f"{constants.ENDPOINT} does not answer: {error}. Check the network, or HF_ENDPOINT."
+        ) from error
 
 
 __all__ = ["PUSHED_FILES", "PushError", "Upload", "complete_model_folder", "plan_upload", "push_folder"]

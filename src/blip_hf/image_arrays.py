@@ -2,7 +2,7 @@
 """Arrays and tensors as images: the position of their channels, and the range of their levels."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ _NUM_CHANNELS = (1, 3, 4)
 _OVERSHOOT = 0.25
 
 
-def is_array(source: object) -> bool:
+def is_array(source: object) -> TypeGuard["np.ndarray | Tensor"]:
     """Whether this is a NumPy array or a tensor of torch."""
     return isinstance(source, np.ndarray) or _is_tensor(source)
 

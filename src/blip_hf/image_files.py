@@ -88,7 +88,7 @@ def is_visible(name: str) -> bool:
 _reported_suffixes: set[str] = set()
 
 
-def warn_of_other_files(where: str | os.PathLike[str], counts: Mapping[str, int]) -> None:
+def warn_of_other_files(where: object, counts: Mapping[str, int]) -> None:
     """Warns about skipped files, once for each suffix."""
     new = {suffix: count for suffix, count in counts.items() if suffix not in _reported_suffixes}
     _reported_suffixes.update(new)

@@ -54,7 +54,8 @@ class BlipImageProcessor(UpstreamBlipImageProcessorPil):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens paths, URLs, bytes, file objects and dicts, in nested lists; images are returned unchanged."""
-        return self._fetch(image_url_or_urls, _min_size(self.do_resize, self.size, self.reducing_gap))
+        size: Any = self.size  # a `SizeDict`, unlike its annotation
+        return self._fetch(image_url_or_urls, _min_size(self.do_resize, size, self.reducing_gap))
 
     def _fetch(self, source: Any, min_size: int | None) -> Any:
         if isinstance(source, (list, tuple)):

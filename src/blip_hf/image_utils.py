@@ -159,7 +159,7 @@ def image_errors(source: Any, name: str | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         # Decoders raise many exceptions for a broken file: OSError, SyntaxError, struct.error and more.
-        if is_machine_error(error):
+        if isinstance(error, OSError) and is_machine_error(error):
             error.filename = error.filename or name
             raise
         is_file = isinstance(source, (str, bytes, os.PathLike, io.IOBase, ImageFile.ImageFile))

@@ -2,7 +2,6 @@
 """CapFilt runs: killed and resumed, by one process or two, with the same bytes; and their commands."""
 
 import json
-import multiprocessing
 import random
 import signal
 import time
@@ -22,6 +21,7 @@ from blip_hf.capfilt.run import Run
 from blip_hf.capfilt.runner import run_capfilt
 from blip_hf.cli import main
 from tests.support.files import run_contents, write_json, write_tar
+from tests.support.forkserver import forkserver
 from tests.support.images import encoded_image, write_image
 from tests.support.tiny_models import tiny_capfilt
 
@@ -78,8 +78,7 @@ def undisturbed(checkpoints, tmp_path_factory):
 @pytest.fixture(scope="module")
 def processes():
     """Starts processes from a server with all imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip_hf.capfilt.runner", "tests.support.tiny_models"])
+    context = forkserver()
 
     def start(checkpoints, out_dir, num_processes=2):
         started = [

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf serve` starts, serves at a free port, and ends with its accepted requests answered."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from blip_hf.cli import main
-from tests.support.paths import ROOT
+from tests.support.forkserver import start_command
 from tests.support.serving import as_files, photos, wait_until
 
 
-def test_the_command_serves_and_finishes_accepted_requests_on_sigterm(captioner_folder, matcher_folder):
+def read(path):
+    return path.read_text() if path.is_file() else ""
+
+
+def test_the_command_serves_and_finishes_accepted_requests_on_sigterm(captioner_folder, matcher_folder, tmp_path):
     options = [
         "--matcher",
         matcher_folder,
@@ -29,25 +29,23 @@ def test_the_command_serves_and_finishes_accepted_requests_on_sigterm(captioner_
         "--max_wait_ms",
         "1000",
     ]
-    command = [sys.executable, "-m", "blip_hf", "serve", captioner_folder, *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            url = re.search(r"at (http://127\.0\.0\.1:\d+), with", process.stdout.readline())[1]
-            assert httpx2.get(f"{url}/healthz").json()["endpoints"] == ["/caption", "/match", "/features"]
-            with ThreadPoolExecutor(1) as threads:
-                files = as_files(*photos(2))
-                waiting = threads.submit(httpx2.post, f"{url}/caption", files=files, timeout=30)
-                wait_until(lambda: "blip_hf_queue_length 2.0" in httpx2.get(f"{url}/metrics").text)
-                process.send_signal(signal.SIGTERM)
-                assert httpx2.post(f"{url}/caption", files=files).status_code == 503
-                assert len(waiting.result().json()["captions"]) == 2
-            assert process.wait(30) == 0
-            assert process.stderr.read() == ""
-        finally:
-            process.kill()
+    process = start_command(["serve", captioner_folder, *options], tmp_path)
+    try:
+        wait_until(lambda: process.exitcode is not None or "\n" in read(tmp_path / "stdout"))
+        url = re.search(r"at (http://127\.0\.0\.1:\d+), with", read(tmp_path / "stdout"))[1]
+        assert httpx2.get(f"{url}/healthz").json()["endpoints"] == ["/caption", "/match", "/features"]
+        with ThreadPoolExecutor(1) as threads:
+            files = as_files(*photos(2))
+            waiting = threads.submit(httpx2.post, f"{url}/caption", files=files, timeout=30)
+            wait_until(lambda: "blip_hf_queue_length 2.0" in httpx2.get(f"{url}/metrics").text)
+            process.terminate()
+            assert httpx2.post(f"{url}/caption", files=files).status_code == 503
+            assert len(waiting.result().json()["captions"]) == 2
+        process.join(30)
+        assert process.exitcode == 0
+        assert read(tmp_path / "stderr") == ""
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(

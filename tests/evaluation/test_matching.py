@@ -81,3 +81,8 @@ def test_pairwise_compares_each_image_with_its_own_texts(model, processor, image
 def test_pairwise_needs_texts_for_each_image(model, processor, images):
     with pytest.raises(ValueError, match="Got 2 images and 1 lists of texts"):
         match_texts(model, processor, images[:2], [["a"]], pairwise=True)
+
+
+def test_pairwise_refuses_a_text_in_place_of_a_list(model, processor, images):
+    with pytest.raises(ValueError, match="expected one list of texts per image"):
+        match_texts(model, processor, images[:2], ["a", "the red square"], pairwise=True)

@@ -312,6 +312,7 @@ def test_memory_growth_is_plotted(tmp_path):
 
 
 def test_streams_count_all_kinds_of_bad_records(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(streams, "WORKERS", (2,))  # the passes have none
     # A new process for each pass would only import everything again.
     monkeypatch.setattr(streams, "run_pass", lambda name, files: streams.PASSES[name](files))
     result = streams.main(TINY, folder=tmp_path)

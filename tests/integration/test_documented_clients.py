@@ -74,6 +74,7 @@ def run_snippet(snippet):
     return names
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")  # the snippets set none
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_a_documented_snippet_runs_with_only_the_import_changed(name, documented_places):
     snippet = SNIPPETS[name]

@@ -18,6 +18,7 @@ from blip_hf import (
     BlipProcessor,
 )
 from blip_hf.caption_settings import PRETRAINING_SETTINGS
+from blip_hf.training.arguments import TASK_RECIPES
 from tests.support.examples import EXAMPLE_FILES, run_example
 from tests.support.files import write_json, write_json_lines
 from tests.support.images import write_image, write_images
@@ -100,7 +101,11 @@ def test_caption_example(captioner_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint(name, matcher_folder, tmp_path, capsys):
+def test_fine_tuning_example_runs_from_random_weights_and_from_a_checkpoint(
+    name, matcher_folder, tmp_path, capsys, monkeypatch
+):
+    for recipe in TASK_RECIPES.values():
+        monkeypatch.setitem(recipe, "num_train_epochs", 1)  # instead of the 6 to 15 of the paper
     record_of, model_class, metric = FINETUNING[name]
     run_example(name, "--tiny", "--output_dir", tmp_path / "first")
     assert re.search(metric, capsys.readouterr().out)

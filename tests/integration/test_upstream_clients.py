@@ -131,6 +131,8 @@ def test_seq2seq_trainer_predicts_by_generation(name, tmp_path):
 # ---- Quantisation and processes
 
 
+# torchao replaces it.
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 @for_cases(cases_except("pretraining", "retrieval"))
 def test_dynamic_quantization_stays_near_the_outputs(case):
     model = case.build()

@@ -179,6 +179,7 @@ def test_every_parameter_that_trains_gets_a_gradient(case):
     assert found.keys() == expected
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # true of the momentum encoder
 @for_cases(WITH_LOSS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_no_gradient_and_can_be_disabled(case, reentrant):

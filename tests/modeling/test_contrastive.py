@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from blip_hf.modeling.outputs import BlipContrastiveOutput
 from tests.support.batches import CONTRASTIVE_TASKS, make_model_and_batch
 
 
@@ -36,3 +37,9 @@ def test_return_loss_false_raises(model_and_batch):
     model, batch = model_and_batch
     with pytest.raises(ValueError, match=rf"{type(model).__name__} only computes losses. Call export_\w+\(\)"):
         model(**batch, return_loss=False)
+
+
+def test_enqueue_refuses_an_output_without_momentum_features(model_and_batch):
+    model, _ = model_and_batch
+    with pytest.raises(ValueError, match="has no momentum features"):
+        model.enqueue(BlipContrastiveOutput())

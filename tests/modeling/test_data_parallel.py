@@ -44,6 +44,9 @@ CONTRASTIVE = ("retrieval", "pretraining", "easy negatives", "no momentum")
 # The keys of one process, with its own negatives, as salesforce/BLIP: not equal to one process.
 LOCAL = {"gather_keys": False, "negative_all_rank": False}
 WRAPPERS = {"ddp": DistributedDataParallel, "fsdp2": shard_model}
+# Two heads are pre-training with other draws or without a momentum encoder, which FSDP2 shards as pre-training.
+ONLY_DDP = ("easy negatives", "no momentum")
+RUNS = [(name, wrapper) for name in HEADS for wrapper in WRAPPERS if wrapper == "ddp" or name not in ONLY_DDP]
 LENGTHS = (7, 4, 5, 6, 3, 7, 4, 5)
 LOSSES = ("loss", "loss_itc", "loss_itm", "loss_lm")
 LEARNING_RATE, NUM_STEPS = 0.02, 2
@@ -124,7 +127,7 @@ def train(name, wrap, rank=0, **fields):
 
 
 def train_all(rank, folder):
-    runs = {(name, wrapper): train(name, wrap, rank) for name in HEADS for wrapper, wrap in WRAPPERS.items()}
+    runs = {(name, wrapper): train(name, WRAPPERS[wrapper], rank) for name, wrapper in RUNS}
     for name in ("retrieval", "pretraining"):
         for wrapper, wrap in WRAPPERS.items():
             runs[name, wrapper, "local"] = train(name, wrap, rank, **LOCAL)
@@ -148,8 +151,7 @@ def mean_losses(results, step):
     return {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "wrapper"), RUNS)
 def test_processes_equal_one_process(ranks, single, name, wrapper):
     results = [rank[name, wrapper] for rank in ranks]
     for step, expected in enumerate(single[name]["steps"]):

@@ -395,3 +395,12 @@ def test_attributes_follow_the_model(captioner):
         losses.append(captioner(**batch, labels=batch["input_ids"], interpolate_pos_encoding=True).loss)
     assert losses[0] != losses[1]
     assert captioner.text_decoder.config.label_smoothing == 0.2
+
+
+def test_skip_last_needs_token_ids(captioner):
+    decoder = captioner.text_decoder
+    labels = torch.tensor([[DEC, 3, 4]])
+    words = decoder.get_input_embeddings()(labels)
+    memory = captioner.get_image_memory(tiny_batch()["pixel_values"][:1])
+    with pytest.raises(ValueError, match="skip_last needs input_ids"):
+        decoder(inputs_embeds=words, labels=labels, image_memory=memory, skip_last=True)

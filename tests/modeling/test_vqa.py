@@ -180,6 +180,18 @@ def test_returned_answers_of_a_question_are_consecutive(model, questions):
     assert torch.equal(several[::2, :length], best[:, :length])
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_from_a_memory_encodes_nothing_again(num_beams, model, questions, monkeypatch):
+    expected = model.generate(**questions, num_beams=num_beams, max_new_tokens=5)
+    memory = model.get_question_memory(**questions)
+    monkeypatch.setattr(model.vision_model, "forward", None)
+    for _ in range(2):  # the memory is not changed
+        found = model.generate(question_memory=memory, num_beams=num_beams, max_new_tokens=5)
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="or question_memory from get_question_memory"):
+        model.generate(questions["input_ids"])
+
+
 def test_generation_settings_of_the_model_are_used(model, questions):
     model.generation_config.max_new_tokens = 2
     assert model.generate(**questions).shape[1] <= 3

@@ -9,7 +9,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants, hf_api
 
 
 TOKEN = "hf_stand_in"
@@ -28,6 +32,23 @@ class HubServer:
     def environment(self) -> dict[str, str]:
         """Variables that make `huggingface_hub` use this server."""
         return {"HF_ENDPOINT": self.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+@contextmanager
+def use_hub(hub: HubServer, home: Path) -> Iterator[None]:
+    """Makes `huggingface_hub` use this server in this process, with files in the folder `home`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr(hf_api.api, "endpoint", hub.address)
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield
 
 
 class _RefusedError(Exception):

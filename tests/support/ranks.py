@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from tests.support.forkserver import forkserver
+
 
 WORLD_SIZE = 2
 
@@ -21,16 +23,9 @@ def run_on_ranks(
     if not distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     arguments = (run, folder, world_size)
-    multiprocessing.start_processes(_run_rank, args=arguments, nprocs=world_size, start_method=_start_method())
+    start_method = forkserver().get_start_method()
+    multiprocessing.start_processes(_run_rank, args=arguments, nprocs=world_size, start_method=start_method)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
-
-
-def _start_method() -> str:
-    """Forks a server that has imported the libraries, once for all tests; a spawned process imports them itself."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.support.trainers"])
-    return "forkserver"
 
 
 def _run_rank(rank: int, run: Callable[[int, Path], dict[str, Any]], folder: Path, world_size: int) -> None:

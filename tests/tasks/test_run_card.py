@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The cards that commands write: figures of the run, and code that runs in the output folder."""
 
+import io
 import json
 import re
+from contextlib import redirect_stdout
+from functools import cache
 
 import pytest
 from huggingface_hub import ModelCard
 
 from blip_hf.cli import main
 from blip_hf.tasks.run_card import read_facts
-from tests.support.hub_server import serve_hub
+from tests.support.hub_server import serve_hub, use_hub
 from tests.support.images import write_image
-from tests.support.processes import run_code, run_python
+from tests.support.processes import run_code
 
 
 TRAINING = [
@@ -31,13 +34,26 @@ def snippet_of(folder):
     return re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
 
 
+@pytest.fixture(scope="module")
+def tuned(pretrained, tmp_path_factory):
+    """A function from a task to the output folder and the metrics of its run. Each task is trained once."""
+
+    @cache
+    def tune(task):
+        _, options = TASKS[task]
+        folder, printed = tmp_path_factory.mktemp(task) / "tuned", io.StringIO()
+        argv = ["finetune", task, "--model", str(pretrained), *TRAINING, *options, "--output_dir", str(folder)]
+        with redirect_stdout(printed):
+            assert main(argv) == 0
+        return folder, json.loads(printed.getvalue().splitlines()[-1])
+
+    return tune
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_fine_tuning_writes_the_card_of_its_run(task, pretrained, tmp_path, capsys, monkeypatch):
-    pipeline_tag, options = TASKS[task]
-    folder = tmp_path / "tuned"
-    argv = ["finetune", task, "--model", str(pretrained), *TRAINING, *options, "--output_dir", str(folder)]
-    assert main(argv) == 0
-    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_fine_tuning_writes_the_card_of_its_run(task, tuned, pretrained):
+    pipeline_tag, _ = TASKS[task]
+    folder, metrics = tuned(task)
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == pipeline_tag
     figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -45,13 +61,29 @@ def test_fine_tuning_writes_the_card_of_its_run(task, pretrained, tmp_path, caps
     assert figures == pytest.approx({name: metrics[f"eval_{name}"] for name in figures}, rel=1e-5)
     assert "| `learning_rate` | 2e-05 |" in card.text
     assert f"| base model | {pretrained.name} |" in card.text
-    assert str(tmp_path) not in str(card)
+    assert str(folder.parent) not in str(card)
     assert str(pretrained) not in str(card)
 
-    write_image(tmp_path / "photo.jpg", (80, 0, 0))
-    monkeypatch.chdir(tmp_path)
-    hidden = "import sys; sys.modules['blip_hf'] = None\n"  # plain transformers
-    assert run_code(hidden + snippet_of(folder), HF_HOME=str(tmp_path / "home"))
+
+RUN_SNIPPETS = """
+import contextlib, io, json, os, sys
+sys.modules["blip_hf"] = None  # plain transformers
+for folder, code in json.loads(sys.argv[1]).items():
+    os.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue(), folder
+"""
+
+
+def test_the_snippets_of_the_cards_run_in_plain_transformers(tuned, tmp_path):
+    snippets = {}
+    for task in TASKS:
+        folder, _ = tuned(task)
+        write_image(folder.parent / "photo.jpg", (80, 0, 0))
+        snippets[str(folder.parent)] = snippet_of(folder)
+    run_code(RUN_SNIPPETS, json.dumps(snippets), HF_HOME=str(tmp_path / "home"))
 
 
 def test_pretraining_writes_a_card_beside_each_model(pretrained, tmp_path, capsys):
@@ -67,11 +99,10 @@ def test_pretraining_writes_a_card_beside_each_model(pretrained, tmp_path, capsy
 
 
 def test_a_command_pushes_the_model_that_it_saves(pretrained, tmp_path):
-    with serve_hub() as hub:
-        words = ["-m", "blip_hf", "finetune", "retrieval", "--model", pretrained, *TRAINING, "--queue_size", "8"]
-        words += ["--output_dir", tmp_path / "tuned", "--push_to_hub", "True", "--hub_model_id", "me/tuned"]
-        done = run_python(*words, HF_HOME=str(tmp_path / "home"), **hub.environment())
-    assert done.returncode == 0, done.stderr
+    with serve_hub() as hub, use_hub(hub, tmp_path / "home"):
+        argv = ["finetune", "retrieval", "--model", str(pretrained), *TRAINING, "--queue_size", "8"]
+        argv += ["--output_dir", str(tmp_path / "tuned"), "--push_to_hub", "True", "--hub_model_id", "me/tuned"]
+        assert main(argv) == 0
     files = hub.repos["me/tuned"]
     assert json.loads(files["config.json"])["architectures"] == ["BlipForImageTextRetrieval"]
     card = files["README.md"].decode()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import gradio as gr
 
@@ -20,7 +21,7 @@ from .components import ONE_AT_A_TIME, figure_grid, missing, result_table, shows
 from .models import PageContent
 
 
-_SCORES = {"ITM: probability of a match": "itm", "ITC: cosine": "itc"}
+_SCORES: dict[str, Literal["itm", "itc"]] = {"ITM: probability of a match": "itm", "ITC: cosine": "itc"}
 _LOWEST = {"itm": 0, "itc": -1}
 
 

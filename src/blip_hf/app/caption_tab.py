@@ -2,6 +2,7 @@
 """Tab "Caption": one or several captions of an image, by beam search or sampling, with their scores."""
 
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -34,6 +35,7 @@ def write_captions(
     """
     image = open_upload(path)
     CaptionSettings.resolve(captioner.caption_settings, prompt=prompt, max_length=int(max_length))  # checks them
+    settings: dict[str, Any]
     if method == SAMPLING:
         settings = {"do_sample": True, "top_p": top_p, "seed": int(seed)}
     else:
@@ -52,7 +54,7 @@ def write_captions(
         **settings,
     )
     captions = own.caption(image, num_return_sequences=int(num_captions), return_scores=True)
-    return sorted(captions, key=lambda caption: caption.mean_log_probability, reverse=True)
+    return sorted(captions, key=lambda caption: caption.mean_log_probability or 0.0, reverse=True)
 
 
 def caption_table(captions: list[Caption], prompt: str) -> str:
@@ -98,9 +100,7 @@ def add_caption_tab(content: PageContent) -> None:
     gr.on([button.click, prompt.submit], shows_errors(run), inputs, table, **ONE_AT_A_TIME)
 
 
-def _run(
-    captioner: BlipCaptioner, matcher: LoadedModel | None, path: str | None, prompt: str, *settings: object
-) -> str:
+def _run(captioner: BlipCaptioner, matcher: LoadedModel | None, path: str | None, prompt: str, *settings: Any) -> str:
     return caption_table(write_captions(captioner, matcher, path, prompt, *settings), prompt)
 
 

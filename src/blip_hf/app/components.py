@@ -14,7 +14,7 @@ from ..image_utils import open_image
 
 
 # All events that run a model wait for each other.
-ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
 # Pixels of the longer side of images that the page shows.
 MAX_SIDE = 512
 
@@ -23,7 +23,7 @@ def image_input(label: str = "Image") -> gr.Image:
     """A field for an image, whose value is the path of the upload."""
     field = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=280, buttons=[])
     # Gradio opens uploads itself, and its errors have paths of the server.
-    field.preprocess = lambda payload: None if payload is None else payload.path
+    field.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     return field
 
 

@@ -22,7 +22,7 @@ def match(matcher: LoadedModel, path: str | None, texts: str) -> list[Match]:
     if not lines:
         raise ValueError("No text is given. Write one or several, each in its own line.")
     matches = match_texts(matcher.model, matcher.processor, [image], lines)
-    return sorted(matches, key=lambda found: found.itm_probability, reverse=True)
+    return sorted(matches, key=lambda found: found.itm_probability or 0.0, reverse=True)
 
 
 def add_match_tab(content: PageContent) -> None:

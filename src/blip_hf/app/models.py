@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..captioner import BlipCaptioner
 from ..checkpoints import head_of, require_checkpoint
@@ -74,9 +74,7 @@ def _roles_of(source: str) -> dict[str, str]:
     return {head_of(source): source}
 
 
-def load_models(
-    checkpoints: dict[str, str], *, device: str | None = None, dtype: str | None = None
-) -> dict[str, BlipCaptioner | LoadedModel]:
+def load_models(checkpoints: dict[str, str], *, device: str | None = None, dtype: str | None = None) -> dict[str, Any]:
     """Loads the checkpoints of [`find_checkpoints`], as arguments of [`PageContent`]."""
     if not checkpoints:
         return {}

@@ -2,6 +2,7 @@
 """The page: its tabs, and its look."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -35,7 +36,7 @@ def build_page(content: PageContent) -> gr.Blocks:
     return page
 
 
-def page_style() -> dict[str, object]:
+def page_style() -> dict[str, Any]:
     """Arguments of `launch` for the look: system fonts, so that no font is loaded."""
     theme = gr.themes.Default(
         primary_hue="blue",

@@ -14,7 +14,7 @@ from .scene_sections import SCENE_SECTIONS
 
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    pass
 
 Section = Mapping[str, Any]
 
@@ -217,7 +217,9 @@ class LoopSettings:
         values = {name: value for name, value in values.items() if value is not None}
         data = values.pop("data", {})
         is_drawn = not (isinstance(data, Mapping) and {"web", "human", "eval"} & set(data))
-        sections = {name: dict(section) for name, section in (SCENE_SECTIONS if is_drawn else {}).items()}
+        sections: dict[str, Any] = {
+            name: dict(section) for name, section in (SCENE_SECTIONS if is_drawn else {}).items()
+        }
         for name, value in values.items():
             if isinstance(value, Mapping):
                 sections[name] = sections.get(name, {}) | dict(value)
@@ -269,10 +271,11 @@ class LoopSettings:
         """Sizes of the small model for scenes."""
         from ..demo.settings import DemoSettings
 
+        assert isinstance(self.data, SceneData)
         own = {"seed": seed, "image_size": self.data.image_size}
         return replace(_build(DemoSettings, self.model, "model"), **own)
 
-    def options(self, section: str, own: Section) -> tuple[Any, "TrainingArguments"]:
+    def options(self, section: str, own: Section) -> tuple[Any, Any]:
         """Returns the options and the trainer arguments of a stage."""
         from ..tasks import caption, retrieval
         from ..tasks.pretrain import PretrainOptions

@@ -21,7 +21,7 @@ from ..devices import pick_device
 from ..tasks import caption, retrieval
 from ..tasks.pretrain import make_model, make_processor, pretrain
 from ..training.checkpoint_files import newest_whole, remove_checkpoints
-from .config import RULED, LoopSettings
+from .config import RULED, LoopSettings, SceneData
 from .measure import measure_capfilt, measure_captions, measure_retrieval
 from .sets import (
     CHECK,
@@ -99,7 +99,7 @@ class _SeedLoop:
 
     def _sets(self) -> Stage:
         data = self.settings.data
-        if self.settings.is_drawn:
+        if isinstance(data, SceneData):
             return self._run("sets", asdict(data), [], lambda work: write_scene_sets(data, self.seed, work))
         sources = [path for path in (data.web, data.human, data.eval, data.web_labels) if path is not None]
         known = {**asdict(data), "files": {path: source_digests(path) for path in sources}}

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from ..processing_blip import BlipProcessor
 from .config import EvaluationSettings
 from .sets import Truth, read_scores
 from .stages import Metrics
+
+
+_Id = TypeVar("_Id")
 
 
 def measure_retrieval(folder: Path, pairs: Path, settings: EvaluationSettings, device: torch.device) -> Metrics:
@@ -59,7 +63,7 @@ def measure_captions(
     return scene_caption_metrics(result.predictions, references) if is_drawn else result.metrics
 
 
-def scene_caption_metrics(written: Mapping[int, str], references: Mapping[int, str]) -> Metrics:
+def scene_caption_metrics(written: Mapping[_Id, str], references: Mapping[_Id, str]) -> Metrics:
     """Computes exact match and word accuracy by image.
 
     Example:
@@ -88,7 +92,7 @@ def measure_capfilt(run: Path, truth: Truth, rule: Rule) -> Metrics:
         labels = [truth.is_right(source, image_ids[row], texts[row]) for row in rows]
         if None not in labels:
             judged = filter_metrics(scores[rows], np.array(labels, dtype=int), kept=mask[rows])
-            metrics[f"{source}_right"] = judged["num_right"] / len(rows)
+            metrics[f"{source}_right"] = sum(map(bool, labels)) / len(rows)
             metrics |= {
                 f"{source}_{name}": judged[name] for name in ("precision", "recall", "noise_recall", "roc_auc")
             }

@@ -91,7 +91,7 @@ def write_scene_sets(data: SceneData, seed: int, folder: Path) -> Metrics:
 
 def write_file_sets(data: FileData, seed: int, folder: Path) -> Metrics:
     """Reads all sets, and removes the images of a partial human set from the web set."""
-    roots = {"image_root": data.image_root, "allow_outside": data.allow_outside}
+    roots: dict[str, Any] = {"image_root": data.image_root, "allow_outside": data.allow_outside}
     web, human = (list(load_pairs(source, **roots)) for source in (data.web, data.human))
     labels = None if data.web_labels is None else read_json(Path(data.web_labels))
     if labels is not None and len(labels) != len(web):
@@ -138,8 +138,10 @@ def write_variant(
     web, human = read_web(sets / WEB), datasets.load_from_disk(sets / HUMAN)
     texts = web.select(["id", "caption"]).append_column("source", pa.array(["web"] * len(web)))
     if variant in ("filtered", "captioned", "bootstrapped"):
+        assert run is not None
         texts = _scored_texts(run, variant, rule)
     elif variant == "repeated":
+        assert run is not None
         num_wanted = len(_scored_texts(run, "bootstrapped", rule))
         texts = texts.take(pa.array(np.arange(max(num_wanted, len(texts))) % len(texts)))
     rows = pc.index_in(texts["id"], web["id"])
@@ -260,7 +262,7 @@ def _count(texts: pa.Table, image_ids: Sequence[str], truth: Truth) -> Metrics:
         return metrics
     verdicts = [truth.is_right(*row) for row in zip(sources, image_ids, captions, strict=True)]
     if None not in verdicts:
-        metrics["share_right"] = sum(verdicts) / len(verdicts)
+        metrics["share_right"] = sum(map(bool, verdicts)) / len(verdicts)
     if truth.captions.keys() >= set(image_ids):
         words = [word_accuracy(text, truth.captions[id_]) for text, id_ in zip(captions, image_ids, strict=True)]
         metrics["words_right"] = sum(words) / len(words)

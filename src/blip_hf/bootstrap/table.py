@@ -57,10 +57,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         >>> summarise([{"r@1": 0.25}, {"r@1": 0.75}])
         {'r@1': {'mean': 0.5, 'spread': 0.3535533905932738}}
     """
-    summary = {}
+    summary: Summary = {}
     for name in results[0]:
-        values = [metrics.get(name) for metrics in results]
-        if all(isinstance(value, (int, float)) for value in values):
+        found = [metrics.get(name) for metrics in results]
+        values = [value for value in found if isinstance(value, (int, float))]
+        if len(values) == len(found):
             spread = statistics.stdev(values) if len(values) > 1 else None
             summary[name] = {"mean": math.fsum(values) / len(values), "spread": spread}
     return summary
@@ -120,6 +121,7 @@ def _cell(figure: Mapping[str, float | None] | None, *, is_plain: bool) -> str:
     if figure is None:
         return ""
     mean, spread = figure["mean"], figure["spread"]
+    assert mean is not None
     if is_plain:
         digits = 0 if mean == round(mean) or mean > 100 else 3
         text = f"{mean:.{digits}f}"

@@ -229,7 +229,7 @@ class CapFilt:
                 for index in range(settings.num_captions)
             ]
             num_rows = len(seeds)
-            processors.append(SeededNucleus(torch.tensor(seeds, device=self.captioner.device), settings.top_p))
+            processors.append(SeededNucleus(torch.tensor(seeds, device=self.captioner.device), settings.top_p or 1.0))
         prompts = self._prompt_ids.to(self.captioner.device).expand(num_rows, -1)
         return self.captioner.generate(
             image_memory=memory,
@@ -307,7 +307,7 @@ def _generation_config(settings: CapFiltSettings) -> GenerationConfig:
     return GenerationConfig(
         # Nucleus sampling is greedy search over scores with Gumbel noise.
         do_sample=False,
-        num_beams=max(settings.num_beams, settings.num_captions) if is_beam else 1,
+        num_beams=max(settings.num_beams or 1, settings.num_captions) if is_beam else 1,
         num_return_sequences=settings.num_captions if is_beam else 1,
         max_length=settings.max_length,
         min_length=settings.min_length,

@@ -154,7 +154,7 @@ def _draw_lengths(axes: "Axes", palette: Palette, texts: Mapping[str, Mapping[st
 
 def _visible_bars(edges: np.ndarray, counts: Mapping[str, Sequence[int]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Crops a histogram to its filled bins, and merges bins to a legible number of bars."""
-    total = np.sum([np.zeros(len(edges) - 1), *counts.values()], axis=0)
+    total = np.sum([np.zeros(len(edges) - 1), *map(np.asarray, counts.values())], axis=0)
     filled = np.flatnonzero(total)
     first, last = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, len(total))
     width = next(width for width in _BAR_WIDTHS if last - first <= width * _MAX_BARS)
@@ -172,7 +172,7 @@ def _colour(palette: Palette, source: str) -> str:
     return palette.series[SOURCES.index(source)]
 
 
-def _percent_label(value: float, _: int) -> str:
+def _percent_label(value: float, _: float) -> str:
     return f"{100 * value:.3g}%"
 
 

@@ -63,8 +63,10 @@ class Run:
         format: PairFormat,
     ) -> "Run":
         """Makes the paths absolute. Raises `ValueError` if the output folder holds the source."""
-        is_one = isinstance(source, (str, os.PathLike))
-        absolute = make_absolute(source) if is_one else list(map(make_absolute, source))
+        if isinstance(source, (str, os.PathLike)):
+            absolute: str | list[str] = make_absolute(source)
+        else:
+            absolute = list(map(make_absolute, source))
         refuse_source_folder(out_dir, absolute)
         root = None if image_root is None else os.path.abspath(image_root)
         return cls(

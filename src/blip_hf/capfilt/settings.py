@@ -3,7 +3,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..caption_settings import CaptionSettings, caption_option
 
@@ -53,7 +53,7 @@ class CapFiltSettings:
                 f"num_captions={self.num_captions}, but greedy search writes one caption. Pass strategy='nucleus' or"
                 " 'beam'."
             )
-        given = {name: value for name, value in self._caption_options().items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in self._caption_options().items() if value is not None}
         CaptionSettings(**{**_UNCONSTRAINED, **given})  # raises for values out of range
 
     def resolve(self, own: CaptionSettings | None) -> "CapFiltSettings":

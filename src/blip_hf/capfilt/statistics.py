@@ -121,7 +121,7 @@ def word_changes(
     """Returns the words whose frequency grew (`added`) and shrank (`dropped`) most, in occurrences per 1,000 words."""
     if not before.num_words or not after.num_words:
         return {"added": [], "dropped": []}
-    changes = [
+    changes: list[dict[str, Any]] = [
         {
             "word": word,
             "before": 1000 * before.words[word] / before.num_words,

@@ -148,11 +148,12 @@ class _ParquetWriter:
         self.num_bytes = 0
 
     def add(self, item: _ImagePairs) -> None:
-        image = {"bytes": _encoded(item.sample), "path": None}
+        content = _encoded(item.sample)
+        image = {"bytes": content, "path": None}
         for record in item.records:
             self.pairs.append({"image": image, **record})
             # Arrow holds the image once per pair; the file holds it once per group.
-            self.num_bytes += len(image["bytes"])
+            self.num_bytes += len(content)
             if self.num_bytes >= _GROUP_BYTES or len(self.pairs) >= _GROUP_ROWS:
                 self.flush()
 
@@ -257,7 +258,8 @@ def _encoded(sample: Sample) -> bytes:
 
 def _suffix(content: bytes) -> str:
     with Image.open(BytesIO(content)) as header:
-        return {"JPEG": "jpg", "MPO": "jpg"}.get(header.format, header.format.lower())
+        name = str(header.format)
+        return {"JPEG": "jpg", "MPO": "jpg"}.get(name, name.lower())
 
 
 __all__ = ["SUFFIXES", "PairFormat", "remove_partial_pairs", "write_pairs"]

@@ -75,7 +75,7 @@ def _run(options: AskOptions) -> int:
             model,
             processor,
             images,
-            options.question,
+            options.question or [],
             answer_list=answer_list,
             num_candidates=options.num_candidates,
             top_k=options.top_k or (1 if answer_list is None else 5),

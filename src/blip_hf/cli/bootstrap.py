@@ -4,6 +4,7 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,11 +82,12 @@ def _run_seeds(settings: "LoopSettings", output_dir: Path) -> str:
 
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
-    results = [
-        run_seed(settings, seed, output_dir / f"seed-{seed}", lambda line, seed=seed: print(f"[seed {seed}] {line}"))
-        for seed in settings.seeds
-    ]
+    results = [run_seed(settings, seed, output_dir / f"seed-{seed}", partial(_say, seed)) for seed in settings.seeds]
     return write_results(settings, results, output_dir)
+
+
+def _say(seed: int, line: str) -> None:
+    print(f"[seed {seed}] {line}")
 
 
 COMMAND = Command(

@@ -40,7 +40,7 @@ class CaptionOptions(ImageOptions):
     sample: bool = field(default=False, metadata={"help": "Sample in place of beam search"})
     top_p: float | None = caption_option("top_p")
     seed: int | None = field(default=None, metadata={"help": "Seed that makes sampling repeatable"})
-    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(  # type: ignore[assignment]  # may be unset
         default=None, metadata={"help": "Data type of the weights (default: the checkpoint's)"}
     )
     prefix: str = field(default="", metadata={"help": "Text to put before each caption, as it is"})
@@ -119,6 +119,11 @@ class CaptionOptions(ImageOptions):
             raise UsageError(f"--{chosen[0]} and --{chosen[1]} contradict each other. Leave one of them out.")
         if self.skip_existing and self.output is None and not is_sidecar:
             raise UsageError("--skip_existing needs the file of the earlier captions. Pass it as --output.")
+
+    @property
+    def chosen_format(self) -> Format:
+        """`format`, which is chosen from the suffix of `output` if it is not given."""
+        return format_of(self.output, self.format)
 
     @property
     def writes_to_stdout(self) -> bool:

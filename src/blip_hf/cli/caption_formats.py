@@ -12,7 +12,13 @@ from .output import escape_controls, escape_formula
 
 
 Format = Literal["text", "jsonl", "json", "csv", "sidecar"]
-_FORMATS_OF_SUFFIXES = {".txt": "text", ".tsv": "text", ".jsonl": "jsonl", ".json": "json", ".csv": "csv"}
+_FORMATS_OF_SUFFIXES: dict[str, Format] = {
+    ".txt": "text",
+    ".tsv": "text",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+}
 
 Record = dict[str, Any]
 

@@ -28,6 +28,7 @@ class CaptionFile:
     def __init__(self, options: "CaptionOptions", images: FoundImages) -> None:
         self.options = options
         self.images = images
+        assert options.output is not None
         self.path = options.output
         self.journal_path = self.path.with_name(f"{self.path.name}.part")
         self.kept: dict[int, list[dict[str, Any]]] = {}
@@ -52,7 +53,7 @@ class CaptionFile:
                 self._records(keys, journal),
                 stream,
                 columns=self.options.columns(),
-                output_format=self.options.format,
+                output_format=self.options.chosen_format,
             )
 
     def _records(self, keys: Sequence[ImageKey], journal: Journal) -> Iterable[dict[str, Any]]:
@@ -62,13 +63,13 @@ class CaptionFile:
 
     def _existing(self) -> dict[int, list[dict[str, Any]]]:
         """The records of the file by image. Each occurrence of an image takes as many as an image has captions."""
-        settings = {"columns": self.options.columns(), "output_format": self.options.format}
         by_name: dict[str, list[dict[str, Any]]] = {}
-        for record in read_records(self.path, **settings):
+        output_format = self.options.chosen_format
+        for record in read_records(self.path, columns=self.options.columns(), output_format=output_format):
             by_name.setdefault(record["image"], []).append(record)
         kept = {}
         for index, name in enumerate(self.images.names):
-            own = by_name.get(name_in_file(name, self.options.format), [])
+            own = by_name.get(name_in_file(name, output_format), [])
             if own:
                 kept[index] = own[: self.options.num_captions]
                 del own[: self.options.num_captions]
@@ -86,6 +87,7 @@ class CaptionSidecars:
         self.images = images
         self.paths = sidecar_paths(images, options.output_dir, checked_extension(options.extension))
         folder = options.output_dir or next(iter(images.folders))
+        assert folder is not None  # captions beside the images of a data set are refused
         self.journal_path = folder / ".blip-hf-caption.part"
         self.kept: set[int] = set()
         self.refused: dict[int, Outcome] = {}

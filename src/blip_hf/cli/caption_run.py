@@ -32,7 +32,7 @@ def caption_to_stdout(engine: "LocalEngine | RayEngine", images: FoundImages, op
             yield from ({**caption, "image": outcome["image"]} for caption in outcome.get("captions", []))
 
     try:
-        write_records(records(), sys.stdout, columns=options.columns(), output_format=options.format)
+        write_records(records(), sys.stdout, columns=options.columns(), output_format=options.chosen_format)
     except Stopped as stop:
         say(
             _PROG,

@@ -84,7 +84,9 @@ class ConvertOptions:
     @property
     def written(self) -> Path:
         """The file or the folder to write."""
-        return self.output if self.to_original else self.output_dir
+        written = self.output if self.to_original else self.output_dir
+        assert written is not None  # `__post_init__` checks it
+        return written
 
 
 def _run(options: ConvertOptions) -> None:

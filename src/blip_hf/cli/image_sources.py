@@ -28,7 +28,7 @@ class FoundImages(Sequence):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> "ImageSource":
+    def __getitem__(self, index: int) -> "ImageSource":  # type: ignore[override]  # no slices
         if index >= len(self):
             raise IndexError(index)
         part = bisect_right(self._starts, index) - 1

@@ -68,7 +68,7 @@ def _run(options: MatchOptions) -> int:
             model,
             processor,
             images,
-            options.text,
+            options.text or [],
             batch_size=options.batch_size,
             num_workers=options.workers,
             on_error="skip",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..search.index import BlipIndex
 
 DEFAULT_THRESHOLD = 0.95
+_FORMATS: dict[str, SearchFormat] = {".json": "json", ".html": "html"}
 
 
 @dataclass(kw_only=True)
@@ -94,7 +95,7 @@ class SearchOptions:
             raise UsageError(f"--duplicates is {self.duplicates}, expected a cosine from -1 to 1.")
         if self.format is None:
             suffix = self.output.suffix.lower() if self.output else ""
-            self.format = {".json": "json", ".html": "html"}.get(suffix, "table")
+            self.format = _FORMATS.get(suffix, "table")
 
     def title(self) -> str:
         """What was searched for."""
@@ -102,7 +103,7 @@ class SearchOptions:
             return f"Duplicates from a cosine of {self.duplicates:g}"
         if self.labels is not None:
             return f"Labels {self.labels}"
-        return " and ".join(filter(None, (self.text, self.image and str(self.image))))
+        return " and ".join(str(query) for query in (self.text, self.image) if query)
 
 
 def _run(options: SearchOptions) -> int:
@@ -121,7 +122,7 @@ def _run(options: SearchOptions) -> int:
         )
         results = _find(index, options)
         with open_output(options.output) as stream:
-            write_results(results, stream, options.format, title=options.title(), index=index)
+            write_results(results, stream, options.format or "table", title=options.title(), index=index)
     if not results:
         say("blip-hf search", f"nothing found among {len(index):,} images")
     return 0 if results else 1

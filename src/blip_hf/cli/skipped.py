@@ -12,16 +12,24 @@ from .output import escape_controls
 class Failure(Protocol):
     """A result for an image that could not be read."""
 
-    image_index: int
-    error: str | None
-    error_kind: str | None
+    @property
+    def image_index(self) -> int:
+        """Position of the image."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it could not be read."""
+
+    @property
+    def error_kind(self) -> str | None:
+        """The kind of this error."""
 
 
 def report_skipped(prog: str, failures: Sequence[Failure], names: Sequence[str]) -> int:
     """Names images that could not be read on stderr. Returns the exit status, 1 if none could."""
     for failure in failures:
-        say(prog, f"skipped: {named_error(failure.error, names[failure.image_index])}")
-    return count_skipped(prog, [failure.error_kind for failure in failures], len(names))
+        say(prog, f"skipped: {named_error(str(failure.error), names[failure.image_index])}")
+    return count_skipped(prog, [str(failure.error_kind) for failure in failures], len(names))
 
 
 def named_error(error: str, name: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BertTokenizer, PreTrainedConfig
 
 from ..caption_settings import PRETRAINING_SETTINGS
+from ..configuration_blip import BlipConfig
 from ..files import atomic_write
 from ..modeling.base import BlipPreTrainedModel
 from ..modeling.momentum import MOMENTUM_STATE_NAME
@@ -101,17 +102,19 @@ def convert_original_checkpoint(
     original = file.tensors
     mapped, dropped = map_original_names(original)
     kind = find_kind(mapped.values())
-    if keep_training_state and (kind.training_class is None or "temp" not in mapped):
+    model_class = kind.training_class if keep_training_state else kind.model_class
+    if model_class is None or (keep_training_state and "temp" not in mapped):
         raise ValueError(f"{path} is a {kind.task} checkpoint without training state. Remove --training_state.")
     if save_parts and kind.model_class is not BlipForPreTraining:
         raise ValueError(f"{path} is a {kind.task} checkpoint, not a pre-training one. Remove --parts.")
-    model_class = kind.training_class if keep_training_state else kind.model_class
     state = convert_original_state_dict(original)
     processor = _load_processor(tokenizer, infer_image_size(state))
+    config_class = model_class.config_class
+    assert issubclass(config_class, BlipConfig)
     config = infer_config(
         state,
         kind,
-        model_class.config_class,
+        config_class,
         token_ids=processor.config_token_ids(),
         head_width=head_width,
         config_fields=file.config_fields,
@@ -125,7 +128,7 @@ def convert_original_checkpoint(
         _save(model, processor, folder)
         if keep_training_state:
             _save_training_state(kept, folder)
-        if save_parts:
+        if isinstance(model, BlipForPreTraining) and save_parts:
             processor.caption_settings = PRETRAINING_SETTINGS
             _save(model.export_captioner(), processor, folder / "captioner")
             _save(model.export_retriever(), processor, folder / "retriever")

@@ -35,6 +35,10 @@ class PairCollator:
         self.max_length = max_length
         self._skips = SkipReporter()
 
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Makes a batch; raises a ValueError if no image can be read."""
+        raise NotImplementedError
+
     def _open_records(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         opened, errors = [], []
         for record in records:

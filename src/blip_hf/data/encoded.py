@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pairs as tensors in memory: read, resized and tokenized once instead of in each epoch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,7 +34,8 @@ class EncodedPairs(Dataset[Batch]):
         for indices in torch.arange(len(pairs)).split(_CHUNK_SIZE):
             items = [item for i in indices.tolist() if (item := pairs.get(i)) is not None]
             if items:
-                self.captions += [item[pairs.text_field] for item in items]
+                texts: list[Any] = items  # with the field of the data set
+                self.captions += [item[pairs.text_field] for item in texts]
                 chunks.append(collator(items))
         self.num_skipped = pairs.num_skipped
         self._skip_counts = pairs.skip_counts()

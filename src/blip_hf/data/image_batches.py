@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches of images for a model, read and resized ahead in threads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -41,18 +41,18 @@ class ImageBatch:
             Index of each image that was read.
         images (`list[Image.Image]`):
             The images.
-        pixel_values (`torch.Tensor` of shape `(b, 3, size, size)`, *optional*):
-            Their pixels; `None` if no image was read.
+        pixel_values (`torch.Tensor` of shape `(b, 3, size, size)`):
+            Their pixels; without elements if no image was read.
         errors (`dict[int, UnreadableImageError]`):
             Error of each other image, by index.
     """
 
     indices: list[int]
     images: list[Image.Image]
-    pixel_values: Tensor | None
+    pixel_values: Tensor
     errors: dict[int, UnreadableImageError]
 
-    def failures(self, result_class: type[Result]) -> dict[int, list[Result]]:
+    def failures(self, result_class: Callable[..., Result]) -> dict[int, list[Result]]:
         """One result with its error for each image that was not read, by index."""
         return {
             index: [result_class(image_index=index, error=str(error), error_kind=error.kind)]
@@ -85,8 +85,8 @@ def image_batches(
         yield ImageBatch(
             indices=list(readable),
             images=[image for image, _ in readable.values()],
-            pixel_values=torch.cat([pixels for _, pixels in readable.values()]) if readable else None,
-            errors={index: item for index, item in batch if index not in readable},
+            pixel_values=torch.cat([pixels for _, pixels in readable.values()]) if readable else torch.empty(0),
+            errors={index: item for index, item in batch if isinstance(item, UnreadableImageError)},
         )
 
 

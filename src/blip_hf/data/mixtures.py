@@ -48,7 +48,8 @@ class PairMixture(IterableDataset):
     def num_pairs(self) -> int | None:
         """Number of records of all sources, if they know it: the length of an epoch for schedules."""
         counts = [stream.num_pairs for stream in self.streams.values()]
-        return None if None in counts else sum(counts)
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     @property
     def skips(self) -> SkipCounts:

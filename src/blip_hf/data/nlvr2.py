@@ -61,7 +61,7 @@ class Nlvr2TrainTransform:
         return images[::-1], mirror_caption(sentence)
 
 
-class Nlvr2Dataset(PairDataset):
+class Nlvr2Dataset(PairDataset[Nlvr2Pair]):
     """Map-style data set over records `{"images", "sentence", "label"}`; skips unusable ones as [`PairDataset`] does.
 
     `records` come from [`~blip_hf.data.readers.load_nlvr2`], [`~blip_hf.data.scenes.SceneNlvr2`], or a list;
@@ -75,7 +75,6 @@ class Nlvr2Dataset(PairDataset):
         ('both are red', 'RGB', False)
     """
 
-    transform: Nlvr2Transform | None
     text_field = "sentence"
 
     def __init__(

@@ -4,7 +4,7 @@
 import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
 import datasets
 import torch
@@ -23,6 +23,8 @@ from .text import pre_caption
 logger = logging.get_logger(__name__)
 
 PairTransform = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
+# Of the images of a record, which may be a list.
+_Transform = Callable[[Any, str, random.Random], tuple[Any, str]]
 
 NUM_NAMED_SKIPS = 3
 # Outcomes of reading a record: 0 for none yet, 1 for a usable one, then the reasons.
@@ -40,7 +42,16 @@ class Pair(TypedDict):
     image_id: int
 
 
-class PairDataset(Dataset):
+# `Pair`, or the item of a subclass.
+if TYPE_CHECKING:
+    import typing_extensions
+
+    Item = typing_extensions.TypeVar("Item", default=Pair)
+else:
+    Item = TypeVar("Item")
+
+
+class PairDataset(Dataset[Item]):
     """Map-style data set over records `{"image", "caption", "image_id"}`, one item per caption.
 
     A record is unusable if its image cannot be read or its normalised caption is empty. The next usable record
@@ -80,7 +91,7 @@ class PairDataset(Dataset):
     def __init__(
         self,
         pairs: Sequence[Mapping[str, Any]],
-        transform: PairTransform | None = None,
+        transform: _Transform | None = None,
         seed: int = 0,
         max_words: int = 30,
         normalize_captions: bool = True,
@@ -100,7 +111,7 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, i: int) -> Pair:
+    def __getitem__(self, i: int) -> Item:
         index = self._index(i)
         num_tries = min(MAX_MISSES, len(self))
         for number in range(index, index + num_tries):
@@ -112,7 +123,7 @@ class PairDataset(Dataset):
             " Check that image paths start from the right folder (`image_root` of `load_pairs`)."
         )
 
-    def get(self, i: int) -> Pair | None:
+    def get(self, i: int) -> Item | None:
         """Item `i` itself, or `None` if its record is unusable."""
         index = self._index(i)
         return self._read(index, self._rng(index))
@@ -147,7 +158,7 @@ class PairDataset(Dataset):
         """Seeds the transform for an epoch."""
         self._epoch.fill_(epoch)
 
-    def _read(self, index: int, rng: random.Random) -> Pair | None:
+    def _read(self, index: int, rng: random.Random) -> Item | None:
         record = self.pairs[index]
         text = record[self.text_field]
         if self.normalize_captions:
@@ -169,7 +180,7 @@ class PairDataset(Dataset):
     def _open(self, record: Mapping[str, Any]) -> Any:
         return open_image(record["image"])
 
-    def _make_item(self, record: Mapping[str, Any], image: Image.Image, caption: str, rng: random.Random) -> Pair:
+    def _make_item(self, record: Mapping[str, Any], image: Any, caption: str, rng: random.Random) -> Any:
         if self.transform is not None:
             image, caption = self.transform(image, caption, rng)
         return {"image": image, "caption": caption, "image_id": record["image_id"]}

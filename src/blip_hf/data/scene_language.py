@@ -58,7 +58,7 @@ def questions_about(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     if scene.place is not None:
         pairs.append((_ask("place", shape=scene.things[0].shape), scene.place))
     if scene.relation is not None:
-        pairs += _relation_questions(scene)
+        pairs += _relation_questions(scene, scene.relation)
     return [{"question": question, "answer": answer} for question, answer in pairs]
 
 
@@ -118,13 +118,13 @@ def _attribute_questions(thing: Thing) -> list[tuple[str, str]]:
     ]
 
 
-def _relation_questions(scene: Scene) -> list[tuple[str, str]]:
+def _relation_questions(scene: Scene, relation: str) -> list[tuple[str, str]]:
     small, large = scene.things
-    opposite = OPPOSITES[scene.relation]
+    opposite = OPPOSITES[relation]
     return [
-        (_ask("neighbour", relation=scene.relation, shape=large.shape), _name(small)),
+        (_ask("neighbour", relation=relation, shape=large.shape), _name(small)),
         (_ask("neighbour", relation=opposite, shape=small.shape), _name(large)),
-        (_ask("relation", shape=small.shape, relation=scene.relation, other=large.shape), "yes"),
+        (_ask("relation", shape=small.shape, relation=relation, other=large.shape), "yes"),
         (_ask("relation", shape=small.shape, relation=opposite, other=large.shape), "no"),
     ]
 

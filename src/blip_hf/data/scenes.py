@@ -4,13 +4,17 @@
 import operator
 import random
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from PIL import Image
 
 from .scene_drawing import draw_scene
 from .scene_language import caption_of, questions_about, scene_vocabulary_texts, shared_property_sentence
 from .scene_layout import Scene, sample_scene
+
+
+if TYPE_CHECKING:
+    from .readers.vqa_fields import VqaRecord
 
 
 class SceneRecord(TypedDict):
@@ -65,7 +69,7 @@ class Scenes(Sequence[SceneRecord]):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, i: int) -> SceneRecord:
+    def __getitem__(self, i: int) -> SceneRecord:  # type: ignore[override]  # no slices
         index = self._index(i)
         caption, is_swapped = self._caption(index)
         return {"image": self._draw(index), "caption": caption, "image_id": index, "is_swapped": is_swapped}
@@ -122,7 +126,7 @@ class Scenes(Sequence[SceneRecord]):
         return (index + rng.randrange(1, 1_000_000)) % 1_000_000
 
 
-class SceneVqa(Sequence[dict[str, Any]]):
+class SceneVqa(Sequence["VqaRecord"]):
     """Questions about scenes as VQA records with one correct answer. Images are drawn on access.
 
     Example:
@@ -142,7 +146,7 @@ class SceneVqa(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> "VqaRecord":  # type: ignore[override]  # no slices
         index = range(len(self))[operator.index(i)]
         scene, question, answer = self._rows[index]
         image = self.scenes[scene]["image"]
@@ -168,7 +172,7 @@ class SceneNlvr2(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         return self.scenes.nlvr2_record(i)
 
 

@@ -42,17 +42,19 @@ def digest_source(readers: Sequence[Reader]) -> SourceDigests:
     Drawn scenes have none: their name defines them.
     """
     digests: SourceDigests = {}
-    remote = [reader.path for reader in readers if _is_remote(reader)]
+    remote = [
+        reader.path
+        for reader in readers
+        if isinstance(reader, (TarFile, ParquetFile)) and isinstance(reader.path, RemoteFile)
+    ]
     with ThreadPoolExecutor(NUM_REQUESTS) as pool:
         digests |= dict(zip(map(str, remote), pool.map(RemoteFile.version, remote), strict=True))
     for reader in readers:
-        if _is_remote(reader):
-            continue
         if isinstance(reader, ImageFolder):
             digests[str(reader.path)] = _images_digest(reader.path)
         elif isinstance(reader, Table):
             digests[reader.name] = reader.dataset._fingerprint
-        elif isinstance(reader, (ListFile, TarFile, ParquetFile)):
+        elif isinstance(reader, (ListFile, TarFile, ParquetFile)) and isinstance(reader.path, Path):
             digests[str(reader.path)] = digest_file(reader.path)
     return digests
 
@@ -81,10 +83,6 @@ def find_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         for verb, names in verbs.items()
         if names
     ]
-
-
-def _is_remote(reader: Reader) -> bool:
-    return isinstance(reader, (TarFile, ParquetFile)) and isinstance(reader.path, RemoteFile)
 
 
 @cache

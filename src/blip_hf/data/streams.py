@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -23,6 +23,10 @@ from .readers.remote import NUM_REQUESTS
 from .readers.samples import Reason
 from .skips import MAX_BAD_SHARE, MIN_RECORDS, SkipCounts, image_reason
 from .text import pre_caption
+
+
+if TYPE_CHECKING:
+    from .mixtures import PairMixture
 
 
 State = dict[str, Any]
@@ -114,7 +118,8 @@ class PairStream(IterableDataset):
         """Number of records of an epoch, if the source knows it without being read."""
         with ThreadPoolExecutor(NUM_REQUESTS) as pool:  # each may need a request to a server
             counts = list(pool.map(Shard.num_records, self.shards))
-        return None if None in counts else sum(counts) // self.num_splits
+        known = [count for count in counts if count is not None]
+        return sum(known) // self.num_splits if len(known) == len(counts) else None
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch, unless it is the current one."""
@@ -173,7 +178,7 @@ class PairStream(IterableDataset):
         self._opened: list[list[int]] = []  # number of the piece, and the next position
         self._num_draws = 0
 
-    def _identify(self) -> None:
+    def _identify(self) -> tuple[int, int]:
         """Finds the number of this reader, once."""
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
@@ -187,9 +192,10 @@ class PairStream(IterableDataset):
                 f"The state belongs to reader {self._reader[0]} of {self._reader[1]}, not {reader[0]} of {reader[1]}. Load"
                 " the output of `merge_states` for another number of processes or workers."
             )
+        return reader
 
     def _own_pieces(self) -> list[Piece]:
-        reader, num_readers = self._reader
+        reader, num_readers = self._identify()
         return split_pieces(self._all_pieces(self.epoch, self._backlog), num_readers)[reader]
 
     def _all_pieces(self, epoch: int, backlog: list[list[int]] | None = None) -> list[Piece]:
@@ -233,14 +239,16 @@ class PairStream(IterableDataset):
 
     def _prepare(self, piece: Piece, position: int, item: Sample | Skipped, text: int) -> Pair | None:
         if isinstance(item, Skipped):
-            return self._skip(item.sample_id, item.reason, item.detail)
+            self._skip(item.sample_id, item.reason, item.detail)
+            return None
         caption = item.texts[text]
         if self.normalize_captions:
             caption = pre_caption(caption, max_words=self.max_words)
         try:
             image = item.open_image()
         except UnreadableImageError as error:
-            return self._skip(item.sample_id, image_reason(error.kind), str(error))
+            self._skip(item.sample_id, image_reason(error.kind), str(error))
+            return None
         if self.transform is not None:
             place = f"{self.seed}/{piece.epoch}/{self.shards[piece.shard].name}/{position}"
             image, caption = self.transform(image, caption, random.Random(place))
@@ -256,10 +264,9 @@ class PairStream(IterableDataset):
 
     def state_dict(self) -> State:
         """The position in the epoch and the counts of skipped records of this reader, which JSON can store."""
-        self._identify()
         return {
             "source": self._identity(),
-            "reader": list(self._reader),
+            "reader": list(self._identify()),
             "epoch": self.epoch,
             "backlog": self._backlog,
             "num_started": self._num_started,
@@ -333,7 +340,7 @@ class PairStream(IterableDataset):
             )
 
 
-def repeat(stream: PairStream) -> Iterator[Pair]:
+def repeat(stream: "PairStream | PairMixture") -> Iterator[Pair]:
     """The pairs of all further epochs.
 
     Raises:

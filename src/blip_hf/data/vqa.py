@@ -19,7 +19,7 @@ from .text import pre_question
 MAX_ANSWER_LENGTH = 512
 
 
-class VqaDataset(PairDataset):
+class VqaDataset(PairDataset[VqaRecord]):
     """Map-style data set over [`~blip_hf.data.readers.vqa.VqaRecord`] records; skips unusable ones as [`PairDataset`] does.
 
     Arguments are as in [`PairDataset`]; BLIP keeps 50 words of a question. The text that the transform receives is the
@@ -53,7 +53,8 @@ class VqaDataset(PairDataset):
             lines = [" ".join(line.split()) for line in (question, *answers)]
             image, text = self.transform(image, "\n".join(lines), rng)
             question, *answers = text.split("\n")
-        return {**record, "image": image, "question": question, "answers": answers}
+        item: Any = {**record, "image": image, "question": question, "answers": answers}
+        return item
 
 
 class BlipVqaCollator(PairCollator):

@@ -104,7 +104,9 @@ class LossProgress(TrainerCallback):
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(  # type: ignore[override]  # an event has logs
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
         """Shows the losses; the log at the end of training has none."""
         if LOSSES[0] not in logs:
             return

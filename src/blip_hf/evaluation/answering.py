@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Answers to questions about images, generated or ranked from a list, with their probabilities."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,13 +104,15 @@ def answer_questions(
     asked = [pre_question(question) for question in questions] if normalize_questions else questions
     if not asked or not all(question.strip() for question in asked):
         raise ValueError(f"questions is {questions!r}, expected at least one question, each with words.")
-    if pairwise and len(images := list(images)) != len(questions):
-        raise ValueError(f"Got {len(images)} images and {len(questions)} questions. Pass one question per image.")
+    if pairwise:
+        images = list(images)
+        if len(images) != len(questions):
+            raise ValueError(f"Got {len(images)} images and {len(questions)} questions. Pass one question per image.")
     rows = processor(text=asked, role="contrast", return_tensors="pt").to(model.device)  # [CLS]; the model sets [ENC]
     if answer_list is None:
         if not 1 <= top_k <= num_beams:
             raise ValueError(f"top_k={top_k} needs as many beams, got num_beams={num_beams}. Pass 1 to {num_beams}.")
-        settings = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
+        settings: dict[str, Any] = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
         answer = partial(_generate, model, processor, top_k=top_k, **settings)
     else:
         check_choice(answer_list, num_candidates)
@@ -123,7 +125,9 @@ def answer_questions(
         for batch in batches:
             found = batch.failures(Answer)
             if batch.indices:
-                own = {index: [index] if pairwise else range(len(questions)) for index in batch.indices}
+                own: dict[int, Sequence[int]] = {
+                    index: [index] if pairwise else range(len(questions)) for index in batch.indices
+                }
                 found |= _answer_batch(model, own, batch.pixel_values, questions, rows, answer)
             answers += [own for index in sorted(found) for own in found[index]]
     return answers
@@ -134,7 +138,7 @@ def _answer_batch(
     own: dict[int, Sequence[int]],
     pixel_values: Tensor,
     questions: list[str],
-    rows: dict[str, Tensor],
+    rows: Mapping[str, Tensor],
     answer: Callable[..., list[list[tuple[str, float]]]],
 ) -> dict[int, list[Answer]]:
     """Answers about each of `n` images to its own questions, by index; `own` has their positions."""
@@ -162,9 +166,8 @@ def _generate(
     **settings: Any,
 ) -> list[list[tuple[str, float]]]:
     """Generated answers to each of `b` questions with their probabilities."""
-    inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-    sequences = model.generate(**inputs, num_return_sequences=top_k, **settings)  # (b * k, t)
     memory = model.get_question_memory(input_ids, pixel_values, attention_mask)
+    sequences = model.generate(question_memory=memory, num_return_sequences=top_k, **settings)  # (b * k, t)
     logits = model.text_decoder(sequences, image_memory=memory).logits
     sums, _ = sum_log_probabilities(logits, sequences, 1, model.config.text_config.sep_token_id)
     pairs = zip(decode_answers(processor, sequences), sums.exp().tolist(), strict=True)
@@ -178,7 +181,7 @@ def _rank(
     *,
     top_k: int,
     num_candidates: int,
-    **inputs: Tensor,
+    **inputs: Any,
 ) -> list[list[tuple[str, float]]]:
     """The best answers of a list to each of `b` questions, with their probabilities among the candidates."""
     rows = processor(text=list(answer_list), role="lm", max_length=MAX_ANSWER_LENGTH, return_tensors="pt")

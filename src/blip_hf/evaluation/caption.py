@@ -211,8 +211,8 @@ def _judge(
         return {}, {}
     captions = {image_id: own.caption for image_id, own in judged.items()}
     references = {image_id: own.references for image_id, own in judged.items()}
-    domains = {image_id: own.domain for image_id, own in judged.items()}
-    if None in domains.values():
+    domains = {image_id: own.domain for image_id, own in judged.items() if own.domain is not None}
+    if len(domains) < len(judged):
         return caption_metrics(captions, references, tokenizer=tokenizer, metrics=metrics), {}
     by_domain = caption_metrics_by_domain(captions, references, domains, tokenizer=tokenizer, metrics=metrics)
     return by_domain["entire"], by_domain

@@ -8,7 +8,7 @@ import importlib
 import shutil
 import subprocess
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from transformers.utils import logging
 
@@ -17,6 +17,7 @@ from ..cjk import split_cjk
 
 logger = logging.get_logger(__name__)
 
+ImageId = TypeVar("ImageId", bound=Hashable)
 Metric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
 Tokenizer = Literal["treebank", "ptb"]
 Rows = dict[int, list[str]]
@@ -24,8 +25,8 @@ Rows = dict[int, list[str]]
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 TOKENIZERS = ("treebank", "ptb")
 
-_DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "meteor")
-JAVA_METRICS = ("meteor", "spice")
+_DEFAULT_METRICS: tuple[Metric, ...] = ("bleu", "rouge_l", "cider", "meteor")
+JAVA_METRICS: tuple[Metric, ...] = ("meteor", "spice")
 _SCORERS = {
     "bleu": ("bleu.bleu", "Bleu"),
     "rouge_l": ("rouge.rouge", "Rouge"),
@@ -36,8 +37,8 @@ _SCORERS = {
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    predictions: Mapping[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
     *,
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
@@ -80,9 +81,9 @@ def caption_metrics(
 
 
 def caption_metrics_by_domain(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
-    domains: Mapping[Hashable, str],
+    predictions: Mapping[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
+    domains: Mapping[ImageId, str],
     *,
     tokenizer: Tokenizer = "treebank",
     metrics: Sequence[Metric] | None = None,
@@ -103,8 +104,9 @@ def caption_metrics_by_domain(
     scores = {}
     for domain in sorted({domains[image_id] for image_id in predictions}):
         own = [image_id for image_id in predictions if domains[image_id] == domain]
-        parts = [{image_id: captions[image_id] for image_id in own} for captions in (predictions, references)]
-        scores[domain] = _compare(*parts, scorers, tokenizer)
+        predicted = {image_id: predictions[image_id] for image_id in own}
+        expected = {image_id: references[image_id] for image_id in own}
+        scores[domain] = _compare(predicted, expected, scorers, tokenizer)
     return {**scores, "entire": _compare(predictions, references, scorers, tokenizer)}
 
 
@@ -112,11 +114,11 @@ def resolve_metrics(metrics: Sequence[Metric] | None = None, tokenizer: Tokenize
     """Returns the metrics that `caption_metrics` would compute, and raises its errors before a long run."""
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer={tokenizer!r} is unknown. Pass one of {', '.join(map(repr, TOKENIZERS))}.")
-    chosen = _DEFAULT_METRICS if metrics is None else metrics
+    chosen: Sequence[Metric] = _DEFAULT_METRICS if metrics is None else metrics
     unknown = [metric for metric in chosen if metric not in METRICS]
     if unknown or isinstance(chosen, str):
         raise ValueError(f"metrics={metrics!r} is unknown. Pass a list with any of {', '.join(map(repr, METRICS))}.")
-    needing_java = [metric for metric in chosen if metric in JAVA_METRICS] if metrics is not None else []
+    needing_java: list[str] = [metric for metric in chosen if metric in JAVA_METRICS] if metrics is not None else []
     needing_java += ["ptb"] if tokenizer == "ptb" else []
     if needing_java and not _has_java():
         raise ValueError(f"{needing_java[0]!r} needs Java, but `java` does not run. Install Java, or choose another.")
@@ -133,7 +135,7 @@ def metric_names(metrics: Sequence[Metric]) -> tuple[str, ...]:
     return tuple(name for metric in metrics for name in names.get(metric, (metric,)))
 
 
-def _check_images(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
+def _check_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
     if not predictions:
         raise ValueError("There are no predictions. Pass a caption of at least one image.")
     alone = next(iter(predictions.keys() ^ references.keys()), None)
@@ -186,8 +188,8 @@ def _scorers(metrics: Sequence[Metric]) -> dict[Metric, Any]:
 
 
 def _compare(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    predictions: Mapping[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
     scorers: Mapping[Metric, Any],
     tokenizer: Tokenizer,
 ) -> dict[str, float]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,17 +79,19 @@ def match_texts(
         >>> match_texts(model, processor, ["dog.jpg"], ["a dog", "a cat"])  # doctest: +SKIP
         [Match(image_index=0, text='a dog', itm_probability=0.98, itc_similarity=0.41), Match(image_index=0, ...)]
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    given: list[Any] = [texts] if isinstance(texts, str) else list(texts)
     if pairwise:
         images = list(images)
-        if len(images) != len(texts):
-            raise ValueError(f"Got {len(images)} images and {len(texts)} lists of texts. Pass one list per image.")
-        columns_of = torch.arange(sum(map(len, texts))).split([len(own) for own in texts])
-        texts = [text for own in texts for text in own]
-    normalized = [pre_caption(text) for text in texts] if normalize_texts else texts
+        if any(isinstance(own, str) for own in given):
+            raise ValueError(f"texts is {texts!r}, expected one list of texts per image with `pairwise`.")
+        if len(images) != len(given):
+            raise ValueError(f"Got {len(images)} images and {len(given)} lists of texts. Pass one list per image.")
+        columns_of = torch.arange(sum(map(len, given))).split([len(own) for own in given])
+        given = [text for own in given for text in own]
+    normalized = [pre_caption(text) for text in given] if normalize_texts else given
     if not normalized or not all(text.strip() for text in normalized):
         raise ValueError(f"texts is {texts!r}, expected at least one text, each with words.")
-    all_columns = torch.arange(len(texts))
+    all_columns = torch.arange(len(given))
     matches: list[Match] = []
     batches = image_batches(processor, images, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     with evaluating(model):
@@ -106,7 +109,7 @@ def match_texts(
                     groups, states.split([len(each) for each, _ in groups]), strict=True
                 ):
                     scores = _scores(model, own, rows, features, columns)
-                    found |= _matches(indices, [texts[column] for column in columns.tolist()], *scores)
+                    found |= _matches(indices, [given[column] for column in columns.tolist()], *scores)
             matches += [own for index in sorted(found) for own in found[index]]
     return matches
 

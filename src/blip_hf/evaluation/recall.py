@@ -76,10 +76,10 @@ def retrieval_recalls(
     """
     _check_ks(ks)
     scores = _checked_scores(scores)
-    if (text_to_image is None) == (relevance is None):
-        raise ValueError("Got both or neither of text_to_image and relevance. Pass exactly one.")
-    if relevance is None:
+    if text_to_image is not None and relevance is None:
         relevance = relevance_matrix(text_to_image, scores.shape[0])
+    elif relevance is None or text_to_image is not None:
+        raise ValueError("Got both or neither of text_to_image and relevance. Pass exactly one.")
     relevance = _checked_relevance(relevance).to(scores.device)
     if relevance.shape != scores.shape:
         raise ValueError(

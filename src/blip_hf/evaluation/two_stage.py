@@ -102,7 +102,7 @@ class PixelDataset(Dataset):
 
 def _hash(pixels: Tensor) -> int:
     """64 bits, so that `gather` can send it."""
-    digest = blake2b(pixels.contiguous().numpy(), digest_size=8).digest()
+    digest = blake2b(pixels.contiguous().numpy().data, digest_size=8).digest()
     return int.from_bytes(digest, sys.byteorder, signed=True)
 
 
@@ -146,7 +146,10 @@ def encode_images(
         ValueError: If no image can be read.
     """
     width = model.config.image_text_hidden_size
-    numbers, content, states, skips = [], [], [], SkipReporter()
+    numbers: list[int] = []
+    content: list[int] = []
+    states: list[Tensor] = []
+    skips = SkipReporter()
     skipped: list[str] = []
     features = [torch.empty(0, width, device=model.device, dtype=torch.float32)]
     own = Subset(items, range(rank(), len(items), world_size()))

@@ -81,7 +81,7 @@ def normalize_answer(answer: str) -> str:
     text = " ".join(answer.split())
     has_long_number = re.search(r"\d,\d", text) is not None
     marks = {mark: "" if has_long_number or f"{mark} " in text or f" {mark}" in text else " " for mark in PUNCTUATION}
-    text = re.sub(r"\.(?!\d)", "", text.translate(str.maketrans(marks)))
+    text = re.sub(r"\.(?!\d)", "", text.translate({ord(mark): other for mark, other in marks.items()}))
     words = [DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -200,10 +200,10 @@ def evaluate_vqa(
         check_choice(answer_list, num_candidates)
     dataset = VqaDataset(questions, normalize_questions=normalize_questions)
     collate = _EvaluationCollator(dataset, BlipVqaCollator(processor))
-    own = range(rank(), len(dataset), world_size())
-    batches = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+    own: Any = range(rank(), len(dataset), world_size())  # indices, for the collator
+    batches: Iterable[Any] = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
     if answer_list is None:
-        settings = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
+        settings: dict[str, Any] = {"num_beams": num_beams, "max_length": max_length, "min_length": min_length}
         answer = partial(_write, model=model, processor=processor, **settings)
     else:
         rows = _tokenize(processor, answer_list, model.device)
@@ -306,11 +306,11 @@ def _by_question(answered: Sequence[_Answered]) -> dict[int | str, str]:
 
 
 def _write(
-    inputs: dict[str, Tensor],
+    inputs: dict[str, Any],
     ids: list[str],
     model: BlipForQuestionAnswering,
     processor: BlipProcessor,
-    **settings: int,
+    **settings: Any,
 ) -> list[str]:
     checks = [LogitsCheck(ids, model=model)]
     return decode_answers(processor, model.generate(**inputs, **settings, logits_processor=checks))
@@ -324,11 +324,11 @@ def decode_answers(processor: BlipProcessor, sequences: Tensor) -> list[str]:
 
 
 def _choose(
-    inputs: dict[str, Tensor],
+    inputs: dict[str, Any],
     ids: list[str],
     model: BlipForQuestionAnswering,
     answer_list: Sequence[str],
-    rows: dict[str, Tensor],
+    rows: dict[str, Any],
     num_candidates: int,
 ) -> list[str]:
     ranking = model.rank_answers(**inputs, **rows, num_candidates=num_candidates)

@@ -163,10 +163,11 @@ class _CalibrationInputs:
 
     @torch.inference_mode()
     def _states(self) -> list[Tensor]:
-        states = []
+        states: list[Tensor] = []
+        vision_model: Any = self._model.vision_model
         for first in range(0, len(self._pixels), _STATES_PER_PASS):
             pixels = torch.cat(self._pixels[first : first + _STATES_PER_PASS])
-            states += self._model.vision_model(pixels).last_hidden_state.split(1)
+            states += vision_model(pixels).last_hidden_state.split(1)
         return states
 
 

@@ -22,6 +22,7 @@ from ..modeling.exported.graph_names import (
     TEXT_DECODER,
     TEXT_ENCODER,
 )
+from ..modeling.language_modeling import BlipTextLMHeadModel
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.text import BlipTextModel
 from ..modeling.vision import BlipVisionModel
@@ -122,7 +123,7 @@ class _GroundedEncoder(nn.Module):
 class _TextDecoder(nn.Module):
     """`(b, t)`, a memory and the keys and values of earlier tokens -> logits `(b, t, v)`, and new keys and values."""
 
-    def __init__(self, text_decoder: nn.Module, has_mask: bool) -> None:
+    def __init__(self, text_decoder: BlipTextLMHeadModel, has_mask: bool) -> None:
         super().__init__()
         self.text_decoder, self.has_mask = text_decoder, has_mask
         self.num_layers = len(text_decoder.bert.encoder.layer)
@@ -216,7 +217,7 @@ def _grounded_graph(text_model: BlipTextModel, num_states: int, *, cls_only: boo
     )
 
 
-def _decoder_graph(text_decoder: nn.Module, num_states: int, *, has_mask: bool = False) -> Graph:
+def _decoder_graph(text_decoder: BlipTextLMHeadModel, num_states: int, *, has_mask: bool = False) -> Graph:
     model, length, num_past = text_decoder.bert, 4, 5
     inputs = {
         "input_ids": torch.ones(6, length, dtype=torch.long),

@@ -66,6 +66,8 @@ _QUANTIZE = """
 import sys
 from pathlib import Path
 
+sys.modules["openvino_telemetry"] = None  # sends no usage statistics
+
 import nncf
 import numpy as np
 import openvino

@@ -6,9 +6,11 @@ Letters: `b` rows, `t` text tokens, `p` image tokens, `h` heads, `d` width, `g` 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -46,9 +48,29 @@ def image_argument(images: ImageMemory | Tensor) -> dict[str, ImageMemory | Tens
     return {"image_memory": images} if isinstance(images, ImageMemory) else {"encoder_hidden_states": images}
 
 
+@overload
+def expand_text(num_images: int, ids: Tensor, mask: Tensor | None, /) -> tuple[Tensor, Tensor | None]: ...
+
+
+@overload
+def expand_text(
+    num_images: int, ids: Tensor, mask: Tensor | None, labels: Tensor | None, /
+) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+
 def expand_text(num_images: int, *rows: Tensor | None) -> tuple[Tensor | None, ...]:
     """Expands tensors of one text, `(1, t)`, to `(num_images, t)`; returns other tensors unchanged."""
     return tuple(row if row is None or row.shape[0] != 1 else row.expand(num_images, *row.shape[1:]) for row in rows)
+
+
+class AttentionModule(Protocol):
+    """An attention layer, whose configuration names the backend."""
+
+    training: bool
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model."""
 
 
 def eager_attention(
@@ -78,7 +100,7 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
 
 
 def attend(
-    module: nn.Module,
+    module: AttentionModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -114,7 +136,7 @@ def split_heads(states: Tensor, num_heads: int) -> Tensor:
 
 
 def attend_grouped(
-    module: nn.Module,
+    module: AttentionModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -3,11 +3,11 @@
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
@@ -38,16 +38,27 @@ _CLASS_PARTS = {
     "BlipForVisualReasoning": {"vision_model", "text_encoder", "cls_head"},
     "BlipModel": {"vision_model", "text_model", "visual_projection", "text_projection", "logit_scale"},
 }
+
+
+class ForwardKwargs(TypedDict, total=False):
+    """Keyword arguments of each `forward`."""
+
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    return_dict: bool | None
+
+
 # Keyword arguments that transformers may pass to any `forward`.
-_MACHINERY_KWARGS = {"output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "use_cache"}
+_MACHINERY_KWARGS = {*ForwardKwargs.__annotations__, "num_items_in_batch", "use_cache"}
 
 
 class BlipPreTrainedModel(PreTrainedModel):
     """Base class of the BLIP models."""
 
-    config: BlipConfig
+    config: PreTrainedConfig
+    config_class: type[PreTrainedConfig] = BlipConfig
     base_model_prefix = "blip"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["BlipVisionLayer", "BlipTextLayer"]
@@ -62,6 +73,11 @@ class BlipPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # Auto class of transformers that loads the copied code of this class, see `register_for_auto_class`.
     _remote_auto_class: str | None = None
+
+    if TYPE_CHECKING:
+
+        def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+            """As in torch. A decorator of transformers hides its signature from type checkers."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(own_config(config, self.config_class))
@@ -90,13 +106,14 @@ class BlipPreTrainedModel(PreTrainedModel):
         loading = {**kwargs, "output_loading_info": True}
         with _delayed_loading_logs():
             try:
-                model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
+                loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
             except (SafetensorError, UnpicklingError, EOFError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"The weights of {pretrained_model_name_or_path} are damaged, or hold Python objects that are not tensors:"
                     f" {reason} Download or save the checkpoint again."
                 ) from error
+            model, info = loaded
             if not allow_new_heads:
                 _refuse_wrong_class(model, info, str(pretrained_model_name_or_path))
         model._finish_loading()
@@ -128,16 +145,16 @@ class BlipPreTrainedModel(PreTrainedModel):
         # Not `_auto_class`, for which transformers would copy modules of one folder only.
         cls._remote_auto_class = auto_class if isinstance(auto_class, str) else auto_class.__name__
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """Saves the model, and its code if the class is registered or was loaded with `trust_remote_code=True`.
 
         Args:
             save_directory (`str` or `os.PathLike`):
                 Folder to write.
-            **kwargs:
+            *args, **kwargs:
                 Options of `PreTrainedModel.save_pretrained`.
         """
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if self._remote_auto_class is not None and is_main_process:
             write_remote_code(Path(save_directory), type(self), auto_class=self._remote_auto_class)
 
@@ -148,19 +165,21 @@ class BlipPreTrainedModel(PreTrainedModel):
         except ImportError:
             pass  # code that was copied beside weights, without the package
         else:
-            complete_model_folder(Path(working_dir), repo_id, source=self.name_or_path)
+            complete_model_folder(Path(working_dir), repo_id, source=self.name_or_path or "")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Resizes the image encoder's position embeddings (bicubic) to a new image size in pixels."""
-        self.vision_model.resize_position_embeddings(new_num_position_embeddings)
+        vision_model: Any = self.vision_model  # set by each head
+        vision_model.resize_position_embeddings(new_num_position_embeddings)
 
     def get_position_embeddings(self) -> Any:
         """The image encoder's position embeddings, of shape `(1, p, d)`."""
-        return self.vision_model.get_position_embeddings()
+        vision_model: Any = self.vision_model
+        return vision_model.get_position_embeddings()
 
 
-def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
+def refuse_unknown(kwargs: Mapping[str, object], model: PreTrainedModel) -> None:
     """Raises `TypeError` for keyword arguments that `forward` would ignore."""
     unknown = sorted(set(kwargs) - _MACHINERY_KWARGS)
     if unknown:
@@ -170,7 +189,7 @@ def refuse_unknown(kwargs: dict[str, Any], model: PreTrainedModel) -> None:
         )
 
 
-def wants_attentions(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
+def wants_attentions(kwargs: Mapping[str, object], config: PreTrainedConfig) -> bool:
     """Whether a call of `forward` or the configuration asks for attention probabilities."""
     return bool(kwargs.get("output_attentions", config.output_attentions))
 
@@ -237,4 +256,4 @@ def _delayed_loading_logs() -> Iterator[None]:
             logger.handle(record)
 
 
-__all__ = ["BlipPreTrainedModel", "refuse_unknown", "wants_attentions"]
+__all__ = ["BlipPreTrainedModel", "ForwardKwargs", "refuse_unknown", "wants_attentions"]

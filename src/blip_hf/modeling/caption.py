@@ -9,13 +9,13 @@ from torch.nn.functional import cross_entropy
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipConfig
 from .attention import ImageMemory, expand_text
 from .base import BlipPreTrainedModel, refuse_unknown
 from .input_checks import refuse_token_types
-from .language_modeling import BlipTextLMHeadModel
+from .language_modeling import BlipTextLMHeadModel, LanguageModelingKwargs
 from .outputs import BlipCaptioningOutput
 from .projection import with_first_token
 from .prompts import align_prompts, limit_each_row, refuse_long_generation, resolve_settings, start_tokens
@@ -57,7 +57,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         """The vocabulary projection."""
         return self.text_decoder.get_output_embeddings()
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the vocabulary projection and its bias."""
         self.text_decoder.set_output_embeddings(new_embeddings)
 
@@ -92,7 +92,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         image_memory: ImageMemory | None = None,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[LanguageModelingKwargs],
     ) -> BlipCaptioningOutput:
         """Computes the logits of captions, and the loss if labels are given.
 
@@ -118,16 +118,17 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(n * g, t)`: labels
                 already aligned with the logits.
         """
-        # Not in the signature: Trainer would expect it as a label in every batch.
         shift_labels = kwargs.pop("shift_labels", None)
         refuse_unknown(kwargs, self)
         refuse_token_types(token_type_ids, self)
         text_config = self.config.text_config
-        _require_one_image_source(pixel_values, image_memory)
-        vision = BaseModelOutputWithPooling()
+        _one_image_source(pixel_values, image_memory)
         if image_memory is None:
             vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        images = vision.last_hidden_state if image_memory is None else image_memory.keys[0]  # (n, ...)
+            images = vision.last_hidden_state  # (n, ...)
+        else:
+            vision = BaseModelOutputWithPooling()
+            images = image_memory.keys[0]
         if input_ids is None:
             input_ids = start_tokens(images, text_config)
         input_ids, attention_mask, labels = expand_text(images.shape[0], input_ids, attention_mask, labels)
@@ -164,7 +165,7 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         return with_first_token(input_ids, first), labels.masked_fill(labels == text_config.pad_token_id, -100)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # images come first, as in the class of transformers
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
@@ -200,13 +201,13 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If a prompt, or what the settings allow after it, exceeds `max_position_embeddings`.
         """
-        _require_one_image_source(pixel_values, image_memory)
+        images = _one_image_source(pixel_values, image_memory)
         refuse_token_types(token_type_ids, self)
         text_config = self.config.text_config
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, text_config
         )
-        device = pixel_values.device if image_memory is None else image_memory.keys[0].device
+        device = images.keys[0].device if isinstance(images, ImageMemory) else images.device
         if input_ids is None:
             input_ids = torch.tensor([[text_config.bos_token_id]], device=device)
             attention_mask = torch.ones_like(input_ids)
@@ -218,16 +219,14 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, GenerationMixin):
         criteria.extend(decoder_kwargs.pop("stopping_criteria", None) or [])
         refuse_long_generation(settings, input_ids.shape[1], text_config)
 
-        if image_memory is None:
-            image_memory = self.get_image_memory(pixel_values, interpolate_pos_encoding)
-        device = image_memory.keys[0].device
-        input_ids, attention_mask = expand_text(
-            image_memory.num_images, input_ids.to(device), attention_mask.to(device)
-        )
+        if not isinstance(images, ImageMemory):
+            images = self.get_image_memory(images, interpolate_pos_encoding)
+        device = images.keys[0].device
+        input_ids, attention_mask = expand_text(images.num_images, input_ids.to(device), attention_mask.to(device))
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            image_memory=image_memory,
+            image_memory=images,
             generation_config=settings,
             logits_processor=processors,
             stopping_criteria=criteria,
@@ -260,9 +259,12 @@ def sum_log_probabilities(
     return (log_probabilities * is_caption).sum(dim=1), is_caption.sum(dim=1)
 
 
-def _require_one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> None:
-    if (pixel_values is None) == (image_memory is None):
-        raise ValueError("Pass exactly one of pixel_values (the output of the processor) and image_memory.")
+def _one_image_source(pixel_values: Tensor | None, image_memory: ImageMemory | None) -> Tensor | ImageMemory:
+    if pixel_values is not None and image_memory is None:
+        return pixel_values
+    if image_memory is not None and pixel_values is None:
+        return image_memory
+    raise ValueError("Pass exactly one of pixel_values (the output of the processor) and image_memory.")
 
 
 __all__ = ["BlipForConditionalGeneration", "score_sequences", "sum_log_probabilities"]

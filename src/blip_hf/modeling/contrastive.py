@@ -63,7 +63,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.queue = FeatureQueue(config.queue_size, config.image_text_hidden_size)
         self.post_init()
         self.reset_momentum()
-        self._keys_to_ignore_on_save |= {name for name in self.state_dict() if name.startswith(_STATE_PREFIXES)}
+        state = (name for name in self.state_dict() if name.startswith(_STATE_PREFIXES))
+        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *state}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -80,7 +81,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self.momentum_towers.requires_grad_(False)  # loading recreates missing parameters as trainable
         self.reset_momentum()
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes the word embeddings, also those of the momentum encoder."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.momentum_towers.text_encoder.resize_token_embeddings(embeddings.num_embeddings)
@@ -106,7 +107,10 @@ class BlipContrastiveModel(BlipPreTrainedModel):
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
         """Adds the momentum features of a batch to the queue; call it once after each backward pass."""
-        self.queue.enqueue(output.momentum_image_features, output.momentum_text_features, output.image_ids)
+        image_features, text_features = output.momentum_image_features, output.momentum_text_features
+        if image_features is None or text_features is None:
+            raise ValueError("The output has no momentum features. Pass the output of `forward`.")
+        self.queue.enqueue(image_features, text_features, output.image_ids)
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters without a gradient, such as the head of a loss with weight 0. Freeze them for data parallelism."""
@@ -167,7 +171,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         start, key_ids, all_keys = 0, image_ids, keys
         if self.config.gather_keys and self._spans_ranks():
             start, key_ids = first_row(image_ids), gather(image_ids)
-            all_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
+            image_keys, text_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
+            all_keys = image_keys, text_keys
         own = slice(start, start + image_ids.shape[0])
         queued = (self.queue.text_features, self.queue.image_features)
         positives = matching_pairs(image_ids, torch.cat([key_ids, self.queue.image_ids]), first_key=start)  # (b, k)
@@ -181,7 +186,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
                 targets = contrastive_targets(_similarities(teachers / temperature, others, queue), positives, alpha)
             losses.append(contrastive_loss(logits, targets, num_items=num_pairs))
             batch_logits.append(logits[:, own])
-        return (losses[0] + losses[1]) / 2, tuple(batch_logits), positives[:, own]
+        return (losses[0] + losses[1]) / 2, (batch_logits[0], batch_logits[1]), positives[:, own]
 
     def _spans_ranks(self) -> bool:
         """Whether losses may depend on other processes: in training only, since evaluation pads its last batches."""
@@ -227,7 +232,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         attention_mask: Tensor,
         image_ids: Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """ITM as in `_match`, with negatives (and gradients for them) from all processes.
 
         The similarity of the image and text `features` to the `candidates`, each `(b, d)`, draws the negatives. Each process

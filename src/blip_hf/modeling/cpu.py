@@ -79,7 +79,7 @@ def _product_dtype(states: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def _can_use_onednn(states: Tensor, weight: Tensor) -> bool:
-    return (
+    return bool(
         not torch.is_grad_enabled()
         and states.device.type == weight.device.type == "cpu"
         and type(states) is Tensor  # not fake, traced or vmapped

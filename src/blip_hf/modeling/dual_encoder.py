@@ -10,12 +10,12 @@ from torch.nn.functional import normalize
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipConfig, BlipContrastiveConfig
 from ..objectives import image_text_contrastive_loss
 from .attention import expand_text
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown
 from .contrastive import BlipContrastiveModel
 from .dual_encoder_weights import dual_encoder_state_dict
 from .outputs import BlipOutput
@@ -133,7 +133,7 @@ class BlipModel(BlipPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes texts of shape `(m, t)` that start with [CLS].
 
@@ -150,7 +150,7 @@ class BlipModel(BlipPreTrainedModel):
         self,
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encodes images of shape `(n, 3, height, width)`.
 
@@ -190,7 +190,7 @@ class BlipModel(BlipPreTrainedModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BlipOutput:
         """Compares every image with every text.
 

@@ -12,12 +12,19 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration_blip import BlipTextConfig
 from ..objectives import captioning_loss
 from .attention import ImageMemory
+from .base import ForwardKwargs
 from .text import BlipTextModel, BlipTextPreTrainedModel
+
+
+class LanguageModelingKwargs(ForwardKwargs, total=False):
+    """Keyword arguments of `forward`. Trainer would expect labels of the signature in every batch."""
+
+    shift_labels: Tensor | None
 
 
 class BlipTextPredictionHeadTransform(nn.Module):
@@ -102,7 +109,7 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         """The vocabulary projection."""
         return self.cls.predictions.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the vocabulary projection and its bias."""
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
@@ -117,24 +124,25 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         """
         cross_attentions: list[tuple[Tensor, ...]] = []
         # The assistant of assisted generation gets a copy of its target's options, including this list.
-        output = super().generate(*args, **{**kwargs, "collected_cross_attentions": cross_attentions})
+        options = {**kwargs, "collected_cross_attentions": cross_attentions}
+        output: Any = super().generate(*args, **options)  # type: ignore[misc]  # no class fits its protocol
         if cross_attentions and isinstance(output, ModelOutput):
             # On CUDA, transformers may run a step too many and drop it.
-            output["cross_attentions"] = tuple(cross_attentions[: len(output.attentions)])
+            output["cross_attentions"] = tuple(cross_attentions[: len(output["attentions"])])
         return output
 
     def _update_model_kwargs_for_generation(
-        self, outputs: ModelOutput, model_kwargs: dict[str, Any], **kwargs: Any
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Collects the cross-attentions of a step, which transformers does for encoder-decoder configurations only."""
         if outputs.cross_attentions is not None:
             model_kwargs["collected_cross_attentions"].append(outputs.cross_attentions)
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        *,
+        *args: Any,
         inputs_embeds: Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         collected_cross_attentions: list[tuple[Tensor, ...]] | None = None,
@@ -142,7 +150,10 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Inputs of one step of generation."""
         # `generate` takes `inputs_embeds` only if this signature has it.
-        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        given: Any = (input_ids, *args)
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]  # no class fits its protocol
+            *given, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     @can_return_tuple
     def forward(
@@ -158,14 +169,14 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         return_logits: bool | None = False,
         is_decoder: bool | None = True,
-        reduction: str | None = "mean",
+        reduction: str = "mean",
         logits_to_keep: int | Tensor = 0,
         image_memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         skip_last: bool = False,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[LanguageModelingKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """Computes the next-token logits of each position, and the loss if labels are given.
 
@@ -203,8 +214,10 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
                 `output_attentions`, `output_hidden_states`, `return_dict`, and `shift_labels` of shape `(b, t)`: labels
                 already aligned with the logits.
         """
-        shift_labels = kwargs.pop("shift_labels", None)  # not in the signature: Trainer would expect it in every batch
+        shift_labels = kwargs.pop("shift_labels", None)
         if skip_last and labels is not None:
+            if input_ids is None:
+                raise ValueError("skip_last needs input_ids. Pass them, or leave out skip_last.")
             input_ids, shift_labels = input_ids[:, :-1], labels[:, 1:]
             attention_mask = None if attention_mask is None else attention_mask[:, :-1]
         outputs = self.bert(
@@ -231,8 +244,13 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         if labels is not None:
             # Shift the labels: shifting the logits would copy them and their gradient.
             shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
-            options = {"label_smoothing": self.label_smoothing, "reduction": reduction}
-            loss = captioning_loss(logits, shifted, num_items=num_items_in_batch, **options)
+            loss = captioning_loss(
+                logits,
+                shifted,
+                num_items=num_items_in_batch,
+                label_smoothing=self.label_smoothing,
+                reduction=reduction,
+            )
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
@@ -243,4 +261,4 @@ class BlipTextLMHeadModel(BlipTextPreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["BlipTextLMHeadModel"]
+__all__ = ["BlipTextLMHeadModel", "LanguageModelingKwargs"]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LogitsProcessor
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from ..finite import require_finite_results
 
@@ -21,7 +21,7 @@ class LogitsCheck(LogitsProcessor):
             The model by its role, as for [`~blip_hf.finite.require_finite_results`].
     """
 
-    def __init__(self, ids: Sequence[Any], **models: nn.Module) -> None:
+    def __init__(self, ids: Sequence[Any], **models: PreTrainedModel) -> None:
         self._ids = ids
         self._models = models
         self._is_done = False

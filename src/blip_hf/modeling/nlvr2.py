@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipTextConfig, BlipVisionConfig, BlipVisualReasoningConfig
 from ..objectives import matching_loss
-from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown, wants_attentions
 from .contrastive import BlipContrastiveModel
 from .input_checks import refuse_token_types
 from .nlvr2_text import BlipNlvr2TextModel
@@ -115,7 +115,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BlipVisualReasoningOutput:
         """Classifies sentences about pairs of images.
 
@@ -163,7 +163,7 @@ class BlipForVisualReasoning(BlipPreTrainedModel):
 
 def _copy_per_image(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies the cross-attention of a text encoder to the names of both images."""
-    copied = {}
+    copied: dict[str, Tensor] = {}
     for name, value in state.items():
         names = {re.sub(_PARTS_PER_IMAGE, rf".crossattention.\g<1>{image}.", name) for image in (0, 1)}
         copied |= dict.fromkeys(names, value)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
 from .attention import self_attention_mask
-from .base import refuse_unknown, wants_attentions
+from .base import ForwardKwargs, refuse_unknown, wants_attentions
 from .input_checks import refuse_long_text
 from .text import BlipTextPreTrainedModel
 from .text_layers import (
@@ -71,10 +70,12 @@ class BlipNlvr2CrossAttention(nn.Module):
         first, second = self.self0.project(first_states), self.self1.project(second_states)
         keys, values = zip(first, second, strict=True)
         if output_attentions:
-            parts = zip(attentions, keys, strict=True)
-            probabilities = torch.stack([part.probabilities(hidden_states, key, None) for part, key in parts], dim=1)
-            parts = zip(attentions, probabilities.unbind(1), values, strict=True)
-            contexts = [part.context(weights, value) for part, weights, value in parts]
+            weights = [
+                part.probabilities(hidden_states, key, None) for part, key in zip(attentions, keys, strict=True)
+            ]
+            probabilities = torch.stack(weights, dim=1)
+            weighted = zip(attentions, probabilities.unbind(1), values, strict=True)
+            contexts = [part.context(weights, value) for part, weights, value in weighted]
             return self.output(*contexts, hidden_states), probabilities
         parts = zip(attentions, keys, values, strict=True)
         contexts = [part(hidden_states, key, value)[0] for part, key, value in parts]
@@ -162,7 +163,7 @@ class BlipNlvr2TextModel(BlipTextPreTrainedModel):
         first_states: Tensor,
         second_states: Tensor,
         cls_only: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes texts grounded in pairs of images: `(n * g, t)` -> `(n * g, t, d)`, `g` consecutive texts per pair.
 

@@ -123,11 +123,14 @@ class BlipQuestionAnsweringOutput(ModelOutput):
 
 @dataclass
 class BlipAnswerRankingOutput(ModelOutput):
-    """Output of `BlipForQuestionAnswering.rank_answers`, for `b` questions and `k` candidates."""
+    """Output of `BlipForQuestionAnswering.rank_answers`, for `b` questions and `k` candidates.
 
-    best: Tensor | None = None  # (b,) index of the best answer
-    candidates: Tensor | None = None  # (b, k) indices, most likely first token first
-    scores: Tensor | None = None  # (b, k) log-likelihoods with label smoothing
+    All fields are computed. `ModelOutput` requires the defaults.
+    """
+
+    best: Tensor  # (b,) index of the best answer
+    candidates: Tensor = None  # type: ignore[assignment]  # (b, k) indices, most likely first token first
+    scores: Tensor = None  # type: ignore[assignment]  # (b, k) log-likelihoods with label smoothing
 
 
 __all__ = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
-from ..configuration_blip import BlipPreTrainingConfig
-from .attention import ImageMemory
+from ..configuration_blip import BlipPreTrainingConfig, BlipTextConfig, BlipVisionConfig
+from .attention import ImageMemory, image_argument
 from .caption import BlipForConditionalGeneration
 from .contrastive import BlipContrastiveModel
 from .input_checks import refuse_token_types
@@ -81,10 +81,12 @@ class BlipForPreTraining(BlipContrastiveModel):
             **config_fields:
                 Fields of `BlipPreTrainingConfig`.
         """
-        vision_config, vision_state = dict(vision_fields or {}), {}
+        vision_config: BlipVisionConfig | dict[str, Any] = dict(vision_fields or {})
+        vision_state: dict[str, Tensor] = {}
         if vision is not None:
             vision_config, vision_state = read_vision_encoder(vision, **vision_config)
-        text_config, text_state = dict(text_fields or {}), {}
+        text_config: BlipTextConfig | dict[str, Any] = dict(text_fields or {})
+        text_state: dict[str, Tensor] = {}
         if text is not None:
             text_config, text_state = read_text_encoder(text, **text_config)
         model = cls(BlipPreTrainingConfig(text_config=text_config, vision_config=vision_config, **config_fields))
@@ -110,7 +112,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         """The vocabulary projection."""
         return self.text_decoder.get_output_embeddings()
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the vocabulary projection and its bias."""
         self.text_decoder.set_output_embeddings(new_embeddings)
 
@@ -167,9 +169,9 @@ class BlipForPreTraining(BlipContrastiveModel):
         tokens = config.text_config
         words, encoder_words, decoder_words = self._embed_words(input_ids, tokens.enc_token_id, tokens.bos_token_id)
         image_embeds, features, keys = self._encode(pixel_values, input_ids, attention_mask, words)
-        memory = None
+        images: ImageMemory | Tensor = image_embeds
         if config.itm_weight or config.lm_weight:
-            memory = self.text_decoder.bert.build_image_memory(image_embeds)
+            images = self.text_decoder.bert.build_image_memory(image_embeds)
 
         known_ids = image_ids_or_unknown(image_ids, pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
@@ -183,11 +185,11 @@ class BlipForPreTraining(BlipContrastiveModel):
                 )
             else:
                 loss_itm, itm_logits, itm_labels = self._match(
-                    memory, encoder_words, attention_mask, logits, positives, generator
+                    images, encoder_words, attention_mask, logits, positives, generator
                 )
             loss = loss + config.itm_weight * loss_itm
         if config.lm_weight:
-            loss_lm, lm_logits = self._caption(memory, decoder_words, input_ids, attention_mask)
+            loss_lm, lm_logits = self._caption(images, decoder_words, input_ids, attention_mask)
             loss = loss + config.lm_weight * loss_lm
         return BlipPreTrainingOutput(
             loss=loss,
@@ -205,7 +207,7 @@ class BlipForPreTraining(BlipContrastiveModel):
         )
 
     def _caption(
-        self, memory: ImageMemory, words: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, images: ImageMemory | Tensor, words: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """LM loss and logits of captions; every token after the first is a target, including [SEP]."""
         labels = input_ids.masked_fill(attention_mask == 0, -100)
@@ -216,7 +218,7 @@ class BlipForPreTraining(BlipContrastiveModel):
             labels=labels[:, :-1],
             shift_labels=labels[:, 1:],
             num_items_in_batch=num_tokens,
-            image_memory=memory,
+            **image_argument(images),
         )
         return outputs.loss, outputs.logits
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Image-text retrieval model: cosine similarity of features (ITC) and matching of pairs (ITM)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration_blip import BlipConfig
 from ..objectives import matching_loss
 from .attention import ImageMemory, expand_text, image_argument
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown
 from .input_checks import refuse_token_types
 from .outputs import BlipMatchingOutput
 from .projection import pool_and_project, with_first_token
@@ -47,7 +49,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[ForwardKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encodes images for comparison with texts.
 
@@ -72,7 +74,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cls_only: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes texts for comparison with images.
 
@@ -147,7 +149,7 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         labels: Tensor | None = None,
         itm_start_token: str | None = None,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BlipMatchingOutput:
         """Compares images and texts by the matching head or by the cosine of their features.
 
@@ -203,8 +205,8 @@ class BlipForImageTextRetrieval(BlipPreTrainedModel):
         itm_start_token: str | None,
         *,
         cls_only: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> object:
+        **kwargs: Unpack[ForwardKwargs],
+    ) -> Any:
         start = itm_start_token if itm_start_token is not None else self.config.itm_start_token
         if start not in ("enc", "cls"):
             raise ValueError(f"itm_start_token is {start!r}, expected 'enc' or 'cls'.")

@@ -59,7 +59,9 @@ class BlipForRetrievalTraining(BlipContrastiveModel):
         self._add_contrastive_parts()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Loads a checkpoint of this class, of `BlipForImageTextRetrieval`, or of `BlipForPreTraining`.
 
         Arguments as in `BlipPreTrainedModel.from_pretrained`, including configuration fields such as `queue_size`.

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..configuration_blip import BlipTextConfig
 from .attention import ImageMemory, cross_attention_mask, self_attention_mask
-from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown, wants_attentions
 from .input_checks import refuse_long_text, refuse_token_types
 from .text_layers import (
     BlipTextCrossAttention,
@@ -33,7 +32,7 @@ class BlipTextPreTrainedModel(BlipPreTrainedModel):
 
     config: BlipTextConfig
     base_model_prefix = "bert"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     main_input_name = "input_ids"
     _can_record_outputs = {
         "hidden_states": BlipTextLayer,
@@ -79,7 +78,10 @@ class BlipTextModel(BlipTextPreTrainedModel):
         `for_decoding` stores the keys and values of each head contiguously, which makes decoding steps faster.
         """
         self._require_cross_attention()
-        pairs = [layer.project_images(encoder_hidden_states) for layer in self.encoder.layer]
+        pairs = [
+            layer.project_images(encoder_hidden_states)  # type: ignore[operator]  # a ModuleList forgets the class
+            for layer in self.encoder.layer
+        ]
         if for_decoding:
             pairs = [(key.contiguous(), value.contiguous()) for key, value in pairs]
         keys, values = zip(*pairs, strict=True)
@@ -107,7 +109,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         image_index: Tensor | None = None,
         cls_only: bool = False,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Runs the text transformer.
 
@@ -155,7 +157,7 @@ class BlipTextModel(BlipTextPreTrainedModel):
         output_attentions = wants_attentions(kwargs, self.config)
         implementation = "eager" if output_attentions else self.config._attn_implementation
         mask = self_attention_mask(
-            attention_mask, hidden_states, past_key_values, is_causal=is_decoder, implementation=implementation
+            attention_mask, hidden_states, past_key_values, is_causal=bool(is_decoder), implementation=implementation
         )
         image_mask = cross_attention_mask(encoder_attention_mask, implementation=implementation)
         for idx, layer in enumerate(self.encoder.layer):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Layers of the text transformer, with BERT's names: self-attention, cross-attention, feed-forward."""
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -12,12 +14,17 @@ from .attention import attend, attend_grouped, grouped_context, grouped_probabil
 from .recompute import recompute_in_backward
 
 
+_Attention = TypeVar("_Attention", bound=nn.Module)
+
+
 class BlipTextEmbeddings(nn.Module):
     """Word and position embeddings; BLIP has no token types."""
 
     def __init__(self, config: BlipTextConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings: nn.Module = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -101,7 +108,7 @@ class BlipTextCrossAttention(nn.Module):
         if output_attentions:
             if image_index is not None:
                 index = image_of_each_row(image_index, key.shape[0], hidden_states.shape[0])
-                key, value, mask = _pick((key, value, mask), index)
+                key, value, mask = _pick(key, value, mask, index)
             probabilities = self.probabilities(hidden_states, key, mask)
             return self.context(probabilities, value), probabilities
         query = self.query(hidden_states)
@@ -131,7 +138,7 @@ class BlipTextCrossAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor
     ) -> Tensor:
         """Cross-attention of text rows to the images at `image_index`."""
-        return self._attend(query, *_pick((key, value, mask), image_index))
+        return self._attend(query, *_pick(key, value, mask, image_index))
 
 
 def image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Tensor:
@@ -141,8 +148,11 @@ def image_of_each_row(image_index: Tensor, num_images: int, num_rows: int) -> Te
     return torch.cat([in_order, image_index])
 
 
-def _pick(memory: tuple[Tensor | None, ...], image_index: Tensor) -> list[Tensor | None]:
-    return [None if states is None else states.index_select(0, image_index) for states in memory]
+def _pick(
+    key: Tensor, value: Tensor, mask: Tensor | None, image_index: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    picked_mask = None if mask is None else mask.index_select(0, image_index)
+    return key.index_select(0, image_index), value.index_select(0, image_index), picked_mask
 
 
 class BlipTextResidualOutput(nn.Module):
@@ -159,10 +169,10 @@ class BlipTextResidualOutput(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
 
 
-class BlipTextAttention(nn.Module):
+class BlipTextAttention(nn.Module, Generic[_Attention]):
     """Attention followed by its residual output, with BERT's names."""
 
-    def __init__(self, attention: nn.Module, config: BlipTextConfig) -> None:
+    def __init__(self, attention: _Attention, config: BlipTextConfig) -> None:
         super().__init__()
         self.self = attention
         self.output = BlipTextResidualOutput(config, config.hidden_size)
@@ -227,8 +237,8 @@ class BlipTextLayer(GradientCheckpointingLayer):
         """
         if encoder_hidden_states is not None:
             memory_key, memory_value = self.crossattention.self.project(encoder_hidden_states)
-        if hidden_states is None:
-            return memory_key, memory_value
+            if hidden_states is None:
+                return memory_key, memory_value
         hidden_states = self.attention(
             hidden_states,
             attention_mask,

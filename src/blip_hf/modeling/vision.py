@@ -8,13 +8,13 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, is_torchdynamo_exporting
+from transformers.utils import is_torchdynamo_exporting
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration_blip import BlipVisionConfig
 from .attention import attend, split_heads
-from .base import BlipPreTrainedModel, refuse_unknown, wants_attentions
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown, wants_attentions
 from .recompute import recompute_in_backward
 
 
@@ -182,7 +182,7 @@ class BlipVisionModel(BlipPreTrainedModel):
     config: BlipVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _can_record_outputs = {"hidden_states": BlipVisionLayer, "attentions": BlipVisionAttention}
 
     def __init__(self, config: BlipVisionConfig) -> None:
@@ -205,7 +205,7 @@ class BlipVisionModel(BlipPreTrainedModel):
         """The patch embedding module."""
         return self.embeddings
 
-    def get_position_embeddings(self) -> nn.Parameter:
+    def get_position_embeddings(self) -> nn.Parameter:  # type: ignore[override]  # a module in other models
         """Position embeddings of shape `(1, p, d)`."""
         return self.embeddings.position_embedding
 
@@ -236,7 +236,7 @@ class BlipVisionModel(BlipPreTrainedModel):
         self,
         pixel_values: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encodes images.
 

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from ..configuration_blip import BlipConfig, BlipTextConfig
 from .attention import ImageMemory, expand_text
-from .base import BlipPreTrainedModel, refuse_unknown
+from .base import BlipPreTrainedModel, ForwardKwargs, refuse_unknown
 from .input_checks import refuse_long_text, refuse_token_types
 from .language_modeling import BlipTextLMHeadModel
 from .outputs import BlipAnswerRankingOutput, BlipQuestionAnsweringOutput
@@ -133,7 +132,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         answer_weights: Tensor | None = None,
         answers_per_question: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BlipQuestionAnsweringOutput:
         """Computes the logits of answers, and the loss if labels are given.
 
@@ -196,21 +195,22 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         pad_token_id = self.config.text_config.pad_token_id
         if labels is not None:
             labels = labels.masked_fill(labels == pad_token_id, -100)
-        elif decoder_input_ids is None:
-            raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
+            if decoder_input_ids is None:
+                decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
         if decoder_input_ids is None:
-            decoder_input_ids = labels.masked_fill(labels == -100, pad_token_id)
+            raise ValueError("Pass labels or decoder_input_ids to score answers, or call generate to write one.")
         return decoder_input_ids, labels
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # questions come first, as in the class of transformers
         self,
-        input_ids: Tensor,
-        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
         token_type_ids: Tensor | None = None,
+        question_memory: ImageMemory | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Generates answers to questions as in `forward`, which are encoded once for all beams and returned sequences.
@@ -218,6 +218,9 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         Args:
             token_type_ids (`torch.Tensor` of shape `(b, t)`, *optional*):
                 Zeros, as a BERT tokenizer returns them. BLIP has no token types.
+            question_memory (`ImageMemory`, *optional*):
+                What `get_question_memory` returned for the questions, which are then not encoded again. Other inputs are
+                not needed.
             **generate_kwargs:
                 Options that override `generation_config`. salesforce/BLIP uses `num_beams=3`, `max_length=10`,
                 `min_length=1`.
@@ -227,14 +230,19 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
             `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: If a question, or the answer that the settings allow, exceeds `max_position_embeddings`.
+            ValueError: If a question, or the answer that the settings allow, exceeds `max_position_embeddings`, or if there
+                are neither questions with images nor their memory.
         """
         refuse_token_types(token_type_ids, self)
         settings, decoder_kwargs = resolve_settings(
             generation_config or self.generation_config, generate_kwargs, self.config.text_config
         )
         refuse_long_generation(settings, 1, self.config.text_config)
-        memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        memory = question_memory
+        if memory is None:
+            if input_ids is None or pixel_values is None:
+                raise ValueError("Pass input_ids and pixel_values, or question_memory from get_question_memory.")
+            memory = self.get_question_memory(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         start = start_tokens(memory.keys[0], self.config.text_config)
         return self.text_decoder.generate(
             input_ids=start,
@@ -310,8 +318,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, GenerationMixin):
         image_states: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        **kwargs: Unpack[ForwardKwargs],
+    ) -> Any:
         if self.config.question_start_token == "enc":
             input_ids = with_first_token(input_ids, self.config.text_config.enc_token_id)
         return self.text_encoder(input_ids, attention_mask, encoder_hidden_states=image_states, **kwargs)

@@ -80,9 +80,9 @@ class RetrievalEncoder:
     ) -> "RetrievalEncoder":
         """Loads a model of this package or of transformers. `options` are `batch_size` and `num_workers`."""
         require_checkpoint(str(name))
-        device = pick_device(device)
-        model = BlipForImageTextRetrieval.from_pretrained(name, dtype=getattr(torch, dtype)).to(device)
-        if device.type == "cpu":
+        chosen = pick_device(device)
+        model = BlipForImageTextRetrieval.from_pretrained(name, dtype=getattr(torch, dtype)).to(chosen)
+        if chosen.type == "cpu":
             optimize_for_cpu(model)
         processor = BlipProcessor.from_pretrained(name)
         return cls(model, processor, os.path.abspath(name) if Path(name).is_dir() else str(name), **options)
@@ -112,11 +112,12 @@ class RetrievalEncoder:
             yield self._encode(batch, keep_states=keep_states)
 
     def _encode(self, batch: "Sequence[_ReadImage]", *, keep_states: bool) -> list[EncodedImage]:
-        new = [number for number, item in enumerate(batch) if item.pixel_values is not None]
+        pixels = {number: item.pixel_values for number, item in enumerate(batch) if item.pixel_values is not None}
+        new = list(pixels)
         encoded = [item.encoded for item in batch]
         if not new:
             return encoded
-        states, features = self._forward(torch.cat([batch[number].pixel_values for number in new]))
+        states, features = self._forward(torch.cat(list(pixels.values())))
         names = [encoded[number].stored.name for number in new]
         require_finite_results(features.isfinite().all(dim=1).tolist(), names, model=self.model)
         kept = states.half().cpu().numpy() if keep_states else [None] * len(new)

@@ -208,7 +208,7 @@ class BlipIndex:
         rows, similarities = self.neighbors.search(query[None], max(k, rerank), self._rows(own))
         found = [(int(row), float(value)) for row, value in zip(rows[0], similarities[0], strict=True) if row >= 0]
         probabilities: dict[int, float] = {}
-        if rerank:
+        if rerank and text is not None:
             found, probabilities = rerank_rows(self.store, self.encoder, text, found, rerank)
         return self._hits(found, probabilities, own)[:k]
 
@@ -271,12 +271,14 @@ class BlipIndex:
         return [image for _, image in sorted(found, key=lambda item: (item[0], -item[1].probability))]
 
     def _query_vector(self, text: str | None, image: ImageSource | None, image_weight: float) -> np.ndarray:
+        text_vector = None if text is None else self.encoder.text_vector(text)
         if image is None:
-            return self.encoder.text_vector(text)
+            assert text_vector is not None  # see `search`
+            return text_vector
         image_vector = self.encoder.image_vector(image)
-        if text is None:
+        if text_vector is None:
             return image_vector
-        return (1 - image_weight) * self.encoder.text_vector(text) + image_weight * image_vector
+        return (1 - image_weight) * text_vector + image_weight * image_vector
 
     def _hits(self, found: Sequence[tuple[int, float]], probabilities: dict[int, float], own: Filter) -> list[Hit]:
         """A hit for each image of the rows that fulfils the filter."""

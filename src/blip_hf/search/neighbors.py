@@ -6,6 +6,7 @@ It is a file beside the index that can be built again at any time; rows that it 
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Neighbors:
         self.faiss = import_faiss()
         self.vectors = store.vectors()
         path = ivf_path(store.folder)
-        self.ivf = None if exact or not path.is_file() else self.faiss.read_index(str(path), self.faiss.IO_FLAG_MMAP)
+        self.ivf: Any = (
+            None if exact or not path.is_file() else self.faiss.read_index(str(path), self.faiss.IO_FLAG_MMAP)
+        )
 
     def search(
         self, queries: np.ndarray, k: int, rows: np.ndarray, *, num_probes: int = NUM_PROBES
@@ -60,8 +63,7 @@ class Neighbors:
         """
         k = min(k, len(rows))
         if k == 0:
-            empty = np.empty((len(queries), 0))
-            return empty.astype(np.int64), empty.astype(np.float32)
+            return _no_neighbors(len(queries))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if self.ivf is None or len(rows) <= EXACT_LIMIT:
             return self._search_exactly(queries, k, rows)
@@ -70,23 +72,23 @@ class Neighbors:
         found = [self._rank(queries, candidates, k)]
         if len(rest):
             found.append(self._search_exactly(queries, min(k, len(rest)), rest))
-        return _merge(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)), k)
+        return _merge(found, k)
 
     def _search_exactly(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        best = np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
+        best = _no_neighbors(len(queries))
         for start in range(0, len(rows), _BLOCK):
             own = rows[start : start + _BLOCK]
             is_range = own[-1] - own[0] + 1 == len(own)
             block = self.vectors[own[0] : own[-1] + 1] if is_range else self.vectors[own]  # a range is not copied
             products, index = self.faiss.knn(queries, block, min(k, len(own)), metric=self.faiss.METRIC_INNER_PRODUCT)
             found = own[index], products
-            best = _merge(*(np.concatenate(parts, axis=1) for parts in zip(best, found, strict=True)), k)
+            best = _merge([best, found], k)
         return best
 
     def _candidates(self, queries: np.ndarray, number: int, rows: np.ndarray, num_probes: int) -> np.ndarray:
         parameters = self.faiss.SearchParametersIVF(nprobe=num_probes)
         if len(rows) < self.ivf.ntotal:
-            bits = np.zeros(self.ivf.ntotal, dtype=bool)
+            bits = np.zeros(self.ivf.ntotal, dtype=np.bool_)
             bits[rows] = True
             selector = self.faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
             parameters = self.faiss.SearchParametersIVF(sel=selector, nprobe=num_probes)
@@ -96,7 +98,7 @@ class Neighbors:
     def _rank(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         vectors = self.vectors[np.maximum(candidates, 0)]  # (q, c, d)
         products = np.einsum("qd,qcd->qc", queries, vectors)
-        return _merge(candidates, np.where(candidates < 0, -np.inf, products), k)
+        return _merge([(candidates, np.where(candidates < 0, -np.inf, products))], k)
 
 
 def refresh_ivf(store: Store) -> bool:
@@ -142,8 +144,14 @@ def ivf_path(folder: Path) -> Path:
     return folder / _IVF_NAME
 
 
-def _merge(rows: np.ndarray, products: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best columns of each query; of equal ones the lower row first."""
+def _no_neighbors(num_queries: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((num_queries, 0), dtype=np.int64), np.empty((num_queries, 0), dtype=np.float32)
+
+
+def _merge(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best rows of each query with their products; of equal ones the lower row first."""
+    rows = np.concatenate([rows for rows, _ in found], axis=1)
+    products = np.concatenate([products for _, products in found], axis=1)
     order = np.lexsort((rows, -products), axis=1)[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(products, order, axis=1)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data.readers.folder import ImageFolder
 from ..data.readers.lists import ListFile
@@ -68,7 +69,7 @@ def _open(source: str, options: SourceOptions) -> list[Reader]:
 
 
 def _found(record: ImageRecord, source: str, place: str) -> FoundImage | Skipped:
-    fields = {
+    fields: dict[str, Any] = {
         "source": source,
         "caption": "\n".join(record.captions) or None,
         "image_id": None if record.image_id is None else str(record.image_id),
@@ -112,7 +113,9 @@ def _load_from(place: str, container: str, names: set[str], options: SourceOptio
     try:
         records = (record for reader in _open(place, options) for record in reader.records())
         for record in records:
-            name = "" if isinstance(record, Skipped) else f"{container}/{record.key}"
+            if isinstance(record, Skipped):
+                continue
+            name = f"{container}/{record.key}"
             if name in names and isinstance(record.image, bytes):
                 found[name] = record.image
                 if len(found) == len(names):

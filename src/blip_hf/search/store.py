@@ -188,7 +188,7 @@ class Store:
     ) -> None:
         """Appends contents, which are counted by the next `commit`."""
         self.vectors_file.append(vectors)
-        if self.states_file is not None:
+        if self.states_file is not None and states is not None:
             self.states_file.append(states)
         first = self.num_rows()
         rows = [

@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -116,9 +117,9 @@ class Update:
         for item in batch:
             if item.error is not None:
                 self.store.put(replace(item.stored, error=item.error, error_kind=item.error_kind))
-                self._skip(item.error_kind, item.error)
+                self._skip(str(item.error_kind), item.error)
                 continue
-            row = rows[item.digest]
+            row = rows[str(item.digest)]
             old = self.store.find(item.stored.name)
             self.store.put(replace(item.stored, row=row))
             self._count(old, row, item)
@@ -128,27 +129,27 @@ class Update:
     def _append_contents(self, batch: Sequence[EncodedImage]) -> dict[str, int]:
         """Appends the new contents of a batch, and returns the rows of all of its digests."""
         digests = dict.fromkeys(item.digest for item in batch if item.digest is not None)
-        rows = {digest: self.store.row_of_digest(digest) for digest in digests}
+        known = {digest: self.store.row_of_digest(digest) for digest in digests}
+        rows = {digest: row for digest, row in known.items() if row is not None}
         new: dict[str, EncodedImage] = {}
         for item in batch:
-            if item.vector is not None and rows[item.digest] is None:
+            if item.vector is not None and item.digest is not None and item.digest not in rows:
                 new.setdefault(item.digest, item)
         self._new_digests = set(new)
         if new:
             first = self.store.num_rows()
-            items = list(new.values())
+            items: list[Any] = list(new.values())  # with all of their fields
             states = None if self.store.states_file is None else np.stack([item.states for item in items])
-            self.store.append(
-                list(new), [item.size for item in items], np.stack([item.vector for item in items]), states
-            )
+            vectors = np.stack([item.vector for item in items])
+            self.store.append(list(new), [item.size for item in items], vectors, states)
             rows |= {digest: first + number for number, digest in enumerate(new)}
         return rows
 
     def _count(self, old: StoredImage | None, row: int, item: EncodedImage) -> None:
-        is_known = old is not None and old.row is not None
-        if is_known and old.row == row:
+        known_row = None if old is None else old.row
+        if known_row == row:
             self.counts.unchanged += 1
-        elif is_known:
+        elif known_row is not None:
             self.counts.changed += 1
         elif item.digest in self._new_digests:
             self._new_digests.remove(item.digest)  # a second one in the batch is a copy

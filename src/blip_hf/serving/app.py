@@ -82,7 +82,9 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
     app.state.service = service
     app.add_middleware(CountRequests, metrics=service.metrics, endpoints=[*_ENDPOINTS, "/healthz", "/metrics"])
     app.add_exception_handler(RequestError, _error_response)
-    responses = {status: {"description": text, "model": ErrorResponse} for status, text in _ERRORS.items()}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "model": ErrorResponse} for status, text in _ERRORS.items()
+    }
     for path, (summary, operation, response) in _ENDPOINTS.items():
         app.add_api_route(
             path,
@@ -123,7 +125,8 @@ def _handler(service: Service, operation: type[OperationRequest]) -> Callable[[R
     return handle
 
 
-async def _error_response(_: Request, error: RequestError) -> JSONResponse:
+async def _error_response(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
     return JSONResponse(error.content(), error.status, headers=error.headers)
 
 

@@ -34,9 +34,11 @@ class AskJob:
     def run(self, models: ServedModels, inputs: Sequence[tuple[Image.Image, str]]) -> list[list[Answer]]:
         """Answers for each input, a pair of an image and its question."""
         images, questions = zip(*inputs, strict=True)
+        vqa = models.vqa
+        assert vqa is not None  # the endpoint answers 501 without it
         answers = answer_questions(
-            models.vqa.model,
-            models.vqa.processor,
+            vqa.model,
+            vqa.processor,
             images,
             questions,
             answer_list=self.answer_list,
@@ -91,7 +93,7 @@ class AskRequest(OperationRequest):
         )
         return [(job, (image, self.question)) for image in images]
 
-    def response(self, results: Sequence[list[Answer]]) -> "AskResponse":
+    def response(self, results: Sequence[list[Any]]) -> "AskResponse":
         """The answers about all images."""
         return AskResponse(
             answers=[

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class Job(Protocol):
     """What the model does with a batch, with all its settings. Inputs of equal jobs share batches."""
 
-    name: str
+    name: ClassVar[str]
 
 
 @dataclass(eq=False)

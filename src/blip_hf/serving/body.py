@@ -77,7 +77,7 @@ def _bounded(receive: Receive, limits: ServerSettings) -> Receive:
     return bounded
 
 
-async def _read_json(request: Request) -> tuple[dict[str, Any], list[str]]:
+async def _read_json(request: Request) -> tuple[dict[str, Any], list[bytes | str]]:
     content = await request.body()
     try:
         # In a thread: megabytes of base64 would block other requests.
@@ -94,7 +94,7 @@ async def _read_json(request: Request) -> tuple[dict[str, Any], list[str]]:
 
 async def _read_form(
     request: Request, operation: type[OperationRequest], limits: ServerSettings
-) -> tuple[dict[str, Any], list[bytes]]:
+) -> tuple[dict[str, Any], list[bytes | str]]:
     # One file and one text more than accepted, so that `read_body` reports their number.
     max_fields = limits.max_texts + 1 + _MAX_FIELDS
     async with request.form(max_files=limits.max_images + 1, max_fields=max_fields) as form:
@@ -102,15 +102,15 @@ async def _read_form(
         for name in form:
             if name != IMAGES:
                 values[name] = _form_value(form, name, operation)
-        files = form.getlist(IMAGES)
-        if not all(isinstance(file, UploadFile) for file in files):
+        files = [file for file in form.getlist(IMAGES) if isinstance(file, UploadFile)]
+        if len(files) < len(form.getlist(IMAGES)):
             raise RequestError(422, f"{IMAGES} holds text. Send files in a form, or base64 in JSON.")
         return values, [await file.read() for file in files]
 
 
 def _form_value(form: FormData, name: str, operation: type[OperationRequest]) -> str | list[str]:
-    values = form.getlist(name)
-    if any(isinstance(value, UploadFile) for value in values):
+    values = [value for value in form.getlist(name) if isinstance(value, str)]
+    if len(values) < len(form.getlist(name)):
         raise RequestError(422, f"{name} is a file. Send the files of images as {IMAGES}.")
     if _is_list(operation, name):
         return values

@@ -54,6 +54,7 @@ class CaptionJob:
     def run(self, models: ServedModels, inputs: Sequence[tuple[int, Image.Image]]) -> list[list[Caption]]:
         """Captions of each image; inputs are pairs of its index in the request and the image."""
         matcher = models.matcher if self.return_scores else None
+        assert models.captioner is not None  # the endpoint answers 501 without it
         captioner = BlipCaptioner(
             models.captioner.model,
             models.captioner.processor,
@@ -118,8 +119,8 @@ class CaptionRequest(OperationRequest):
             raise ValueError("max_length and max_new_tokens both limit the caption. Leave one of them out")
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} is more than max_length={self.max_length}")
-        is_beam_search = not self.do_sample and self.num_beams is not None
-        if is_beam_search and self.num_return_sequences > self.num_beams:
+        num_beams = None if self.do_sample else self.num_beams
+        if num_beams is not None and self.num_return_sequences > num_beams:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} needs as many beams, got num_beams={self.num_beams}."
                 " Raise num_beams, or add do_sample=true"
@@ -139,7 +140,7 @@ class CaptionRequest(OperationRequest):
         )
         return [(job, (index, image)) for index, image in enumerate(images)]
 
-    def response(self, results: Sequence[list[Caption]]) -> "CaptionResponse":
+    def response(self, results: Sequence[list[Any]]) -> "CaptionResponse":
         """The captions of all images."""
         return CaptionResponse(
             captions=[

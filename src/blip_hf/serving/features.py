@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ..data.text import pre_caption
 from ..evaluation.features import image_features, text_features
+from .batcher import Job
 from .models import ServedModels
 from .operation import OperationRequest, OperationResponse, Text, check_texts
 
@@ -24,6 +25,7 @@ class ImageFeaturesJob:
     def run(self, models: ServedModels, inputs: Sequence[Image.Image]) -> list[list[float]]:
         """One vector per image."""
         matcher = models.matcher
+        assert matcher is not None  # the endpoint answers 501 without it
         return image_features(matcher.model, matcher.processor, inputs, batch_size=len(inputs)).tolist()
 
 
@@ -36,6 +38,7 @@ class TextFeaturesJob:
     def run(self, models: ServedModels, inputs: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
         """The vectors of each request; an input is all its texts."""
         matcher = models.matcher
+        assert matcher is not None  # the endpoint answers 501 without it
         texts = [pre_caption(text) for text in chain.from_iterable(inputs)]
         vectors = iter(text_features(matcher.model, matcher.processor, texts).tolist())
         return [[next(vectors) for _ in own] for own in inputs]
@@ -53,10 +56,12 @@ class FeaturesRequest(OperationRequest):
         """Raises if a text has no words."""
         check_texts(self.texts)
 
-    def jobs(self, images: Sequence[Image.Image]) -> list[tuple[ImageFeaturesJob | TextFeaturesJob, Any]]:
+    def jobs(self, images: Sequence[Image.Image]) -> list[tuple[Job, Any]]:
         """One input per image, and one for all texts."""
-        own_texts = [(TextFeaturesJob(), tuple(self.texts))] if self.texts else []
-        return [*((ImageFeaturesJob(), image) for image in images), *own_texts]
+        jobs: list[tuple[Job, Any]] = [(ImageFeaturesJob(), image) for image in images]
+        if self.texts:
+            jobs.append((TextFeaturesJob(), tuple(self.texts)))
+        return jobs
 
     def response(self, results: Sequence[Any]) -> "FeaturesResponse":
         """The features of all images and texts."""

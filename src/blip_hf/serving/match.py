@@ -25,6 +25,7 @@ class MatchJob:
         """Scores of each image; inputs are pairs of an image and its texts."""
         images, texts = zip(*inputs, strict=True)
         matcher = models.matcher
+        assert matcher is not None  # the endpoint answers 501 without it
         matches = match_texts(matcher.model, matcher.processor, images, texts, batch_size=len(images), pairwise=True)
         return [list(own) for _, own in groupby(matches, key=attrgetter("image_index"))]
 
@@ -44,7 +45,7 @@ class MatchRequest(OperationRequest):
         """One input per image."""
         return [(MatchJob(), (image, tuple(self.texts))) for image in images]
 
-    def response(self, results: Sequence[list[Match]]) -> "MatchResponse":
+    def response(self, results: Sequence[list[Any]]) -> "MatchResponse":
         """The scores of all pairs."""
         return MatchResponse(
             matches=[

@@ -3,25 +3,28 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from ..captioner import BlipCaptioner
 from ..checkpoints import head_of, require_checkpoint
 from ..devices import pick_device
+from ..modeling.base import BlipPreTrainedModel
 from ..modeling.cpu import optimize_for_cpu
 from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..modeling.vqa import BlipForQuestionAnswering
 from ..processing_blip import BlipProcessor
 
 
+_Model = TypeVar("_Model", bound=BlipPreTrainedModel, covariant=True)
+
+
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Generic[_Model]):
     """A model in evaluation mode, and its processor."""
 
-    model: PreTrainedModel
+    model: _Model
     processor: BlipProcessor
 
 
@@ -39,8 +42,8 @@ class ServedModels:
     """
 
     captioner: BlipCaptioner | None = None
-    matcher: LoadedModel | None = None
-    vqa: LoadedModel | None = None
+    matcher: LoadedModel[BlipForImageTextRetrieval] | None = None
+    vqa: LoadedModel[BlipForQuestionAnswering] | None = None
 
     @classmethod
     def from_pretrained(
@@ -91,7 +94,7 @@ class ServedModels:
 
 
 def _load(
-    model_class: type[PreTrainedModel],
+    model_class: type[BlipPreTrainedModel],
     source: str | os.PathLike[str],
     device: torch.device,
     dtype: str | torch.dtype | None,

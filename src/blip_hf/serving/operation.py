@@ -28,7 +28,7 @@ class OperationRequest(BaseModel):
     def check(self) -> None:
         """Raises a `RequestError` for texts without words."""
 
-    def jobs(self, images: Sequence[Image.Image]) -> list[tuple[Job, Any]]:
+    def jobs(self, images: Sequence[Image.Image]) -> Sequence[tuple[Job, Any]]:
         """Pairs of a job and its input."""
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..finite import NotFiniteError
 from .batcher import Batcher
 from .body import read_body
+from .caption import CaptionRequest
 from .errors import CLIENT_CLOSED_REQUEST, RequestError
 from .images import ImageReader
 from .metrics import ServerMetrics
@@ -183,23 +184,29 @@ class Service:
 
     def _keeps_size(self, settings: OperationRequest) -> bool:
         """Whether the image goes to two models that resize it differently: the captioner and the matcher that scores."""
-        if settings.head != "captioner" or not settings.return_scores or self.models.matcher is None:
+        captioner, matcher = self.models.captioner, self.models.matcher
+        if (
+            not isinstance(settings, CaptionRequest)
+            or not settings.return_scores
+            or captioner is None
+            or matcher is None
+        ):
             return False
-        own, other = self.models.captioner.processor, self.models.matcher.processor
+        own, other = captioner.processor, matcher.processor
         return own.image_processor.to_dict() != other.image_processor.to_dict()
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
     """The result of `work`, which is cancelled if the client closes the connection."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))]
+    answer, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+        await asyncio.wait([answer, disconnect], return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
             raise ClientDisconnect
-        return tasks[0].result()
+        return answer.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        answer.cancel()
+        disconnect.cancel()
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -149,7 +149,7 @@ class UrlFetcher:
 
     def _connect(self, host: str, port: int, is_https: bool, deadline: float) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [address[:2] for *_, address in found]
+        addresses = [(str(address[0]), int(address[1])) for *_, address in found]
         self.allowed.check_addresses(address for address, _ in addresses)
         sock = _connect_to_any(addresses, deadline)
         return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if is_https else sock

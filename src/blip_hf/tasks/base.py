@@ -8,7 +8,7 @@ functions, so that `--help` is quick.
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from ..evaluation.defaults import BATCH_SIZE
 from .lora import LoraOptions
@@ -18,10 +18,11 @@ from .streams import StreamOptions
 
 
 if TYPE_CHECKING:
-    from transformers.modeling_utils import PreTrainedModel
-
     from ..configuration_blip import BlipConfig
+    from ..modeling.base import BlipPreTrainedModel
     from ..processing_blip import BlipProcessor
+
+    _Model = TypeVar("_Model", bound=BlipPreTrainedModel)
 
 
 FILES_HELP = "annotation file(s), published or in BLIP's form, or `scenes` or `scenes:NUMBER` for drawn images"
@@ -153,6 +154,17 @@ class PairEvaluateOptions(EvaluateOptions):
 # Checkpoints
 
 
+class LoadingOptions(Protocol):
+    """Options that name a model to evaluate."""
+
+    model: str
+    device: str | None
+
+    @property
+    def dtype(self) -> DType:
+        """Data type of the weights."""
+
+
 def checkpoint_type(source: str) -> str:
     """Returns the `model_type` of a checkpoint, which tells a pre-training one from those of tasks."""
     from transformers.utils import CONFIG_NAME, cached_file
@@ -161,10 +173,11 @@ def checkpoint_type(source: str) -> str:
 
     require_checkpoint(source)
     path = cached_file(source, CONFIG_NAME)
+    assert path is not None  # it raises for a missing file
     return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type", "")
 
 
-def read_config(config_class: type["BlipConfig"], options: FinetuneOptions, **fields: Any) -> "BlipConfig":
+def read_config(config_class: Any, options: FinetuneOptions, **fields: Any) -> "BlipConfig":
     """Reads a checkpoint's configuration, with the drop-path rate of the options and the given fields."""
     from ..checkpoints import require_checkpoint
 
@@ -182,7 +195,7 @@ def config_values(config_class: type["BlipConfig"], options: object, names: tupl
     return {name: defaults[name].default if value is None else value for name, value in given.items()}
 
 
-def load_for_training(model_class: "type[PreTrainedModel]", options: FinetuneOptions, **fields: Any) -> Any:
+def load_for_training(model_class: "type[BlipPreTrainedModel]", options: FinetuneOptions, **fields: Any) -> Any:
     """Loads a model with float32 weights, the drop-path rate of the options, and the given fields of its configuration."""
     import torch
 
@@ -190,11 +203,12 @@ def load_for_training(model_class: "type[PreTrainedModel]", options: FinetuneOpt
     return model_class.from_pretrained(options.model, config=config, dtype=torch.float32)
 
 
-def prepare_for_training(model: "PreTrainedModel", options: FinetuneOptions) -> "PreTrainedModel":
+def prepare_for_training(model: "_Model", options: FinetuneOptions) -> "_Model":
     """Sets the image size, freezes layers, and switches the model to training mode."""
     if options.image_size is not None:
         model.resize_position_embeddings(options.image_size)
-    model.vision_model.freeze_first_layers(options.freeze_vision_layers)
+    vision_model: Any = model.vision_model
+    vision_model.freeze_first_layers(options.freeze_vision_layers)
     return model.train()
 
 
@@ -210,7 +224,7 @@ def load_processor(source: str, image_size: int | None = None) -> "BlipProcessor
     return processor
 
 
-def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["PreTrainedModel", "BlipProcessor"]:
+def load_for_evaluation(model_class: "type[_Model]", options: LoadingOptions) -> tuple["_Model", "BlipProcessor"]:
     """Loads the model and the processor to evaluate, on their device.
 
     Raises:
@@ -232,7 +246,7 @@ def load_for_evaluation(model_class: type, options: EvaluateOptions) -> tuple["P
     return model.eval(), load_processor(options.model)
 
 
-def image_size_of(model: "PreTrainedModel") -> int:
+def image_size_of(model: "BlipPreTrainedModel") -> int:
     """Returns the image size of a model in pixels."""
     return model.config.vision_config.image_size
 

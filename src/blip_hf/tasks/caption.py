@@ -36,6 +36,10 @@ class CaptionOptions:
         """Returns the options that are fields of [`CaptionSettings`]; `None` stands for the checkpoint's own."""
         return {name: getattr(self, name) for name in ("prompt", "num_beams", "max_length", "min_length")}
 
+    def metric_settings(self) -> dict[str, Any]:
+        """Returns the metrics and their tokenizer, which [`~blip_hf.evaluation.caption_metrics.resolve_metrics`] checks."""
+        return {"metrics": self.metrics, "tokenizer": self.tokenizer_of_metrics}
+
 
 @dataclass(kw_only=True)
 class FinetuneOptions(CaptionOptions, PairFinetuneOptions):
@@ -81,7 +85,7 @@ def finetune(options: FinetuneOptions, arguments: "BlipFinetuningArguments") -> 
     evaluation = None
     if options.eval_data is not None:
         evaluation = caption_evaluation(  # fails here rather than after training
-            metrics=options.metrics, tokenizer=options.tokenizer_of_metrics, **options.caption_settings()
+            **options.metric_settings(), **options.caption_settings()
         )
     model, processor = load_model(options), base.load_processor(options.model, options.image_size)
     processor.caption_settings = CaptionSettings.for_finetuning(
@@ -125,8 +129,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         **options.caption_settings(),
         repetition_penalty=options.repetition_penalty,
         batch_size=options.batch_size,
-        tokenizer=options.tokenizer_of_metrics,
-        metrics=options.metrics,
+        **options.metric_settings(),
         num_workers=options.workers,
         show_progress=not options.no_progress,
     )

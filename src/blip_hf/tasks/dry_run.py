@@ -27,7 +27,8 @@ def describe_run(trainer: "BlipTrainer") -> dict[str, Any]:
     from ..training.memory import estimate_memory
 
     arguments = trainer.args
-    dataset = trainer.train_dataset
+    dataset: Any = trainer.train_dataset
+    eval_dataset: Any = trainer.eval_dataset
     values = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())
     num_epochs, steps_per_epoch, records_per_step, max_steps = values[0], values[1], values[4], values[6]
     is_stream = isinstance(dataset, PairStream | PairMixture)
@@ -36,7 +37,7 @@ def describe_run(trainer: "BlipTrainer") -> dict[str, Any]:
     parameters = list(trainer.model.parameters())
     return {
         "train": describe_stream(dataset) if is_stream else describe_data(dataset),
-        "eval": None if trainer.eval_dataset is None else describe_data(trainer.eval_dataset),
+        "eval": None if eval_dataset is None else describe_data(eval_dataset),
         "num_steps": max_steps,
         "num_epochs": num_epochs,
         "steps_per_epoch": steps_per_epoch,

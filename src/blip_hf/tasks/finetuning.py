@@ -16,9 +16,8 @@ from .streams import make_stream
 
 
 if TYPE_CHECKING:
-    from transformers.modeling_utils import PreTrainedModel
-
     from ..data.pairs import PairDataset
+    from ..modeling.base import BlipPreTrainedModel
     from ..processing_blip import BlipProcessor
     from ..training import BlipFinetuningArguments, BlipTrainer
     from ..training.task_metrics import Records, TaskEvaluation
@@ -37,9 +36,10 @@ def warn_about_training_data(options: FinetuneOptions) -> None:
     from transformers.utils import logging
 
     trained_on = set(map(os.path.realpath, options.data))
-    evaluated_on = [source for source in options.eval_data if not is_scenes(source)]
+    evaluated_on = [source for source in options.eval_data or () if not is_scenes(source)]
     shared = [source for source in evaluated_on if os.path.realpath(source) in trained_on]
-    if options.training_source().split != options.evaluation_source().split:
+    evaluation = options.evaluation_source()
+    if evaluation is not None and options.training_source().split != evaluation.split:
         shared = [source for source in shared if not _has_splits(source)]
     if shared:
         logging.get_logger(__name__).warning(
@@ -59,16 +59,16 @@ def run_finetuning(
     options: FinetuneOptions,
     arguments: "BlipFinetuningArguments",
     *,
-    model: "PreTrainedModel",
+    model: "BlipPreTrainedModel",
     processor: "BlipProcessor",
     read_records: Callable[[Source, int], "Records"],
-    dataset_class: "type[PairDataset]",
+    dataset_class: "type[PairDataset[Any]]",
     collator: Callable[[Sequence[Any]], dict[str, Any]],
     evaluation: "TaskEvaluation | None",
-    baseline: Callable[["Records", "Records"], Mapping[str, float]] | None = None,
+    baseline: Callable[[Any, Any], Mapping[str, float]] | None = None,
     transform_class: type | None = None,
     trainer_class: "type[BlipTrainer] | None" = None,
-    export: Callable[["PreTrainedModel"], "PreTrainedModel"] | None = None,
+    export: Callable[[Any], "BlipPreTrainedModel"] | None = None,
     heads: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains (or resumes), saves model, processor and log, and evaluates if the options name a set for that.
@@ -85,7 +85,9 @@ def run_finetuning(
     transform = training_transform(options, image_size, transform_class)
     seed, train_records = arguments.seed, None
     if isinstance(options, PairTrainingOptions) and options.is_streamed():
-        train_dataset = make_stream(options, transform, image_size, seed=seed, max_bad_share=arguments.max_bad_share)
+        train_dataset: Any = make_stream(
+            options, transform, image_size, seed=seed, max_bad_share=arguments.max_bad_share
+        )
         train_files = []
     else:
         with recorded_files() as train_files:
@@ -96,8 +98,9 @@ def run_finetuning(
     with recorded_files() as eval_files:
         eval_records = None if source is None else read_records(source, image_size)
     if options.lora:
-        model = add_adapters(model, options, base=options.model, modules_to_save=heads)
-        model.vision_model.freeze_first_layers(options.freeze_vision_layers)
+        adapted: Any = add_adapters(model, options, base=options.model, modules_to_save=heads)
+        adapted.vision_model.freeze_first_layers(options.freeze_vision_layers)
+        model = adapted
     trainer = (trainer_class or BlipTrainer)(
         model,
         arguments,
@@ -111,7 +114,7 @@ def run_finetuning(
         return describe_run(trainer)
     metrics = add_loading_skips(train(trainer, options), train_files)
     model = save_finetuned(trainer, processor, export)
-    if eval_records is not None:
+    if eval_records is not None and evaluation is not None:
         found = evaluation.evaluate(model, processor, eval_records, arguments.per_device_eval_batch_size)
         found = add_loading_skips(found, eval_files)
         found |= {} if baseline is None else baseline(train_records, eval_records)
@@ -166,13 +169,14 @@ def report_skips(trainer: "BlipTrainer") -> dict[str, Any]:
 def save_finetuned(
     trainer: "BlipTrainer",
     processor: "BlipProcessor",
-    export: Callable[["PreTrainedModel"], "PreTrainedModel"] | None,
-) -> "PreTrainedModel":
+    export: Callable[[Any], "BlipPreTrainedModel"] | None,
+) -> "BlipPreTrainedModel":
     """Saves the trained model with its processor, and the adapter of LoRA beside it; returns the saved model."""
     from ..training.trainer import base_model
 
     output_dir, is_main_process = trainer.args.output_dir, trainer.is_world_process_zero()
-    model, is_adapted = trainer.model, base_model(trainer.model) is not trainer.model
+    is_adapted = base_model(trainer.model) is not trainer.model
+    model: Any = trainer.model
     if not is_adapted:
         trainer.save_model()
     else:

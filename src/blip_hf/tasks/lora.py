@@ -90,7 +90,7 @@ def add_adapters(
 def save_adapter(model: "PeftModel", output_dir: str) -> None:
     """Saves the adapter, without that of a momentum encoder."""
     state = {name: value for name, value in model.state_dict().items() if ".momentum_towers." not in name}
-    model.save_pretrained(Path(output_dir, ADAPTER), state_dict=state)
+    model.save_pretrained(str(Path(output_dir, ADAPTER)), state_dict=state)
 
 
 def _check_targets(model: "PreTrainedModel", targets: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]
     if source.is_scenes:
         scenes = source.scenes(image_size)
         return SceneNlvr2(len(scenes), start=scenes.start, image_size=image_size)
-    options = {"image_root": source.image_root, "allow_outside": source.allow_outside}
+    options: dict[str, Any] = {"image_root": source.image_root, "allow_outside": source.allow_outside}
     return concatenate_datasets([load_nlvr2(path, **options) for path in source.data])
 
 

@@ -146,11 +146,12 @@ def pretrain(
     prepare_run(options, arguments)
     set_seed(arguments.seed)
     with recorded_files() as train_files:
-        train_pairs, train_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
+        train_pairs, read_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
+    train_dataset: Any = read_dataset
     loading_counts(train_files).check(arguments.max_bad_share)
     processor = make_processor(options, train_pairs)
     with recorded_files() as eval_files:
-        eval_dataset = read_evaluation_set(options)
+        eval_dataset: Any = read_evaluation_set(options)
     collator = BlipPretrainingCollator(processor)
     is_encoded = options.in_memory and not options.dry_run
     if is_encoded:
@@ -174,7 +175,8 @@ def pretrain(
     metrics = add_loading_skips(finetuning.train(trainer, options), train_files)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        save_parts(trainer.model, processor, Path(arguments.output_dir))
+        trained: Any = trainer.model
+        save_parts(trained, processor, Path(arguments.output_dir))
     if eval_dataset is not None:
         metrics |= trainer.evaluate()
         skipped = add_loading_skips(eval_dataset.skip_counts(all_processes=True).metrics(), eval_files)

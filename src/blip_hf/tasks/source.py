@@ -53,7 +53,7 @@ class Source:
             one_or_several(self.data),
             image_root=self.image_root,
             allow_outside=self.allow_outside,
-            split=self.split,
+            split=self.split or "train",
         )
 
 

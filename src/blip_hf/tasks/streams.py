@@ -87,7 +87,12 @@ def _shards_of(source: Source, image_size: int) -> list["Shard"]:
     from ..data.readers import find_shards
 
     sources = [own.scenes(image_size) if is_scenes(own.data[0]) else own.data[0] for own in source.singly()]
-    return find_shards(sources, image_root=source.image_root, allow_outside=source.allow_outside, split=source.split)
+    return find_shards(
+        sources,
+        image_root=source.image_root,
+        allow_outside=source.allow_outside,
+        split=source.split or "train",
+    )
 
 
 __all__ = ["NUM_VOCABULARY_CAPTIONS", "StreamOptions", "make_stream"]

@@ -15,6 +15,7 @@ from .source import Source, one_or_several
 
 
 if TYPE_CHECKING:
+    from ..data.readers.vqa import VqaRecord
     from ..modeling.vqa import BlipForQuestionAnswering
     from ..training import BlipFinetuningArguments
 
@@ -59,7 +60,7 @@ class EvaluateOptions(AnswerOptions, base.EvaluateOptions):
         return replace(super().evaluation_source(), annotations=self.annotations)
 
 
-class BlindQuestions(Sequence[Mapping[str, Any]]):
+class BlindQuestions(Sequence["VqaRecord"]):
     """The same questions about a grey image: what can be answered without the image.
 
     Args:
@@ -76,8 +77,9 @@ class BlindQuestions(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {**self.questions[i], "image": self.image}
+    def __getitem__(self, i: int) -> "VqaRecord":  # type: ignore[override]  # no slices
+        question: Any = {**self.questions[i], "image": self.image}
+        return question
 
 
 def load_model(options: FinetuneOptions) -> "BlipForQuestionAnswering":
@@ -185,7 +187,7 @@ def read_answer_list(options: AnswerOptions) -> list[str] | None:
     return answers
 
 
-def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> "Sequence[VqaRecord]":
     from ..data.readers import load_vqa
 
     if source.is_scenes:
@@ -201,7 +203,7 @@ def _read_questions(options: AnswerOptions, source: Source, image_size: int) -> 
     return BlindQuestions(questions) if options.blind else questions
 
 
-def _read_answered_questions(options: FinetuneOptions, source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+def _read_answered_questions(options: FinetuneOptions, source: Source, image_size: int) -> "Sequence[VqaRecord]":
     from ..data.readers.vqa import has_answers
 
     questions = _read_questions(options, source, image_size)
@@ -213,7 +215,7 @@ def _read_answered_questions(options: FinetuneOptions, source: Source, image_siz
     return questions
 
 
-def _check_answers(questions: Sequence[Mapping[str, Any]], options: EvaluateOptions) -> None:
+def _check_answers(questions: "Sequence[VqaRecord]", options: EvaluateOptions) -> None:
     from ..data.readers.vqa import has_answers
 
     if not has_answers(questions):
@@ -224,7 +226,7 @@ def _check_answers(questions: Sequence[Mapping[str, Any]], options: EvaluateOpti
 
 
 def _most_common_answer_baseline(
-    questions: Sequence[Mapping[str, Any]], eval_questions: Sequence[Mapping[str, Any]]
+    questions: "Sequence[VqaRecord]", eval_questions: "Sequence[VqaRecord]"
 ) -> dict[str, float]:
     from ..data.readers import most_common_answers
     from ..evaluation.vqa import vqa_accuracy

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import distributed
 from transformers import SchedulerType, TrainingArguments
@@ -77,6 +77,9 @@ class BlipTrainingArguments(TrainingArguments):
         >>> args.learning_rate, args.lr_scheduler_type, args.warmup_steps
         (0.0003, 'blip', 3000)
     """
+
+    if TYPE_CHECKING:
+        output_dir: str = ""  # `TrainingArguments` replaces `None`
 
     # Rates, epochs and warm-up: salesforce/BLIP configs/pretrain.yaml.
     learning_rate: float = field(
@@ -174,7 +177,8 @@ class BlipTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # The command line has only strings.
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None
+            newest: Any = str(self.resume_from_checkpoint).lower() == "true" or None
+            self.resume_from_checkpoint = newest
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # transformers only knows names that end with "loss".
             self.greater_is_better = not any(name in self.metric_for_best_model for name in ("loss", "median_rank"))

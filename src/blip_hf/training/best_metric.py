@@ -22,7 +22,7 @@ def find_evaluation(
     Raises:
         ValueError: If nothing computes it, or the evaluation set has no records for it.
     """
-    metric = arguments.metric_for_best_model
+    metric = str(arguments.metric_for_best_model)
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     loss_metrics = _with_names_of_sets(loss_names, datasets)
     task_metrics = _with_names_of_sets(() if evaluation is None else evaluation.metric_names, datasets)
@@ -36,7 +36,7 @@ def find_evaluation(
             f"metric_for_best_model={metric!r} chooses no checkpoint, because training runs without evaluation. Set"
             " `eval_strategy` to 'epoch' or 'steps'."
         )
-    if name not in task_metrics:
+    if name not in task_metrics or evaluation is None:
         return None
     for dataset in datasets.values():
         _check_records(metric, evaluation, dataset)

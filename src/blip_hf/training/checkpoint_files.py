@@ -39,8 +39,10 @@ def find_checkpoints(run_dir: str | os.PathLike[str]) -> list[Path]:
     """Returns the checkpoint folders of a run, whole or not, by step."""
     run_dir = Path(run_dir)
     entries = run_dir.iterdir() if run_dir.is_dir() else []
-    folders = [path for path in entries if _CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(folders, key=lambda path: int(_CHECKPOINT_NAME.fullmatch(path.name)[1]))
+    steps = {
+        path: int(match[1]) for path in entries if (match := _CHECKPOINT_NAME.fullmatch(path.name)) and path.is_dir()
+    }
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def newest_whole(run_dir: str | os.PathLike[str]) -> Path | None:

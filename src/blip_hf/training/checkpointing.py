@@ -107,12 +107,12 @@ class CheckpointingTrainer(PushingTrainer):
                 f" again, or pass `resume_from_checkpoint=True`, to {goes_on}."
             )
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # From the last checkpoint of a run, `Trainer` (5.23) would train one step too many.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     # NaN
 
@@ -188,7 +188,7 @@ class CheckpointingTrainer(PushingTrainer):
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == checkpoint or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
-        if self.args.should_save:
+        if self.args.should_save and self._saving_in is not None:
             self.state.save_to_json(str(self._saving_in / checkpoint.name / STATE_NAME))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -39,7 +39,9 @@ NUM_CHANCE_LOGS = 20
 class MomentumCallback(TrainerCallback):
     """Updates the momentum encoder once per optimiser step."""
 
-    def on_optimizer_step(self, *_: Any, model: BlipContrastiveModel, **kwargs: Any) -> None:
+    def on_optimizer_step(  # type: ignore[override]  # an event has the model
+        self, *_: Any, model: BlipContrastiveModel, **kwargs: Any
+    ) -> None:
         """Updates the momentum encoder."""
         model.update_momentum()
 
@@ -102,7 +104,8 @@ class BlipContrastiveTrainer(BlipTrainer):
     ) -> Tensor:
         """Adds the batch to the queue after the backward pass."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.model.enqueue(self._trained_output)
+        if self._trained_output is not None:
+            self.model.enqueue(self._trained_output)
         self._trained_output = None
         return loss
 
@@ -147,6 +150,7 @@ class BlipContrastiveTrainer(BlipTrainer):
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         columns = [gather(torch.cat(column)) for column in zip(*self._eval_features, strict=True)]
         recalls = recalls_in_set(*columns)
+        assert output.metrics is not None  # `Trainer` fills it
         for name, value in recalls.items():
             # Those of the task, re-ranked by the ITM head, have the same names.
             output.metrics.setdefault(f"{metric_key_prefix}_{name}", value)

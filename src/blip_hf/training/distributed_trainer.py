@@ -12,10 +12,12 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import safe_globals
 
+from ..modeling.base import BlipPreTrainedModel
 from .lost_processes import naming_lost_processes
 from .resharding import (
     has_whole_weights,
@@ -29,6 +31,10 @@ from .resharding import (
 
 class DistributedTrainer(Trainer):
     """Extends `transformers.Trainer` by FSDP2 for models with shared parameters, scalars and momentum encoders."""
+
+    model: BlipPreTrainedModel  # or the wrapper of peft
+    optimizer: Optimizer  # once training starts
+    lr_scheduler: LambdaLR
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

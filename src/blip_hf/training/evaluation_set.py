@@ -18,8 +18,9 @@ IS_COUNTED = "is_counted"
 def usable_subset(dataset: PairDataset, *, num_workers: int, device: torch.device) -> Subset:
     """The usable records of a set. Each process opens the images of its share once."""
     dataset[0]  # raises for a wrong folder before the whole set is read
-    checks = DataLoader(
-        range(rank(), len(dataset), world_size()),
+    own: Any = range(rank(), len(dataset), world_size())
+    checks: DataLoader[list[int]] = DataLoader(
+        own,
         batch_size=64,
         num_workers=num_workers,
         collate_fn=_UsableIndices(dataset),
@@ -41,7 +42,7 @@ class PadToWorldSize(Dataset):
     """Pads a data set with `None` to a multiple of `round_size`; accelerate would repeat its first records."""
 
     def __init__(self, dataset: Dataset, round_size: int) -> None:
-        self.dataset = dataset
+        self.dataset: Any = dataset  # with a length
         self.round_size = round_size
 
     def __len__(self) -> int:

@@ -68,7 +68,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Asks for a checkpoint, except where one follows the evaluation at the end of the epoch."""
-        if not self._must_stop(args):
+        if not self._must_stop(args) or self.received is None:
             return
         if args.save_strategy == SaveStrategy.NO:
             raise TrainingInterrupted(self.received)
@@ -90,7 +90,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Stops."""
-        if self._is_stopping:
+        if self._is_stopping and self.received is not None:
             raise TrainingInterrupted(self.received)
 
     def _must_stop(self, args: TrainingArguments) -> bool:

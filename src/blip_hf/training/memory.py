@@ -4,9 +4,9 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import Trainer
 
 from ..modeling.activations import record_saved_tensors
+from .distributed_trainer import DistributedTrainer
 
 
 GIB = 2**30
@@ -14,7 +14,9 @@ GIB = 2**30
 _ADAM_BYTES = 8
 
 
-def estimate_memory(trainer: Trainer, inputs: dict[str, Any], batch_size: int, *, unit: int = GIB) -> dict[str, float]:
+def estimate_memory(
+    trainer: DistributedTrainer, inputs: dict[str, Any], batch_size: int, *, unit: int = GIB
+) -> dict[str, float]:
     """Returns the GiB (or multiples of `unit` bytes) of `weights`, `gradients`, `optimizer` (AdamW), `activations` and their `total`.
 
     Runs a forward pass, counts the tensors that it keeps for the backward pass, and scales them from the records of
@@ -32,7 +34,7 @@ def estimate_memory(trainer: Trainer, inputs: dict[str, Any], batch_size: int, *
     return {name: round(size / unit, 3) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def _saved_bytes(trainer: Trainer, inputs: dict[str, Any]) -> int:
+def _saved_bytes(trainer: DistributedTrainer, inputs: dict[str, Any]) -> int:
     """Bytes of all tensors that a forward pass keeps for the backward pass, without the weights."""
     trainer.model.train()
     inputs = trainer._prepare_inputs(inputs)

@@ -30,7 +30,7 @@ class RunningMeans:
         for name in ("loss_itc", "loss_lm"):
             if name in output:
                 self.add(name, output[name], weight)
-        if output.itm_logits is not None:
+        if output.itm_logits is not None and output.itm_labels is not None and output.loss_itm is not None:
             is_made = output.itm_labels != -100
             is_right = is_made & (output.itm_logits.argmax(dim=-1) == output.itm_labels)
             self.add("loss_itm", output.loss_itm, weight)

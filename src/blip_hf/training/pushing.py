@@ -16,7 +16,7 @@ from ..hub import PUSHED_FILES, add_remote_code
 from ..model_card import TrainingFacts, model_class_of, source_commit, write_model_card
 from ..model_kinds import KINDS
 from ..remote_code import CODE_FOLDER
-from .arguments import weight_arguments
+from .arguments import BlipTrainingArguments, weight_arguments
 from .distributed_trainer import DistributedTrainer
 
 
@@ -25,6 +25,9 @@ _PUSHED = [*PUSHED_FILES, f"{CODE_FOLDER}/*.py", "adapter_config.json", "adapter
 
 class PushingTrainer(DistributedTrainer):
     """Extends `transformers.Trainer` by the model card and a filter of the pushed files."""
+
+    args: BlipTrainingArguments
+    push_in_progress: Any  # `PushInProgress`
 
     def facts(self, **known: Any) -> TrainingFacts:
         """Returns what this trainer knows of its run for a model card, with other fields of [`TrainingFacts`]."""
@@ -158,12 +161,13 @@ class PushingTrainer(DistributedTrainer):
         if is_busy:
             self.push_in_progress.jobs.extend(jobs)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # a list
 
     def _upload(self, folder: Path, message: str | None, **options: Any) -> Any:
-        defaults = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        defaults: dict[str, Any] = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        repo_id: Any = self.hub_model_id
         return hf_api().upload_folder(
-            repo_id=self.hub_model_id, folder_path=folder, commit_message=message, **{**defaults, **options}
+            repo_id=repo_id, folder_path=folder, commit_message=message, **{**defaults, **options}
         )
 
 

@@ -40,7 +40,8 @@ def load_whole_weights(model: nn.Module, file: str | os.PathLike[str]) -> None:
     """Loads a safetensors file with some or all weights into a model, sharded or not."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    set_model_state_dict(model, load_file(file), options=StateDictOptions(full_state_dict=True, strict=False))
+    state: dict[str, Any] = {**load_file(file)}
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def load_optimizer(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.PathLike[str]) -> None:
@@ -63,7 +64,8 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """State dict of a sharded model with whole tensors, on each process."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    state: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return state
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

@@ -42,13 +42,14 @@ def shard_model(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
 
 def _independent_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The layers that share no parameter with another layer, as encoder and decoder of pre-training do."""
-    layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     num_owners = Counter(parameter for layer in layers for parameter in layer.parameters())
     return (layer for layer in layers if all(num_owners[parameter] == 1 for parameter in layer.parameters()))
 
 
 @torch.no_grad()
 def _average_gradient(parameter: nn.Parameter) -> None:
+    assert parameter.grad is not None  # called once it is accumulated
     parameter.grad.copy_(mean_over_ranks(parameter.grad))
 
 

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainingArguments
@@ -22,15 +22,20 @@ from ..data.streams import PairStream, State, repeat
 from ..files import write_json
 
 
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+
 STREAM_STATE_NAME = "stream_state_{rank}.json"
 
 Stream = PairStream | PairMixture
 Collator = Callable[[Sequence[Pair]], dict[str, Any]]
 
 
-def make_stream_loader(stream: Stream, collator: Collator, args: TrainingArguments, batch_size: int) -> DataLoader:
+def make_stream_loader(stream: Stream, collator: Any, args: TrainingArguments, batch_size: int) -> DataLoader:
     """The loader of this process. Its data set, [`StreamBatches`], has the state."""
-    return DataLoader(StreamBatches(stream, collator, args, batch_size), batch_size=None, collate_fn=_unchanged)
+    unchanged: Any = _unchanged  # of a batch, not of a list
+    return DataLoader(StreamBatches(stream, collator, args, batch_size), batch_size=None, collate_fn=unchanged)
 
 
 class StreamBatches(IterableDataset):
@@ -111,7 +116,7 @@ class _EndlessStream(IterableDataset):
 
 def _stateful_loader(
     stream: IterableDataset, collator: Collator, args: TrainingArguments, batch_size: int
-) -> "StatefulDataLoader":  # noqa: F821
+) -> "StatefulDataLoader":
     try:
         from torchdata.stateful_dataloader import StatefulDataLoader
     except ImportError as error:

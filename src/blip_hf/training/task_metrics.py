@@ -13,12 +13,11 @@ import datasets
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedModel
 
 from ..data.collators import BlipCaptioningCollator
 from ..data.pairs import PairDataset
 from ..data.readers import group_captions
-from ..data.readers.vqa import has_answers
+from ..data.readers.vqa import VqaRecord, has_answers
 from ..evaluation.caption import evaluate_captions
 from ..evaluation.caption_metrics import JAVA_METRICS, Metric, Tokenizer, metric_names, resolve_metrics
 from ..evaluation.defaults import K_TEST, NUM_CANDIDATES
@@ -54,9 +53,9 @@ class TaskEvaluation:
     """
 
     metric_names: tuple[str, ...]
-    evaluate: Callable[[PreTrainedModel, BlipProcessor, Records, int], Mapping[str, float]]
+    evaluate: Callable[[Any, BlipProcessor, Any, int], Mapping[str, Any]]
     select: Callable[[Records, int], Records]
-    check: Callable[[Records], None] = lambda records: None
+    check: Callable[[Any], None] = lambda records: None
 
 
 def caption_evaluation(
@@ -67,7 +66,7 @@ def caption_evaluation(
 
     def evaluate(
         model: BlipForConditionalGeneration, processor: BlipProcessor, pairs: Records, batch_size: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         groups = group_captions(pairs)
         result = evaluate_captions(
             model, processor, groups, metrics=metrics, tokenizer=tokenizer, batch_size=batch_size, **settings
@@ -103,7 +102,7 @@ def vqa_evaluation(
     """Answers questions, by ranking a list of answers or by generating."""
 
     def evaluate(
-        model: BlipForQuestionAnswering, processor: BlipProcessor, questions: Records, batch_size: int
+        model: BlipForQuestionAnswering, processor: BlipProcessor, questions: Sequence[VqaRecord], batch_size: int
     ) -> dict[str, float]:
         result = evaluate_vqa(
             model,
@@ -136,7 +135,7 @@ def evaluation_of(model: nn.Module, collator: Any, metric: str) -> TaskEvaluatio
     """
     if isinstance(model, BlipForConditionalGeneration):
         prompt = collator.prompt if isinstance(collator, BlipCaptioningCollator) else None
-        named = [name for name in JAVA_METRICS if metric.endswith(name)]
+        named: list[Metric] = [name for name in JAVA_METRICS if metric.endswith(name)]
         return caption_evaluation(metrics=["bleu", "rouge_l", "cider", *named], prompt=prompt)
     if isinstance(model, BlipForRetrievalTraining):
         return retrieval_evaluation()
@@ -158,7 +157,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
+    def __getitem__(self, i: int) -> Mapping[str, Any]:  # type: ignore[override]  # no slices
         return self.records[self.positions[i]]
 
 
@@ -204,7 +203,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def check_answers(questions: Records) -> None:
+def check_answers(questions: Sequence[VqaRecord]) -> None:
     """Raises a `ValueError` if no question has an answer to compare with."""
     if not has_answers(questions):
         raise ValueError(

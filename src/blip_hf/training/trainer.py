@@ -36,6 +36,7 @@ from .sampling import CaptionLengthSampler, ShuffleSampler
 from .schedules import blip_learning_rate, cosine_learning_rate
 from .streaming import Stream, StreamBatches, make_stream_loader
 from .task_metrics import TaskEvaluation, evaluation_of, records_of
+from .trained_model import base_model, check_precision
 
 
 logger = logging.get_logger(__name__)
@@ -50,12 +51,12 @@ class EpochCallback(TrainerCallback):
     def __init__(self) -> None:
         self.sampler: CaptionLengthSampler | ShuffleSampler | None = None
 
-    def on_epoch_begin(
+    def on_epoch_begin(  # type: ignore[override]  # an event has a loader
         self, args: TrainingArguments, state: TrainerState, *_: Any, train_dataloader: DataLoader, **kwargs: Any
     ) -> None:
         """Passes the epoch."""
         for part in (train_dataloader.dataset, self.sampler):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(int(state.epoch))
 
 
@@ -111,7 +112,7 @@ class BlipTrainer(CheckpointingTrainer):
         task_evaluation: TaskEvaluation | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_precision(model)
+        check_precision(model)
         super().__init__(model, args, **kwargs)
         self._task_evaluation = self._find_task_evaluation(task_evaluation)
         self._epoch_callback = EpochCallback()
@@ -164,6 +165,7 @@ class BlipTrainer(CheckpointingTrainer):
             if self.args.train_sampling_strategy == "group_by_length":
                 raise ValueError("train_sampling_strategy='group_by_length' needs all lengths, which a stream lacks.")
             loader = make_stream_loader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
+            assert isinstance(loader.dataset, StreamBatches)
             self._stream_batches = loader.dataset
             return loader
         size = self._train_batch_size * self.args.world_size
@@ -221,7 +223,7 @@ class BlipTrainer(CheckpointingTrainer):
             return super()._get_train_sampler(train_dataset)
         if strategy == "random":
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            sampler = ShuffleSampler(len(dataset), seed)
+            sampler: ShuffleSampler | CaptionLengthSampler = ShuffleSampler(len(dataset), seed)
         else:
             pairs_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
             sampler = CaptionLengthSampler(dataset.caption_lengths(), pairs_per_step, self.args.seed)
@@ -229,15 +231,21 @@ class BlipTrainer(CheckpointingTrainer):
         return sampler
 
     def _get_dataloader(
-        self, dataset: Dataset, description: str, *args: Any, is_training: bool = False, **kwargs: Any
+        self,
+        dataset: Dataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], Sampler] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
     ) -> DataLoader:
         if is_training or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-            return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         return self._make_evaluation_dataloader(dataset, description)
 
     def _make_evaluation_dataloader(self, dataset: Dataset, description: str) -> DataLoader:
         """All usable records in order. Trainer would also apply `dataloader_drop_last` and group by length."""
-        collator = self.data_collator
+        collator: Any = self.data_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description)
         else:
@@ -364,6 +372,7 @@ class BlipTrainer(CheckpointingTrainer):
         if self.args.stop_on_nan:
             self._eval_loss_guard.check(metrics.get("loss"), self.state.global_step)
         metrics |= self._evaluate_task(dataloader.dataset)
+        assert output.metrics is not None  # `Trainer` fills it
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -383,22 +392,9 @@ class BlipTrainer(CheckpointingTrainer):
             records = evaluation.select(records, self.args.max_eval_samples)
         # The loaders of the evaluation draw a seed; the random state of training does not change.
         with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
+            assert self._processor is not None  # see `_check_can_generate`
             metrics = evaluation.evaluate(base_model(self.model), self._processor, records, self.args.eval_batch_size)
         return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}  # for the loggers
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The model inside a wrapper of peft, or the model itself."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
-
-
-def _check_precision(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"{name} is {parameter.dtype}, expected torch.float32: half precision rounds small"
-                " updates to zero. Load the model with `dtype=torch.float32` and pass `bf16=True` in the arguments."
-            )
 
 
 __all__ = ["BlipTrainer", "EpochCallback", "base_model"]

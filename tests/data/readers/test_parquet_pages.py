@@ -41,7 +41,7 @@ def write_repeated_value(path):
 
 def write_repeated_prefix(path):
     """Rows whose values are those of the row before."""
-    table = pa.table({"image": [bytes(20 * MB)] * 40, "caption": ["a"] * 40})
+    table = pa.table({"image": [bytes(20 * MB)] * 20, "caption": ["a"] * 20})
     options = {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}, "write_statistics": False}
     pq.write_table(table, path, compression="zstd", **options)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from typing import Any
 
 from ...data.readers import Shard, find_shards
 from ...data.readers.records import PathLike
@@ -100,7 +101,7 @@ class ShardWorker:
     ) -> None:
         self.run = run
         self.paths = (captioner, matcher)
-        self.options = {"device": device, "dtype": dtype, "settings": settings}
+        self.options: dict[str, Any] = {"device": device, "dtype": dtype, "settings": settings}
 
     @cached_property
     def engine(self) -> CapFilt:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -71,7 +72,7 @@ class Table:
                 yield read_row(raw, row, self.name, self.root, self.needs_captions, where)
 
 
-def is_hub_name(source: object) -> bool:
+def is_hub_name(source: object) -> TypeGuard[str]:
     """Whether a source is `hf://datasets/OWNER/NAME`."""
     return (
         isinstance(source, str)

@@ -30,7 +30,7 @@ class ImageRoot:
                 " (--image_root) with the local folder of the images."
             )
         joined = os.path.join(self.folder, path)
-        if not (self.allow_outside or self._is_inside(path, joined)):
+        if not (self.allow_outside or _is_inside(self.folder, path, joined)):
             raise OutsideFolderError(
                 f"{where}: image {path!r} is outside the folder {os.fspath(self.folder) or '.'!r}. Pass image_root"
                 " (--image_root) with a folder that contains all images, or allow_outside=True (--allow_outside) if you"
@@ -38,12 +38,13 @@ class ImageRoot:
             )
         return joined
 
-    def _is_inside(self, path: str, joined: str) -> bool:
-        if not os.path.isabs(path) and ".." not in path:
-            return True
-        if _contains(os.path.abspath(self.folder), os.path.abspath(joined)):
-            return True
-        return "\0" not in path and _contains(os.path.realpath(self.folder), os.path.realpath(joined))
+
+def _is_inside(folder: PathLike, path: str, joined: str) -> bool:
+    if not os.path.isabs(path) and ".." not in path:
+        return True
+    if _contains(os.path.abspath(folder), os.path.abspath(joined)):
+        return True
+    return "\0" not in path and _contains(os.path.realpath(folder), os.path.realpath(joined))
 
 
 def _contains(folder: str, path: str) -> bool:

@@ -179,7 +179,9 @@ class _Window:
     def peek(self) -> str:
         """The next character that is not white space, or an empty string at the end of the file."""
         while True:
-            self._advance(_WHITE_SPACE.match(self.text, self.position).end())
+            space = _WHITE_SPACE.match(self.text, self.position)
+            assert space is not None  # it may be empty
+            self._advance(space.end())
             if self.position < len(self.text) or self.is_whole:
                 return self.text[self.position : self.position + 1]
             self._read_more()

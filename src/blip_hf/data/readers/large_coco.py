@@ -19,7 +19,7 @@ _NUM_CHUNKS = 64
 
 def large_coco_records(content: Record, name: str, *, needs_captions: bool = True) -> Iterator[Record]:
     """Same as [`coco_records`], for the content of [`read_json_outline`]."""
-    array = list_of(content, "images", name)
+    array = _array_of(content, "images", name)
     places = store_places(_image_places(array, name))
     images = IdIndex(places["key"])
     if "annotations" in content or needs_captions:
@@ -36,6 +36,12 @@ def large_coco_records(content: Record, name: str, *, needs_captions: bool = Tru
                 yield {"image": image["file_name"], "caption": texts, "image_id": image["id"]}
 
 
+def _array_of(content: Record, field: str, name: str) -> JsonArray:
+    array = list_of(content, field, name)
+    assert isinstance(array, JsonArray)  # that is how such a file is read
+    return array
+
+
 def _image_places(array: JsonArray, name: str) -> Iterator[tuple[int, int, int]]:
     for number, (start, stop, image) in enumerate(array.located()):
         where = f"{name}, images, record {number}"
@@ -43,7 +49,7 @@ def _image_places(array: JsonArray, name: str) -> Iterator[tuple[int, int, int]]
 
 
 def _caption_places(content: Record, name: str, images: IdIndex) -> Iterator[tuple[int, int, int]]:
-    for number, (start, stop, annotation) in enumerate(list_of(content, "annotations", name).located()):
+    for number, (start, stop, annotation) in enumerate(_array_of(content, "annotations", name).located()):
         where = f"{name}, annotations, record {number}"
         image_id = read_id(check_record(annotation, where, "caption"), "image_id", where)
         row = images.row_of(key_of(image_id))

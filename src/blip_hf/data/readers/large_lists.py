@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +31,16 @@ _PARTS = pa.schema(
 _NUM_PARTS = 64
 
 
-def are_large_lists(readers: Sequence[Reader]) -> bool:
+def are_large_lists(readers: Sequence[Reader]) -> TypeGuard[Sequence[ListFile]]:
     """Whether the readers are lists, and too large for memory."""
-    are_lists = all(isinstance(reader, ListFile) for reader in readers)
-    return are_lists and sum(reader.path.stat().st_size for reader in readers) > json_files.MAX_BYTES_IN_MEMORY
+    lists = [reader for reader in readers if isinstance(reader, ListFile)]
+    num_bytes = sum(reader.path.stat().st_size for reader in lists)
+    return len(lists) == len(readers) and num_bytes > json_files.MAX_BYTES_IN_MEMORY
 
 
 def read_large_lists(readers: Sequence[ListFile], *, is_joined: bool) -> Dataset:
     """One row per caption, as [`ImageTable.with_captions`]. `is_joined` is as in `read_images`."""
-    roots = [os.path.abspath(reader.root.folder) for reader in readers]
+    roots = [os.path.abspath(reader.root.folder or "") for reader in readers]
     return cached_table(readers, partial(_write_pairs, readers, is_joined), key=f"{is_joined} {roots}")
 
 
@@ -84,10 +86,10 @@ def _write_rows(readers: Sequence[ListFile], path: Path) -> _IdKinds:
     kinds = _IdKinds()
     num_rows = 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _PARTS) as writer:
-        rows: list[tuple[str, str, str, bool]] = []
+        rows: list[tuple[bytes | str, str, str, bool]] = []
         for reader in readers:
             for record in usable_records(reader.records(), str(reader.path)):
-                name = name_image(record.image_id, record.path)
+                name = name_image(record.image_id, str(record.path))
                 kinds.note(record.image_id, name)
                 is_text = isinstance(name, str)
                 rows += [(record.image, caption, str(name), is_text) for caption in record.captions]
@@ -102,7 +104,7 @@ def _write_rows(readers: Sequence[ListFile], path: Path) -> _IdKinds:
     return kinds
 
 
-def _batch(rows: Sequence[tuple[str, str, str, bool]]) -> pa.RecordBatch:
+def _batch(rows: Sequence[tuple[bytes | str, str, str, bool]]) -> pa.RecordBatch:
     columns = zip(zip(*rows, strict=True), _PARTS.types, strict=True)
     return pa.record_batch([pa.array(column, kind) for column, kind in columns], _PARTS)
 
@@ -153,7 +155,8 @@ def _columns_by_path(rows: Path) -> _Columns:
 
 def _names_of(rows: Path, renamed: np.ndarray, first: np.ndarray) -> dict[int, str]:
     """The names of the first rows of the images of some rows."""
-    wanted, name_of = set(first[renamed].tolist()), {}
+    wanted = set(first[renamed].tolist())
+    name_of: dict[int, str] = {}
     for start, batch in _batches(rows) if wanted else ():
         name_of |= {
             row: batch["name"][row - start].as_py() for row in range(start, start + len(batch)) if row in wanted

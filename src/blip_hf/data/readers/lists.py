@@ -152,8 +152,8 @@ def _read_csv(path: Path, errors: str) -> Iterator[Any]:
             number += 1
 
 
-def _read_csv_row(row: dict[str | None, Any], where: str) -> Record:
-    if None in row:
+def _read_csv_row(row: dict[Any, Any], where: str) -> Record:
+    if None in row:  # the further fields
         raise ValueError(
             f"{where} has {len(row[None])} more fields than the header. Put captions with commas in double quotes:"
             ' "a dog, running".'

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from datasets import Dataset
@@ -27,6 +27,7 @@ from .tar import TarFile
 from .usable import read_usable, usable_records
 
 
+_Id = TypeVar("_Id")
 _ENCODED = datasets.Image(decode=False)
 _STORED = datasets.Features(
     {"image": _ENCODED, "captions": datasets.List(datasets.Value("string")), "ids": datasets.Value("string")}
@@ -39,9 +40,9 @@ class ImageTable:
 
     images: Dataset
     captions: list[list[str]]
-    image_ids: list[int | str | None]
-    places: list[int | str]  # full path, or position in the source; unique for each image
-    names: list[int | str]  # name of the image in results
+    image_ids: Sequence[int | str | None]
+    places: Sequence[int | str]  # full path, or position in the source; unique for each image
+    names: Sequence[int | str]  # name of the image in results
 
     def with_captions(self) -> Dataset:
         """One row per caption, with each image stored once.
@@ -126,7 +127,7 @@ class _CaptionGroups(Sequence):
     def __len__(self) -> int:
         return len(self.first_rows)
 
-    def __getitem__(self, i: int) -> CaptionGroup:
+    def __getitem__(self, i: int) -> CaptionGroup:  # type: ignore[override]  # no slices
         record = self.pairs[self.first_rows[operator.index(i)]]
         image_id = record["image_id"]
         own_id = record.get("source_id", image_id)
@@ -255,24 +256,25 @@ def name_image(image_id: int | str | None, path: str | int) -> int | str:
     return path if coco_id is None else coco_id
 
 
-def _number(image_ids: Sequence[int | str]) -> list[int]:
+def _number(image_ids: Sequence[int | str | None]) -> list[int]:
     """The ids themselves if they are non-negative integers, otherwise numbers from 0."""
-    if all(isinstance(image_id, int) and image_id >= 0 for image_id in image_ids):
-        return list(image_ids)
-    numbers: dict[int | str, int] = {}
+    numeric = [image_id for image_id in image_ids if isinstance(image_id, int) and image_id >= 0]
+    if len(numeric) == len(image_ids):
+        return numeric
+    numbers: dict[int | str | None, int] = {}
     return [numbers.setdefault(image_id, len(numbers)) for image_id in image_ids]
 
 
-def _source_ids(image_ids: Sequence[int | str], names: Sequence[int | str]) -> Sequence[int | str]:
+def _source_ids(image_ids: Sequence[int | str | None], names: Sequence[int | str]) -> Sequence[int | str | None]:
     """The first name of each image, or the ids themselves if two images share a name."""
-    name_of: dict[int | str, int | str] = {}
+    name_of: dict[int | str | None, int | str] = {}
     for image_id, name in zip(image_ids, _of_one_type(names), strict=True):
         name_of.setdefault(image_id, name)
     is_clear = len(set(name_of.values())) == len(name_of)
     return [name_of[image_id] for image_id in image_ids] if is_clear else _of_one_type(image_ids)
 
 
-def _of_one_type(ids: Sequence[int | str]) -> Sequence[int | str]:
+def _of_one_type(ids: Sequence[_Id]) -> Sequence[_Id | str]:
     """The ids with one type for a column: text, unless all are numbers."""
     return ids if all(isinstance(own, int) for own in ids) else list(map(str, ids))
 

@@ -128,7 +128,8 @@ def read_row(
     raw: Record, row: int, name: str, root: ImageRoot, needs_captions: bool, where: str | None = None
 ) -> ImageRecord | Skipped:
     """The record of a row with the columns that [`find_columns`] names, or why it is skipped."""
-    sample_id, key = f"{name}/{row:08d}", row
+    sample_id = f"{name}/{row:08d}"
+    key: int | str = row
     try:
         own_id = read_optional_id(raw, "id", where or sample_id)
         if own_id is not None:
@@ -163,7 +164,8 @@ class _OpenParquet:
 
     def __init__(self, path: Path | RemoteFile) -> None:
         self._is_remote = isinstance(path, RemoteFile)
-        self._pages = PageBounds(path.open_ranges() if self._is_remote else path.open("rb", buffering=0))
+        file = path.open_ranges() if isinstance(path, RemoteFile) else path.open("rb", buffering=0)
+        self._pages = PageBounds(file)
         try:
             # `pre_buffer` would read a whole group at once.
             if self._is_remote:

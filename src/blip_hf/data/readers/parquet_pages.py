@@ -157,11 +157,11 @@ def parse_page_header(content: memoryview) -> PageHeader:
     """Parses `PageHeader` of the Parquet format. Raises `IndexError` if it is truncated, `pa.ArrowInvalid` if it is broken."""
     reader = _CompactReader(content)
     fields = reader.read_struct()
-    values = next((fields[number] for number in (5, 7, 8) if number in fields), {})
+    values: dict[int, Any] = next((fields[number] for number in (5, 7, 8) if number in fields), {})
     numbers = [fields.get(1), fields.get(2), fields.get(3), values.get(1, 0), values.get(4 if 8 in fields else 2, 0)]
     if not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers):
         raise pa.ArrowInvalid("a page header declares invalid sizes")
-    return PageHeader(*numbers, header_bytes=reader.position)
+    return PageHeader(*numbers, reader.position)  # type: ignore[call-arg]  # five numbers
 
 
 class _CompactReader:

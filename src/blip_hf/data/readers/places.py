@@ -26,9 +26,9 @@ def store_places(places: Iterator[tuple[int, int, int]]) -> np.ndarray:
         for place in places:
             batch.append(place)
             if len(batch) == _ROWS_PER_WRITE:
-                file.write(np.array(batch, PLACE))
+                file.write(np.array(batch, PLACE).data)
                 batch.clear()
-        file.write(np.array(batch, PLACE))
+        file.write(np.array(batch, PLACE).data)
         file.flush()
         return np.memmap(file, PLACE, mode="r")
 

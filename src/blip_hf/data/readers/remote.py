@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import fsspec
@@ -68,7 +69,7 @@ class RemoteFile:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def is_remote(source: object) -> bool:
+def is_remote(source: object) -> TypeGuard[str]:
     """Whether a source is an fsspec address other than `hf://`."""
     match = _ADDRESS.fullmatch(source) if isinstance(source, str) else None
     return match is not None and match[1] != _HUB_PROTOCOL

@@ -85,7 +85,7 @@ class RemoteStream(io.RawIOBase):
         """Sets the position of the next read. Makes no request."""
         if whence == io.SEEK_END and self._size is None:
             raise RemoteReadError(f"The server of {self._address} does not tell its size, which is required. Copy it.")
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size or 0}
         self._position = max(0, starts[whence] + offset)
         return self._position
 

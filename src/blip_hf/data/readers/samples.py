@@ -112,9 +112,13 @@ def _merge_neighbours(items: Stream) -> Stream:
         elif merged is not None and (item.image_id, item.image) == (merged.image_id, merged.image):
             merged = replace(merged, texts=merged.texts + item.texts)
         else:
-            yield from [merged, *skipped] if merged else skipped
+            yield from _in_order(merged, skipped)
             merged, skipped = item, []
-    yield from [merged, *skipped] if merged else skipped
+    yield from _in_order(merged, skipped)
+
+
+def _in_order(sample: Sample | None, skipped: list[Skipped]) -> list[Sample | Skipped]:
+    return [*skipped] if sample is None else [sample, *skipped]
 
 
 def _find_text_error(sample_id: str, text: str) -> Skipped | None:

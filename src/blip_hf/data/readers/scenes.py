@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from typing import TypeGuard
 
 from ..scenes import Scenes
 from .records import ImageRecord
@@ -46,7 +47,7 @@ class SceneSource:
             yield from record.samples()
 
 
-def is_scenes(source: object) -> bool:
+def is_scenes(source: object) -> TypeGuard[str]:
     """Whether a source names drawn scenes."""
     return isinstance(source, str) and source.partition(":")[0] == "scenes"
 

@@ -4,8 +4,9 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -23,8 +24,8 @@ from .scenes import SceneSource, is_scenes, parse_scenes
 from .tar import TarFile
 
 
-OneSource = PathLike | Dataset | DatasetDict | Scenes
-Source = OneSource | Sequence[OneSource]
+OneSource: TypeAlias = PathLike | Dataset | DatasetDict | Scenes
+Source: TypeAlias = OneSource | Sequence[OneSource]
 Reader = ListFile | TarFile | ParquetFile | ImageFolder | Table | SceneSource
 
 _OBJECTS = (Dataset, DatasetDict)
@@ -123,7 +124,7 @@ def _find(
     if is_hub_name(source):
         return [table(load_from_hub(source, split), source.removeprefix(HUB_PREFIX))]
     if is_remote(source):
-        return _find_remote(source)
+        return [*_find_remote(source)]
     path = Path(source).expanduser()
     if path.exists():
         files = files_of_folder(path, split) if path.is_dir() else [path]
@@ -146,7 +147,7 @@ def _find_remote(address: str) -> list[RemoteFile]:
     files = [file for group in groups for file in group]
     by_kind: dict[str, list[RemoteFile]] = {}
     for file in files:
-        by_kind.setdefault(kind_of(file), []).append(file)
+        by_kind.setdefault(str(kind_of(file)), []).append(file)
     tars = {_without_suffix(file.name) for file in by_kind.get("tar", ())}
     if len(by_kind) > 1 and all(_without_suffix(file.name) in tars for file in by_kind["parquet"]):
         files = by_kind["tar"]  # of img2dataset, whose Parquet has the URLs
@@ -169,14 +170,13 @@ def _root_of(path: Path | RemoteFile, image_root: PathLike | None, allow_outside
 
 
 def _reader(path: Path | RemoteFile, name: str, root: ImageRoot, split: str, needs_captions: bool) -> Reader:
-    kind = "image" if isinstance(path, Path) and path.is_dir() else kind_of(path)
-    readers: dict[str, Callable[[], Reader]] = {
-        "tar": lambda: TarFile(path, name, needs_captions),
-        "parquet": lambda: ParquetFile(path, name, root, needs_captions),
-        "list": lambda: ListFile(path, name, root, split, needs_captions),
-        "image": lambda: ImageFolder(path, name, needs_captions),
-    }
-    return readers[kind]()
+    if isinstance(path, Path) and (path.is_dir() or kind_of(path) == "image"):
+        return ImageFolder(path, name, needs_captions)
+    if isinstance(path, Path) and kind_of(path) == "list":
+        return ListFile(path, name, root, split, needs_captions)
+    if kind_of(path) == "tar":
+        return TarFile(path, name, needs_captions)
+    return ParquetFile(path, name, root, needs_captions)
 
 
 # Folders and patterns

@@ -12,7 +12,7 @@ from ...image_files import image_suffixes, is_visible, warn_of_other_files
 from ...image_utils import MAX_IMAGE_BYTES
 from .records import ImageRecord, RecordStream
 from .remote import RemoteFile
-from .samples import Shard, Skipped, Stream
+from .samples import Reason, Shard, Skipped, Stream
 from .sidecars import SIDECAR_SUFFIXES, read_sidecars
 from .tar_stream import read_members
 
@@ -48,7 +48,8 @@ class TarFile:
 
     def records(self) -> RecordStream:
         """Records and skipped ones, in order."""
-        members, others = None, Counter()
+        members: _Members | None = None
+        others: Counter[str] = Counter()
         try:
             for key, suffix, content in _read_members(self.path, others):
                 if members is None or members.key != key:
@@ -85,7 +86,7 @@ class TarFile:
     def _record(self, members: _Members) -> RecordStream:
         sample_id = f"{self.name}/{members.key}"
         for suffix, size in members.huge:
-            reason = "huge_text" if f".{suffix}" in SIDECAR_SUFFIXES else "huge_image"
+            reason: Reason = "huge_text" if f".{suffix}" in SIDECAR_SUFFIXES else "huge_image"
             yield Skipped(sample_id, reason, f"its {suffix} has {size} bytes")
         if members.huge:
             return
@@ -129,7 +130,8 @@ def _read_members(path: Path | RemoteFile, others: Counter[str]) -> Iterator[tup
         if dot:
             yield key, suffix, b""
         else:
-            yield key, suffix, member.size if member.size > limit else tar.extractfile(member).read()
+            file = tar.extractfile(member) if member.size <= limit else None
+            yield key, suffix, member.size if file is None else file.read()
 
 
 def _add(members: _Members, suffix: str, content: bytes | int) -> None:

@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 from .remote import RemoteFile
 
@@ -23,10 +23,10 @@ class _StrictMember(tarfile.TarInfo):
     """Raises an error for a truncated header. tarfile would read it as the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_StrictMember":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the stubs lack it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, where a member or the end of the archive should be") from error
@@ -74,11 +74,13 @@ def read_members(path: Path | RemoteFile) -> Iterator[tuple[tarfile.TarFile, tar
         file = _BoundedFile(raw)
         try:
             # "r|" only reads forward. Names that are not UTF-8 must not get into a table.
-            with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictMember, errors="replace") as tar:
+            only_read: Any = file
+            with tarfile.open(fileobj=only_read, mode="r|", tarinfo=_StrictMember, errors="replace") as tar:
                 for member in tar:
                     # tarfile keeps all headers, and copies attributes of the archive to each member.
-                    tar.members.clear()
-                    tar.pax_headers.clear()
+                    state: Any = tar  # the stubs lack `members`
+                    state.members.clear()
+                    state.pax_headers.clear()
                     file.expect_header(tar.offset)
                     yield tar, member
         except (ValueError, OverflowError, RecursionError) as error:  # of invalid numbers, or of a chain of headers

@@ -60,7 +60,7 @@ class ImageRoots:
         """The folder of a data set."""
         if not isinstance(self.default, Mapping):
             return self.default
-        if dataset not in self.default:
+        if dataset is None or dataset not in self.default:
             raise ValueError(
                 f"{where}: its data set is {dataset!r}, and image_root has {', '.join(map(repr, self.default))}. Add its"
                 " folder."

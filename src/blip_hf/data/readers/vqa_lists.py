@@ -37,7 +37,8 @@ def read_question_list(
     for number, (record, question, own_id) in enumerate(read_usable(records, read, str(path))):
         if not has_ids:
             own_id = _image_name(record) if are_named else number
-        yield {**question, "question_id": own_id}
+        item: Any = {**question, "question_id": own_id}
+        yield item
     reader.unread.warn()
 
 

@@ -6,9 +6,9 @@ The forward, `generate` and the scores are those of the heads; only the image en
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from safetensors.torch import load_file
@@ -54,7 +54,7 @@ class ExportedModel(_OnCpu, BlipPreTrainedModel):
     digest: Tensor
     _graphs: Mapping[str, Runtime]
 
-    def to(self, *args: Any, **kwargs: Any) -> "ExportedModel":
+    def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]  # see BlipPreTrainedModel
         """Returns the model itself: exported graphs run on the CPU in the precision of the export."""
         return self
 
@@ -73,8 +73,8 @@ class _ExportedDecoder(_OnCpu, BlipTextLMHeadModel):
 
     def __init__(self, config: BlipTextConfig, graphs: Mapping[str, Runtime], memory: str) -> None:
         BlipTextPreTrainedModel.__init__(self, config)
-        self.bert = RuntimeTextModel(self.config, graphs, memory=memory)
-        self.cls = nn.Identity()
+        self.add_module("bert", RuntimeTextModel(self.config, graphs, memory=memory))
+        self.add_module("cls", nn.Identity())
 
 
 class ExportedCaptioner(ExportedModel, BlipForConditionalGeneration):
@@ -82,7 +82,7 @@ class ExportedCaptioner(ExportedModel, BlipForConditionalGeneration):
 
     def __init__(self, config: BlipConfig, graphs: Mapping[str, Runtime], digest: str) -> None:
         BlipPreTrainedModel.__init__(self, config)
-        self.vision_model = RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER])
+        self.add_module("vision_model", RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER]))
         self.text_decoder = _ExportedDecoder(config.text_config, graphs, IMAGE_MEMORY)
         self._open(graphs, digest)
 
@@ -92,8 +92,8 @@ class ExportedMatcher(ExportedModel, BlipForImageTextRetrieval):
 
     def __init__(self, config: BlipConfig, graphs: Mapping[str, Runtime], digest: str) -> None:
         BlipPreTrainedModel.__init__(self, config)
-        self.vision_model = RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER])
-        self.text_encoder = RuntimeTextModel(config.text_config, graphs, memory=IMAGE_MEMORY)
+        self.add_module("vision_model", RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER]))
+        self.add_module("text_encoder", RuntimeTextModel(config.text_config, graphs, memory=IMAGE_MEMORY))
         self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.image_text_hidden_size)
         self.text_proj = nn.Linear(config.text_config.hidden_size, config.image_text_hidden_size)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
@@ -105,13 +105,13 @@ class ExportedAnswerer(ExportedModel, BlipForQuestionAnswering):
 
     def __init__(self, config: BlipConfig, graphs: Mapping[str, Runtime], digest: str) -> None:
         BlipPreTrainedModel.__init__(self, config)
-        self.vision_model = RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER])
-        self.text_encoder = RuntimeTextModel(config.text_config, graphs, memory=IMAGE_MEMORY)
+        self.add_module("vision_model", RuntimeVisionModel(config.vision_config, graphs[IMAGE_ENCODER]))
+        self.add_module("text_encoder", RuntimeTextModel(config.text_config, graphs, memory=IMAGE_MEMORY))
         self.text_decoder = _ExportedDecoder(decoder_config(config.text_config), graphs, QUESTION_MEMORY)
         self._open(graphs, digest)
 
 
-_EXPORTED: dict[type[BlipPreTrainedModel], type[ExportedModel]] = {
+_EXPORTED: dict[type[BlipPreTrainedModel], Callable[..., ExportedModel]] = {
     BlipForConditionalGeneration: ExportedCaptioner,
     BlipForImageTextRetrieval: ExportedMatcher,
     BlipForQuestionAnswering: ExportedAnswerer,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The image encoder and the text models of an exported head, with the arguments of those in `blip_hf.modeling`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,7 @@ class RuntimeTextModel(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(num_past, num_past + length)
         mask = self_attention_mask(attention_mask, input_ids, cache, is_causal=True, implementation="sdpa")
+        assert mask is not None  # it is causal
         logits, *new = self._graphs[TEXT_DECODER](
             input_ids,
             position_ids.expand(rows, length),
@@ -146,7 +147,8 @@ class RuntimeTextModel(nn.Module):
         if cache.get_seq_length() == 0:
             shape = (rows, config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
             return [torch.empty(shape)] * (2 * config.num_hidden_layers)
-        return [layer.keys for layer in cache.layers] + [layer.values for layer in cache.layers]
+        layers: Sequence[Any] = cache.layers  # each `DynamicLayer` has keys once it holds a token
+        return [layer.keys for layer in layers] + [layer.values for layer in layers]
 
 
 def _require_dynamic(cache: Cache) -> None:

@@ -2,6 +2,7 @@
 """The two runtimes by the name of their format."""
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,8 @@ def require_packages(format: str) -> None:
     """Raises `ValueError` for an unknown format, and `ImportError` if its packages are not installed."""
     if format not in FORMATS:
         raise ValueError(f"The format is {format!r}. Pass one of {', '.join(FORMATS)}.")
+    # Without this package, OpenVINO sends no usage statistics. It would fork a process for each event.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None refuses its import
     for package in _PACKAGES[format]:
         try:
             importlib.import_module(package)
