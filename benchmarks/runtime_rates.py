@@ -6,6 +6,8 @@ import time
 import numpy as np
 import torch
 
+from blip_hf.modeling.exported.openvino_runtime import shared_core
+
 
 ROUNDS = 9
 
@@ -16,9 +18,7 @@ def measure_runtime_rates(width: int) -> dict[str, float]:
 
 
 def _rate(width: int, precision: str) -> float:
-    import openvino
-
-    core = openvino.Core()
+    core = shared_core()
     hint = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision]
     options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = core.compile_model(_product(width, is_int8=precision == "int8"), "CPU", options).create_infer_request()

@@ -394,7 +394,7 @@ def test_lists_to_measure_can_be_loaded(file_format, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = tmp_path / f"list{lists.SUFFIXES.get(file_format, '.json')}"
     lists.write_list(path, file_format, 5)
-    assert lists.measure_load(path)["num_records"] == 5
+    assert lists.measure_load(file_format, path)["num_records"] == 5
 
 
 def test_the_performance_page_names_existing_jobs():

@@ -97,6 +97,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
 
 def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]]:
+    from datasets import concatenate_datasets
+
     from ..data.readers import load_nlvr2
     from ..data.scenes import SceneNlvr2
 
@@ -104,7 +106,7 @@ def _read_records(source: Source, image_size: int) -> Sequence[Mapping[str, Any]
         scenes = source.scenes(image_size)
         return SceneNlvr2(len(scenes), start=scenes.start, image_size=image_size)
     options = {"image_root": source.image_root, "allow_outside": source.allow_outside}
-    return [record for path in source.data for record in load_nlvr2(path, **options)]
+    return concatenate_datasets([load_nlvr2(path, **options) for path in source.data])
 
 
 __all__ = ["EvaluateOptions", "FinetuneOptions", "evaluate", "finetune", "load_model"]

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from blip_hf.data.readers import find_shards, json_files
-from blip_hf.data.readers.json_files import JsonArray, iterate_json_lines, iterate_json_list, read_json_object
+from blip_hf.data.readers.json_files import JsonArray, iterate_json_lines, iterate_json_list, read_json_outline
 
 
 RECORDS = [
@@ -96,7 +96,7 @@ OBJECT = {
 def test_streamed_object_equals_the_parsed_object(tmp_path, chunk, indent, mark):
     path = tmp_path / "a.json"
     path.write_text(f"{mark} \n{json.dumps(OBJECT, indent=indent, ensure_ascii=False)}\r\n ", encoding="utf-8")
-    content = read_json_object(path)
+    content = read_json_outline(path)
     assert list(content) == list(OBJECT)
     lists = {key: list(value) if isinstance(value, JsonArray) else value for key, value in content.items()}
     assert lists == OBJECT | {"info": {}}
@@ -107,23 +107,30 @@ def test_streamed_object_equals_the_parsed_object(tmp_path, chunk, indent, mark)
 
 def test_of_equal_keys_the_last_counts(tmp_path, chunk):
     (tmp_path / "a.json").write_text('{"a": [1, 2], "b": {}, "a": [3]}')
-    content = read_json_object(tmp_path / "a.json")
+    content = read_json_outline(tmp_path / "a.json")
     assert list(content) == ["a", "b"]
     assert list(content["a"]) == [3]
 
 
-@pytest.mark.parametrize("text", ["{}", " { } "])
-def test_an_object_may_be_empty(tmp_path, chunk, text):
+@pytest.mark.parametrize("text", ["{}", " { } ", "[]", "5", '"a"', "null"])
+def test_values_without_records_are_equal_to_the_parsed_ones(tmp_path, chunk, text):
     (tmp_path / "a.json").write_text(text)
-    assert read_json_object(tmp_path / "a.json") == {}
+    assert read_json_outline(tmp_path / "a.json") == json.loads(text)
+
+
+def test_a_list_at_the_top_is_streamed(tmp_path, chunk):
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS))
+    records = read_json_outline(tmp_path / "a.json")
+    assert isinstance(records, JsonArray)
+    assert list(records) == RECORDS
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "[]",
         "{",
+        "[1, 2",
         '{"a"',
         '{"a":',
         '{"a": 1',
@@ -141,10 +148,10 @@ def test_an_object_may_be_empty(tmp_path, chunk, text):
         '{"a": nul}',
     ],
 )
-def test_non_object_raises_with_the_file_and_the_byte(tmp_path, text):
+def test_an_invalid_file_raises_with_its_name_and_the_byte(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json cannot be parsed after byte \d+ .*Expected JSON in UTF-8"):
-        read_json_object(tmp_path / "a.json")
+        read_json_outline(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("content", [b'["caf\xe9"]', b'{"a": "caf\xe9"}', b'["' + b"a" * 99_999 + b'", "\xe9"]'])

@@ -7,7 +7,7 @@ import tracemalloc
 import datasets
 import pytest
 
-from blip_hf.data.readers import find_shards, json_files, large_coco, load_images, load_pairs
+from blip_hf.data.readers import find_shards, json_files, load_images, load_pairs, places
 from blip_hf.data.readers.usable import recorded_files
 from tests.support.files import write_json, write_json_lines
 
@@ -38,6 +38,7 @@ FILES = {
     "annotations first": dict(reversed(COCO.items())),
     "text ids": coco(("y", "one"), ("x", "two"), images=[("x", "a.jpg"), ("y", "b.jpg")]),
     "texts and numbers": coco(("4", "one"), (4, "two"), images=[(4, "a.jpg"), ("4", "b.jpg")]),
+    "empty text and zero": coco(("", "one"), (0, "two"), images=[(0, "a.jpg"), ("", "b.jpg")]),
     "negative ids": coco((-4, "one"), (2**63 - 1, "two"), images=[(-4, "a.jpg"), (2**63 - 1, "b.jpg")]),
     "equal ids": coco((9, "one"), (4, "two"), images=[(9, "a.jpg"), (4, "b.jpg"), (9, "c.jpg"), (9, "d.jpg")]),
     "paths outside": coco((9, "one"), (4, "two"), images=[(9, "/a.jpg"), (4, "b.jpg")]),
@@ -69,7 +70,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(large_coco, "_ROWS_PER_WRITE", 2)
+    monkeypatch.setattr(places, "_ROWS_PER_WRITE", 2)
     return tmp_path / "cache"
 
 
@@ -177,7 +178,7 @@ def test_temporary_files_are_removed(cache, tmp_path, monkeypatch, caplog):
 def test_memory_does_not_grow_with_the_file(file_format, tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(json_files, "_CHUNK", 1 << 14)
-    monkeypatch.setattr(large_coco, "_ROWS_PER_WRITE", 1000)
+    monkeypatch.setattr(places, "_ROWS_PER_WRITE", 1000)
 
     def peak(num_images):
         captions = [(i, f"a photo of dog number {i}") for i in range(num_images)]

@@ -2,6 +2,7 @@
 """Large lists become memory-mapped Arrow files with the same records as small lists in memory."""
 
 import json
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -57,6 +58,41 @@ def test_both_give_the_same_table(records, is_joined, cache, tmp_path, monkeypat
     assert large[:] == small[:]
     assert large.cache_files
     assert not small.cache_files
+
+
+def random_records(rng):
+    """Records with ids of several types, missing and equal ones, other keys, and at times a bad field."""
+    ids = [[0, 1, 2, 3], [0, "", "0", 4, "4", None], [-1, 2**63 - 1, "ж", 7]][rng.randrange(3)]
+    records = []
+    for number in range(12):
+        record = {"image": rng.choice([f"{number}.jpg", "a.jpg", "000000000004.jpg", "../b.jpg"])}
+        record[rng.choice(["caption", "captions", "text"])] = rng.choice(["a cat", "", ["ж 🐕", "\u2028"]])
+        record |= rng.choice([{}, {"image_id": rng.choice(ids)}, {"image_id": rng.choice(ids)}, {"more": [{"a": []}]}])
+        if rng.random() < 0.05:
+            record[rng.choice([*record])] = rng.choice([None, True, 2**70, [], {}, "\ud800", 0.5])
+        records.append(dict(rng.sample([*record.items()], len(record))))
+    return records if rng.random() < 0.8 else [*records, rng.choice([None, 5, "a"])]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_give_the_same_for_random_lists(seed, cache, tmp_path, monkeypatch, caplog):
+    rng = random.Random(seed)
+    monkeypatch.setattr(large_lists, "_ROWS_PER_BATCH", 2)
+    for number in range(8):
+        records = random_records(rng)
+        source = write_json(tmp_path / f"{number}.json", records)
+        if rng.random() < 0.3:
+            source = [source, write_json_lines(tmp_path / f"{number}.jsonl", random_records(rng))]
+        results = []
+        for size in (0, 2**40):
+            monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", size)
+            caplog.clear()
+            try:
+                table = load_pairs(source)
+                results.append((table.features, table[:], caplog.messages))
+            except ValueError as error:
+                results.append(str(error))
+        assert results[0] == results[1], records
 
 
 def test_the_second_load_reads_only_the_arrow_file(cache, tmp_path, monkeypatch):

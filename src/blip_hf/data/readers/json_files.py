@@ -38,7 +38,7 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
 
 @dataclass(frozen=True)
 class JsonArray:
-    """A list with records in a JSON object. They are parsed one by one, and each iteration parses them again."""
+    """A list with records in a JSON file. They are parsed one by one, and each iteration parses them again."""
 
     path: Path
     offset: int  # of the bracket
@@ -53,17 +53,37 @@ class JsonArray:
             yield from _items(_Window(file, self.offset))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object without the content of its values: a [`JsonArray`] for each list with records, `{}` for each object.
+@dataclass(frozen=True)
+class JsonLines:
+    """The records of JSON lines. Each iteration parses them again, and raises `ValueError` for an invalid line."""
 
-    Parses the whole file once, so all errors of its syntax are raised here.
+    path: Path
+
+    def __iter__(self) -> Iterator[Any]:
+        for row, (_, record) in enumerate(iterate_json_lines(self.path, errors="strict")):
+            if isinstance(record, Exception):
+                raise ValueError(
+                    f"{self.path} cannot be parsed: record {row}: {record}. Expected JSON in UTF-8, one record a line."
+                ) from record
+            yield record
+
+
+JsonRecords = list | JsonArray | JsonLines
+
+
+def read_json_outline(path: Path) -> Any:
+    """The content of a JSON file without its records: a [`JsonArray`] for each list with records.
+
+    Lists are kept at the top and in an object at the top. Other objects are empty. Parses the whole file once, so all
+    errors of its syntax are raised here.
     """
     with path.open("rb") as file:
         window = _Window(file, _start_of_text(file))
         try:
-            content = {key: _skim(window, path) for key in _keys(window)}
+            is_object = window.peek() == "{"
+            content = {key: _skim(window, path) for key in _keys(window)} if is_object else _skim(window, path)
             if window.peek():
-                raise ValueError("more text follows the object")
+                raise ValueError("more text follows the first value")
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} cannot be parsed after byte {window.offset} ({error}). Expected JSON in UTF-8: in a .json file one"
@@ -200,4 +220,4 @@ class _Window:
         self.is_whole = not content
 
 
-__all__ = ["JsonArray", "iterate_json_lines", "iterate_json_list", "read_json_object"]
+__all__ = ["JsonArray", "JsonLines", "JsonRecords", "iterate_json_lines", "iterate_json_list", "read_json_outline"]

@@ -12,7 +12,7 @@ from typing import Any
 from . import json_files
 from .coco import coco_records
 from .image_root import ImageRoot
-from .json_files import JsonArray, iterate_json_lines, iterate_json_list, read_json_object
+from .json_files import JsonArray, JsonLines, iterate_json_lines, iterate_json_list, read_json_outline
 from .karpathy import karpathy_records
 from .large_coco import large_coco_records
 from .records import (
@@ -71,12 +71,12 @@ class ListFile:
         if self.path.suffix == ".csv":
             return _read_csv(self.path, errors="strict")
         if self.path.suffix == ".jsonl":
-            return _read_lines(self.path)
+            return JsonLines(self.path)
         start = first_character(self.path)
         if start == "[":
             return (raw for _, raw in iterate_json_list(self.path))
         if start == "{" and self.path.stat().st_size > json_files.MAX_BYTES_IN_MEMORY:
-            return self._read_object(read_json_object(self.path))
+            return self._read_object(read_json_outline(self.path))
         content = read_json(self.path)
         if isinstance(content, dict):
             return self._read_object(content)
@@ -135,16 +135,6 @@ def _has_sentences(images: Any) -> bool:
     if isinstance(images, JsonArray):
         return _has_sentences([images.first])
     return bool(images) and isinstance(images, list) and isinstance(images[0], dict) and "sentences" in images[0]
-
-
-def _read_lines(path: Path) -> Iterator[Any]:
-    """The records of JSON lines. Raises `ValueError` for a line that cannot be parsed."""
-    for row, (_, raw) in enumerate(iterate_json_lines(path, errors="strict")):
-        if isinstance(raw, Exception):
-            raise ValueError(
-                f"{path} cannot be parsed: record {row}: {raw}. Expected JSON in UTF-8, one record a line."
-            ) from raw
-        yield raw
 
 
 def _read_csv(path: Path, errors: str) -> Iterator[Any]:

@@ -2,21 +2,32 @@
 """NLVR2: sentences about two images, in its own files and in BLIP's lists."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, Features, List, Value
+
 from .image_root import ImageRoot
-from .records import PathLike, Record, check_record, field_error, first_character, read_json, read_text
+from .json_files import JsonRecords
+from .record_tables import record_table
+from .records import PathLike, Record, check_record, field_error, first_character, read_large_json, read_text
 from .usable import read_usable
 
 
 LABELS = {"true": True, "false": False}
+_FEATURES = Features(
+    {
+        "images": List(Value("string")),
+        "sentence": Value("string"),
+        "label": Value("bool"),
+        "sentence_id": Value("string"),
+    }
+)
 
 
-def load_nlvr2(
-    path: PathLike, *, image_root: PathLike | None = None, allow_outside: bool = False
-) -> list[dict[str, Any]]:
+def load_nlvr2(path: PathLike, *, image_root: PathLike | None = None, allow_outside: bool = False) -> Dataset:
     """Reads the sentences of NLVR2 from a JSON list or JSON lines, without opening an image.
 
     | file                               | its fields                                                             |
@@ -29,13 +40,19 @@ def load_nlvr2(
     in [`~blip_hf.data.readers.load_pairs`].
 
     Returns:
-        `list[dict]`: `{"images": [path, path], "sentence", "label": bool, "sentence_id"}`, in the order of the file.
+        `datasets.Dataset`: rows `{"images": [path, path], "sentence", "label": bool, "sentence_id"}` in the order of the file.
         `sentence_id` is NLVR2's identifier without the number of the pair, or the sentence in BLIP's lists.
     """
     path = Path(path)
     root = ImageRoot(path.parent if image_root is None else image_root, allow_outside)
-    content = read_json(path, is_lines=first_character(path) == "{")
-    if not isinstance(content, list) or not content:
+    return record_table(
+        partial(_read_file, path, root), [path], _FEATURES, id_field="sentence_id", key=lambda: f"{os.getcwd()} {root}"
+    )
+
+
+def _read_file(path: Path, root: ImageRoot) -> Iterator[dict[str, Any]]:
+    content = read_large_json(path, is_lines=first_character(path) == "{")
+    if not isinstance(content, JsonRecords) or not content:
         raise ValueError(
             f"{path} contains {'an empty list' if content == [] else f'a {type(content).__name__}'}, expected records with"
             " 'identifier' or 'images', 'sentence' and 'label'."

@@ -36,7 +36,7 @@ def load_nocaps(
     def join(item: NoCapsImage, where: str) -> NoCapsImage:
         return {**item, "image": root.join(item["image"], where)}
 
-    return read_usable(items, join, str(path))
+    return list(read_usable(items, join, str(path)))
 
 
 def _read_list(content: list[Any], name: str) -> list[NoCapsImage]:

@@ -185,7 +185,7 @@ def _read_table(table: Table) -> ImageTable:
             place = table.root.join(read_path({"image": place}, "image", where), where)
         return row, captions, read_optional_id(texts[row], "image_id", where), place
 
-    usable = read_usable(range(len(dataset)), read, name)
+    usable = list(read_usable(range(len(dataset)), read, name))
     rows, captions, image_ids, places = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
     images = Dataset.from_dict({"image": places}) if has_paths else own_paths.select(rows)
     names = [name_image(image_id, paths[row]) for row, image_id in zip(rows, image_ids, strict=True)]

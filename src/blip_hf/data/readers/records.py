@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from . import json_files
 from .image_root import PathLike
+from .json_files import JsonLines, read_json_outline
 from .samples import Sample, Skipped, check_texts
 
 
@@ -61,6 +63,15 @@ def read_json(path: Path, *, is_lines: bool | None = None) -> Any:
             f"{path} cannot be parsed ({error}). Expected JSON in UTF-8: in a .json file one value, such as a list of"
             " records; in a .jsonl file one record a line."
         ) from error
+
+
+def read_large_json(path: Path, *, is_lines: bool | None = None) -> Any:
+    """Same as [`read_json`], with lists of large files as `JsonArray` or `JsonLines`, which stream their records."""
+    if not path.is_file() or path.stat().st_size <= json_files.MAX_BYTES_IN_MEMORY:
+        return read_json(path, is_lines=is_lines)
+    if is_lines or (is_lines is None and path.suffix == ".jsonl"):
+        return JsonLines(path) if any(True for _ in JsonLines(path)) else []
+    return read_json_outline(path)
 
 
 def first_character(path: Path) -> str:
@@ -150,6 +161,7 @@ __all__ = [
     "read_captions",
     "read_id",
     "read_json",
+    "read_large_json",
     "read_optional_id",
     "read_path",
     "read_text",

@@ -90,21 +90,22 @@ def _invalid_text(record: ImageRecord) -> str | None:
     return next((value for value in values if isinstance(value, str) and not is_unicode(value)), None)
 
 
-def read_usable(records: Iterable[Any], read: Callable[[Any, str], Item], name: str) -> list[Item]:
+def read_usable(records: Iterable[Any], read: Callable[[Any, str], Item], name: str) -> Iterator[Item]:
     """Reads records with `read(record, where)`, which raises `ValueError` for an invalid one. Skips as `usable_items`."""
+    return usable_items(read_or_skip(records, read, name), name)
 
-    def results() -> Iterator[Item | Skipped]:
-        for number, record in enumerate(records):
-            where = f"{name}, record {number}"
-            try:
-                item = read(record, where)
-                check_unicode(item, where)
-            except ValueError as error:
-                yield skipped_record(f"record {number}", error)
-            else:
-                yield item
 
-    return list(usable_items(results(), name))
+def read_or_skip(records: Iterable[Any], read: Callable[[Any, str], Item], name: str) -> Iterator[Item | Skipped]:
+    """Same as [`read_usable`], with the skipped records."""
+    for number, record in enumerate(records):
+        where = f"{name}, record {number}"
+        try:
+            item = read(record, where)
+            check_unicode(item, where)
+        except ValueError as error:
+            yield skipped_record(f"record {number}", error)
+        else:
+            yield item
 
 
 def check_unicode(value: Any, where: str) -> None:
@@ -121,6 +122,7 @@ def check_unicode(value: Any, where: str) -> None:
 __all__ = [
     "LoadedFile",
     "check_unicode",
+    "read_or_skip",
     "read_usable",
     "recorded_files",
     "skipped_record",

@@ -2,16 +2,16 @@
 """Visual Genome's `question_answers.json`, with images in its two folders."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .records import check_record, field_error, read_id, read_text
-from .vqa_fields import ImageRoots, VqaRecord, equal_weights
+from .vqa_fields import ImageRoots, VqaRecord, equal_weights, visual_genome_folders
 from .vqa_lists import VISUAL_GENOME_WEIGHT
 
 
-def read_visual_genome(content: list[Any], path: Path, roots: ImageRoots) -> Iterator[VqaRecord]:
+def read_visual_genome(content: Iterable[Any], path: Path, roots: ImageRoots) -> Iterator[VqaRecord]:
     """Reads the questions of all images."""
     find = _image_finder(Path(roots.of("vg", str(path))))
     for number, record in enumerate(content):
@@ -36,7 +36,7 @@ def read_visual_genome(content: list[Any], path: Path, roots: ImageRoots) -> Ite
 
 def _image_finder(root: Path) -> Callable[[str], str]:
     """Finds images by name in the two folders of the download."""
-    folder_of = {name: folder for folder in sorted(root.glob("VG_100K*")) for name in os.listdir(folder)}
+    folder_of = {name: folder for folder in visual_genome_folders(root) for name in os.listdir(folder)}
     return lambda name: os.path.join(folder_of.get(name, root), name)
 
 

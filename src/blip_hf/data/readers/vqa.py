@@ -7,13 +7,15 @@ with its weight in the training loss.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from ..scenes import Scenes, SceneVqa
-from .records import PathLike, read_json
+from .json_files import JsonRecords
+from .record_tables import record_table
+from .records import PathLike, read_large_json
 from .scenes import is_scenes, parse_scenes
 from .usable import read_usable
 from .visual_genome import read_visual_genome
@@ -25,6 +27,16 @@ from .vqa_official import is_official, read_official
 SHAPES = (
     'a list of {"image", "question", "answer"} (or {"data": [...]} of it), Visual Genome\'s list of {"qas": [...]}, or'
     ' VQA\'s {"questions": [...]}'
+)
+
+_FEATURES = Features(
+    {
+        "image": Value("string"),
+        "question": Value("string"),
+        "question_id": Value("string"),
+        "answers": List(Value("string")),
+        "weights": List(Value("float64")),
+    }
 )
 
 
@@ -87,15 +99,18 @@ def load_vqa(
     paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
     if not paths:
         raise ValueError(f"The list of files is empty; pass at least one file: {SHAPES}.")
-    questions = [
-        question
-        for path in paths
-        for question in _usable_questions(path, annotations, ImageRoots(path, image_root, allow_outside), answer_lists)
-    ]
-    columns = {field: [question[field] for question in questions] for field in VqaRecord.__annotations__}
-    if not all(isinstance(question_id, int) for question_id in columns["question_id"]):
-        columns["question_id"] = list(map(str, columns["question_id"]))
-    return Dataset.from_dict(columns)
+    roots = {path: ImageRoots(path, image_root, allow_outside) for path in paths}
+
+    def read() -> Iterator[VqaRecord]:
+        for path in paths:
+            yield from _usable_questions(path, annotations, roots[path], answer_lists)
+
+    files = paths if annotations is None else [*paths, Path(annotations)]
+
+    def key() -> str:
+        return f"{annotations} {answer_lists} {[root.state() for root in roots.values()]}"
+
+    return record_table(read, files, _FEATURES, id_field="question_id", key=key)
 
 
 def has_answers(questions: Sequence[VqaRecord]) -> bool:
@@ -114,17 +129,18 @@ def most_common_answers(questions: Sequence[VqaRecord], num_answers: int | None 
     return [answer for answer, _ in counts.most_common(num_answers)]
 
 
-def _answer_lists(questions: Sequence[VqaRecord]) -> Sequence[Sequence[str]]:
+def _answer_lists(questions: Sequence[VqaRecord]) -> Iterable[Sequence[str]]:
     if isinstance(questions, Dataset):
-        return questions["answers"][:]
+        batches = questions.select_columns("answers").iter(1000)
+        return (answers for batch in batches for answers in batch["answers"])
     if isinstance(questions, SceneVqa):
         return questions.answers()
-    return [question["answers"] for question in questions]
+    return (question["answers"] for question in questions)
 
 
 def _usable_questions(
     path: Path, annotations: PathLike | None, roots: ImageRoots, answer_lists: AnswerLists
-) -> list[VqaRecord]:
+) -> Iterator[VqaRecord]:
     def check(question: VqaRecord, where: str) -> VqaRecord:
         roots.check(question["image"], where)
         return question
@@ -135,7 +151,7 @@ def _usable_questions(
 def _read_file(
     path: Path, annotations: PathLike | None, roots: ImageRoots, answer_lists: AnswerLists
 ) -> Iterable[VqaRecord]:
-    content = read_json(path)
+    content = read_large_json(path)
     if annotations is not None and not is_official(content):
         raise ValueError(
             f'annotations require VQA\'s {{"questions": [...]}}, but {path} is another file. Remove annotations.'
@@ -143,9 +159,10 @@ def _read_file(
     if is_official(content):
         return read_official(content, path, annotations, roots)
     records = content.get("data") if isinstance(content, Mapping) else content  # TextVQA has {"data": [...]}
-    if not isinstance(records, list) or not records:
+    if not isinstance(records, JsonRecords) or not records:
         raise ValueError(f"{path} contains {kind_of(content)}, expected {SHAPES}.")
-    if isinstance(records[0], Mapping) and "qas" in records[0]:
+    first = next(iter(records))
+    if isinstance(first, Mapping) and "qas" in first:
         return read_visual_genome(records, path, roots)
     return read_question_list(records, path, roots, answer_lists)
 

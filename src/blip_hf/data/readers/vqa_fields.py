@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -10,6 +11,7 @@ from transformers.utils import logging
 
 from ...image_files import image_suffixes
 from .image_root import ImageRoot, OutsideFolderError
+from .json_files import JsonArray, JsonLines
 from .records import PathLike, Record, field_error, read_text
 
 
@@ -36,6 +38,12 @@ class ImageRoots:
     ) -> None:
         self.default = path.parent if image_root is None else image_root
         self.allow_outside = allow_outside
+
+    def state(self) -> str:
+        """The folders and the names of their images, which the paths of a file depend on."""
+        folders = self.default if isinstance(self.default, Mapping) else {None: self.default}
+        states = [(name, os.fspath(folder), _images_state(folder)) for name, folder in folders.items()]
+        return f"{os.getcwd()} {states} {self.allow_outside}"
 
     def check(self, image: str, where: str) -> None:
         """Raises `OutsideFolderError` for the full path of an image outside all folders."""
@@ -99,9 +107,26 @@ def equal_weights(answers: Sequence[str], total: float = 1.0) -> list[float]:
 
 def kind_of(content: Any) -> str:
     """What a file contains, for messages."""
+    if isinstance(content, (JsonArray, JsonLines)):
+        return "a list"
     if isinstance(content, Mapping):
         return f"an object with {', '.join(map(str, content)) or 'nothing'}"
     return "an empty list" if content == [] else f"a {type(content).__name__}"
+
+
+def _images_state(root: PathLike) -> int:
+    """A hash of the names of the images in a folder and in those of Visual Genome, in any order."""
+    state = 0
+    for folder in (Path(root), *visual_genome_folders(root)):
+        for entry in os.scandir(folder) if folder.is_dir() else ():
+            if os.path.splitext(entry.name)[1].lower() in image_suffixes():
+                state ^= int.from_bytes(blake2b(os.fsencode(entry.path), digest_size=8).digest())
+    return state
+
+
+def visual_genome_folders(root: PathLike) -> list[Path]:
+    """The two folders of the download of Visual Genome."""
+    return sorted(Path(root).glob("VG_100K*"))
 
 
 def image_finder(root: PathLike) -> Callable[[str], str]:
@@ -125,4 +150,5 @@ __all__ = [
     "image_finder",
     "kind_of",
     "read_answers",
+    "visual_genome_folders",
 ]

@@ -2,13 +2,17 @@
 """Lists of questions with answers: BLIP's `vqa_train.json` and `vg_qa.json`, VizWiz, TextVQA, DAQUAR."""
 
 import os
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .records import Record, check_record, read_id, read_path, read_text
-from .usable import read_usable
+from .samples import Skipped
+from .usable import read_or_skip, read_usable
 from .vqa_fields import AnswerLists, ImageRoots, UnreadFields, VqaRecord, equal_weights, image_finder, read_answers
 
 
@@ -19,9 +23,9 @@ FIELDS = ("image", "image_id", "question", "question_id", "answer", "answers", "
 
 
 def read_question_list(
-    records: Sequence[Any], path: Path, roots: ImageRoots, answer_lists: AnswerLists
-) -> list[VqaRecord]:
-    """Reads a list of questions."""
+    records: Iterable[Any], path: Path, roots: ImageRoots, answer_lists: AnswerLists
+) -> Iterator[VqaRecord]:
+    """Reads a list of questions. Iterates twice if they have no ids."""
     reader = _ListReader(path, roots, answer_lists)
     has_ids = any(isinstance(record, Mapping) and "question_id" in record for record in records)
 
@@ -29,10 +33,12 @@ def read_question_list(
         question = reader.read(record, where)
         return record, question, read_id(record, "question_id", where) if has_ids else None
 
-    usable = read_usable(records, read, str(path))
+    are_named = not has_ids and _have_distinct_images(read_or_skip(records, read, str(path)))
+    for number, (record, question, own_id) in enumerate(read_usable(records, read, str(path))):
+        if not has_ids:
+            own_id = _image_name(record) if are_named else number
+        yield {**question, "question_id": own_id}
     reader.unread.warn()
-    ids = [own for _, _, own in usable] if has_ids else _ids_of_images([record for record, _, _ in usable])
-    return [{**question, "question_id": own} for (_, question, _), own in zip(usable, ids, strict=True)]
 
 
 class _ListReader:
@@ -67,10 +73,14 @@ class _ListReader:
         return [", ".join(sorted(set(answers)))] if self.answer_lists == "set" else answers
 
 
-def _ids_of_images(records: Sequence[Mapping[str, Any]]) -> Sequence[int | str]:
-    """The names of the images, as VizWiz identifies its questions, or numbers if an image has several questions."""
-    names = [str(record.get("image", record.get("image_id"))) for record in records]
-    return names if len(set(names)) == len(names) else range(len(names))
+def _have_distinct_images(questions: Iterable[tuple[Any, dict[str, Any], Any] | Skipped]) -> bool:
+    """Whether each image has one question, so that its name identifies it as in VizWiz."""
+    hashes = array("q", (hash(_image_name(item[0])) for item in questions if not isinstance(item, Skipped)))
+    return len(np.unique(hashes)) == len(hashes)
+
+
+def _image_name(record: Record) -> str:
+    return str(record.get("image", record.get("image_id")))
 
 
 __all__ = ["FIELDS", "VISUAL_GENOME_WEIGHT", "read_question_list"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Graphs that OpenVINO runs."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,19 @@ _MEMORY_OUTPUTS = (IMAGE_MEMORY, QUESTION_MEMORY)
 _MEMORY_INPUTS = (GROUNDED_ENCODER, TEXT_DECODER)
 
 
+@cache
+def shared_core() -> "openvino.Core":
+    """The runtime of the process.
+
+    There is one, kept until the process ends: OpenVINO gives the thread that loads its CPU plugin a stack for signals,
+    and unless plugins are freed in reverse order and in that thread, leaves a freed stack in use. The next signal,
+    such as that of a `DataLoader` worker that ends or Ctrl+C, then ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoGraph:
     """A graph that OpenVINO runs on the CPU."""
 
@@ -27,7 +41,7 @@ class OpenVinoGraph:
         import openvino
         from openvino.preprocess import PrePostProcessor
 
-        core = openvino.Core()
+        core = shared_core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         is_bf16 = precision in ("bf16", "int8") and has_bf16
         model = core.read_model(path.with_suffix(SUFFIX))
@@ -75,4 +89,4 @@ def _to_torch(tensor: "openvino.Tensor") -> Tensor:
     return torch.from_numpy(data)
 
 
-__all__ = ["SUFFIX", "OpenVinoGraph"]
+__all__ = ["SUFFIX", "OpenVinoGraph", "shared_core"]
