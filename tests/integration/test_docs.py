@@ -141,6 +141,16 @@ def test_rules_of_capfilt_commands_are_valid(monkeypatch, tmp_path):
             assert parsed.rule().sources
 
 
+def test_new_commands_of_the_migration_parse(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    text = (ROOT / "docs" / "migration.md").read_text()
+    commands = re.findall(r"\| `((?:blip-hf|torchrun) [^`]+)`[^|]*\|$", text, re.MULTILINE)
+    assert len(commands) > 10
+    for words in map(shlex.split, commands):
+        parse_command(words[words.index("blip_hf" if words[0] == "torchrun" else "blip-hf") + 1 :])
+
+
 def test_commands_in_text_have_known_options():
     spans = {span for page in PAGES for span in re.findall(r"`blip-hf ([^`]+)`", page.read_text())}
     assert spans
