@@ -174,6 +174,12 @@ def test_the_tests_have_all_optional_packages_that_the_package_uses() -> None:
     assert "blip_hf[report]" in extras["demo"].split()
 
 
+def test_the_readme_lists_all_extras() -> None:
+    table = (ROOT / "README.md").read_text().partition("| extra | for |\n|---|---|\n")[2].partition("\n\n")[0]
+    listed = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert listed == set(read_setup_cfg()["options.extras_require"])
+
+
 def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     revision = re.search(r"ruff-pre-commit\n\s+rev: v(\S+)", hooks)[1]

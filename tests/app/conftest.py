@@ -1,46 +1,36 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Tiny models, uploads and a CapFilt run for the page."""
 
-from dataclasses import dataclass
-
 import pytest
 
-from blip_hf import BlipCaptioner, BlipForQuestionAnswering
+from blip_hf import BlipCaptioner, BlipForQuestionAnswering, BlipIndex
 from blip_hf.app.models import PageContent
+from blip_hf.search.building import update_index
+from blip_hf.search.encoder import RetrievalEncoder
+from blip_hf.search.engines import LocalEngine
+from blip_hf.search.store import Store
 from blip_hf.serving.models import LoadedModel
 from tests.support.capfilt_runs import write_scene_run
-from tests.support.images import noise_images, write_image
+from tests.support.files import write_tar
+from tests.support.images import encode_image, noise_images
 from tests.support.tiny_models import tiny_capfilt, tiny_model_for
-
-
-@dataclass
-class Found:
-    """A hit of [`LettersIndex`]."""
-
-    image: str
-    similarity: float
-
-
-class LettersIndex:
-    """Finds every image of a folder, and notes what it was asked."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.asked = []
-
-    def search(self, text=None, *, image=None, k=10):
-        self.asked.append((text, None if image is None else image.size, k))
-        return [Found(str(path), 0.5) for path in sorted(self.folder.iterdir())[:k]]
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """Two images, and a file that is none."""
-    folder = tmp_path_factory.mktemp("indexed")
-    write_image(folder / "a.png", "red")
-    write_image(folder / "b & c.png", "blue")
+    """Two image files, an image in a tar, and an image that is damaged after it was indexed."""
+    pytest.importorskip("faiss")
+    folder, other = tmp_path_factory.mktemp("indexed"), tmp_path_factory.mktemp("other")
+    first, second, third, broken = map(encode_image, noise_images(4))
+    (folder / "a.png").write_bytes(first)
+    (folder / "b & c.png").write_bytes(second)
+    tar = write_tar(other / "web.tar", [("d.png", third)])
+    (folder / "broken.png").write_bytes(broken)
+    _, processor, matcher, _ = tiny_capfilt()
+    encoder = RetrievalEncoder(matcher, processor, "tiny", num_workers=0)
+    update_index(other / "index", LocalEngine(encoder), [str(folder), str(tar)])
     (folder / "broken.png").write_bytes(b"nothing")
-    return LettersIndex(folder)
+    return BlipIndex(Store(other / "index"), encoder)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 
 import os
 import signal
-import subprocess
 import sys
+import time
+from threading import Thread
 from urllib.request import urlopen
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from blip_hf.cli import main
 from blip_hf.cli.app import AppOptions, warn_of_visitors
 from blip_hf.cli.errors import UsageError
-from tests.support.paths import ROOT
 from tests.support.ports import free_port
 
 
@@ -55,15 +55,16 @@ def test_a_missing_gradio_is_an_error_that_names_the_extra(monkeypatch, capsys):
     assert "The page needs gradio, which is not installed: pip install 'blip_hf[app]'" in capsys.readouterr().err
 
 
-def test_the_command_serves_a_page_until_it_is_stopped(captioner_folder):
+def test_the_command_serves_a_page_until_it_is_stopped(captioner_folder, capsys):
     port = free_port()
-    command = [sys.executable, "-m", "blip_hf", "app", str(captioner_folder), "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            line = process.stdout.readline()
-            assert line == f"The page is at http://127.0.0.1:{port}/ until you press Ctrl-C\n"
-            assert urlopen(f"http://127.0.0.1:{port}/").status == 200
-        finally:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+    seen = []
+
+    def visit_and_stop():
+        while not (line := capsys.readouterr().out):
+            time.sleep(0.05)
+        seen.extend((line, urlopen(f"http://127.0.0.1:{port}/").status))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=visit_and_stop, daemon=True).start()
+    assert main(["app", str(captioner_folder), "--port", str(port), "--device", "cpu"]) == 0
+    assert seen == [f"The page is at http://127.0.0.1:{port}/ until you press Ctrl-C\n", 200]

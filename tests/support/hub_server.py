@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 
 TOKEN = "hf_stand_in"
@@ -47,6 +48,7 @@ def use_hub(hub: HubServer, home: Path) -> Iterator[None]:
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         patch.setattr(hf_api.api, "endpoint", hub.address)
+        patch.setattr(transformers_hub, "_hf_api", None)  # keeps the address that it was made with
         patch.setenv("HF_TOKEN", TOKEN)
         yield
 

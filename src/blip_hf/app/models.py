@@ -1,34 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the page works with: its models, an index and a CapFilt run, each of which may be missing."""
 
-import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..captioner import BlipCaptioner
 from ..checkpoints import head_of, require_checkpoint
-from ..image_utils import ImageSource
+from ..search.index import BlipIndex
 from ..serving.models import LoadedModel, ServedModels
 
 
 # The folders in the output of a pre-training.
 _PARTS = {"captioner": "captioner", "matcher": "retriever"}
-
-
-class Hit(Protocol):
-    """An image that a search found: its full path, and its cosine with what was searched for."""
-
-    image: str
-    similarity: float
-
-
-class SearchIndex(Protocol):
-    """An index of images."""
-
-    def search(self, text: str | None = None, *, image: ImageSource | None = None, k: int = 10) -> Sequence[Hit]:
-        """The `k` images nearest to a text, an image or both, best first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +22,7 @@ class PageContent:
     captioner: BlipCaptioner | None = None
     matcher: LoadedModel | None = None
     vqa: LoadedModel | None = None
-    index: SearchIndex | None = None
+    index: BlipIndex | None = None
     capfilt_run: Path | None = None
 
 
@@ -84,17 +68,4 @@ def load_models(checkpoints: dict[str, str], *, device: str | None = None, dtype
     return {role: getattr(models, role) for role in checkpoints}
 
 
-def load_index(folder: str, *, device: str | None = None) -> SearchIndex:
-    """Opens an index of `blip-hf index` with its model.
-
-    Raises:
-        ValueError: If the folder has no index, or the package no search.
-    """
-    try:
-        module = importlib.import_module("blip_hf.search.index")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{folder} cannot be opened: {error.name} is not installed. Leave out --index.") from error
-    return module.BlipIndex.open(folder, device=device)
-
-
-__all__ = ["Hit", "PageContent", "SearchIndex", "find_checkpoints", "load_index", "load_models"]
+__all__ = ["PageContent", "find_checkpoints", "load_models"]

@@ -9,11 +9,11 @@ import gradio as gr
 
 from ..image_utils import UnreadableImageError, open_image
 from ..pages import thumbnail_url
+from ..search.index import BlipIndex, Hit
 from .components import ONE_AT_A_TIME, figure_grid, image_input, open_upload, shows_errors
-from .models import Hit, SearchIndex
 
 
-def search(index: SearchIndex, text: str, path: str | None, k: int) -> list[Hit]:
+def search(index: BlipIndex, text: str, path: str | None, k: int) -> list[Hit]:
     """The `k` images nearest to a text, an upload, or both, best first.
 
     Raises:
@@ -25,20 +25,21 @@ def search(index: SearchIndex, text: str, path: str | None, k: int) -> list[Hit]
     return list(index.search(text or None, image=None if path is None else open_upload(path), k=int(k)))
 
 
-def show_hits(hits: list[Hit]) -> str:
+def show_hits(index: BlipIndex, hits: list[Hit]) -> str:
     """Images with their names and cosines, in HTML. Images that cannot be read are named below."""
     figures, unreadable = [], []
+    sources = index.image_sources(hit.image for hit in hits)
     for hit in hits:
         name = Path(hit.image).name
         try:
-            figures.append((thumbnail_url(open_image(hit.image)), name, f"cosine {hit.similarity:.3f}"))
-        except UnreadableImageError:
+            figures.append((thumbnail_url(open_image(sources[hit.image])), name, f"cosine {hit.similarity:.3f}"))
+        except (KeyError, UnreadableImageError):
             unreadable.append(name)
     note = f'<p class="note">Cannot be read: {escape(", ".join(unreadable))}</p>' if unreadable else ""
     return figure_grid(figures) + note
 
 
-def add_search_tab(index: SearchIndex) -> None:
+def add_search_tab(index: BlipIndex) -> None:
     """Builds the tab."""
     with gr.Row():
         with gr.Column(scale=1):
@@ -51,8 +52,8 @@ def add_search_tab(index: SearchIndex) -> None:
     gr.on([button.click, text.submit], shows_errors(partial(_run, index)), [text, image, k], grid, **ONE_AT_A_TIME)
 
 
-def _run(index: SearchIndex, text: str, path: str | None, k: int) -> str:
-    return show_hits(search(index, text, path, k))
+def _run(index: BlipIndex, text: str, path: str | None, k: int) -> str:
+    return show_hits(index, search(index, text, path, k))
 
 
 __all__ = ["add_search_tab", "search", "show_hits"]

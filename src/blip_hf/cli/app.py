@@ -4,6 +4,7 @@
 import ipaddress
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,8 +58,9 @@ class AppOptions:
 def _run(options: AppOptions) -> int:
     with stop_signals():
         try:
-            from ..app.models import PageContent, find_checkpoints, load_index, load_models
+            from ..app.models import PageContent, find_checkpoints, load_models
             from ..app.run import serve
+            from ..search.index import BlipIndex
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"The page needs {error.name}, which is not installed: pip install 'blip_hf[app]'"
@@ -69,19 +71,13 @@ def _run(options: AppOptions) -> int:
         checkpoints = find_checkpoints(options.model, matcher=options.matcher, vqa=options.vqa)
         warn_of_visitors(options)
         models = load_models(checkpoints, device=options.device, dtype=options.dtype)
-        index = None if options.index is None else load_index(options.index, device=options.device)
+        index = None if options.index is None else BlipIndex.open(options.index, device=options.device)
         content = PageContent(index=index, capfilt_run=options.capfilt, **models)
-        with serve(content, host=options.host, port=options.port, share=options.share) as address:
+        served = serve(content, host=options.host, port=options.port, share=options.share)
+        with served as address, suppress(KeyboardInterrupt):  # also SIGTERM
             print(f"The page is at {address} until you press Ctrl-C", flush=True)
-            _wait()
+            threading.Event().wait()
     return 0
-
-
-def _wait() -> None:
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:  # also SIGTERM
-        return
 
 
 def warn_of_visitors(options: AppOptions) -> None:

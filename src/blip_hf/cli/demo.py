@@ -2,6 +2,7 @@
 """`blip-hf demo`: pre-trains a small BLIP on drawn scenes, captions and matches held-out ones, and writes a report."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from .parser import Command
@@ -18,6 +19,12 @@ class DemoOptions:
 
 
 def _run(options: DemoOptions) -> None:
+    # Here rather than after the training, which the report follows.
+    missing = [name for name in ("jinja2", "matplotlib", "rich") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"The demo needs {' and '.join(missing)}, which is not installed: pip install 'blip_hf[demo]'"
+        )
     import transformers
     from rich.console import Console
 

@@ -84,10 +84,8 @@ def short_path(path: str) -> str:
 def _page(results: Sequence[Result], title: str, index: "BlipIndex") -> str:
     from ..image_utils import UnreadableImageError, open_image
     from ..pages import render_page, thumbnail_url
-    from ..search.sources import SourceOptions, reopen_images
 
-    stored = filter(None, (index.store.find(result["image"]) for result in results))
-    content = reopen_images(list(stored), SourceOptions(allow_outside=True))
+    content = index.image_sources(result["image"] for result in results)
 
     def url(name: str) -> str | None:
         try:

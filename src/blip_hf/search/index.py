@@ -21,6 +21,7 @@ from .engines import LocalEngine
 from .filters import Filter, parse_filters
 from .neighbors import Neighbors
 from .reranking import RankedRow, rerank_rows
+from .sources import SourceOptions, reopen_images
 from .store import Store, StoredImage
 from .updating import UpdateCounts
 
@@ -223,6 +224,21 @@ class BlipIndex:
                 cosines = dict(zip(cosines, products.tolist(), strict=True))
             found, ranked = rerank_rows(self.store, self.encoder, text, found, cosines, score=score)
         return self._hits(found, ranked, own)[:k]
+
+    def image_sources(self, names: Iterable[str]) -> dict[str, str | bytes]:
+        """Finds the images of hits again, to open them with [`~blip_hf.image_utils.open_image`].
+
+        Args:
+            names (iterable of `str`):
+                `image` of hits.
+
+        Returns:
+            `dict[str, str | bytes]`: by name, the path of an image file, or the bytes from a tar, Parquet file or data set.
+            Images that are no longer in their container are missing.
+        """
+        stored = filter(None, map(self.store.find, names))
+        # Sources were checked when they were indexed.
+        return reopen_images(list(stored), SourceOptions(allow_outside=True))
 
     def duplicates(self, threshold: float = 0.95, *, filters: Iterable[str] = ()) -> list[list[Hit]]:
         """Groups of images with equal content or nearly equal vectors.

@@ -72,7 +72,8 @@ class Store:
         self.folder = folder
         if not (folder / DATABASE_NAME).is_file():
             raise ValueError(f"{folder} is not an index. Pass the folder that `blip-hf index` wrote.")
-        self._database = sqlite3.connect(folder / DATABASE_NAME)
+        # Servers read an index in other threads than they open it.
+        self._database = sqlite3.connect(folder / DATABASE_NAME, check_same_thread=False)
         # Names of files need not be UTF-8.
         self._database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         try:

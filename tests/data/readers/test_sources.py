@@ -72,6 +72,13 @@ def test_folder_of_two_formats_raises_with_its_contents(read_source, tmp_path):
         read_source(tmp_path)
 
 
+def test_images_beside_tars_are_not_left_out(tmp_path):
+    write_images(tmp_path, "red")
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(ValueError, match=r"contains 1 images \(red.png\) and 1 tars \(a.tar\)|1 tars .* and 1 images"):
+        find_shards(tmp_path)
+
+
 @ENTRY_POINTS
 def test_folder_without_a_known_format_raises_with_its_contents(read_source, tmp_path):
     with pytest.raises(ValueError, match=r"has no known format \(it is empty\)"):

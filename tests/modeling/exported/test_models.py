@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import modeling_utils
 
-from blip_hf import BlipCaptioner, answer_questions, match_texts
+from blip_hf import BlipCaptioner, answer_questions, match_texts, optimize_for_cpu
 from blip_hf.evaluation.features import image_features, multimodal_embeds, text_features
+from blip_hf.modeling.cpu import CPU_ATTENTION
 from tests.support.exports import HEADS, tiny_head
 from tests.support.processors import make_processor, random_photo
 
@@ -149,6 +151,14 @@ def test_an_exported_model_says_what_it_cannot_do(exports, tmp_path):
         model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cache_implementation"):
         model.generate(pixels(1), cache_implementation="static", max_length=6)
+
+
+def test_optimize_for_cpu_does_not_warn_about_an_export(exports, monkeypatch):
+    model, warnings = exports.model("captioner", "openvino"), []
+    monkeypatch.setattr(modeling_utils.logger, "warning", warnings.append)
+    optimize_for_cpu(model)
+    model.set_attn_implementation(CPU_ATTENTION)  # what it calls on CPUs with bf16
+    assert warnings == []
 
 
 def test_the_digest_tells_exports_apart(exports):

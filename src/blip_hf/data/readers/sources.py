@@ -195,7 +195,7 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
         if metadata:
             return metadata
     files, has_sidecars = _files_by_kind(folder)
-    if len(files) > 1 and not has_sidecars:
+    if len(files) > 1 and not has_sidecars and "tar" not in files:
         files.pop("image", None)  # a list or a table may lie among its images
     if len(files) > 1:
         raise ValueError(

@@ -58,6 +58,9 @@ class ExportedModel(_OnCpu, BlipPreTrainedModel):
         """Returns the model itself: exported graphs run on the CPU in the precision of the export."""
         return self
 
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the graphs contain the attention."""
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises `NotImplementedError`."""
         raise NotImplementedError("An exported model is not saved again. Copy its folder.")
