@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 
 # What changes files or waits for the disk.
 WRITING_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"}
@@ -18,6 +20,7 @@ def run_forked(function: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         status = 1
+        torch.set_num_threads(1)  # threads of OpenMP are not forked; waiting for them would not end
         try:
             function()
             status = 0

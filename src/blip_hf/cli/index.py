@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`blip-hf index`: builds an index of images, or brings it up to date."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,8 @@ class IndexOptions:
 
 
 def _run(options: IndexOptions) -> int:
+    # Threads of OpenMP that spin while they wait would hold up those that read. torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..search.building import update_index
     from ..search.neighbors import import_faiss
     from ..search.sources import SourceOptions

@@ -186,7 +186,8 @@ def _read(processor: BlipProcessor, found: FoundImage) -> _ReadImage:
         image = open_image(content, name=found.stored.name)
     except UnreadableImageError as error:
         return _ReadImage(EncodedImage(found.stored, error=str(error), error_kind=error.kind))
-    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    # Without the options of texts, whose checks take longer than those of images.
+    pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
     return _ReadImage(EncodedImage(found.stored, digest, image.size), pixel_values)
 
 

@@ -18,7 +18,7 @@ from .store import Store
 
 EXACT_LIMIT = 50_000
 """Largest number of vectors that are compared with each query one by one."""
-NUM_PROBES = 256
+NUM_PROBES = 1024
 """Lists of the inverted file that a query looks into: one in sixteen for a million vectors."""
 CANDIDATES_PER_RESULT = 4
 _TRAINING_VECTORS_PER_LIST = 40  # faiss warns below 39

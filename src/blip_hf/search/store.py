@@ -165,9 +165,10 @@ class Store:
         ((number,),) = self.query("SELECT count(*) FROM images WHERE row IS NOT NULL")
         return number
 
-    def row_of_digest(self, digest: str) -> int | None:
-        """The row of a content."""
-        return next((row for (row,) in self.query("SELECT row FROM contents WHERE digest = ?", [digest])), None)
+    def rows_of_digests(self, digests: Sequence[str]) -> dict[str, int]:
+        """The rows of the contents that the index has."""
+        places = ", ".join("?" * len(digests))
+        return dict(self.query(f"SELECT digest, row FROM contents WHERE digest IN ({places})", digests))
 
     def digests_of_size(self, num_bytes: int) -> tuple[str, ...]:
         """Digests of the contents that images of this size had or have."""
@@ -197,11 +198,17 @@ class Store:
         ]
         self._database.executemany("INSERT INTO contents VALUES (?, ?, ?, ?)", rows)
 
-    def put(self, image: StoredImage) -> None:
-        """Adds an image or replaces that of its name."""
-        values = [_encode(getattr(image, name)) if name in _TEXTS else getattr(image, name) for name in _COLUMNS]
+    def put(self, images: Iterable[StoredImage]) -> None:
+        """Adds images, or replaces those of their names."""
         places = ", ".join("CAST(? AS TEXT)" if name in _TEXTS else "?" for name in _COLUMNS)
-        self.query(f"INSERT OR REPLACE INTO images ({', '.join(_COLUMNS)}) VALUES ({places})", values)
+        rows = [
+            [_encode(getattr(image, name)) if name in _TEXTS else getattr(image, name) for name in _COLUMNS]
+            for image in images
+        ]
+        with self._named_errors():
+            self._database.executemany(
+                f"INSERT OR REPLACE INTO images ({', '.join(_COLUMNS)}) VALUES ({places})", rows
+            )
 
     def mark_seen(self, name: str, *, is_new: bool = False) -> bool:
         """Notes that a name exists in this run. Returns whether it is the first time."""

@@ -67,11 +67,13 @@ class Update:
         self.report = report
         self.advance = advance
         self.counts = UpdateCounts()
+        self._is_first = True  # no image was indexed before this run
         self._new_digests: set[str] = set()  # of the batch
 
     def run(self, sources: Sequence[str], options: SourceOptions) -> UpdateCounts:
         """Indexes all images of the sources, then removes those that the sources no longer have."""
         self.store.start_writing()
+        self._is_first = not any(self.store.query("SELECT 1 FROM images LIMIT 1"))
         images = self._images_to_read(sources, options)
         keep_states = self.store.states_file is not None
         for batch in self.engine.encode_images(images, keep_states=keep_states):
@@ -90,7 +92,7 @@ class Update:
             if isinstance(item, Skipped):
                 self._skip(item.reason, f"{item.sample_id}: {item.detail}")
                 continue
-            old = self.store.find(item.stored.name)
+            old = self._find_old(item.stored.name)
             is_new = old is None or old.row is None
             if not self.store.mark_seen(item.stored.name, is_new=is_new):
                 continue  # listed twice
@@ -101,10 +103,14 @@ class Update:
             known = () if num_bytes is None else self.store.digests_of_size(num_bytes)
             yield replace(item, known_digests=known)
 
+    def _find_old(self, name: str) -> StoredImage | None:
+        """The image of a name before this run, which has each name once."""
+        return None if self._is_first else self.store.find(name)
+
     def _keep(self, old: StoredImage, new: StoredImage) -> None:
         new = replace(new, row=old.row)
         if replace(new, digest=old.digest, width=old.width, height=old.height) != old:
-            self.store.put(new)
+            self.store.put([new])
         self._count_unchanged()
 
     def _count_unchanged(self) -> None:
@@ -114,23 +120,22 @@ class Update:
     def _write(self, batch: Sequence[EncodedImage]) -> None:
         """Adds a batch in one transaction."""
         rows = self._append_contents(batch)
+        images = []
         for item in batch:
             if item.error is not None:
-                self.store.put(replace(item.stored, error=item.error, error_kind=item.error_kind))
+                images.append(replace(item.stored, error=item.error, error_kind=item.error_kind))
                 self._skip(str(item.error_kind), item.error)
                 continue
             row = rows[str(item.digest)]
-            old = self.store.find(item.stored.name)
-            self.store.put(replace(item.stored, row=row))
-            self._count(old, row, item)
+            images.append(replace(item.stored, row=row))
+            self._count(self._find_old(item.stored.name), row, item)
+        self.store.put(images)
         self.store.commit()
         self.advance(len(batch))
 
     def _append_contents(self, batch: Sequence[EncodedImage]) -> dict[str, int]:
         """Appends the new contents of a batch, and returns the rows of all of its digests."""
-        digests = dict.fromkeys(item.digest for item in batch if item.digest is not None)
-        known = {digest: self.store.row_of_digest(digest) for digest in digests}
-        rows = {digest: row for digest, row in known.items() if row is not None}
+        rows = self.store.rows_of_digests(list({item.digest for item in batch if item.digest is not None}))
         new: dict[str, EncodedImage] = {}
         for item in batch:
             if item.vector is not None and item.digest is not None and item.digest not in rows:
