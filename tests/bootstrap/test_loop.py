@@ -181,7 +181,7 @@ def test_recipes_are_valid(recipe):
         ({"pretrain": {"learning_rate": "1e-3"}}, "learning_rate is the text"),
         ({"captioner": {"output_dir": "here"}}, "captioner names output_dir, which the loop sets"),
         ({"rule": {"sources": ["web"]}}, "rule names sources or capfilt names seed"),
-        ({"rule": {"by": "sum"}}, "expected 'itm' or 'itc'"),
+        ({"rule": {"by": "sum"}}, "expected 'itm', 'itc' or 'posterior'"),
         ({"capfilt": {"top": 0.9}}, "capfilt names top"),
         ({"variants": ["clean"]}, "variant 'clean' is unknown"),
         ({"seeds": []}, "seeds="),

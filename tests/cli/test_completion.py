@@ -33,7 +33,7 @@ def complete(bash_file, *words):
         (["finetune", "caption", "--lea"], {"--learning_rate", "--learn_temperature"}),
         (["finetune", "caption", "--model", "m", "--queue"], set()),
         (["finetune", "retrieval", "--model", "m", "--queue"], {"--queue_size"}),
-        (["capfilt", "refilter", "runs/x", "--by", ""], {"itm", "itc"}),
+        (["capfilt", "refilter", "runs/x", "--by", ""], {"itm", "itc", "posterior"}),
         (["completion", ""], {"bash", "zsh", "fish", "--help"}),
     ],
 )

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.blip import modeling_blip
 
 from blip_hf.cli import main
@@ -50,6 +54,17 @@ def python_blocks(page):
     """Yields each block of Python, and the reason if it is not run."""
     for match in PYTHON.finditer(page.read_text()):
         yield match[2], match[1]
+
+
+@pytest.fixture(autouse=True)
+def _registrations(monkeypatch):
+    """Forgets the classes that documented code registers, so that other tests see those of transformers."""
+    autos = [value for value in vars(modeling_auto).values() if isinstance(value, type)]
+    mappings = [getattr(auto, "_model_mapping", None) for auto in autos]
+    for mapping in (CONFIG_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING, *mappings):
+        if mapping is None:
+            continue
+        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
 
 
 @pytest.fixture(scope="module")
