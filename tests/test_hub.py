@@ -180,7 +180,7 @@ def test_a_dry_run_lists_files_and_sends_nothing(hub, folder, capsys, monkeypatc
     [
         ("me/x", "hf_wrong", "does not accept the token. Run `hf auth login`"),
         ("you/x", TOKEN, "The token may not write to you/x"),
-        ("me/x", "", "There is no token of the Hub. Run `hf auth login`"),
+        ("me/x", "", "Found no token of the Hub. Run `hf auth login`"),
     ],
 )
 @pytest.mark.usefixtures("online")

@@ -34,6 +34,7 @@ LAYERS = (
         "locks",
         "checkpoints",
         "caption_settings",
+        "configuration_sizes",
         "converted_field",
         "hub",
         "model_card",

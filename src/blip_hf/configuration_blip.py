@@ -19,30 +19,17 @@ from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec as Spec
 from transformers.utils import logging
 
+from .configuration_sizes import check_heads, check_sizes
+
 
 if TYPE_CHECKING:
     from .converted_field import ConvertedField
 
 logger = logging.get_logger(__name__)
 
-# Highest values of sizes, far above those of any model. Past them a configuration is damaged, or made to exhaust the memory.
-_MAX_SIZES = {
-    "hidden_size": 2**16,
-    "encoder_hidden_size": 2**16,
-    "intermediate_size": 2**18,
-    "projection_dim": 2**16,
-    "image_text_hidden_size": 2**16,
-    "num_hidden_layers": 1000,
-    "num_attention_heads": 2**10,
-    "vocab_size": 10**7,
-    "max_position_embeddings": 10**6,
-    "image_size": 2**15,
-    "patch_size": 2**15,
-    "num_channels": 2**10,
-}
 _MAX_QUEUE_SIZE = 10**7
-# That of ITC at its start (salesforce/BLIP). Files of released retrieval models do not store another one.
-DEFAULT_ITM_TEMPERATURE = 0.07
+# That of ITC at its start (salesforce/BLIP), and of ITM's negatives in checkpoints that do not store it.
+DEFAULT_TEMPERATURE = 0.07
 # Fields with another default than in transformers that changes the outputs of a trained model.
 _FIELDS_NOT_TO_GUESS = {"text_config": ("num_attention_heads",), "vision_config": ("layer_norm_eps",)}
 
@@ -88,8 +75,8 @@ class BlipTextConfig(UpstreamBlipTextConfig):
 
     def validate_sizes(self) -> None:
         """Checks that sizes are in range, and that the heads divide the width."""
-        _check_sizes(self)
-        _check_heads(self)
+        check_sizes(self)
+        check_heads(self)
 
 
 @strict
@@ -116,8 +103,8 @@ class BlipVisionConfig(UpstreamBlipVisionConfig):
 
     def validate_sizes(self) -> None:
         """Checks that sizes are in range, and that the heads divide the width."""
-        _check_sizes(self)
-        _check_heads(self)
+        check_sizes(self)
+        check_heads(self)
 
 
 @strict
@@ -152,7 +139,7 @@ class BlipConfig(UpstreamBlipConfig):
     label_smoothing: float | None = None  # type: ignore[assignment]  # `None` is that of `text_config`
     itm_start_token: str = "enc"
     question_start_token: str = "enc"
-    itm_temperature: float = DEFAULT_ITM_TEMPERATURE
+    itm_temperature: float = DEFAULT_TEMPERATURE
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict) and self.label_smoothing is not None:
@@ -173,7 +160,7 @@ class BlipConfig(UpstreamBlipConfig):
 
     def validate_sizes(self) -> None:
         """Checks that the width of the features is in range."""
-        _check_sizes(self)
+        check_sizes(self)
 
     def validate_start_tokens(self) -> None:
         """Checks the position-0 tokens."""
@@ -251,7 +238,7 @@ class BlipContrastiveConfig(BlipConfig):
     queue_size: int = 57600
     momentum: float = 0.995
     alpha: float = 0.4
-    temperature_init_value: float = DEFAULT_ITM_TEMPERATURE
+    temperature_init_value: float = DEFAULT_TEMPERATURE
     negative_temperature: float | None = None
     gather_keys: bool = True
     negative_all_rank: bool = False
@@ -333,23 +320,6 @@ class BlipVisualReasoningConfig(BlipConfig):
             raise ValueError(f"merge_from_layer is {self.merge_from_layer}, expected 0 (all layers merge) or more.")
 
 
-def _check_sizes(config: PreTrainedConfig) -> None:
-    """Raises for a size that no model has, before memory is taken for it."""
-    for name in _MAX_SIZES.keys() & type(config).__dataclass_fields__.keys():
-        value, highest = getattr(config, name), _MAX_SIZES[name]
-        for size in value if isinstance(value, (list, tuple)) else [value]:
-            if not 1 <= size <= highest:
-                raise ValueError(f"{name} is {value}, expected a value from 1 to {highest}.")
-
-
-def _check_heads(config: BlipTextConfig | BlipVisionConfig) -> None:
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
-            " Choose a number of heads that divides hidden_size."
-        )
-
-
 def own_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
     """Converts a configuration of transformers, also inside one of ours, to `config_class`; it keeps its values.
 
@@ -401,7 +371,7 @@ def _warn_about_guesses(config_dict: dict[str, Any]) -> None:
 
 
 __all__ = [
-    "DEFAULT_ITM_TEMPERATURE",
+    "DEFAULT_TEMPERATURE",
     "BlipConfig",
     "BlipContrastiveConfig",
     "BlipPreTrainingConfig",

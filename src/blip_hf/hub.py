@@ -85,7 +85,7 @@ def push_folder(
     upload = plan_upload(folder, repo_id, include=include)
     token = token or get_token()
     if token is None:
-        raise PushError("There is no token of the Hub. Run `hf auth login`, or set HF_TOKEN to one with write access.")
+        raise PushError("Found no token of the Hub. Run `hf auth login`, or set HF_TOKEN to one with write access.")
     api = HfApi(library_name="blip_hf", library_version=__version__, token=token)
     with _explaining(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

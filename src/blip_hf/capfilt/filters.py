@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ..configuration_blip import DEFAULT_ITM_TEMPERATURE
+from ..configuration_blip import DEFAULT_TEMPERATURE
 from ..pair_scores import posterior_scores
 from .scores import SOURCES
 
@@ -81,7 +81,7 @@ def with_filter_temperature(rule: Rule, models: Mapping[str, Mapping[str, Any]])
     if rule.by != "posterior" or rule.itm_temperature is not None:
         return rule
     # Runs of earlier versions do not store it.
-    return replace(rule, itm_temperature=models["filter"].get("itm_temperature", DEFAULT_ITM_TEMPERATURE))
+    return replace(rule, itm_temperature=models["filter"].get("itm_temperature", DEFAULT_TEMPERATURE))
 
 
 def keep_mask(table: pa.Table, rule: Rule, cutoffs: Mapping[str, float] | None = None) -> np.ndarray:
@@ -154,7 +154,7 @@ def rule_scores(table: pa.Table, rule: Rule) -> np.ndarray:
     probabilities = np.minimum(_column(table, "itm").astype(np.float64), _MAX_PROBABILITY)
     with np.errstate(divide="ignore"):  # a probability of 0 has the log-odds -inf
         log_odds = np.log(probabilities) - np.log1p(-probabilities)
-    temperature = DEFAULT_ITM_TEMPERATURE if rule.itm_temperature is None else rule.itm_temperature
+    temperature = DEFAULT_TEMPERATURE if rule.itm_temperature is None else rule.itm_temperature
     return posterior_scores(log_odds, _column(table, "itc"), temperature).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..configuration_blip import DEFAULT_ITM_TEMPERATURE
+from ..configuration_blip import DEFAULT_TEMPERATURE
 from ..pair_scores import PairScore, pair_scores, posterior_scores
 from .recall import listed_ranks
 from .two_stage import Candidates
@@ -77,7 +77,7 @@ def fit_temperature(directions: Iterable[JudgedCandidates]) -> float:
             " larger number of candidates."
         )
     # Logarithms keep both above 0.
-    parameters = torch.tensor([0.0, math.log(DEFAULT_ITM_TEMPERATURE)], dtype=torch.float64, requires_grad=True)
+    parameters = torch.tensor([0.0, math.log(DEFAULT_TEMPERATURE)], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss_with_gradient() -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.utils import logging
 
-from ..configuration_blip import DEFAULT_ITM_TEMPERATURE
+from ..configuration_blip import DEFAULT_TEMPERATURE
 from ..data.pairs import SkipReporter
 from ..data.skips import image_reason
 from ..distributed import gather, gather_objects, rank, world_size
@@ -76,7 +76,7 @@ def rerank(
     score_pairs: PairScorer,
     *,
     score: PairScore = PAIR_SCORE,
-    temperature: float = DEFAULT_ITM_TEMPERATURE,
+    temperature: float = DEFAULT_TEMPERATURE,
 ) -> tuple[Candidates, Candidates, int]:
     """Ranks the `k` nearest texts of each image, and images of each text, by ITM logits and cosines.
 

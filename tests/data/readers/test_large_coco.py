@@ -3,6 +3,7 @@
 
 import random
 import tracemalloc
+from functools import partial
 
 import datasets
 import pytest
@@ -74,21 +75,21 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def outcome(load, source, max_bytes, monkeypatch, caplog, **options):
+def outcome(load, source, max_bytes, monkeypatch, caplog):
     """The table, counts and warnings of a load, or its error."""
     monkeypatch.setattr(json_files, "MAX_BYTES_IN_MEMORY", max_bytes)
     caplog.clear()
     with recorded_files() as files:
         try:
-            table = load(source, **options)
+            table = load(source)
         except ValueError as error:
             return str(error)
     counts = [(file.name, file.first, file.counts.state_dict()) for file in files]
     return table.features, table[:], counts, caplog.messages
 
 
-def both(load, source, monkeypatch, caplog, **options):
-    return [outcome(load, source, size, monkeypatch, caplog, **options) for size in (0, 2**40)]
+def both(load, source, monkeypatch, caplog):
+    return [outcome(load, source, size, monkeypatch, caplog) for size in (0, 2**40)]
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
@@ -120,15 +121,6 @@ def random_coco(rng):
     return content
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_both_give_the_same_for_random_files(seed, tmp_path, monkeypatch, caplog):
-    rng = random.Random(seed)
-    for number in range(8):
-        source = write_json(tmp_path / f"{number}.json", random_coco(rng))
-        large, small = both(rng.choice([load_pairs, load_images]), source, monkeypatch, caplog)
-        assert large == small, source.read_text()
-
-
 def random_karpathy(rng):
     splits = rng.choices(["train", "restval", "val"], k=30)
     paths = [rng.choice([f"{i}.jpg", "../a.jpg", "\ud800.jpg"][: rng.choice([1, 3])]) for i in range(30)]
@@ -143,11 +135,19 @@ def random_karpathy(rng):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_both_give_the_same_for_random_files_of_karpathy(seed, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("draw", "loads"),
+    [
+        (random_coco, [load_pairs, load_images]),
+        (random_karpathy, [partial(load_pairs, split=split) for split in ("train", "val", "test")]),
+    ],
+    ids=["COCO", "Karpathy"],
+)
+def test_both_give_the_same_for_random_files(draw, loads, seed, tmp_path, monkeypatch, caplog):
     rng = random.Random(seed)
     for number in range(8):
-        source = write_json(tmp_path / f"{number}.json", random_karpathy(rng))
-        large, small = both(load_pairs, source, monkeypatch, caplog, split=rng.choice(["train", "val", "test"]))
+        source = write_json(tmp_path / f"{number}.json", draw(rng))
+        large, small = both(rng.choice(loads), source, monkeypatch, caplog)
         assert large == small, source.read_text()
 
 

@@ -5,6 +5,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,16 +25,24 @@ def iterate_json_list(path: Path, start: int | None = None) -> Iterator[tuple[in
     """The records of a JSON list, each with its first byte, from the record at byte `start` on."""
     with path.open("rb") as file:
         window = _Window(file, _start_of_text(file) if start is None else start)
-        try:
+        with _located_errors(
+            path, window, "one list of JSON records in UTF-8; name a file with one record a line .jsonl"
+        ):
             for first_byte, _, record in _items(window, is_resumed=start is not None):
                 yield first_byte, record
             if window.peek():
                 raise ValueError("more text follows the list")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} cannot be parsed after byte {window.offset} ({error}). Expected one list of JSON records in"
-                " UTF-8; name a file with one record a line .jsonl."
-            ) from error
+
+
+@contextmanager
+def _located_errors(path: Path, window: "_Window", expected: str) -> Iterator[None]:
+    """Raises errors of the syntax with the file, the place and what is expected."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be parsed after byte {window.offset} ({error}). Expected {expected}."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -79,16 +88,14 @@ def read_json_outline(path: Path) -> Any:
     """
     with path.open("rb") as file:
         window = _Window(file, _start_of_text(file))
-        try:
+        expected = (
+            "JSON in UTF-8: in a .json file one value, such as a list of records; in a .jsonl file one record a line"
+        )
+        with _located_errors(path, window, expected):
             is_object = window.peek() == "{"
             content = {key: _skim(window, path) for key in _keys(window)} if is_object else _skim(window, path)
             if window.peek():
                 raise ValueError("more text follows the first value")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} cannot be parsed after byte {window.offset} ({error}). Expected JSON in UTF-8: in a .json file one"
-                " value, such as a list of records; in a .jsonl file one record a line."
-            ) from error
     return content
 
 

@@ -18,7 +18,7 @@ QUESTION_FIELDS = ("image_id", "question", "question_id", "multiple_choices")
 ANNOTATION_FIELDS = ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer", "answers")
 ANSWER_FIELDS = ("answers.answer", "answers.answer_confidence", "answers.answer_id", "answers.raw_answer")
 
-# Returns the answers to a question id, or `None` if there is no such question.
+# Returns the answers to a question id, or `None` if no question has it.
 AnswerFinder = Callable[[int | str], list[str] | None]
 
 
