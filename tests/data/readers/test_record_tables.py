@@ -274,9 +274,9 @@ def test_memory_does_not_grow_with_the_file(file_format, tmp_path, monkeypatch):
         finally:
             tracemalloc.stop()
 
-    small, large = peak(5_000), peak(15_000)
+    small, large = peak(2_000), peak(6_000)
     # Bytes a record. As Python objects questions with ten answers take more than 5,000, others more than 700.
-    assert large - small < (1_500 if file_format == "vqa" else 100) * 10_000
+    assert large - small < (1_500 if file_format == "vqa" else 100) * 4_000
 
 
 def test_annotations_are_not_parsed_as_a_whole(tmp_path, monkeypatch):
