@@ -220,6 +220,10 @@ class BlipContrastiveConfig(BlipConfig):
             Number of momentum features in the queue (salesforce/BLIP). 0 disables the queue.
         momentum (`float`, *optional*, defaults to 0.995):
             EMA decay of the momentum encoder (paper, section 3.2, after ALBEF). 0 disables the momentum encoder.
+        contrastive_warmup_steps (`int`, *optional*, defaults to 0):
+            Steps of a start for small data: the keys of ITC are those of the model and the batch, and the temperature of hard
+            negatives falls from 1 to its value. Then the momentum rises, and the queue counts once it is filled. With 0
+            everything counts from the first step, as in the paper.
         alpha (`float`, *optional*, defaults to 0.4):
             Weight of the momentum encoder's distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
@@ -237,6 +241,7 @@ class BlipContrastiveConfig(BlipConfig):
 
     queue_size: int = 57600
     momentum: float = 0.995
+    contrastive_warmup_steps: int = 0
     alpha: float = 0.4
     temperature_init_value: float = DEFAULT_TEMPERATURE
     negative_temperature: float | None = None
@@ -247,6 +252,8 @@ class BlipContrastiveConfig(BlipConfig):
         """Checks the ranges of the values."""
         if self.negative_temperature is not None and self.negative_temperature <= 0:
             raise ValueError(f"negative_temperature is {self.negative_temperature}, expected more than 0.")
+        if self.contrastive_warmup_steps < 0:
+            raise ValueError(f"contrastive_warmup_steps is {self.contrastive_warmup_steps}, expected 0 or more.")
         if not 0 <= self.queue_size <= _MAX_QUEUE_SIZE:
             raise ValueError(f"queue_size is {self.queue_size}, expected 0 (no queue) to {_MAX_QUEUE_SIZE}.")
         for name in ("momentum", "alpha"):

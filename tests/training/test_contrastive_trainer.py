@@ -50,6 +50,45 @@ def test_momentum_encoder_is_updated_once_per_optimizer_step(tmp_path):
         assert_close(momentum_parameter, 0.75 * start + 0.25 * current[name], msg=name)
 
 
+class Follow(transformers.TrainerCallback):
+    """Notes after each step the weights, those of the momentum encoder, and whether the queue had keys."""
+
+    def __init__(self):
+        self.weights, self.momentum_weights, self.queue_counted, self.ramps = [], [], [], []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.weights.append(model.vision_proj.weight.detach().clone())
+        self.momentum_weights.append(model.momentum_towers.vision_proj.weight.clone())
+        self.queue_counted.append(model.queue.counts)
+        self.ramps.append(model.negative_ramp)
+
+
+def test_after_a_warmup_the_momentum_encoder_is_a_mean_of_weights_and_the_queue_counts_when_filled(tmp_path):
+    follow = Follow()
+    model = make_model(momentum=0.7, queue_size=8, contrastive_warmup_steps=2)
+    trainer = make_trainer(tmp_path, model, max_steps=6, per_device_train_batch_size=4)
+    trainer.add_callback(follow)
+    trainer.train()
+    for step in (0, 1):
+        assert_close(follow.momentum_weights[step], follow.weights[step])
+    for step in (2, 3):  # momentum 1/2 and 2/3
+        assert_close(follow.momentum_weights[step], torch.stack(follow.weights[1 : step + 1]).mean(dim=0))
+    assert_close(follow.momentum_weights[4], 0.7 * follow.momentum_weights[3] + 0.3 * follow.weights[4])
+    assert follow.queue_counted == [False, False, False, False, True, True]
+    assert follow.ramps == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_without_a_warmup_momentum_and_queue_are_those_of_the_paper(tmp_path):
+    follow = Follow()
+    trainer = make_trainer(tmp_path, make_model(momentum=0.7, queue_size=8), max_steps=2)
+    start = trainer.model.momentum_towers.vision_proj.weight.clone()
+    trainer.add_callback(follow)
+    trainer.train()
+    assert_close(follow.momentum_weights[0], 0.7 * start + 0.3 * follow.weights[0])
+    assert follow.queue_counted == [True, True]
+    assert follow.ramps == [1.0, 1.0]
+
+
 def test_each_batch_enters_the_queue_once(tmp_path):
     model = make_model(queue_size=12)
     make_trainer(tmp_path, model, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2).train()

@@ -50,6 +50,9 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     main_input_name = "pixel_values"
     vision_model: BlipVisionModel
     text_encoder: BlipTextModel
+    negative_ramp: float = (
+        1.0  # in a warm-up, how far the temperature of negatives has fallen from 1, as a share of its logarithm
+    )
     _keys_to_ignore_on_load_missing = [r"^momentum_towers\.", r"^queue\."]
 
     def _add_contrastive_parts(self) -> None:
@@ -99,10 +102,13 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         ema_update_(momentum_parameters, parameters, momentum=0.0)
 
     @torch.no_grad()
-    def update_momentum(self) -> None:
-        """Updates the momentum encoder and clamps the temperature; call it once after each optimiser step."""
+    def update_momentum(self, momentum: float | None = None) -> None:
+        """Updates the momentum encoder and clamps the temperature; call it once after each optimiser step.
+
+        `momentum` replaces that of the configuration.
+        """
         momentum_parameters, parameters = self._momentum_pairs()
-        ema_update_(momentum_parameters, parameters, self.config.momentum)
+        ema_update_(momentum_parameters, parameters, self.config.momentum if momentum is None else momentum)
         self.temp.clamp_(*_TEMPERATURE_RANGE)
 
     def enqueue(self, output: BlipContrastiveOutput) -> None:
@@ -182,12 +188,14 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             image_keys, text_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
             all_keys = image_keys, text_keys
         own = slice(start, start + image_ids.shape[0])
-        queued = (self.queue.text_features, self.queue.image_features)
-        positives = matching_pairs(image_ids, torch.cat([key_ids, self.queue.image_ids]), first_key=start)  # (b, k)
+        queued_images, queued_texts, queued_ids = self.queue.keys()
+        positives = matching_pairs(image_ids, torch.cat([key_ids, queued_ids]), first_key=start)  # (b, k)
 
         num_pairs = self._count_for_mean(torch.ones_like(image_ids).sum())
         losses, batch_logits = [], []
-        for queries, teachers, others, queue in zip(features, keys, all_keys[::-1], queued, strict=True):
+        for queries, teachers, others, queue in zip(
+            features, keys, all_keys[::-1], (queued_texts, queued_images), strict=True
+        ):
             # Divide the queries: dividing the similarities would keep another (b, k) tensor for backward.
             logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
@@ -292,8 +300,9 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """A hard text for each image and a hard image for each text, each with a mask of valid draws."""
-        if self.config.negative_temperature is not None:
-            scale = self._clamped_temperature().detach() / self.config.negative_temperature
+        if self.config.negative_temperature is not None or self.negative_ramp < 1:
+            temperature = self._clamped_temperature().detach()
+            scale = temperature / (self.config.negative_temperature or temperature) ** self.negative_ramp
             logits = (logits[0] * scale, logits[1] * scale)
         return (
             sample_hard_negatives(logits[0], positives, generator),

@@ -42,6 +42,7 @@ class FeatureQueue(nn.Module):
     text_features: Tensor
     image_ids: Tensor
     num_enqueued: Tensor
+    counts: bool = True  # whether its features are keys
 
     def __init__(self, size: int, feature_size: int) -> None:
         super().__init__()
@@ -64,6 +65,11 @@ class FeatureQueue(nn.Module):
     def fill(self) -> Tensor:
         """Fraction of the queue that was enqueued, a scalar; the rest is random."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
+
+    def keys(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image features `(q, d)`, text features `(q, d)` and image ids `(q,)` that are keys; `q` is 0 if none count."""
+        size = self.size if self.counts else 0
+        return self.image_features[:size], self.text_features[:size], self.image_ids[:size]
 
     @torch.no_grad()
     def enqueue(self, image_features: Tensor, text_features: Tensor, image_ids: Tensor | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..capfilt.engine import fingerprint, processor_fingerprint
@@ -28,6 +29,10 @@ from ..modeling.retrieval import BlipForImageTextRetrieval
 from ..processing_blip import BlipProcessor
 from .sources import FoundImage
 from .store import StoredImage
+
+
+# Pixels of decoded images that a thread keeps before they are resized.
+_MAX_DECODED_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,21 @@ class RetrievalEncoder:
     # Images
 
     def encode_images(self, images: Iterable[FoundImage], *, keep_states: bool) -> Iterator[list[EncodedImage]]:
-        """Encodes images in order and yields them in batches. Threads read at most two batches ahead."""
-        read = read_ahead(
-            images, partial(_read, self.processor), num_workers=self.num_workers, depth=2 * self.batch_size
+        """Encodes images in order and yields them in batches. Each thread reads a batch ahead."""
+        batches = read_ahead(
+            _cut(images, self.batch_size),
+            partial(_read_batch, self.processor),
+            num_workers=self.num_workers,
+            depth=max(2, self.num_workers),
         )
-        while batch := list(islice(read, self.batch_size)):
+        for batch in batches:
             yield self._encode(batch, keep_states=keep_states)
 
-    def _encode(self, batch: "Sequence[_ReadImage]", *, keep_states: bool) -> list[EncodedImage]:
-        pixels = {number: item.pixel_values for number, item in enumerate(batch) if item.pixel_values is not None}
-        new = list(pixels)
-        encoded = [item.encoded for item in batch]
-        if not new:
-            return encoded
-        states, features = self._forward(torch.cat(list(pixels.values())))
+    def _encode(self, batch: "_ReadBatch", *, keep_states: bool) -> list[EncodedImage]:
+        if batch.pixel_values is None:
+            return batch.images
+        states, features = self._forward(batch.pixel_values)
+        encoded, new = list(batch.images), batch.new
         names = [encoded[number].stored.name for number in new]
         require_finite_results(features.isfinite().all(dim=1).tolist(), names, model=self.model)
         kept = states.half().cpu().numpy() if keep_states else [None] * len(new)
@@ -171,24 +177,54 @@ class RetrievalEncoder:
 
 
 @dataclass(frozen=True)
-class _ReadImage:
-    encoded: EncodedImage
-    pixel_values: Tensor | None = None  # (1, 3, size, size) of a new content
+class _ReadBatch:
+    images: list[EncodedImage]
+    new: list[int]  # numbers of the images whose content is new
+    pixel_values: Tensor | None  # theirs, (n, 3, size, size)
 
 
-def _read(processor: BlipProcessor, found: FoundImage) -> _ReadImage:
-    """Reads and hashes an image. Its pixels are decoded only if the index does not know its content."""
+def _cut(images: Iterable[FoundImage], batch_size: int) -> Iterator[list[FoundImage]]:
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
+        yield batch
+
+
+def _read_batch(processor: BlipProcessor, batch: Sequence[FoundImage]) -> _ReadBatch:
+    """Reads the images of a batch."""
+    encoded: list[EncodedImage] = []
+    new: list[int] = []
+    decoded: list[Image.Image] = []
+    parts: list[Tensor] = []
+
+    def process() -> None:
+        # Without the options of texts. Checking those of images takes as long as a small image, so many share a call.
+        parts.append(processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"])
+        decoded.clear()
+
+    for number, found in enumerate(batch):
+        image, decoded_image = _read(found)
+        encoded.append(image)
+        if decoded_image is not None:
+            new.append(number)
+            decoded.append(decoded_image)
+            if sum(each.width * each.height for each in decoded) > _MAX_DECODED_PIXELS:
+                process()
+    if decoded:
+        process()
+    return _ReadBatch(encoded, new, torch.cat(parts) if parts else None)
+
+
+def _read(found: FoundImage) -> tuple[EncodedImage, Image.Image | None]:
+    """Reads and hashes an image. It is decoded only if the index does not know its content."""
     try:
         content = _content(found.image)
         digest = sha256(content).hexdigest()[:32]
         if digest in found.known_digests:
-            return _ReadImage(EncodedImage(found.stored, digest))
+            return EncodedImage(found.stored, digest), None
         image = open_image(content, name=found.stored.name)
     except UnreadableImageError as error:
-        return _ReadImage(EncodedImage(found.stored, error=str(error), error_kind=error.kind))
-    # Without the options of texts, whose checks take longer than those of images.
-    pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-    return _ReadImage(EncodedImage(found.stored, digest, image.size), pixel_values)
+        return EncodedImage(found.stored, error=str(error), error_kind=error.kind), None
+    return EncodedImage(found.stored, digest, image.size), image
 
 
 def _content(image: str | bytes) -> bytes:

@@ -35,6 +35,7 @@ PARTS = ("captioner", "retriever")
 CONFIGURED = (
     "queue_size",
     "momentum",
+    "contrastive_warmup_steps",
     "alpha",
     "temperature_init_value",
     "negative_temperature",
@@ -95,6 +96,9 @@ class PretrainOptions(base.PairTrainingOptions):
         None, "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP)", "N"
     )
     momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    contrastive_warmup_steps: int | None = option(
+        None, "Steps with the batch as keys and with easy negatives, before momentum and queue count", "N"
+    )
     temperature: float | None = option(None, "Initial contrastive temperature (default: 0.07)", "T")
     negative_temperature: float | None = option(
         None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -24,7 +24,7 @@ from ..modeling.outputs import BlipContrastiveOutput
 from .arguments import BlipTrainingArguments
 from .metrics import RECALL_NAMES, RunningMeans, recalls_in_set
 from .resharding import is_sharded, load_whole_weights
-from .schedules import linear_ramp
+from .schedules import linear_ramp, momentum_at
 from .streaming import Stream
 from .trainer import BlipTrainer, base_model
 
@@ -40,10 +40,12 @@ class MomentumCallback(TrainerCallback):
     """Updates the momentum encoder once per optimiser step."""
 
     def on_optimizer_step(  # type: ignore[override]  # an event has the model
-        self, *_: Any, model: BlipContrastiveModel, **kwargs: Any
+        self, args: Any, state: TrainerState, *_: Any, model: BlipContrastiveModel, **kwargs: Any
     ) -> None:
         """Updates the momentum encoder."""
-        model.update_momentum()
+        # The step that is just done is counted after this event.
+        step = state.global_step + 1
+        model.update_momentum(momentum_at(step, model.config.momentum, model.config.contrastive_warmup_steps))
 
 
 class BlipContrastiveTrainer(BlipTrainer):
@@ -91,6 +93,15 @@ class BlipContrastiveTrainer(BlipTrainer):
         ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
         return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
 
+    def _set_stage(self) -> None:
+        """Tells the model where its contrastive warm-up stands."""
+        config, step = self.model.config, self.state.global_step
+        warmup_steps = config.contrastive_warmup_steps
+        num_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        # Keys of the warm-up are of a model that changes fast.
+        self.model.queue.counts = not warmup_steps or (step - warmup_steps) * num_rows >= config.queue_size
+        self.model.negative_ramp = linear_ramp(step, warmup_steps)
+
     def _metric_names(self) -> tuple[str, ...]:
         names = ["loss", "loss_itc"]
         if not isinstance(self.model.config, BlipPreTrainingConfig) or self.model.config.itm_weight:
@@ -103,6 +114,7 @@ class BlipContrastiveTrainer(BlipTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Adds the batch to the queue after the backward pass."""
+        self._set_stage()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._trained_output is not None:
             self.model.enqueue(self._trained_output)

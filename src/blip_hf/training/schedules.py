@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Learning rate and `alpha` as functions of the optimiser step."""
+"""Learning rate, `alpha` and momentum as functions of the optimiser step."""
 
 import math
 
@@ -61,6 +61,24 @@ def linear_ramp(step: int, num_steps: float) -> float:
     return 1.0 if step >= num_steps else step / num_steps
 
 
+def momentum_at(step: int, momentum: float, warmup_steps: int) -> float:
+    """Momentum of the update after optimiser step `step`, counted from 1.
+
+    With warm-up it is 0 for `warmup_steps` steps, so the keys are of the model itself, and then that of a running mean of
+    the weights since, `n / (n + 1)`, until it reaches `momentum`.
+
+    Example:
+        >>> [momentum_at(step, 0.75, warmup_steps=100) for step in (100, 101, 102, 103, 104)]
+        [0.0, 0.5, 0.6666666666666666, 0.75, 0.75]
+        >>> momentum_at(1, 0.75, warmup_steps=0)
+        0.75
+    """
+    if not warmup_steps:
+        return momentum
+    settled = max(0, step - warmup_steps)
+    return min(momentum, settled / (settled + 1))
+
+
 def _warmed_up(
     decayed: float, step: int, learning_rate: float, warmup_steps: int, warmup_learning_rate: float
 ) -> float:
@@ -69,4 +87,4 @@ def _warmed_up(
     return min(decayed, warmup_learning_rate + (learning_rate - warmup_learning_rate) * step / warmup_steps)
 
 
-__all__ = ["blip_learning_rate", "cosine_learning_rate", "linear_ramp"]
+__all__ = ["blip_learning_rate", "cosine_learning_rate", "linear_ramp", "momentum_at"]
