@@ -83,9 +83,9 @@ def test_queue_of_size_zero_keeps_nothing():
 
 def test_a_queue_that_does_not_count_has_no_keys():
     queue = queue_of(4, [0, 1])
-    assert [len(column) for column in queue.keys()] == [4, 4, 4]
+    assert [len(column) for column in queue.counted_rows()] == [4, 4, 4]
     queue.counts = False
-    assert [len(column) for column in queue.keys()] == [0, 0, 0]
+    assert [len(column) for column in queue.counted_rows()] == [0, 0, 0]
     queue.enqueue(*numbered_rows([2]))
     assert queue.num_enqueued == 3
 

@@ -133,7 +133,9 @@ def parse(command: Command, argv: Sequence[str]) -> tuple[Any, ...]:
     parsed = [_make(command.options, given)]
     if command.trainer_arguments is not None:
         trainer_class, defaults = command.trainer_arguments()
-        parsed.append(_make(trainer_class, {**defaults, **given}))
+        arguments = _make(trainer_class, {**defaults, **given})
+        arguments.left_open = frozenset(f.name for f in fields(trainer_class)) - given.keys() - defaults.keys()
+        parsed.append(arguments)
     if not (command.resumes or given.get("overwrite") or given.get("resume_from_checkpoint")):
         _refuse_existing_outputs(parsed, is_training=len(parsed) > 1)
     return tuple(parsed)

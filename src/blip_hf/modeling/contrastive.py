@@ -188,7 +188,7 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             image_keys, text_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
             all_keys = image_keys, text_keys
         own = slice(start, start + image_ids.shape[0])
-        queued_images, queued_texts, queued_ids = self.queue.keys()
+        queued_images, queued_texts, queued_ids = self.queue.counted_rows()
         positives = matching_pairs(image_ids, torch.cat([key_ids, queued_ids]), first_key=start)  # (b, k)
 
         num_pairs = self._count_for_mean(torch.ones_like(image_ids).sum())

@@ -66,7 +66,7 @@ class FeatureQueue(nn.Module):
         """Fraction of the queue that was enqueued, a scalar; the rest is random."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
 
-    def keys(self) -> tuple[Tensor, Tensor, Tensor]:
+    def counted_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image features `(q, d)`, text features `(q, d)` and image ids `(q,)` that are keys; `q` is 0 if none count."""
         size = self.size if self.counts else 0
         return self.image_features[:size], self.text_features[:size], self.image_ids[:size]

@@ -11,6 +11,7 @@ from ..caption_settings import PRETRAINING_SETTINGS, CaptionSettings
 from . import base, finetuning
 from .loading import add_loading_skips, loading_counts
 from .options import option
+from .recipe import choose_recipe
 from .run_card import push_run, write_run_cards
 from .run_folder import finish_run, prepare_run
 from .streams import NUM_VOCABULARY_CAPTIONS, make_stream
@@ -93,15 +94,25 @@ class PretrainOptions(base.PairTrainingOptions):
     )
     feature_width: int = option(256, "Size of the contrastive features", "N")
     queue_size: int | None = option(
-        None, "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP)", "N"
+        None,
+        "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP; 0 in a short run)",
+        "N",
     )
-    momentum: float | None = option(None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP)", "RATE")
+    momentum: float | None = option(
+        None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP; 0 in a short run)", "RATE"
+    )
     contrastive_warmup_steps: int | None = option(
-        None, "Steps with the batch as keys and with easy negatives, before momentum and queue count", "N"
+        None,
+        "Steps with the batch as keys and with easy negatives, before momentum and queue count (default: 0; a fifth of a short run)",
+        "N",
     )
-    temperature: float | None = option(None, "Initial contrastive temperature (default: 0.07)", "T")
+    temperature: float | None = option(
+        None, "Initial contrastive temperature (default: 0.07; 0.05 in a short run)", "T"
+    )
     negative_temperature: float | None = option(
-        None, "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 1: any pairs)", "T"
+        None,
+        "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 0.1 in a short run; 1: any pairs)",
+        "T",
     )
     gather_keys: bool | None = option(None, base.GATHER_KEYS_HELP)
     negative_all_rank: bool | None = option(None, base.NEGATIVE_ALL_RANK_HELP)
@@ -147,10 +158,11 @@ def pretrain(
     from ..training import BlipContrastiveTrainer
     from .dry_run import describe_run
 
-    prepare_run(options, arguments)
     set_seed(arguments.seed)
     with recorded_files() as train_files:
         train_pairs, read_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
+    options = choose_recipe(options, arguments, _count_pairs(train_pairs)).apply(options, arguments)
+    prepare_run(options, arguments)
     train_dataset: Any = read_dataset
     loading_counts(train_files).check(arguments.max_bad_share)
     processor = make_processor(options, train_pairs)
@@ -188,6 +200,10 @@ def pretrain(
     finish_run(arguments, card=write_run_cards(options, trainer, metrics, PARTS))
     push_run(arguments, trainer.hub_model_id)
     return metrics
+
+
+def _count_pairs(train_pairs: Any) -> int | None:
+    return train_pairs.num_pairs if hasattr(train_pairs, "num_pairs") else len(train_pairs)
 
 
 def image_size_of_run(options: PretrainOptions) -> int:

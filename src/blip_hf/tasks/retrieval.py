@@ -71,6 +71,7 @@ def load_model(options: FinetuneOptions) -> "BlipForRetrievalTraining":
     from ..modeling.retrieval_training import BlipForRetrievalTraining
 
     values = base.config_values(BlipRetrievalTrainingConfig, options, CONFIGURED)
+    values["contrastive_warmup_steps"] = 0  # that of pre-training is over
     return base.prepare_for_training(base.load_for_training(BlipForRetrievalTraining, options, **values), options)
 
 

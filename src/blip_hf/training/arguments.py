@@ -175,6 +175,8 @@ class BlipTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # What a command line does not give, for defaults that depend on the data.
+        self.left_open: frozenset[str] = frozenset()
         # The command line has only strings.
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
             newest: Any = str(self.resume_from_checkpoint).lower() == "true" or None
