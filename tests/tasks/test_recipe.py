@@ -31,7 +31,7 @@ def test_the_length_of_a_run_is_counted(tmp_path, fields, num_pairs, expected):
     assert count_steps(BlipTrainingArguments(str(tmp_path), use_cpu=True, **fields), 4, num_pairs) == expected
 
 
-def test_a_short_run_has_no_queue_and_says_so(tmp_path, caplog):
+def test_a_run_of_some_hundred_steps_has_no_queue_and_says_so(tmp_path, caplog):
     found = chosen(tmp_path, "--max_steps", "100")
     assert found == {
         "queue_size": 0,
@@ -48,6 +48,12 @@ def test_a_short_run_has_no_queue_and_says_so(tmp_path, caplog):
     assert "The run has 100 steps" in caplog.text
     for name, value in found.items():
         assert f"--{name} {value}" in caplog.text
+
+
+def test_a_longer_run_has_the_papers_momentum_and_as_many_batches_in_the_queue(tmp_path):
+    found = chosen(tmp_path, "--max_steps", "500", "--per_device_train_batch_size", "32")
+    assert (found["queue_size"], found["momentum"], found["contrastive_warmup_steps"]) == (640, 0.995, 300)
+    assert chosen(tmp_path, "--max_steps", "500", "--gradient_accumulation_steps", "100")["queue_size"] == 57_600
 
 
 def test_trained_encoders_have_a_lower_rate(tmp_path):
@@ -86,7 +92,8 @@ def test_given_values_stay(tmp_path):
 
 
 def test_a_model_that_is_trained_on_starts_with_hard_negatives(tmp_path):
-    assert "contrastive_warmup_steps" not in chosen(tmp_path, "--max_steps", "100", "--model", "m")
+    for num_steps in ("100", "1000"):
+        assert chosen(tmp_path, "--max_steps", num_steps, "--model", "m")["contrastive_warmup_steps"] == 0
 
 
 def test_arguments_made_in_python_are_kept(tmp_path):

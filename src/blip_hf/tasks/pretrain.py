@@ -95,15 +95,15 @@ class PretrainOptions(base.PairTrainingOptions):
     feature_width: int = option(256, "Size of the contrastive features", "N")
     queue_size: int | None = option(
         None,
-        "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP; 0 in a short run)",
+        "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP; fewer or 0 in a short run)",
         "N",
     )
     momentum: float | None = option(
-        None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP; 0 in a short run)", "RATE"
+        None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP; fewer or 0 in a short run)", "RATE"
     )
     contrastive_warmup_steps: int | None = option(
         None,
-        "Steps with the batch as keys and with easy negatives, before momentum and queue count (default: 0; a fifth of a short run)",
+        "Steps with the batch as keys and with easy negatives, before momentum and queue count (default: 0; up to 300 in a short run)",
         "N",
     )
     temperature: float | None = option(

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 # Optimiser steps from which on a run has the paper's recipe (docs/short_runs.md).
 MIN_PAPER_STEPS = 10_000
-# The age of a queued key gives it away until a momentum encoder has settled. A learned temperature falls before the
-# features have an order. An ITM head at chance learns nothing from hard negatives.
-SHORT_OPTIONS: dict[str, Any] = {
-    "queue_size": 0,
-    "momentum": 0.0,
-    "temperature": 0.05,
-    "negative_temperature": 0.1,
-}
+# Steps from which on a run learns more with momentum encoder and queue than with the keys of the batch alone, if the batch
+# alone has the first ones: before, the age of a queued key gives it away.
+MIN_QUEUE_STEPS = 500
+QUEUE_WARMUP_STEPS = 300
+# Batches in the queue: the paper has 57,600 pairs and batches of 2,880.
+QUEUE_BATCHES = 20
+MAX_QUEUE_SIZE = 57_600
+MOMENTUM = 0.995
+# A learned temperature falls before the features have an order. An ITM head at chance learns nothing from hard negatives.
+SHORT_OPTIONS: dict[str, Any] = {"temperature": 0.05, "negative_temperature": 0.1}
 SHORT_ARGUMENTS: dict[str, Any] = {
     "learn_temperature": False,
     "lr_scheduler_type": "cosine",
@@ -29,7 +31,7 @@ SHORT_ARGUMENTS: dict[str, Any] = {
 }
 # Trained encoders lose what they know at the paper's 3e-4.
 WARM_START_RATE = 1e-4
-# Shares of the run in which the negatives get harder, and the learning rate rises.
+# Shares of a run without a queue in which the negatives get harder, and of any run in which the learning rate rises.
 NEGATIVE_WARMUP = 0.2
 RATE_WARMUP = 0.05
 
@@ -61,10 +63,9 @@ def choose_recipe(options: "PretrainOptions", arguments: "BlipTrainingArguments"
     num_steps = count_steps(arguments, batch_size, num_pairs)
     if num_steps is None or num_steps >= MIN_PAPER_STEPS:
         return Recipe()
-    if options.model is None:
-        chosen = {**SHORT_OPTIONS, "contrastive_warmup_steps": int(NEGATIVE_WARMUP * num_steps)}
-    else:
-        chosen = SHORT_OPTIONS
+    chosen = {**SHORT_OPTIONS, **_choose_keys(num_steps, _rows_per_step(arguments, batch_size))}
+    if options.model is not None:
+        chosen["contrastive_warmup_steps"] = 0
     if "learning_rate" in arguments.left_open and (options.model or options.vision or options.text):
         open_arguments["learning_rate"] = WARM_START_RATE
     if "warmup_steps" in arguments.left_open:
@@ -75,14 +76,24 @@ def choose_recipe(options: "PretrainOptions", arguments: "BlipTrainingArguments"
     return recipe
 
 
+def _choose_keys(num_steps: int, num_rows: int) -> dict[str, Any]:
+    if num_steps < MIN_QUEUE_STEPS:
+        return {"queue_size": 0, "momentum": 0.0, "contrastive_warmup_steps": int(NEGATIVE_WARMUP * num_steps)}
+    queue_size = min(QUEUE_BATCHES * num_rows, MAX_QUEUE_SIZE)
+    return {"queue_size": queue_size, "momentum": MOMENTUM, "contrastive_warmup_steps": QUEUE_WARMUP_STEPS}
+
+
 def count_steps(arguments: "BlipTrainingArguments", batch_size: int, num_pairs: int | None) -> int | None:
     """Optimiser steps of a run, or `None` if they are unknown."""
     if arguments.max_steps > 0:
         return arguments.max_steps
     if num_pairs is None:
         return None
-    num_rows = batch_size * max(1, arguments.n_gpu) * arguments.gradient_accumulation_steps * arguments.world_size
-    return int(arguments.num_train_epochs * (num_pairs // num_rows))
+    return int(arguments.num_train_epochs * (num_pairs // _rows_per_step(arguments, batch_size)))
+
+
+def _rows_per_step(arguments: "BlipTrainingArguments", batch_size: int) -> int:
+    return batch_size * max(1, arguments.n_gpu) * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def _announce(recipe: Recipe, num_steps: int) -> None:
