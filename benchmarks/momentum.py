@@ -67,8 +67,6 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="Ways to train")
     parser.add_argument("--name", default="scenes", help="Name of the results")
     options = parser.parse_args(argv)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     runs = []
     for seed in options.seeds:
         for way in options.ways:
@@ -161,4 +159,6 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     main()

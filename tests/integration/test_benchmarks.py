@@ -27,6 +27,7 @@ from benchmarks import (
     limit,
     lists,
     matching,
+    momentum,
     original,
     posterior,
     pretraining_step,
@@ -451,3 +452,17 @@ def test_a_near_miss_differs_in_one_word_of_the_same_group():
         ((old, new),) = [pair for pair in zip(caption.split(), miss.split(), strict=True) if pair[0] != pair[1]]
         assert any({old, new} <= set(group) for group in filter_quality.WORD_GROUPS)
     assert filter_quality.near_miss("a photo", random.Random(0)) is None
+
+
+def test_learning_curves_have_a_table_of_means_and_a_plot(tmp_path):
+    argv = ["--max_steps", "4", "--seeds", "0", "1", "--num_scenes", "64", "--num_held_out", "20"]
+    report = momentum.main([*argv, "--ways", momentum.BATCH_ALONE], tmp_path)
+    assert [(run["way"], run["seed"]) for run in report["runs"]] == [
+        (momentum.BATCH_ALONE, 0),
+        (momentum.BATCH_ALONE, 1),
+    ]
+    assert [[step for step, _ in run["curve"]] for run in report["runs"]] == [[1, 2, 3, 4]] * 2
+    mean = sum(run["curve"][-1][1] for run in report["runs"]) / 2
+    last = (tmp_path / "momentum_scenes.md").read_text().splitlines()[-1]
+    assert last.split(" | ")[4] == f"{mean:.1%}"
+    assert (tmp_path / "momentum_scenes.png").stat().st_size > 0
