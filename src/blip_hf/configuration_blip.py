@@ -221,9 +221,10 @@ class BlipContrastiveConfig(BlipConfig):
         momentum (`float`, *optional*, defaults to 0.995):
             EMA decay of the momentum encoder (paper, section 3.2, after ALBEF). 0 disables the momentum encoder.
         contrastive_warmup_steps (`int`, *optional*, defaults to 0):
-            Steps of a start for small data: the keys of ITC are those of the model and the batch, and the temperature of hard
-            negatives falls from 1 to its value. Then the momentum rises, and the queue counts once it is filled. With 0
-            everything counts from the first step, as in the paper.
+            Training steps at the start of a short run in which only the batch gives keys for ITC, from the current weights,
+            and the temperature of hard negatives falls from 1 to its value. After them, the momentum rises to its value, and
+            the queue counts once it is filled again. 0 uses momentum, queue and hard negatives from the first step, as the
+            paper does.
         alpha (`float`, *optional*, defaults to 0.4):
             Weight of the momentum encoder's distribution in the contrastive targets.
         temperature_init_value (`float`, *optional*, defaults to 0.07):

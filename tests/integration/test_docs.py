@@ -28,6 +28,15 @@ HELP_OPTIONS = {"help", "help_all", "debug"}
 OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
 
 
+# Tables of benchmarks, which write them from the results of their runs.
+RESULT_TABLES = {
+    "momentum_scenes": "short_runs",
+    "posterior_scenes": "posterior",
+    "posterior_photos": "posterior",
+    "filter_scenes": "posterior",
+}
+
+
 def page_name(page):
     return page.relative_to(ROOT).with_suffix("").as_posix()
 
@@ -223,3 +232,9 @@ def test_python_of_pages_parses_and_its_imports_exist(page):
 def test_the_page_of_the_posterior_has_the_tables_of_the_benchmarks(name):
     table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
     assert table in (ROOT / "docs" / "posterior.md").read_text()
+
+
+@pytest.mark.parametrize("table", RESULT_TABLES)
+def test_a_table_of_results_is_that_of_its_benchmark(table):
+    lines = (ROOT / "benchmarks" / "results" / f"{table}.md").read_text()
+    assert lines in (ROOT / "docs" / f"{RESULT_TABLES[table]}.md").read_text()

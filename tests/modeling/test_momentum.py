@@ -81,13 +81,14 @@ def test_queue_of_size_zero_keeps_nothing():
     assert queue.num_enqueued == 3
 
 
-def test_a_queue_that_does_not_count_has_no_keys():
+def test_a_queue_that_does_not_count_has_no_keys_in_training():
     queue = queue_of(4, [0, 1])
-    assert [len(column) for column in queue.counted_rows()] == [4, 4, 4]
+    assert [len(column) for column in queue.keys_and_ids()] == [4, 4, 4]
     queue.counts = False
-    assert [len(column) for column in queue.counted_rows()] == [0, 0, 0]
+    assert [len(column) for column in queue.keys_and_ids()] == [0, 0, 0]
     queue.enqueue(*numbered_rows([2]))
     assert queue.num_enqueued == 3
+    assert [len(column) for column in queue.eval().keys_and_ids()] == [4, 4, 4]
 
 
 def test_rows_without_image_ids_have_the_unknown_id():

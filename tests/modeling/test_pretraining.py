@@ -161,6 +161,22 @@ def test_negatives_are_drawn_with_their_own_temperature(batch, monkeypatch):
         tiny_pretraining_config(negative_temperature=0.0)
 
 
+@pytest.mark.parametrize(("is_training", "ratio"), [(True, 0.7), (False, 1.0)])
+def test_negatives_of_a_warmup_are_drawn_at_temperature_1_in_training_only(batch, monkeypatch, is_training, ratio):
+    drawn_by = []
+
+    def draw(logits, *arguments):
+        drawn_by.append(logits.detach())
+        return sample_hard_negatives(logits, *arguments)
+
+    monkeypatch.setattr(contrastive, "sample_hard_negatives", draw)
+    model = BlipForPreTraining(tiny_pretraining_config(negative_temperature=0.7)).train(is_training)
+    for model.negative_ramp in (1.0, 0.0):
+        torch.manual_seed(0)
+        model(**batch)
+    assert_close(torch.stack(drawn_by[2:]), torch.stack(drawn_by[:2]) * ratio)
+
+
 def test_update_momentum_follows_the_formula_and_clamps_the_temperature(model):
     online = dict(model.named_parameters(remove_duplicate=False))
     momentum_parameters = dict(model.momentum_towers.named_parameters())

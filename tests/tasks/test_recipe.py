@@ -45,14 +45,15 @@ def test_a_run_of_some_hundred_steps_has_no_queue_and_says_so(tmp_path, caplog):
         "per_device_train_batch_size": 64,
         "warmup_steps": 5,
     }
-    assert "The run has 100 steps" in caplog.text
+    assert "The run has 100 optimizer steps" in caplog.text
     for name, value in found.items():
         assert f"--{name} {value}" in caplog.text
 
 
 def test_a_longer_run_has_the_papers_momentum_and_as_many_batches_in_the_queue(tmp_path):
     found = chosen(tmp_path, "--max_steps", "500", "--per_device_train_batch_size", "32")
-    assert (found["queue_size"], found["momentum"], found["contrastive_warmup_steps"]) == (640, 0.995, 300)
+    assert (found["queue_size"], found["contrastive_warmup_steps"]) == (640, 300)
+    assert "momentum" not in found  # the default of the configuration
     assert chosen(tmp_path, "--max_steps", "500", "--gradient_accumulation_steps", "100")["queue_size"] == 57_600
 
 
@@ -91,9 +92,11 @@ def test_given_values_stay(tmp_path):
     assert found["queue_size"] == 0
 
 
-def test_a_model_that_is_trained_on_starts_with_hard_negatives(tmp_path):
+def test_a_model_that_is_trained_on_keeps_its_temperature_and_its_hard_negatives(tmp_path):
     for num_steps in ("100", "1000"):
-        assert chosen(tmp_path, "--max_steps", num_steps, "--model", "m")["contrastive_warmup_steps"] == 0
+        found = chosen(tmp_path, "--max_steps", num_steps, "--model", "m")
+        assert found["contrastive_warmup_steps"] == 0
+        assert not found.keys() & {"temperature", "negative_temperature"}
 
 
 def test_arguments_made_in_python_are_kept(tmp_path):
@@ -107,19 +110,9 @@ def test_arguments_made_in_python_are_kept(tmp_path):
 def test_the_command_trains_with_the_chosen_values_and_its_card_has_them(tmp_path):
     sizes = ["--image_size", "32", "--vision_width", "16", "--vision_layers", "1", "--text_width", "16"]
     sizes += ["--text_layers", "1", "--head_width", "8", "--feature_width", "8"]
-    argv = [
-        "pretrain",
-        "--data",
-        "scenes",
-        "--num_scenes",
-        "8",
-        *sizes,
-        "--output_dir",
-        str(tmp_path),
-        "--max_steps",
-        "5",
-    ]
-    assert main([*argv, "--per_device_train_batch_size", "4", "--use_cpu", "--save_strategy", "no"]) == 0
+    length = ["--max_steps", "5", "--per_device_train_batch_size", "4", "--use_cpu", "--save_strategy", "no"]
+    argv = ["pretrain", "--data", "scenes", "--num_scenes", "8", *sizes, *length, "--output_dir", str(tmp_path)]
+    assert main(argv) == 0
     config = BlipPreTrainingConfig.from_pretrained(tmp_path)
     assert (config.queue_size, config.momentum, config.contrastive_warmup_steps) == (0, 0.0, 1)
     assert (config.temperature_init_value, config.negative_temperature) == (0.05, 0.1)

@@ -50,9 +50,8 @@ class BlipContrastiveModel(BlipPreTrainedModel):
     main_input_name = "pixel_values"
     vision_model: BlipVisionModel
     text_encoder: BlipTextModel
-    negative_ramp: float = (
-        1.0  # in a warm-up, how far the temperature of negatives has fallen from 1, as a share of its logarithm
-    )
+    # Exponent of the temperature of hard negatives in training: 0 at the start of a warm-up, 1 after it.
+    negative_ramp: float = 1.0
     _keys_to_ignore_on_load_missing = [r"^momentum_towers\.", r"^queue\."]
 
     def _add_contrastive_parts(self) -> None:
@@ -188,14 +187,13 @@ class BlipContrastiveModel(BlipPreTrainedModel):
             image_keys, text_keys = gather(torch.cat(keys, dim=1)).chunk(2, dim=1)  # (m, d) each
             all_keys = image_keys, text_keys
         own = slice(start, start + image_ids.shape[0])
-        queued_images, queued_texts, queued_ids = self.queue.counted_rows()
+        queued_images, queued_texts, queued_ids = self.queue.keys_and_ids()
         positives = matching_pairs(image_ids, torch.cat([key_ids, queued_ids]), first_key=start)  # (b, k)
 
         num_pairs = self._count_for_mean(torch.ones_like(image_ids).sum())
         losses, batch_logits = [], []
-        for queries, teachers, others, queue in zip(
-            features, keys, all_keys[::-1], (queued_texts, queued_images), strict=True
-        ):
+        queued = (queued_texts, queued_images)
+        for queries, teachers, others, queue in zip(features, keys, all_keys[::-1], queued, strict=True):
             # Divide the queries: dividing the similarities would keep another (b, k) tensor for backward.
             logits = _similarities(queries / temperature, others, queue)
             with torch.no_grad():
@@ -300,9 +298,10 @@ class BlipContrastiveModel(BlipPreTrainedModel):
         self, logits: tuple[Tensor, Tensor], positives: Tensor, generator: torch.Generator | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """A hard text for each image and a hard image for each text, each with a mask of valid draws."""
-        if self.config.negative_temperature is not None or self.negative_ramp < 1:
+        ramp = self.negative_ramp if self.training else 1.0
+        if self.config.negative_temperature is not None or ramp < 1:
             temperature = self._clamped_temperature().detach()
-            scale = temperature / (self.config.negative_temperature or temperature) ** self.negative_ramp
+            scale = temperature / (self.config.negative_temperature or temperature) ** ramp
             logits = (logits[0] * scale, logits[1] * scale)
         return (
             sample_hard_negatives(logits[0], positives, generator),

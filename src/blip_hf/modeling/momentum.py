@@ -42,7 +42,7 @@ class FeatureQueue(nn.Module):
     text_features: Tensor
     image_ids: Tensor
     num_enqueued: Tensor
-    counts: bool = True  # whether its features are keys
+    counts: bool = True  # whether its features are keys in training; they always are in evaluation
 
     def __init__(self, size: int, feature_size: int) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class FeatureQueue(nn.Module):
         """Fraction of the queue that was enqueued, a scalar; the rest is random."""
         return (self.num_enqueued / max(self.size, 1)).clamp(max=1)
 
-    def counted_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features `(q, d)`, text features `(q, d)` and image ids `(q,)` that are keys; `q` is 0 if none count."""
-        size = self.size if self.counts else 0
+    def keys_and_ids(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image keys `(q, d)`, text keys `(q, d)` and their image ids `(q,)`. `q` is 0 if the queue does not count."""
+        size = self.size if self.counts or not self.training else 0
         return self.image_features[:size], self.text_features[:size], self.image_ids[:size]
 
     @torch.no_grad()

@@ -50,7 +50,11 @@ CONFIGURED = (
 
 @dataclass(kw_only=True)
 class PretrainOptions(base.PairTrainingOptions):
-    """Options of pre-training. `None` stands for the default of [`BlipPreTrainingConfig`], where that has the option."""
+    """Options of pre-training.
+
+    `None` stands for the default of [`BlipPreTrainingConfig`], where that has the option; under 10,000 steps, some have other
+    values (`docs/short_runs.md`).
+    """
 
     eval_split: str = option("validation", f"Split of --eval_data, {base.SPLIT_HELP}", "NAME")
     min_scale: float = option(0.2, "Minimum share of an image's area in a random crop (salesforce/BLIP)", "SHARE")
@@ -95,23 +99,23 @@ class PretrainOptions(base.PairTrainingOptions):
     feature_width: int = option(256, "Size of the contrastive features", "N")
     queue_size: int | None = option(
         None,
-        "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP; fewer or 0 in a short run)",
+        "Number of pairs in the queue, at most that of training pairs (default: 57600, as salesforce/BLIP; 20 batches under 10,000 steps, 0 under 500)",
         "N",
     )
     momentum: float | None = option(
-        None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP; fewer or 0 in a short run)", "RATE"
+        None, "Decay of the momentum encoder (default: 0.995, as salesforce/BLIP; 0 under 500 steps)", "RATE"
     )
     contrastive_warmup_steps: int | None = option(
         None,
-        "Steps with the batch as keys and with easy negatives, before momentum and queue count (default: 0; up to 300 in a short run)",
+        "Steps with only the batch as keys and with easier negatives, before momentum and queue are used (default: 0; at most 300 under 10,000 steps)",
         "N",
     )
     temperature: float | None = option(
-        None, "Initial contrastive temperature (default: 0.07; 0.05 in a short run)", "T"
+        None, "Initial contrastive temperature (default: 0.07; 0.05 under 10,000 steps)", "T"
     )
     negative_temperature: float | None = option(
         None,
-        "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 0.1 in a short run; 1: any pairs)",
+        "Temperature that hard negatives are drawn at (default: that of the contrastive loss; 0.1 under 10,000 steps; 1: any pairs)",
         "T",
     )
     gather_keys: bool | None = option(None, base.GATHER_KEYS_HELP)
@@ -161,7 +165,8 @@ def pretrain(
     set_seed(arguments.seed)
     with recorded_files() as train_files:
         train_pairs, read_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
-    options = choose_recipe(options, arguments, _count_pairs(train_pairs)).apply(options, arguments)
+    num_pairs = None if arguments.max_steps > 0 else _count_pairs(train_pairs)  # a stream may ask a server for it
+    options = choose_recipe(options, arguments, num_pairs).apply(options, arguments)
     prepare_run(options, arguments)
     train_dataset: Any = read_dataset
     loading_counts(train_files).check(arguments.max_bad_share)
@@ -203,6 +208,7 @@ def pretrain(
 
 
 def _count_pairs(train_pairs: Any) -> int | None:
+    """Returns the number of pairs, or `None` for a stream of unknown length."""
     return train_pairs.num_pairs if hasattr(train_pairs, "num_pairs") else len(train_pairs)
 
 

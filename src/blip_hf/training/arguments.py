@@ -175,7 +175,7 @@ class BlipTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # What a command line does not give, for defaults that depend on the data.
+        # Fields that the command line does not give, so that `pretrain` may choose them by the length of the run.
         self.left_open: frozenset[str] = frozenset()
         # The command line has only strings.
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):

@@ -43,8 +43,7 @@ class MomentumCallback(TrainerCallback):
         self, args: Any, state: TrainerState, *_: Any, model: BlipContrastiveModel, **kwargs: Any
     ) -> None:
         """Updates the momentum encoder."""
-        # The step that is just done is counted after this event.
-        step = state.global_step + 1
+        step = state.global_step + 1  # Trainer counts the step after this event
         model.update_momentum(momentum_at(step, model.config.momentum, model.config.contrastive_warmup_steps))
 
 
@@ -93,14 +92,15 @@ class BlipContrastiveTrainer(BlipTrainer):
         ramp_steps = self.args.alpha_ramp_epochs * self._steps_per_epoch
         return self.model.config.alpha * linear_ramp(self.state.global_step, ramp_steps)
 
-    def _set_stage(self) -> None:
-        """Tells the model where its contrastive warm-up stands."""
-        config, step = self.model.config, self.state.global_step
-        warmup_steps = config.contrastive_warmup_steps
+    def _set_warmup_stage(self) -> None:
+        """Tells the model how far its contrastive warm-up is."""
+        model: Any = base_model(self.model)
+        step = self.state.global_step
+        warmup_steps = model.config.contrastive_warmup_steps
         num_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        # Keys of the warm-up are of a model that changes fast.
-        self.model.queue.counts = not warmup_steps or (step - warmup_steps) * num_rows >= config.queue_size
-        self.model.negative_ramp = linear_ramp(step, warmup_steps)
+        # Features that were queued in the warm-up are of weights that changed fast.
+        model.queue.counts = not warmup_steps or (step - warmup_steps) * num_rows >= model.queue.size
+        model.negative_ramp = linear_ramp(step, warmup_steps)
 
     def _metric_names(self) -> tuple[str, ...]:
         names = ["loss", "loss_itc"]
@@ -114,7 +114,7 @@ class BlipContrastiveTrainer(BlipTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Adds the batch to the queue after the backward pass."""
-        self._set_stage()
+        self._set_warmup_stage()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._trained_output is not None:
             self.model.enqueue(self._trained_output)

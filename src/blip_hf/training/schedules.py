@@ -64,8 +64,8 @@ def linear_ramp(step: int, num_steps: float) -> float:
 def momentum_at(step: int, momentum: float, warmup_steps: int) -> float:
     """Momentum of the update after optimiser step `step`, counted from 1.
 
-    With warm-up it is 0 for `warmup_steps` steps, so the keys are of the model itself, and then that of a running mean of
-    the weights since, `n / (n + 1)`, until it reaches `momentum`.
+    In a warm-up it is 0, so the momentum encoder equals the model. Then it rises as `n / (n + 1)`, which makes the momentum
+    encoder the mean of the weights since the warm-up, until it reaches `momentum`.
 
     Example:
         >>> [momentum_at(step, 0.75, warmup_steps=100) for step in (100, 101, 102, 103, 104)]
