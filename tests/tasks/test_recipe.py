@@ -54,11 +54,22 @@ def test_a_longer_run_has_the_papers_momentum_and_as_many_batches_in_the_queue(t
     found = chosen(tmp_path, "--max_steps", "500", "--per_device_train_batch_size", "32")
     assert (found["queue_size"], found["contrastive_warmup_steps"]) == (640, 300)
     assert "momentum" not in found  # the default of the configuration
-    assert chosen(tmp_path, "--max_steps", "500", "--gradient_accumulation_steps", "100")["queue_size"] == 57_600
+    argv = ["--max_steps", "500", "--gradient_accumulation_steps", "100"]
+    assert chosen(tmp_path, *argv, num_pairs=10_000)["queue_size"] == 57_600
 
 
 def test_trained_encoders_have_a_lower_rate(tmp_path):
     assert chosen(tmp_path, "--max_steps", "100", "--text", "t")["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize(("num_pairs", "batch_size"), [(1000, 64), (64, 64), (30, 30), (8, 8)])
+def test_the_batch_fits_the_training_set(tmp_path, num_pairs, batch_size):
+    assert chosen(tmp_path, num_pairs=num_pairs)["per_device_train_batch_size"] == batch_size
+
+
+def test_a_set_that_does_not_fill_the_default_batch_is_left_to_the_error_of_the_trainer(tmp_path, caplog):
+    assert chosen(tmp_path, num_pairs=7) == {}
+    assert caplog.text == ""
 
 
 def test_the_chosen_batch_counts_for_the_length(tmp_path):

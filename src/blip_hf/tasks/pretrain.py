@@ -165,7 +165,8 @@ def pretrain(
     set_seed(arguments.seed)
     with recorded_files() as train_files:
         train_pairs, read_dataset = read_training_set(options, arguments.seed, max_bad_share=arguments.max_bad_share)
-    num_pairs = None if arguments.max_steps > 0 else _count_pairs(train_pairs)  # a stream may ask a server for it
+    # A stream may ask a server for each shard.
+    num_pairs = None if options.is_streamed() and arguments.max_steps > 0 else _count_pairs(train_pairs)
     options = choose_recipe(options, arguments, num_pairs).apply(options, arguments)
     prepare_run(options, arguments)
     train_dataset: Any = read_dataset

@@ -26,8 +26,8 @@ SHORT_ARGUMENTS: dict[str, Any] = {
     "learn_temperature": False,
     "lr_scheduler_type": "cosine",
     "max_grad_norm": 1.0,
-    "per_device_train_batch_size": 64,
 }
+BATCH_SIZE = 64
 # Learning rate for trained encoders.
 WARM_START_RATE = 1e-4
 # Share of a run without a queue in which hard negatives get harder.
@@ -59,9 +59,11 @@ def choose_recipe(options: "PretrainOptions", arguments: "BlipTrainingArguments"
     if options.queue_size is not None or options.momentum is not None:
         return Recipe()
     chosen_arguments = {name: value for name, value in SHORT_ARGUMENTS.items() if name in arguments.left_open}
-    batch_size = chosen_arguments.get("per_device_train_batch_size", arguments.per_device_train_batch_size)
+    batch_size = arguments.per_device_train_batch_size
+    if "per_device_train_batch_size" in arguments.left_open:
+        batch_size = chosen_arguments["per_device_train_batch_size"] = _choose_batch_size(arguments, num_pairs)
     num_steps = count_steps(arguments, batch_size, num_pairs)
-    if num_steps is None or num_steps >= MIN_PAPER_STEPS:
+    if not num_steps or num_steps >= MIN_PAPER_STEPS:
         return Recipe()
     chosen = _choose_keys(num_steps, _rows_per_step(arguments, batch_size))
     # A model that is trained on has a temperature and an ITM head.
@@ -76,6 +78,13 @@ def choose_recipe(options: "PretrainOptions", arguments: "BlipTrainingArguments"
     if arguments.process_index == 0:
         _print_choice(recipe, num_steps)
     return recipe
+
+
+def _choose_batch_size(arguments: "BlipTrainingArguments", num_pairs: int | None) -> int:
+    """Returns the batch size for a short run: smaller if the training set does not fill a step, but not below the default."""
+    default = arguments.per_device_train_batch_size
+    largest = BATCH_SIZE if num_pairs is None else num_pairs // _rows_per_step(arguments, 1)
+    return min(BATCH_SIZE, max(default, largest))
 
 
 def _choose_keys(num_steps: int, num_rows: int) -> dict[str, Any]:
@@ -110,4 +119,4 @@ def _print_choice(recipe: Recipe, num_steps: int) -> None:
     )
 
 
-__all__ = ["MIN_PAPER_STEPS", "SHORT_ARGUMENTS", "SHORT_OPTIONS", "Recipe", "choose_recipe", "count_steps"]
+__all__ = ["MIN_PAPER_STEPS", "Recipe", "choose_recipe", "count_steps"]
