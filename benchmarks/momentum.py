@@ -24,6 +24,7 @@ from blip_hf.demo.settings import DemoSettings
 from blip_hf.files import write_json
 from blip_hf.tasks.pretrain import pretrain
 
+from .curves import mean_curves, plot
 from .environment import describe
 from .growth import RESULTS
 
@@ -115,15 +116,6 @@ def train(way: Mapping[str, Any], seed: int, options: argparse.Namespace) -> dic
     return {"seconds": round(time.perf_counter() - start, 1), "curve": curve.points}
 
 
-def mean_curves(report: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
-    """R@1 of all seeds, by way and step."""
-    curves: dict[str, dict[int, list[float]]] = {}
-    for run in report["runs"]:
-        for step, value in run["curve"]:
-            curves.setdefault(run["way"], {}).setdefault(step, []).append(value)
-    return curves
-
-
 def table_lines(report: Mapping[str, Any]) -> list[str]:
     """Mean R@1 of the seeds at points of the curves, with the range at the last."""
     curves = mean_curves(report)
@@ -136,25 +128,6 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
         last = curve[shown[-1]]
         lines.append(f"| {way} | {' | '.join(means)} | {min(last):.1%} to {max(last):.1%} |")
     return lines
-
-
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the mean curves and, lightly, those of the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (way, curve) in enumerate(mean_curves(report).items()):
-        steps = sorted(curve)
-        axes.plot(steps, [100 * statistics.fmean(curve[step]) for step in steps], color=f"C{number}", label=way)
-        for run in report["runs"]:
-            if run["way"] == way:
-                axes.plot(
-                    *zip(*((step, 100 * value) for step, value in run["curve"]), strict=True), f"C{number}", alpha=0.2
-                )
-    axes.set(xlabel="step", ylabel="R@1 on new scenes, %", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """Baselines equal our results, instruments measure correctly, and each job runs."""
 
 import json
-import random
 import re
 import subprocess
 from contextlib import nullcontext
@@ -19,7 +18,6 @@ from benchmarks import __main__ as everything
 from benchmarks import (
     caption,
     export,
-    filter_quality,
     finetune_step,
     growth,
     harness,
@@ -27,9 +25,7 @@ from benchmarks import (
     limit,
     lists,
     matching,
-    momentum,
     original,
-    posterior,
     pretraining_step,
     processor,
     reranking,
@@ -60,10 +56,8 @@ from tests.support.tiny_models import (
     PAD,
     tiny_batch,
     tiny_config,
-    tiny_model_for,
     tiny_pretraining_config,
 )
-from tests.support.vocabularies import make_processor
 
 
 TINY = ["--size", "tiny", "--device", "cpu", "--rounds", "1"]
@@ -417,51 +411,3 @@ def test_the_performance_page_names_existing_jobs():
     assert called <= {*everything.JOBS, "plan", "lists"}  # these two have no rivals
     in_table = set(re.findall(r"`(\w+)\.py`", page))
     assert in_table == set(everything.JOBS)
-
-
-@pytest.fixture(scope="module")
-def retriever_folder(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("retriever"), make_processor()
-    for part in (tiny_model_for(BlipForImageTextRetrieval, processor), processor):
-        part.save_pretrained(folder)
-    return folder
-
-
-def test_the_table_of_scores_has_the_means_of_the_sets(retriever_folder, tmp_path):
-    argv = ["--model", str(retriever_folder), "--num_sets", "2", "--num_scenes", "6", "--k", "4"]
-    report = posterior.main(argv, tmp_path)
-    assert json.loads((tmp_path / "posterior_scenes.json").read_text())["sets"] == report["sets"]
-    lines = (tmp_path / "posterior_scenes.md").read_text().splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(report["sets"][0]["scores"])
-    mean = sum(own["scores"]["cosine"]["image_to_text_r@1"] for own in report["sets"]) / 2
-    assert lines[2].split(" | ")[1] == f"{mean:.1%}"
-
-
-def test_filters_are_compared_on_swapped_captions_and_near_misses(retriever_folder, tmp_path):
-    report = filter_quality.main(["--model", str(retriever_folder), "--num_pairs", "12"], tmp_path)
-    assert report["num_right"] + report["num_swapped"] == 12
-    assert 0 < report["num_near_misses"] <= report["num_right"]
-    assert all(0 <= value <= 1 for values in report["roc_auc"].values() for value in values.values())
-    assert len((tmp_path / "filter_scenes.md").read_text().splitlines()) == 2 + len(report["roc_auc"])
-
-
-def test_a_near_miss_differs_in_one_word_of_the_same_group():
-    caption = "a small red ring left of a blue star"
-    for seed in range(20):
-        miss = filter_quality.near_miss(caption, random.Random(seed))
-        ((old, new),) = [pair for pair in zip(caption.split(), miss.split(), strict=True) if pair[0] != pair[1]]
-        assert any({old, new} <= set(group) for group in filter_quality.WORD_GROUPS)
-    assert filter_quality.near_miss("a photo", random.Random(0)) is None
-
-
-def test_a_learning_curve_has_a_point_for_each_evaluation(tmp_path):
-    argv = ["--max_steps", "2", "--seeds", "0", "--num_scenes", "64", "--num_held_out", "8"]
-    report = momentum.main([*argv, "--ways", momentum.BATCH_ALONE], tmp_path)
-    (run,) = report["runs"]
-    assert (run["way"], run["seed"], [step for step, _ in run["curve"]]) == (momentum.BATCH_ALONE, 0, [1, 2])
-    assert (tmp_path / "momentum_scenes.png").stat().st_size > 0
-
-
-def test_the_table_of_learning_curves_has_the_means_of_the_seeds():
-    runs = [{"way": "a", "curve": [(1, 0.1), (2, value)]} for value in (0.25, 0.35)]
-    assert momentum.table_lines({"runs": runs})[-1] == "| a | 10.0% | 30.0% | 25.0% to 35.0% |"
