@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from benchmarks import filter_quality, momentum, posterior, recipes
+from benchmarks import filter_quality, momentum, photos, posterior, recipes
 from blip_hf import BlipForImageTextRetrieval
 from tests.support.tiny_models import tiny_model_for
 from tests.support.vocabularies import make_processor
@@ -73,3 +73,17 @@ def test_recipes_differ_in_their_options_alone_and_the_chosen_one_has_none(tmp_p
 def test_the_table_of_recipes_has_mean_and_range_of_the_seeds():
     runs = [{"way": "a"} | dict.fromkeys(recipes.COLUMNS, value) for value in (0.25, 0.75)]
     assert recipes.table_lines({"runs": runs})[-1].count("50.0% (25.0% to 75.0%)") == len(recipes.COLUMNS) - 1
+
+
+def test_the_tables_of_the_run_on_photos_have_what_its_commands_wrote(tmp_path):
+    runs = tmp_path / "runs"
+    recalls = {f"itc_{way}_r@{k}": k / 40 for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
+    captions = [{"image_id": number, "caption": f"caption {number}"} for number in range(1000)]
+    for name, values in (("metrics/retrieval_all", recalls), ("captions/caption_all", captions)):
+        path = runs / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    photos.main([str(runs)], tmp_path)
+    assert "| after all stages, cosines | 2.5 / 12.5 / 25.0% |" in (tmp_path / "photos_retrieval.md").read_text()
+    rows = (tmp_path / "photos_samples.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[-1] for row in rows] == [f"caption {83 * place} |" for place in range(12)]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tables of the run on photos in docs/flickr8k.md, from the metrics and logs of its commands.
+
+    python -m benchmarks.photos runs/flickr8k
+
+`metrics/*.json` of the folder are the outputs of `blip-hf evaluate`, `captions/*.json` its predictions. Metrics that are not
+there are left out. Writes `results/photos.json` and a table for each task, with the first run beside it.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip_hf.files import write_json
+
+from .environment import describe
+from .growth import RESULTS
+
+
+FIRST_RUN = RESULTS / "photos_first_run.json"
+# Head of a row, its file in metrics/ and the prefix of its metrics.
+RETRIEVAL_ROWS = (
+    ("after the contrastive stages, cosines", "retrieval_contrast", "itc_"),
+    ("after all stages, cosines", "retrieval_all", "itc_"),
+    ("after all stages, best 32 re-ranked by the paper's score", "retrieval_all", "paper_"),
+    ("after all stages, best 32 re-ranked by the posterior", "retrieval_all", "posterior_"),
+    ("after fine-tuning, cosines", "retrieval_finetuned", "itc_"),
+    ("after fine-tuning, best 32 re-ranked by the paper's score", "retrieval_finetuned", "paper_"),
+    ("after fine-tuning, best 32 re-ranked by the posterior", "retrieval_finetuned", "posterior_"),
+)
+CAPTION_ROWS = (("after all stages", "caption_all"), ("after fine-tuning", "caption_finetuned"))
+CAPTION_METRICS = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "meteor": "METEOR",
+}
+VQA_ROWS = (("image and question", "vqa_image"), ("grey image and question", "vqa_blind"))
+# Every 83rd photo of val.json: the number in its name, and what is on it in our words.
+SAMPLE_DISTANCE = 83
+SAMPLES = {
+    "2090545563": "a child lying on a skateboard, pushed by another",
+    "2934628301": "a black dog in shallow water",
+    "3440952969": "a skateboarder in the air over steps",
+    "1476241331": "two small boys at a drinking fountain",
+    "2775249812": "a girl in white among the jets of a fountain",
+    "719837187": "a wet brown dog leaping at a ball",
+    "2302516347": "two people at a machine in a wall",
+    "3057618932": "a cyclist riding down stairs",
+    "3508522093": "a boy sliding into leaves on a board",
+    "2695962887": "a dog on an agility course",
+    "3333017828": "a dog running along a beach",
+    "3288174272": "people fetching water at a tap",
+}
+
+
+def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str, Any]:
+    """Gathers the metrics and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="Folder of the run")
+    options = parser.parse_args(argv)
+    report = {
+        "job": "photos",
+        **describe(torch.device("cpu")),
+        "metrics": {path.stem: json.loads(path.read_text()) for path in sorted(options.runs.glob("metrics/*.json"))},
+        "samples": {path.stem: samples(path) for path in sorted(options.runs.glob("captions/*.json"))},
+        "first_run": json.loads(FIRST_RUN.read_text()),
+    }
+    write_json(report, folder / "photos.json", indent=1)
+    for name, make in TABLES.items():
+        lines = make(report)
+        (folder / f"photos_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print("\n".join([*lines, ""]))
+    return report
+
+
+def samples(path: Path) -> dict[str, str]:
+    """Captions of the sample photos; `image_id` is the place in `val.json`."""
+    captions = {record["image_id"]: record["caption"] for record in json.loads(path.read_text())}
+    return {number: captions[SAMPLE_DISTANCE * place] for place, number in enumerate(SAMPLES)}
+
+
+def _runs(report: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The metrics of this run and of the first one, by file."""
+    return report["metrics"], report["first_run"]["metrics"]
+
+
+def retrieval_lines(report: Mapping[str, Any]) -> list[str]:
+    """R@1, R@5 and R@10 of both directions, in this run and in the first one."""
+    lines = [
+        "| | caption to photo, R@1 / 5 / 10 | photo to caption, R@1 / 5 / 10 | first run: caption to photo | photo to caption |",
+        "|---|---|---|---|---|",
+    ]
+    for head, name, prefix in RETRIEVAL_ROWS:
+        cells = [
+            _recalls(metrics.get(name, {}), f"{prefix}{direction}")
+            for metrics in _runs(report)
+            for direction in ("text_to_image", "image_to_text")
+        ]
+        if any(cells):
+            lines.append(f"| {head} | {' | '.join(cells)} |")
+    return lines
+
+
+def _recalls(metrics: Mapping[str, float], name: str) -> str:
+    values = [metrics[f"{name}_r@{k}"] for k in (1, 5, 10) if f"{name}_r@{k}" in metrics]
+    return f"{' / '.join(f'{value:.1%}'.rstrip('%') for value in values)}%" if values else ""
+
+
+def caption_lines(report: Mapping[str, Any]) -> list[str]:
+    """Metrics of captions, times 100."""
+    lines = [
+        f"| `val.json`, 3 beams | {' | '.join(CAPTION_METRICS.values())} |",
+        "|---" * (len(CAPTION_METRICS) + 1) + "|",
+    ]
+    for run, metrics in zip(("", "first run, "), _runs(report), strict=True):
+        for head, name in CAPTION_ROWS:
+            if own := metrics.get(name):
+                cells = (f"{100 * own[metric]:.1f}" if metric in own else "" for metric in CAPTION_METRICS)
+                lines.append(f"| {run}{head} | {' | '.join(cells)} |")
+    return lines
+
+
+def vqa_lines(report: Mapping[str, Any]) -> list[str]:
+    """Accuracy on DAQUAR, with and without the image."""
+    lines = ["| input | accuracy | first run |", "|---|---|---|"]
+    for head, name in VQA_ROWS:
+        cells = [f"{own['accuracy']:.1%}" if (own := metrics.get(name)) else "" for metrics in _runs(report)]
+        if any(cells):
+            lines.append(f"| {head} | {' | '.join(cells)} |")
+    return lines
+
+
+def sample_lines(report: Mapping[str, Any]) -> list[str]:
+    """Captions of the sample photos, of each file of predictions."""
+    files = [name for _, name in CAPTION_ROWS if name in report["samples"]]
+    heads = ["photo", "content", *(f"caption {head}" for head, name in CAPTION_ROWS if name in files)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for number, content in SAMPLES.items():
+        captions = (report["samples"][name].get(number, "") for name in files)
+        lines.append(f"| {' | '.join([number, content, *captions])} |")
+    return lines
+
+
+TABLES = {"retrieval": retrieval_lines, "captions": caption_lines, "vqa": vqa_lines, "samples": sample_lines}
+
+
+if __name__ == "__main__":
+    main()
