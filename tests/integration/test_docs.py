@@ -31,6 +31,7 @@ OPTIONS_OF_OTHERS = {"tiny", "max_restarts"}
 # Tables of benchmarks, which write them from the results of their runs.
 RESULT_TABLES = {
     "momentum_scenes": "short_runs",
+    "recipes_scenes": "short_runs",
     "posterior_scenes": "posterior",
     "posterior_photos": "posterior",
     "filter_scenes": "posterior",
