@@ -3,8 +3,8 @@
 
     python -m benchmarks.photos runs/flickr8k
 
-`metrics/*.json` of the folder are the outputs of `blip-hf evaluate`, `captions/*.json` its predictions. Metrics that are not
-there are left out. Writes `results/photos.json` and a table for each task, with the first run beside it.
+`metrics/*.json` of the folder are the outputs of `blip-hf evaluate`, `captions/*.json` its predictions, `*/trainer_state.json`
+the logs of the trainer. What is not there is left out. Writes `results/photos.json` and a table for each task, with the first run beside it.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from .growth import RESULTS
 
 
 FIRST_RUN = RESULTS / "photos_first_run.json"
+# Head of a row and its folder.
+KEY_ROWS = (("batch alone", "contrast_batch"), ("momentum and queue", "contrast_queue"))
 # Head of a row, its file in metrics/ and the prefix of its metrics.
 RETRIEVAL_ROWS = (
     ("after the contrastive stages, cosines", "retrieval_contrast", "itc_"),
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
         **describe(torch.device("cpu")),
         "metrics": {path.stem: json.loads(path.read_text()) for path in sorted(options.runs.glob("metrics/*.json"))},
         "samples": {path.stem: samples(path) for path in sorted(options.runs.glob("captions/*.json"))},
+        "curves": {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))},
         "first_run": json.loads(FIRST_RUN.read_text()),
     }
     write_json(report, folder / "photos.json", indent=1)
@@ -85,6 +88,18 @@ def samples(path: Path) -> dict[str, str]:
     """Captions of the sample photos; `image_id` is the place in `val.json`."""
     captions = {record["image_id"]: record["caption"] for record in json.loads(path.read_text())}
     return {number: captions[SAMPLE_DISTANCE * place] for place, number in enumerate(SAMPLES)}
+
+
+def curve(path: Path) -> dict[str, dict[str, float]]:
+    """Recall of the evaluations in a log of the trainer, by step."""
+    history = json.loads(path.read_text())["log_history"]
+    return {
+        str(entry["step"]): {
+            name.removeprefix("eval_"): value for name, value in entry.items() if "_r@" in name or "r_mean" in name
+        }
+        for entry in history
+        if "eval_r_mean" in entry
+    }
 
 
 def _runs(report: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -112,6 +127,22 @@ def retrieval_lines(report: Mapping[str, Any]) -> list[str]:
 def _recalls(metrics: Mapping[str, float], name: str) -> str:
     values = [metrics[f"{name}_r@{k}"] for k in (1, 5, 10) if f"{name}_r@{k}" in metrics]
     return f"{' / '.join(f'{value:.1%}'.rstrip('%') for value in values)}%" if values else ""
+
+
+def key_lines(report: Mapping[str, Any]) -> list[str]:
+    """R@1 of both directions and the mean recall at each evaluation, by the keys of the contrast."""
+    curves = {head: report["curves"].get(name, {}) for head, name in KEY_ROWS}
+    steps = sorted({step for own in curves.values() for step in own}, key=int)
+    lines = [f"| keys | {' | '.join(f'{step} steps' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
+    for head, own in curves.items():
+        cells = (_short_recalls(own[step]) if step in own else "not run" for step in steps)
+        lines.append(f"| {head} | {' | '.join(cells)} |")
+    return lines
+
+
+def _short_recalls(metrics: Mapping[str, float]) -> str:
+    names = ("text_to_image_r@1", "image_to_text_r@1", "r_mean")
+    return " / ".join(f"{100 * metrics[name]:.1f}" for name in names) + "%"
 
 
 def caption_lines(report: Mapping[str, Any]) -> list[str]:
@@ -149,7 +180,13 @@ def sample_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-TABLES = {"retrieval": retrieval_lines, "captions": caption_lines, "vqa": vqa_lines, "samples": sample_lines}
+TABLES = {
+    "keys": key_lines,
+    "retrieval": retrieval_lines,
+    "captions": caption_lines,
+    "vqa": vqa_lines,
+    "samples": sample_lines,
+}
 
 
 if __name__ == "__main__":
