@@ -46,7 +46,6 @@ CAPTION_METRICS = {
 }
 VQA_ROWS = (("image and question", "vqa_image"), ("grey image and question", "vqa_blind"))
 # Every 83rd photo of val.json: the number in its name, and what is on it in our words.
-SAMPLE_DISTANCE = 83
 SAMPLES = {
     "2090545563": "a child lying on a skateboard, pushed by another",
     "2934628301": "a black dog in shallow water",
@@ -68,12 +67,14 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="Folder of the run")
     options = parser.parse_args(argv)
+    curves = {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))}
+    metrics = {path.stem: json.loads(path.read_text()) for path in sorted(options.runs.glob("metrics/*.json"))}
     report = {
         "job": "photos",
         **describe(torch.device("cpu")),
-        "metrics": {path.stem: json.loads(path.read_text()) for path in sorted(options.runs.glob("metrics/*.json"))},
+        "metrics": last_contrast(curves) | metrics,
         "samples": {path.stem: samples(path) for path in sorted(options.runs.glob("captions/*.json"))},
-        "curves": {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))},
+        "curves": curves,
         "first_run": json.loads(FIRST_RUN.read_text()),
     }
     write_json(report, folder / "photos.json", indent=1)
@@ -85,9 +86,11 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
 
 
 def samples(path: Path) -> dict[str, str]:
-    """Captions of the sample photos; `image_id` is the place in `val.json`."""
-    captions = {record["image_id"]: record["caption"] for record in json.loads(path.read_text())}
-    return {number: captions[SAMPLE_DISTANCE * place] for place, number in enumerate(SAMPLES)}
+    """Captions of the sample photos, by the number in their names."""
+    captions = {
+        Path(record["image_id"]).stem.split("_")[0]: record["caption"] for record in json.loads(path.read_text())
+    }
+    return {number: captions[number] for number in SAMPLES}
 
 
 def curve(path: Path) -> dict[str, dict[str, float]]:
@@ -100,6 +103,14 @@ def curve(path: Path) -> dict[str, dict[str, float]]:
         for entry in history
         if "eval_r_mean" in entry
     }
+
+
+def last_contrast(curves: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The last evaluation of the contrastive stages, under the names of `blip-hf evaluate retrieval`."""
+    own = curves.get("contrast_queue")
+    if not own:
+        return {}
+    return {"retrieval_contrast": {f"itc_{name}": value for name, value in own[max(own, key=int)].items()}}
 
 
 def _runs(report: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -33,7 +33,6 @@ RESULT_TABLES = {
     "momentum_scenes": "short_runs",
     "recipes_scenes": "short_runs",
     **dict.fromkeys(("photos_keys", "photos_retrieval", "photos_captions", "photos_samples"), "flickr8k"),
-    "photos_vqa": "tasks",
     "posterior_scenes": "posterior",
     "posterior_photos": "posterior",
     "filter_scenes": "posterior",
