@@ -24,15 +24,15 @@ from .growth import RESULTS
 FIRST_RUN = RESULTS / "photos_first_run.json"
 # Head of a row and its folder.
 KEY_ROWS = (("batch alone", "contrast_batch"), ("momentum and queue", "contrast_queue"))
-# Head of a row, its file in metrics/ and the prefix of its metrics.
+# Head of a row, its file in metrics/ and the prefix of its metrics; the score of the command, the posterior, has none.
 RETRIEVAL_ROWS = (
     ("after the contrastive stages, cosines", "retrieval_contrast", "itc_"),
     ("after all stages, cosines", "retrieval_all", "itc_"),
     ("after all stages, best 32 re-ranked by the paper's score", "retrieval_all", "paper_"),
-    ("after all stages, best 32 re-ranked by the posterior", "retrieval_all", "posterior_"),
+    ("after all stages, best 32 re-ranked by the posterior", "retrieval_all", ""),
     ("after fine-tuning, cosines", "retrieval_finetuned", "itc_"),
     ("after fine-tuning, best 32 re-ranked by the paper's score", "retrieval_finetuned", "paper_"),
-    ("after fine-tuning, best 32 re-ranked by the posterior", "retrieval_finetuned", "posterior_"),
+    ("after fine-tuning, best 32 re-ranked by the posterior", "retrieval_finetuned", ""),
 )
 CAPTION_ROWS = (("after all stages", "caption_all"), ("after fine-tuning", "caption_finetuned"))
 CAPTION_METRICS = {
