@@ -230,12 +230,6 @@ def test_python_of_pages_parses_and_its_imports_exist(page):
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
-@pytest.mark.parametrize("name", ["posterior_scenes", "filter_scenes"])
-def test_the_page_of_the_posterior_has_the_tables_of_the_benchmarks(name):
-    table = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
-    assert table in (ROOT / "docs" / "posterior.md").read_text()
-
-
 @pytest.mark.parametrize("table", RESULT_TABLES)
 def test_a_table_of_results_is_that_of_its_benchmark(table):
     lines = (ROOT / "benchmarks" / "results" / f"{table}.md").read_text()
