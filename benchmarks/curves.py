@@ -2,9 +2,11 @@
 """Learning curves of several ways to train, each with several seeds."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from blip_hf.files import write_json
 
 
 def mean_curves(report: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
@@ -14,6 +16,14 @@ def mean_curves(report: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
         for step, value in run["curve"]:
             curves.setdefault(run["way"], {}).setdefault(step, []).append(value)
     return curves
+
+
+def write_results(report: Mapping[str, Any], lines: Sequence[str], path: Path) -> None:
+    """Writes a report, its table and its plot beside each other, and prints the table."""
+    write_json(report, path, indent=1)
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(report, path.with_suffix(".png"))
+    print("\n".join(lines))
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:

@@ -21,10 +21,9 @@ import transformers
 from transformers import TrainerCallback
 
 from blip_hf.demo.settings import DemoSettings
-from blip_hf.files import write_json
 from blip_hf.tasks.pretrain import pretrain
 
-from .curves import mean_curves, plot
+from .curves import mean_curves, write_results
 from .environment import describe
 from .growth import RESULTS
 
@@ -84,11 +83,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
         "batch_size": DemoSettings().batch_size,
         "runs": runs,
     }
-    path = folder / f"momentum_{options.name}.json"
-    write_json(report, path, indent=1)
-    path.with_suffix(".md").write_text("\n".join(table_lines(report)) + "\n", encoding="utf-8")
-    plot(report, path.with_suffix(".png"))
-    print("\n".join(table_lines(report)))
+    write_results(report, table_lines(report), folder / f"momentum_{options.name}.json")
     return report
 
 

@@ -20,9 +20,8 @@ import transformers
 
 from blip_hf.cli import main as blip_hf
 from blip_hf.demo.settings import DemoSettings
-from blip_hf.files import write_json
 
-from .curves import plot
+from .curves import write_results
 from .environment import describe
 from .growth import RESULTS
 from .momentum import MOMENTUM, RECALLS
@@ -63,11 +62,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
         "common_options": common(settings),
         "runs": runs,
     }
-    path = folder / f"recipes_{options.name}.json"
-    write_json(report, path, indent=1)
-    path.with_suffix(".md").write_text("\n".join(table_lines(report)) + "\n", encoding="utf-8")
-    plot(report, path.with_suffix(".png"))
-    print("\n".join(table_lines(report)))
+    write_results(report, table_lines(report), folder / f"recipes_{options.name}.json")
     return report
 
 
