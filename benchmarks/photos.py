@@ -3,8 +3,9 @@
 
     python -m benchmarks.photos runs/flickr8k
 
-`metrics/*.json` of the folder are the outputs of `blip-hf evaluate`, `captions/*.json` its predictions, `*/trainer_state.json`
-the logs of the trainer. What is not there is left out. Writes `results/photos.json` and a table for each task, with the first run beside it.
+`retrieval_*.json`, `caption_*.json` and `vqa_*.json` of the folder are the outputs of `blip-hf evaluate`,
+`*_predictions.json` its captions, and `*/trainer_state.json` the logs of the trainer. Missing files are left out. Writes
+`results/photos.json` and a table for each task, with the first run beside it.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from .growth import RESULTS
 FIRST_RUN = RESULTS / "photos_first_run.json"
 # Head of a row and its folder.
 KEY_ROWS = (("batch alone", "contrast_batch"), ("momentum and queue", "contrast_queue"))
-# Head of a row, its file in metrics/ and the prefix of its metrics; the score of the command, the posterior, has none.
+# Head of a row, its file and the prefix of its metrics; the score of the command, the posterior, has none.
 RETRIEVAL_ROWS = (
-    ("after the contrastive stages, cosines", "retrieval_contrast", "itc_"),
+    ("during the last contrastive stage, cosines", "retrieval_contrast", "itc_"),
     ("after all stages, cosines", "retrieval_all", "itc_"),
     ("after all stages, best 32 re-ranked by the paper's score", "retrieval_all", "paper_"),
     ("after all stages, best 32 re-ranked by the posterior", "retrieval_all", ""),
@@ -45,6 +46,8 @@ CAPTION_METRICS = {
     "meteor": "METEOR",
 }
 VQA_ROWS = (("image and question", "vqa_image"), ("grey image and question", "vqa_blind"))
+# Outputs of `blip-hf evaluate`, without .json.
+FILES = tuple(dict.fromkeys(name for _, name, *_ in (*RETRIEVAL_ROWS, *CAPTION_ROWS, *VQA_ROWS)))
 # Every 83rd photo of val.json: the number in its name, and what is on it in our words.
 SAMPLES = {
     "2090545563": "a child lying on a skateboard, pushed by another",
@@ -67,22 +70,32 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="Folder of the run")
     options = parser.parse_args(argv)
+    metrics = read_metrics(options.runs)
+    if not metrics:
+        parser.error(f"{options.runs} has none of {', '.join(f'{name}.json' for name in FILES)}; see docs/flickr8k.md")
     curves = {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))}
-    metrics = {path.stem: json.loads(path.read_text()) for path in sorted(options.runs.glob("metrics/*.json"))}
     report = {
         "job": "photos",
         **describe(torch.device("cpu")),
         "metrics": last_contrast(curves) | metrics,
-        "samples": {path.stem: samples(path) for path in sorted(options.runs.glob("captions/*.json"))},
+        "samples": {
+            name: samples(path) for name in metrics if (path := options.runs / f"{name}_predictions.json").is_file()
+        },
         "curves": curves,
         "first_run": json.loads(FIRST_RUN.read_text()),
     }
     write_json(report, folder / "photos.json", indent=1)
     for name, make in TABLES.items():
-        lines = make(report)
-        (folder / f"photos_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print("\n".join([*lines, ""]))
+        _, _, *rows = lines = make(report)
+        if rows:
+            (folder / f"photos_{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print("\n".join([*lines, ""]))
     return report
+
+
+def read_metrics(runs: Path) -> dict[str, dict[str, Any]]:
+    """The outputs of `blip-hf evaluate`, by the name of their file."""
+    return {name: json.loads(path.read_text()) for name in FILES if (path := runs / f"{name}.json").is_file()}
 
 
 def samples(path: Path) -> dict[str, str]:
@@ -175,7 +188,7 @@ def vqa_lines(report: Mapping[str, Any]) -> list[str]:
     lines = ["| input | accuracy | first run |", "|---|---|---|"]
     for head, name in VQA_ROWS:
         cells = [f"{own['accuracy']:.1%}" if (own := metrics.get(name)) else "" for metrics in _runs(report)]
-        if any(cells):
+        if cells[0]:
             lines.append(f"| {head} | {' | '.join(cells)} |")
     return lines
 

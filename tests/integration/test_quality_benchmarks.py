@@ -77,14 +77,37 @@ def test_the_table_of_recipes_has_mean_and_range_of_the_seeds():
 
 def test_the_tables_of_the_run_on_photos_have_what_its_commands_wrote(tmp_path):
     runs = tmp_path / "runs"
-    recalls = {f"itc_{way}_r@{k}": k / 40 for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
+    recalls = {f"{way}_r@{k}": k / 40 for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
+    evaluations = [
+        {"step": step, "eval_r_mean": 0.5} | {f"eval_{name}": value * step / 100 for name, value in recalls.items()}
+        for step in (50, 100)
+    ]
     numbers = [*photos.SAMPLES, "12"]
-    captions = [{"image_id": f"images/{number}_0a.jpg", "caption": f"caption {number}"} for number in numbers]
-    for name, values in (("metrics/retrieval_all", recalls), ("captions/caption_all", captions)):
+    for name, values in {
+        "retrieval_all": {f"itc_{name}": value for name, value in recalls.items()},
+        "caption_all": {"cider": 0.5},
+        "caption_all_predictions": [
+            {"image_id": f"images/{number}_0a.jpg", "caption": f"caption {number}"} for number in numbers
+        ],
+        "contrast_queue/trainer_state": {"log_history": [{"step": 10, "loss": 2.0}, *evaluations]},
+    }.items():
         path = runs / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
     photos.main([str(runs)], tmp_path)
-    assert "| after all stages, cosines | 2.5 / 12.5 / 25.0% |" in (tmp_path / "photos_retrieval.md").read_text()
+    retrieval = (tmp_path / "photos_retrieval.md").read_text()
+    assert "| during the last contrastive stage, cosines | 2.5 / 12.5 / 25.0% |" in retrieval
+    assert "| after all stages, cosines | 2.5 / 12.5 / 25.0% |" in retrieval
+    assert (
+        "| momentum and queue | 1.2 / 1.2 / 50.0% | 2.5 / 2.5 / 50.0% |" in (tmp_path / "photos_keys.md").read_text()
+    )
     rows = (tmp_path / "photos_samples.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[-1] for row in rows] == [f"caption {number} |" for number in photos.SAMPLES]
+    assert not (tmp_path / "photos_vqa.md").exists()
+
+
+def test_a_folder_without_metrics_is_an_error_and_writes_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        photos.main([str(tmp_path / "nope")], tmp_path)
+    assert "retrieval_all.json" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
