@@ -38,10 +38,11 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser.add_argument("--data", help="Pairs to evaluate on (default: sets of scenes)")
     parser.add_argument("--num_sets", type=int, default=6, help="Sets of scenes")
     parser.add_argument("--num_scenes", type=int, default=SCENES_PER_SET, help="Scenes of a set")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--k", type=int, default=64, help="Candidates that are re-ranked")
     parser.add_argument("--name", default="scenes", help="Name of the results")
     options = parser.parse_args(argv)
-    model = BlipForImageTextRetrieval.from_pretrained(options.model, dtype=torch.float32)
+    model = BlipForImageTextRetrieval.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     processor = BlipProcessor.from_pretrained(options.model)
     sets = []
     for name, pairs in _sets(options):
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
         **describe(torch.device("cpu")),
         "model": "/".join(Path(options.model).parts[-2:]),
         "itm_temperature": model.config.itm_temperature,
+        "dtype": options.dtype,
         "k": options.k,
         "sets": sets,
     }
