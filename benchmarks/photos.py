@@ -4,7 +4,8 @@
     python -m benchmarks.photos runs/flickr8k
 
 `retrieval_*.json`, `caption_*.json` and `vqa_*.json` of the folder are the outputs of `blip-hf evaluate`,
-`*_predictions.json` its captions, and `*/trainer_state.json` the logs of the trainer. Missing files are left out. Writes
+`*_predictions.json` its captions, and `*/trainer_state.json` the logs of the trainer. Retrieval after fine-tuning comes from
+`results/posterior_photos.json`, the output of `python -m benchmarks.posterior`. Missing files are left out. Writes
 `results/photos.json` and a table for each task, with the first run beside it.
 """
 
@@ -34,6 +35,7 @@ RETRIEVAL_ROWS = (
     ("after fine-tuning, cosines", "retrieval_finetuned", "itc_"),
     ("after fine-tuning, best 32 re-ranked by the paper's score", "retrieval_finetuned", "paper_"),
     ("after fine-tuning, best 32 re-ranked by the posterior", "retrieval_finetuned", ""),
+    ("the same, temperature fitted on `val.json` itself", "retrieval_finetuned", "fitted_"),
 )
 CAPTION_ROWS = (("after all stages", "caption_all"), ("after fine-tuning", "caption_finetuned"))
 CAPTION_METRICS = {
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="Folder of the run")
     options = parser.parse_args(argv)
-    metrics = read_metrics(options.runs)
+    metrics = read_metrics(options.runs) | read_posterior(folder / "posterior_photos.json")
     if not metrics:
         parser.error(f"{options.runs} has none of {', '.join(f'{name}.json' for name in FILES)}; see docs/flickr8k.md")
     curves = {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))}
@@ -96,6 +98,25 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
 def read_metrics(runs: Path) -> dict[str, dict[str, Any]]:
     """The outputs of `blip-hf evaluate`, by the name of their file."""
     return {name: json.loads(path.read_text()) for name in FILES if (path := runs / f"{name}.json").is_file()}
+
+
+def read_posterior(path: Path) -> dict[str, dict[str, float]]:
+    """Retrieval after fine-tuning from the output of `benchmarks.posterior`, under the names of `blip-hf evaluate retrieval`."""
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text())
+    scores = report["sets"][0]["scores"]
+    own = {
+        "itc_": scores["cosine"],
+        "paper_": scores["paper"],
+        "": scores[f"posterior, T = {report['itm_temperature']:g}"],
+        "fitted_": scores["posterior, T fitted on the set itself"],
+    }
+    return {
+        "retrieval_finetuned": {
+            f"{prefix}{name}": value for prefix, values in own.items() for name, value in values.items()
+        }
+    }
 
 
 def samples(path: Path) -> dict[str, str]:

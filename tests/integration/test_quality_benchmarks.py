@@ -94,10 +94,17 @@ def test_the_tables_of_the_run_on_photos_have_what_its_commands_wrote(tmp_path):
         path = runs / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
+    labels = ("cosine", "paper", "posterior, T = 0.1", "posterior, T fitted on the set itself")
+    scores = {
+        label: {name: value / number for name, value in recalls.items()} for number, label in enumerate(labels, 1)
+    }
+    (tmp_path / "posterior_photos.json").write_text(json.dumps({"itm_temperature": 0.1, "sets": [{"scores": scores}]}))
     photos.main([str(runs)], tmp_path)
     retrieval = (tmp_path / "photos_retrieval.md").read_text()
     assert "| during the last contrastive stage, cosines | 2.5 / 12.5 / 25.0% |" in retrieval
     assert "| after all stages, cosines | 2.5 / 12.5 / 25.0% |" in retrieval
+    assert "| after fine-tuning, best 32 re-ranked by the paper's score | 1.2 / 6.2 / 12.5% |" in retrieval
+    assert "| the same, temperature fitted on `val.json` itself | 0.6 / 3.1 / 6.2% |" in retrieval
     assert (
         "| momentum and queue | 1.2 / 1.2 / 50.0% | 2.5 / 2.5 / 50.0% |" in (tmp_path / "photos_keys.md").read_text()
     )
