@@ -49,7 +49,7 @@ CAPTION_METRICS = {
 }
 VQA_ROWS = (("image and question", "vqa_image"), ("grey image and question", "vqa_blind"))
 # Outputs of `blip-hf evaluate`, without .json.
-FILES = tuple(dict.fromkeys(name for _, name, *_ in (*RETRIEVAL_ROWS, *CAPTION_ROWS, *VQA_ROWS)))
+FILES = ("retrieval_all", *(name for _, name in (*CAPTION_ROWS, *VQA_ROWS)))
 # Every 83rd photo of val.json: the number in its name, and what is on it in our words.
 SAMPLES = {
     "2090545563": "a child lying on a skateboard, pushed by another",
@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="Folder of the run")
     options = parser.parse_args(argv)
-    metrics = read_metrics(options.runs) | read_posterior(folder / "posterior_photos.json")
+    metrics = read_metrics(options.runs)
     if not metrics:
         parser.error(f"{options.runs} has none of {', '.join(f'{name}.json' for name in FILES)}; see docs/flickr8k.md")
     curves = {path.parent.name: curve(path) for path in sorted(options.runs.glob("*/trainer_state.json"))}
     report = {
         "job": "photos",
         **describe(torch.device("cpu")),
-        "metrics": last_contrast(curves) | metrics,
+        "metrics": last_contrast(curves) | metrics | read_posterior(folder / "posterior_photos.json"),
         "samples": {
             name: samples(path) for name in metrics if (path := options.runs / f"{name}_predictions.json").is_file()
         },

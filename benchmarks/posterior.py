@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = RESULTS) -> dict[str,
     parser.add_argument("--data", help="Pairs to evaluate on (default: sets of scenes)")
     parser.add_argument("--num_sets", type=int, default=6, help="Sets of scenes")
     parser.add_argument("--num_scenes", type=int, default=SCENES_PER_SET, help="Scenes of a set")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="Of the model")
     parser.add_argument("--k", type=int, default=64, help="Candidates that are re-ranked")
     parser.add_argument("--name", default="scenes", help="Name of the results")
     options = parser.parse_args(argv)

@@ -114,7 +114,9 @@ def test_the_tables_of_the_run_on_photos_have_what_its_commands_wrote(tmp_path):
 
 
 def test_a_folder_without_metrics_is_an_error_and_writes_nothing(tmp_path, capsys):
+    posterior_results = tmp_path / "posterior_photos.json"
+    posterior_results.write_text("{}")
     with pytest.raises(SystemExit):
         photos.main([str(tmp_path / "nope")], tmp_path)
     assert "retrieval_all.json" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [posterior_results]
